@@ -1,0 +1,105 @@
+"""The types that travel between the stages of grounding, one for each arrow of the path.
+
+Legend of shapes, used in every docstring of the project::
+
+    n  phrases            t  tokens                c  attention channels = layers * query heads
+    l  decoder layers     d  hidden size           h, w  image-token grid
+    H, W  picture height and width in pixels
+
+Pixel boxes are XYXY with exclusive ends, origin at the top left of the picture, x to the right and y down.
+Character ranges are half-open ``[start, end)`` into the text they belong to. Durations are seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """How a picture lies inside the frame that the LMM's vision tower sees.
+
+    The picture is resized to ``inner_height x inner_width`` and placed at ``(offset_y, offset_x)`` of a frame of
+    ``padded_height x padded_width`` pixels, over which the image tokens form a ``grid_height x grid_width`` grid.
+    """
+
+    picture_height: int
+    picture_width: int
+    padded_height: int
+    padded_width: int
+    offset_y: int
+    offset_x: int
+    inner_height: int
+    inner_width: int
+    grid_height: int
+    grid_width: int
+
+
+@dataclass(frozen=True)
+class KeywordSpan:
+    """A phrase of the answer that is to get a mask."""
+
+    text: str
+    start: int
+    """First character in the answer."""
+    end: int
+    """One past the last character in the answer."""
+    token_start: int
+    """First token of the answer, counted from the answer's first token."""
+    token_end: int
+    """One past the last token."""
+    score: float = 1.0
+    """Confidence of the selector in [0, 1]; 1 for phrases that were given."""
+
+
+@dataclass(frozen=True)
+class CoarseMasks:
+    """Mask logits of the U-Net, un-padded: they cover exactly the picture, at the head's resolution."""
+
+    logits: torch.Tensor
+    """``[n, h', w']`` float32."""
+    geometry: ImageGeometry
+
+
+@dataclass(frozen=True)
+class GroundedPhrase:
+    """A phrase and the pixels that it names."""
+
+    text: str
+    start: int
+    end: int
+    mask: np.ndarray
+    """``[H, W]`` bool, in picture pixels."""
+    box: tuple[int, int, int, int]
+    """XYXY pixels around the mask, ends exclusive; ``(0, 0, 0, 0)`` if the mask is empty."""
+    score: float
+    """Mean of the refined mask's probability over its own pixels, in [0, 1]; 0 if the mask is empty."""
+
+
+@dataclass(frozen=True)
+class StageSeconds:
+    """Wall-clock seconds of each stage. ``image`` is 0 for a command on a picture that was already encoded."""
+
+    image: float = 0.0
+    lmm: float = 0.0
+    keywords: float = 0.0
+    mask_head: float = 0.0
+    refiner: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.image + self.lmm + self.keywords + self.mask_head + self.refiner
+
+
+@dataclass(frozen=True)
+class GroundedAnswer:
+    """What the LMM said, and where in the picture the things are that it named."""
+
+    text: str
+    phrases: tuple[GroundedPhrase, ...]
+    picture_height: int
+    picture_width: int
+    seconds: StageSeconds = field(default_factory=StageSeconds)
