@@ -1,0 +1,97 @@
+"""Every tunable of grounding, once: name, default, unit, range and meaning.
+
+The command line and the ROS node declare their options from :func:`tunables`, so a default exists in this file only.
+This file knows nothing of models: it only says which values are allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """One entry of :class:`GroundingConfig`, as an option parser or a ROS parameter descriptor needs it."""
+
+    name: str
+    type: type
+    default: Any
+    description: str
+    unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, value: Any) -> None:
+        """Refuse a value of the wrong type or out of range.
+
+        Raises:
+            ValueError: says what was expected and what was given.
+        """
+        wrong_type = not isinstance(value, self.type) or (self.type is not bool and isinstance(value, bool))
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+            wrong_type = False
+        if wrong_type:
+            raise ValueError(f"{self.name}: expected {self.type.__name__}, got {type(value).__name__} {value!r}")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{self.name}: expected one of {', '.join(self.choices)}, got {value!r}")
+        if self.minimum is not None and not self.minimum <= value <= self.maximum:  # also refuses NaN
+            unit = f" {self.unit}" if self.unit else ""
+            raise ValueError(f"{self.name}: expected {self.minimum} to {self.maximum}{unit}, got {value}")
+
+
+def _tunable(default: Any, description: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"description": description, **metadata})
+
+
+@dataclass(frozen=True)
+class GroundingConfig:
+    """How to ground. Unknown names are refused by the constructor, wrong values by :meth:`Tunable.check`."""
+
+    lmm: str = _tunable(
+        "", "LMM: a folder or a Hugging Face name, for instance llava-hf/llava-1.5-7b-hf. Empty: the shipped model."
+    )
+    heads: str = _tunable(
+        "", "Grounding heads: a folder written by this project or a published .pth file. Empty: the shipped heads."
+    )
+    sam: str = _tunable(
+        "", "SAM: a folder written by this project or a segment-anything .pth file. Empty: the shipped SAM."
+    )
+    device: str = _tunable("auto", "Where to compute: auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+    dtype: str = _tunable(
+        "auto",
+        "Number format of the LMM; heads and SAM are always float32. auto: bfloat16 on cuda, float32 on the CPU.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    max_new_tokens: int = _tunable(64, "Longest answer of the LMM.", unit="tokens", minimum=1, maximum=1024)
+    selector_threshold: float = _tunable(
+        0.5, "A token belongs to a phrase from this probability on.", unit="probability", minimum=0.0, maximum=1.0
+    )
+    mask_threshold: float = _tunable(
+        0.5, "A pixel belongs to a mask above this probability.", unit="probability", minimum=0.01, maximum=0.99
+    )
+    refer_prompt: str = _tunable(
+        "Please give me a description of the image.", "Question that given phrases are the answer to, in refer mode."
+    )
+    reuse_prefix: bool = _tunable(
+        True,
+        "Keep the LMM's keys and values of the picture between commands. Off: the LMM reads the picture again for each"
+        " command, which is slower and gives its logits to the bit even in bfloat16.",
+    )
+    cpu_threads: int = _tunable(0, "Threads of PyTorch on the CPU; 0 keeps PyTorch's own choice.", unit="threads",
+                                minimum=0, maximum=256)
+
+    def __post_init__(self) -> None:
+        for tunable in tunables():
+            tunable.check(getattr(self, tunable.name))
+
+
+_TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+
+
+def tunables() -> Iterator[Tunable]:
+    """Yield the entries of :class:`GroundingConfig` in the order in which they are defined."""
+    for entry in fields(GroundingConfig):
+        yield Tunable(name=entry.name, type=_TYPES[str(entry.type)], default=entry.default, **entry.metadata)
