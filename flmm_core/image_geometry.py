@@ -1,0 +1,97 @@
+"""Resize, pad and un-pad: the only such arithmetic of the project.
+
+Sizes truncate with ``int()`` and un-padded sizes round with ``int(x + 0.5)``, as the published heads were trained.
+This file knows frames and pixels; it knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flmm_core.types import ImageGeometry
+
+
+def long_side_geometry(
+    *, picture_height: int, picture_width: int, frame: int, grid_height: int, grid_width: int
+) -> ImageGeometry:
+    """A picture resized so that its long side fills a square frame, and centred in it.
+
+    Args:
+        picture_height: pixels.
+        picture_width: pixels.
+        frame: side of the square frame, pixels.
+        grid_height: image tokens from top to bottom of the frame.
+        grid_width: image tokens from left to right.
+    """
+    longest = max(picture_height, picture_width)
+    inner_height = max(1, int(picture_height * frame / longest))
+    inner_width = max(1, int(picture_width * frame / longest))
+    return ImageGeometry(
+        picture_height=picture_height,
+        picture_width=picture_width,
+        padded_height=frame,
+        padded_width=frame,
+        offset_y=(frame - inner_height) // 2,
+        offset_x=(frame - inner_width) // 2,
+        inner_height=inner_height,
+        inner_width=inner_width,
+        grid_height=grid_height,
+        grid_width=grid_width,
+    )
+
+
+def place_in_frame(
+    picture: Image.Image, geometry: ImageGeometry, *, background: tuple[int, int, int], resample: int
+) -> np.ndarray:
+    """Resize an RGB picture and put it into its frame.
+
+    Args:
+        picture: RGB.
+        geometry: where the picture goes.
+        background: RGB 0..255 of the padding.
+        resample: a ``PIL.Image.Resampling`` number.
+
+    Returns:
+        ``[padded_height, padded_width, 3]`` uint8.
+    """
+    size = (geometry.inner_width, geometry.inner_height)
+    resized = picture if picture.size == size else picture.resize(size, Image.Resampling(resample))
+    frame = Image.new("RGB", (geometry.padded_width, geometry.padded_height), background)
+    frame.paste(resized, (geometry.offset_x, geometry.offset_y))
+    return np.asarray(frame)
+
+
+def unpadded_range(offset: int, inner: int, padded: int, size: int) -> tuple[int, int]:
+    """Where the picture lies along one axis of a map that covers the padded frame.
+
+    Args:
+        offset: padding before the picture, frame pixels.
+        inner: the picture's size inside the frame, frame pixels.
+        padded: the frame's size, pixels.
+        size: the map's size, cells.
+
+    Returns:
+        Half-open range of cells; at least one cell, inside the map.
+    """
+    start = min(int(offset * size / padded), size - 1)
+    count = max(1, int(inner * size / padded + 0.5))
+    return start, min(start + count, size)
+
+
+def unpad(maps: Tensor, geometry: ImageGeometry) -> Tensor:
+    """Cut the padding off maps ``[..., mh, mw]`` that cover the padded frame; what is left covers exactly the picture."""
+    top, bottom = unpadded_range(geometry.offset_y, geometry.inner_height, geometry.padded_height, maps.shape[-2])
+    left, right = unpadded_range(geometry.offset_x, geometry.inner_width, geometry.padded_width, maps.shape[-1])
+    return maps[..., top:bottom, left:right]
+
+
+def mask_box(mask: Tensor) -> tuple[int, int, int, int] | None:
+    """XYXY pixels around a ``[H, W]`` bool mask, ends exclusive; None if it is empty."""
+    rows = torch.nonzero(mask.any(dim=1)).flatten()
+    if rows.numel() == 0:
+        return None
+    columns = torch.nonzero(mask.any(dim=0)).flatten()
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
