@@ -1,0 +1,35 @@
+# Every target does the set-up it needs in .venv; a second run finds its stamps and installs nothing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# The environment is complete in itself: a sourced ROS 2 or another Python's settings stay outside.
+unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH
+unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE RMW_IMPLEMENTATION
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test lint format
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
+
+setup:  ## install everything into .venv (idempotent)
+	@$(PYTHON) scripts/setup_env.py
+
+demo: setup  ## ask a simulated robot camera at least eight things; pictures go to demo_output/
+	@$(BIN)/flmm demo
+
+run: setup  ## leave the simulated camera and the grounding node running, for `flmm ask "..."`
+	@$(BIN)/flmm run
+
+test: setup  ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: setup  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup  ## let ruff rewrite the files
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .

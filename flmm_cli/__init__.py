@@ -1,0 +1,1 @@
+"""The command line `flmm`: one module for each command."""

@@ -1,0 +1,50 @@
+"""Entry point of `flmm`: finds the command and turns errors into one clear line.
+
+It knows no command's options. A command is a module of this package with ``add_parser(subparsers)`` and ``run(args)``;
+adding one means adding its name to :data:`COMMANDS`. The modules must import what is heavy (PyTorch, ROS, MuJoCo) inside
+``run``, so that ``flmm --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = ("ask", "demo", "run")
+"""Modules of this package, in the order in which `flmm --help` lists them."""
+
+
+class CommandError(Exception):
+    """The user's mistake, or something missing on the machine; the message is one line that says what to do."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 if it worked, 1 if it failed, 2 for wrong arguments, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(
+        prog="flmm", description="Answers about pictures, with a mask for each thing named."
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"flmm_cli.{name}").add_parser(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        return importlib.import_module(f"flmm_cli.{args.command.replace('-', '_')}").run(args) or 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (CommandError, ValueError, OSError, RuntimeError, ImportError) as error:
+        if args.traceback:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"flmm {args.command}: {message}", file=sys.stderr)
+        return 2 if isinstance(error, CommandError | ValueError) else 1
