@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from flmm_core import attention_tap
@@ -39,6 +39,39 @@ class EncodedImage:
     """Keys and values ``[1, k, s, e]`` of each layer, or None if the picture is to be read anew each time."""
 
 
+@dataclass(frozen=True)
+class LmmShape:
+    """Numbers of an LMM that grounding heads must fit."""
+
+    layers: int
+    heads: int
+    """Query heads of each layer."""
+    hidden_size: int
+
+    @property
+    def channels(self) -> int:
+        """Attention channels, layers * query heads."""
+        return self.layers * self.heads
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig) -> LmmShape:
+        text = config.get_text_config()
+        return cls(int(text.num_hidden_layers), int(text.num_attention_heads), int(text.hidden_size))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> LmmShape:
+        """From the config of a folder or a Hugging Face name, without its weights."""
+        config = _read_config(source)
+        family_of(config.model_type)
+        return cls.from_config(config)
+
+
+def _read_config(source: str | Path) -> PreTrainedConfig:
+    from flmm_core import tabletop_tower as _tower  # noqa: F401  registers the shipped vision tower
+
+    return AutoConfig.from_pretrained(str(source))
+
+
 class FrozenLmm:
     """An LMM of one of the families, in evaluation mode, with the attention tap installed."""
 
@@ -59,10 +92,7 @@ class FrozenLmm:
         self.refer_prompt = refer_prompt
         self.reuse_prefix = reuse_prefix
         attention_tap.install(model)
-        text = model.config.get_text_config()
-        self.layers = int(text.num_hidden_layers)
-        self.heads = int(text.num_attention_heads)
-        self.hidden_size = int(text.hidden_size)
+        self.shape = LmmShape.from_config(model.config)
 
     @classmethod
     def from_pretrained(
@@ -76,17 +106,9 @@ class FrozenLmm:
             dtype: number format of the model.
             options: ``refer_prompt`` and ``reuse_prefix``.
         """
-        from flmm_core import tabletop_tower as _tower  # noqa: F401  registers the shipped vision tower
-
-        config = AutoConfig.from_pretrained(str(source))
-        loaded = family_of(config.model_type).load(str(source), dtype=dtype)
+        loaded = family_of(_read_config(source).model_type).load(str(source), dtype=dtype)
         model = loaded.model.to(device)  # type: ignore[arg-type]
         return cls(model=model, tokenizer=loaded.tokenizer, family=loaded.family, **options)
-
-    @property
-    def channels(self) -> int:
-        """Attention channels, layers * query heads."""
-        return self.layers * self.heads
 
     @property
     def device(self) -> torch.device:
@@ -164,7 +186,7 @@ class FrozenLmm:
             kept = tap.finish()
         answer = emitted[:-1] if ended else emitted
         text_out, offsets = self._decode_with_offsets(answer)
-        empty = torch.zeros(self.layers, 0, self.hidden_size, dtype=self.model.dtype, device=self.device)
+        empty = torch.zeros(self.shape.layers, 0, self.shape.hidden_size, dtype=self.model.dtype, device=self.device)
         states = torch.cat(steps, dim=1) if steps else empty
         return self._trace(text_out, answer, offsets, ended, states, image, ids, kept)
 
@@ -269,10 +291,11 @@ class FrozenLmm:
     def _decode_with_offsets(self, ids: Sequence[int]) -> tuple[str, tuple[tuple[int, int], ...]]:
         """Text of emitted tokens, and the characters that each one added to it."""
         raw = self._text_of(ids)
-        ends = []
+        ends: list[int] = []
         for i in range(len(ids)):
-            # An incomplete multi-byte character decodes to U+FFFD: its characters come with its last token.
-            ends.append(len(self._text_of(ids[: i + 1]).rstrip("\ufffd")) if i + 1 < len(ids) else len(raw))
+            # An incomplete multi-byte character decodes to U+FFFD: the whole character comes with its last token.
+            end = len(self._text_of(ids[: i + 1]).rstrip("\ufffd")) if i + 1 < len(ids) else len(raw)
+            ends.append(max(end, ends[-1] if ends else 0))
         lead, text = len(raw) - len(raw.lstrip()), raw.strip()
         cut = [min(max(end - lead, 0), len(text)) for end in ends]
         return text, tuple(zip([0, *cut[:-1]], cut, strict=True)) if cut else ()

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from flmm_core import checkpoints
 from flmm_core.config import GroundingConfig
-from flmm_core.types import GroundedAnswer
+from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
+from flmm_core.heads import GroundingHeads
+from flmm_core.image_geometry import mask_box
+from flmm_core.keyword_spans import select_keywords
+from flmm_core.lmm_trace import LmmTrace
+from flmm_core.sam_refiner import SamImage
+from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, KeywordSpan, StageSeconds
+
+SHIPPED = Path(__file__).parent / "models" / "flmm-tabletop"
+"""The model that comes with the package."""
+
+
+@dataclass(frozen=True)
+class SetImage:
+    """What both models keep of the picture that commands are about."""
+
+    lmm: EncodedImage
+    sam: SamImage
 
 
 class GroundingPipeline:
@@ -17,28 +39,176 @@ class GroundingPipeline:
     ``set_image`` pays for the picture once; ``chat`` and ``refer`` are then cheap. Not thread-safe.
     """
 
+    def __init__(self, *, lmm: FrozenLmm, heads: GroundingHeads, config: GroundingConfig | None = None) -> None:
+        self.lmm = lmm
+        self.heads = heads.to(lmm.device).eval()
+        self.config = config or GroundingConfig()
+        self._image: SetImage | None = None
+        self._image_seconds = 0.0
+
     @classmethod
     def from_pretrained(
-        cls, lmm: str | None = None, heads: str | None = None, sam: str | None = None, **options: object
+        cls, lmm: str | Path | None = None, heads: str | Path | None = None, sam: str | Path | None = None, **options: object
     ) -> GroundingPipeline:
-        """Load the three parts; none given loads the shipped model. ``options``: see :class:`GroundingConfig`."""
-        return cls.from_config(GroundingConfig(lmm=lmm or "", heads=heads or "", sam=sam or "", **options))  # type: ignore[arg-type]
+        """Load the three parts.
+
+        Args:
+            lmm: folder or Hugging Face name; None for the shipped one, as for the other two.
+            heads: folder, or published ``.pth`` file.
+            sam: folder, or ``.pth`` file of segment-anything.
+            options: the other entries of :class:`~flmm_core.config.GroundingConfig`, for instance ``device``.
+
+        Raises:
+            checkpoints.LoadError: says which file cannot be used, what was expected and what was found.
+        """
+        config = GroundingConfig(lmm=str(lmm or ""), heads=str(heads or ""), sam=str(sam or ""), **options)  # type: ignore[arg-type]
+        return cls.from_config(config)
 
     @classmethod
     def from_config(cls, config: GroundingConfig) -> GroundingPipeline:
         """Load what ``config`` names."""
-        raise NotImplementedError
+        device, dtype = resolve_device(config)
+        if config.cpu_threads:
+            torch.set_num_threads(config.cpu_threads)
+        parts = {part: getattr(config, part) or SHIPPED / part for part in ("lmm", "heads", "sam")}
+        for part, source in parts.items():
+            if not getattr(config, part) and not Path(source).exists():
+                raise checkpoints.LoadError(f"shipped {part}: expected {source} in the package, got nothing there")
+        shape = checkpoints.lmm_shape(parts["lmm"])
+        heads = checkpoints.load_heads(parts["heads"], shape=shape, sam=checkpoints.load_sam(parts["sam"]))
+        options = {"refer_prompt": config.refer_prompt, "reuse_prefix": config.reuse_prefix}
+        lmm = checkpoints.load_lmm(parts["lmm"], device=device, dtype=dtype, **options)
+        return cls(lmm=lmm, heads=heads, config=config)
 
-    def set_image(self, picture: np.ndarray | Image.Image) -> float:
-        """Encode a picture (``[H, W, 3]`` uint8 RGB, or PIL) for the commands that follow; returns seconds."""
-        raise NotImplementedError
+    def set_image(self, picture: np.ndarray | Image.Image) -> None:
+        """Encode a picture for the commands that follow.
+
+        Args:
+            picture: ``[H, W, 3]`` uint8 RGB, or a PIL image.
+        """
+        pixels = rgb_array(picture)
+        clock = _Clock(self.lmm.device)
+        self._image = SetImage(self.lmm.encode_image(Image.fromarray(pixels)), self.heads.sam.encode_image(pixels))
+        self._image_seconds = clock.lap()
 
     def chat(
         self, text: str, *, max_new_tokens: int | None = None, on_text: Callable[[str], None] | None = None
     ) -> GroundedAnswer:
-        """Generate an answer to ``text`` and ground the phrases that the keyword selector picks."""
-        raise NotImplementedError
+        """Answer ``text`` and ground the phrases that the keyword selector picks.
 
-    def refer(self, phrases: Sequence[str]) -> GroundedAnswer:
-        """Ground given phrases; nothing is generated."""
-        raise NotImplementedError
+        Args:
+            text: the user's words.
+            max_new_tokens: longest answer; None for the configured one.
+            on_text: called with the whole answer so far after each token.
+        """
+        image = self._require(text=text)
+        clock = _Clock(self.lmm.device)
+        limit = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
+        trace = self.lmm.generate(image.lmm, text, max_new_tokens=limit, on_text=on_text)
+        lmm_seconds = clock.lap()
+        spans = select_keywords(trace, self.heads.keyword_selector, threshold=self.config.selector_threshold)
+        return self._ground(trace, spans, image, lmm_seconds, clock)
+
+    def refer(self, phrases: str | Sequence[str]) -> GroundedAnswer:
+        """Ground given phrases, read together in one pass; nothing is generated.
+
+        Args:
+            phrases: one phrase or several; the masks come in the same order.
+        """
+        given = [phrases] if isinstance(phrases, str) else list(phrases)
+        if not given:
+            raise ValueError("phrases: expected at least one, got none")
+        for phrase in given:
+            image = self._require(text=phrase)
+        clock = _Clock(self.lmm.device)
+        trace, spans = self.lmm.read_phrases(image.lmm, given)
+        return self._ground(trace, spans, image, clock.lap(), clock)
+
+    @torch.no_grad()
+    def coarse_masks(self, trace: LmmTrace, spans: Sequence[KeywordSpan]) -> CoarseMasks:
+        """Attention of the phrases' tokens through the U-Net, un-padded."""
+        maps = trace.merged_attention([(span.token_start, span.token_end) for span in spans])
+        return self.heads.coarse_masks(maps, trace.geometry)
+
+    def _ground(
+        self, trace: LmmTrace, spans: Sequence[KeywordSpan], image: SetImage, lmm_seconds: float, clock: _Clock
+    ) -> GroundedAnswer:
+        keywords_seconds = clock.lap()
+        coarse = self.coarse_masks(trace, spans)
+        mask_head_seconds = clock.lap()
+        phrases = self._refine(trace, spans, coarse, image.sam)
+        seconds = StageSeconds(self._image_seconds, lmm_seconds, keywords_seconds, mask_head_seconds, clock.lap())
+        self._image_seconds = 0.0
+        return GroundedAnswer(trace.text, phrases, image.sam.picture_height, image.sam.picture_width, seconds)
+
+    @torch.no_grad()
+    def _refine(
+        self, trace: LmmTrace, spans: Sequence[KeywordSpan], coarse: CoarseMasks, image: SamImage
+    ) -> tuple[GroundedPhrase, ...]:
+        tokens = self.heads.text_tokens(trace.hidden_states)
+        texts = [tokens[span.token_start : span.token_end] for span in spans]
+        refined = self.heads.sam(image, coarse.logits, texts)
+        # One phrase at a time: masks of a whole answer at picture size can be large.
+        return tuple(
+            self._phrase(span, self.heads.sam.to_picture(low_res[None], image)[0])
+            for span, low_res in zip(spans, refined.low_res, strict=True)
+        )
+
+    def _phrase(self, span: KeywordSpan, logits: torch.Tensor) -> GroundedPhrase:
+        """A phrase with its mask, from logits ``[H, W]``."""
+        threshold = self.config.mask_threshold
+        mask = logits > float(np.log(threshold / (1 - threshold)))
+        box = mask_box(mask)
+        score = float(logits[mask].sigmoid().mean()) if box else 0.0
+        return GroundedPhrase(span.text, span.start, span.end, mask.cpu().numpy(), box or (0, 0, 0, 0), score)
+
+    def _require(self, *, text: str) -> SetImage:
+        """The picture, once a command can be taken."""
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"text: expected at least one word, got {text!r}")
+        self.lmm.check_text(text)
+        if self._image is None:
+            raise ValueError("picture: expected set_image() before a command, got no picture yet")
+        return self._image
+
+
+class _Clock:
+    """Seconds between laps, with the device's work finished."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before
+
+
+def rgb_array(picture: np.ndarray | Image.Image) -> np.ndarray:
+    """Check a picture and return it as contiguous ``[H, W, 3]`` uint8 RGB."""
+    if isinstance(picture, Image.Image):
+        picture = np.asarray(picture.convert("RGB"))
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise ValueError(f"picture: expected uint8 RGB of shape [H, W, 3] or a PIL image, got {got}")
+    if 0 in picture.shape:
+        raise ValueError(f"picture: expected at least one pixel, got {list(picture.shape)}")
+    return np.ascontiguousarray(picture)
+
+
+def resolve_device(config: GroundingConfig) -> tuple[torch.device, torch.dtype]:
+    """Where to compute and in which number format the LMM runs."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: expected one that this machine has (cpu), got {name!r}")
+    if config.dtype == "auto":
+        return device, torch.bfloat16 if device.type == "cuda" else torch.float32
+    return device, getattr(torch, config.dtype)

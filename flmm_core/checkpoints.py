@@ -1,0 +1,303 @@
+"""Strict loading and saving of heads and SAM. Foreign key names and file layouts are known here only.
+
+Every failure is a :class:`LoadError` of one line that names the file, what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+
+from flmm_core.frozen_lmm import FrozenLmm, LmmShape
+from flmm_core.heads import GroundingHeads, HeadsConfig
+from flmm_core.mask_head import UNetConfig
+from flmm_core.sam_refiner import SamRefiner
+from flmm_core.sam_tiny import TinySamConfig, build_tiny_sam
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+HEADS_FORMAT = "flmm-heads"
+TINY_SAM_FORMAT = "flmm-tiny-sam"
+FORMAT_VERSION = 1
+
+_FROM_SAM = ("sam.model.prompt_encoder.pe_layer.",)
+"""Fixed buffers that published heads leave out; SAM's own are used."""
+_IGNORED = ("sam.model.image_encoder.",)
+"""Frozen parts that some published heads carry; SAM's own are used."""
+
+_PUBLISHED = {
+    1024: "LLaVA-1.5-7B, MGM-7B or HPT",
+    2048: "LLaVA-NeXT-7B or MGM-HD-7B",
+    384: "DeepSeek-VL-1.3B",
+    960: "DeepSeek-VL-7B",
+    144: "MGM-2B",
+}
+"""Which published LMMs have so many attention channels."""
+
+
+class LoadError(ValueError):
+    """A file that cannot be used, and why, on one line."""
+
+
+@dataclass(frozen=True)
+class HeadsOrigin:
+    """Which LMM and SAM heads were trained on; written next to the weights for people to read."""
+
+    lmm: str = ""
+    sam: str = ""
+
+
+@contextmanager
+def _explained(what: str, source: str | Path) -> Iterator[None]:
+    """Turn the many ways in which reading a file fails into one line."""
+    try:
+        yield
+    except LoadError:
+        raise
+    except (
+        OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError, AttributeError,
+        SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise LoadError(f"{what} {source}: cannot be loaded, the file may be damaged or of another kind ({reason})") from error
+
+
+def _require(path: Path, what: str) -> None:
+    if not path.exists():
+        raise LoadError(f"{what} {path}: expected an existing file or folder, got nothing there")
+
+
+def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> FrozenLmm:
+    """Load an LMM from a folder or a Hugging Face name; see :meth:`FrozenLmm.from_pretrained`."""
+    _check_lmm_source(source)
+    with _explained("LMM", source):
+        return FrozenLmm.from_pretrained(source, device=device, dtype=dtype, **options)
+
+
+def lmm_shape(source: str | Path) -> LmmShape:
+    """Numbers of an LMM from its config alone, so that unfit heads are refused before gigabytes are read."""
+    _check_lmm_source(source)
+    with _explained("LMM", source):
+        return LmmShape.from_pretrained(source)
+
+
+def _check_lmm_source(source: str | Path) -> None:
+    """A path must exist; ``owner/name`` may be on the Hub."""
+    path = Path(source).expanduser()
+    looks_like_name = str(source).count("/") == 1 and not str(source).startswith((".", "~", "/"))
+    if not path.exists() and not looks_like_name:
+        raise LoadError(f"LMM {source}: expected an existing folder or a Hugging Face name (owner/name), got nothing there")
+    if path.is_dir() and not (path / CONFIG_FILE).is_file():
+        raise LoadError(f"LMM {source}: expected a {CONFIG_FILE} in the folder, got none")
+
+
+def load_sam(source: str | Path) -> Sam:
+    """Load a SAM, in evaluation mode.
+
+    Args:
+        source: a folder written by :func:`save_tiny_sam`, or a ``.pth`` file of ``segment_anything`` (ViT-B, -L, -H or
+            any other size: sizes are read from the weights).
+    """
+    path = Path(source).expanduser()
+    _require(path, "SAM")
+    with _explained("SAM", path):
+        if path.is_dir():
+            fields = _read_config(path, TINY_SAM_FORMAT, "SAM")
+            sam, state = build_tiny_sam(TinySamConfig(**fields)), _read_safetensors(path / WEIGHTS_FILE, "SAM")
+        else:
+            state = _read_pth(path, "SAM")
+            if "image_encoder.pos_embed" not in state:
+                raise LoadError(f"SAM {path}: expected segment-anything weights with image_encoder.pos_embed, got none")
+            sam = _sam_like(state)
+        _load_strictly(sam, state, what="SAM", source=path)
+    return sam.eval()
+
+
+def save_tiny_sam(sam: Sam, config: TinySamConfig, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
+    """Write a SAM of :func:`build_tiny_sam` for :func:`load_sam`."""
+    _write(Path(folder), TINY_SAM_FORMAT, asdict(config), sam.state_dict(), dtype)
+
+
+def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHeads:
+    """Load grounding heads, in evaluation mode and float32.
+
+    Args:
+        source: a folder written by :func:`save_heads`, or a published ``.pth`` file.
+        shape: of the LMM that the heads are to run on.
+        sam: loaded SAM; its prompt encoder and mask decoder are overwritten by the heads'.
+
+    Raises:
+        LoadError: if the heads belong to another LMM or SAM, or the file is damaged.
+    """
+    path = Path(source).expanduser()
+    _require(path, "heads")
+    with _explained("heads", path):
+        if path.is_dir():
+            fields = _read_config(path, HEADS_FORMAT, "heads")
+            config = HeadsConfig(
+                unet=UNetConfig(**fields["unet"]),
+                layers=fields["layers"],
+                hidden_size=fields["hidden_size"],
+                keyword_selector=fields["keyword_selector"],
+            )
+            state = _read_safetensors(path / WEIGHTS_FILE, "heads")
+        else:
+            state = _read_pth(path, "heads")
+            config = _published_config(state, path)
+        _check_fit(config, shape, path)
+        heads = GroundingHeads(config=config, sam=SamRefiner(sam=sam))
+        state = {key: value for key, value in state.items() if not key.startswith(_IGNORED)}
+        _load_strictly(heads, state, what="heads", source=path, may_miss=_FROM_SAM + _IGNORED)
+    return heads.float().eval()
+
+
+def save_heads(
+    heads: GroundingHeads, folder: str | Path, *, origin: HeadsOrigin | None = None, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write heads for :func:`load_heads`, without SAM's frozen image encoder."""
+    config = {**asdict(heads.config), "origin": asdict(origin or HeadsOrigin())}
+    _write(Path(folder), HEADS_FORMAT, config, heads.trained_state(), dtype)
+
+
+def _check_fit(config: HeadsConfig, shape: LmmShape, path: Path) -> None:
+    given = (shape.channels, shape.layers, shape.hidden_size)
+    wanted = (config.unet.in_channels, config.layers, config.hidden_size)
+    if given != wanted:
+        known = _PUBLISHED.get(wanted[0])
+        belongs = f", which belong to {known}" if known else ""
+        raise LoadError(
+            f"heads {path}: expected heads for the given LMM's {given[0]} attention channels ({given[1]} layers, hidden size"
+            f" {given[2]}), got heads for {wanted[0]} ({wanted[1]} layers, hidden size {wanted[2]}){belongs}"
+        )
+
+
+def _published_config(state: Mapping[str, Tensor], path: Path) -> HeadsConfig:
+    """Sizes of published heads from the shapes of their weights."""
+    names = ("mask_head.encoder.0.0.convs.0.conv.weight", "text_layer_weights", "text_proj.weight")
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise LoadError(f"heads {path}: expected F-LMM heads with {missing[0]}, got a file with other entries")
+    first, weights, projection = (state[name] for name in names)
+    return HeadsConfig(
+        unet=UNetConfig(in_channels=first.shape[1], base_channels=first.shape[0]),
+        layers=weights.shape[0],
+        hidden_size=projection.shape[1],
+        keyword_selector="keyword_selector.linear.weight" in state,
+    )
+
+
+def _load_strictly(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    what: str,
+    source: Path,
+    may_miss: tuple[str, ...] = (),
+) -> None:
+    """Copy weights of any float dtype; every entry must be known, of the right shape, and none may miss without leave."""
+    own = module.state_dict()
+    unknown = sorted(key for key in state if key not in own)
+    missing = sorted(key for key in own if key not in state and not key.startswith(may_miss or ("\0",)))
+    if unknown or missing:
+        some = ", ".join((missing or unknown)[:3])
+        kind = f"{len(missing)} entries are missing" if missing else f"{len(unknown)} entries are unknown"
+        raise LoadError(f"{what} {source}: expected exactly the entries of this model, but {kind} ({some} ...)")
+    for key, value in state.items():
+        if own[key].shape != value.shape:
+            raise LoadError(f"{what} {source}: {key}: expected shape {list(own[key].shape)}, got {list(value.shape)}")
+    module.load_state_dict(dict(state), strict=False)
+
+
+def _read_pth(path: Path, what: str) -> dict[str, Tensor]:
+    with _explained(what, path):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise LoadError(f"{what} {path}: expected a state dict of tensors, got {type(state).__name__} of something else")
+    return state
+
+
+def _read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
+    _require(path, what)
+    with _explained(what, path):
+        return load_file(path)
+
+
+def _read_config(folder: Path, kind: str, what: str) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    _require(path, what)
+    with _explained(what, path):
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        found = (fields.pop("format", None), fields.pop("version", None))
+    if found != (kind, FORMAT_VERSION):
+        raise LoadError(f"{what} {path}: expected format {kind} version {FORMAT_VERSION}, got {found[0]} version {found[1]}")
+    return fields
+
+
+def _write(folder: Path, kind: str, config: dict[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = {"format": kind, "version": FORMAT_VERSION, **config}
+    (folder / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}, folder / WEIGHTS_FILE)
+
+
+def _sam_like(state: Mapping[str, Tensor]) -> Sam:
+    """An untrained SAM with a ViT image encoder, of the sizes that these weights have."""
+    embedding, grid = state["image_encoder.pos_embed"], state["image_encoder.pos_embed"].shape[1]
+    patch = state["image_encoder.patch_embed.proj.weight"].shape[-1]
+    dim, side = embedding.shape[-1], grid * patch
+    depth = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("image_encoder.blocks."))
+    spans = [state[f"image_encoder.blocks.{i}.attn.rel_pos_h"].shape for i in range(depth)]
+    # A relative position table has 2 * size - 1 rows: the whole grid for global blocks, the window for the others.
+    everywhere = [i for i, (rows, _) in enumerate(spans) if rows == 2 * grid - 1]
+    windows = [(rows + 1) // 2 for i, (rows, _) in enumerate(spans) if i not in everywhere]
+    out = state["image_encoder.neck.0.weight"].shape[0]
+    layers = {key.split(".")[3] for key in state if key.startswith("mask_decoder.transformer.layers.")}
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=side,
+            patch_size=patch,
+            embed_dim=dim,
+            depth=depth,
+            num_heads=dim // spans[0][1],
+            mlp_ratio=state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0] / dim,
+            out_chans=out,
+            qkv_bias="image_encoder.blocks.0.attn.qkv.bias" in state,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
+            use_rel_pos=True,
+            window_size=windows[0] if windows else 0,
+            global_attn_indexes=tuple(everywhere),  # type: ignore[arg-type]
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=out,
+            image_embedding_size=(grid, grid),
+            input_image_size=(side, side),
+            mask_in_chans=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=state["mask_decoder.mask_tokens.weight"].shape[0] - 1,
+            transformer=TwoWayTransformer(
+                depth=len(layers),
+                embedding_dim=out,
+                mlp_dim=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
+                num_heads=8,
+            ),
+            transformer_dim=out,
+            iou_head_depth=3,
+            iou_head_hidden_dim=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
+        ),
+    )

@@ -1,0 +1,58 @@
+"""Everything that is trained on top of the frozen LMM, with the parameter names of the published heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flmm_core.image_geometry import unpad
+from flmm_core.keyword_spans import KeywordSelector
+from flmm_core.mask_head import UNetConfig, UNetHead
+from flmm_core.sam_refiner import SamRefiner
+from flmm_core.types import CoarseMasks, ImageGeometry
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """Which LMM the heads fit, and their size."""
+
+    unet: UNetConfig
+    layers: int
+    """Decoder layers of the LMM."""
+    hidden_size: int
+    """Hidden size of the LMM."""
+    keyword_selector: bool = True
+    """Whether a trained keyword selector belongs to the heads; the published ones have none."""
+
+
+class GroundingHeads(nn.Module):
+    """U-Net, text projection, SAM refiner and keyword selector. Always float32."""
+
+    def __init__(self, *, config: HeadsConfig, sam: SamRefiner) -> None:
+        super().__init__()
+        self.config = config
+        self.mask_head = UNetHead(config.unet)
+        self.text_layer_weights = nn.Parameter(torch.ones(config.layers))
+        self.text_proj = nn.Linear(config.hidden_size, sam.text_size)
+        self.sam = sam
+        self.keyword_selector = KeywordSelector(config.hidden_size) if config.keyword_selector else None
+
+    def coarse_masks(self, maps: Tensor, geometry: ImageGeometry) -> CoarseMasks:
+        """Coarse masks that cover exactly the picture.
+
+        Args:
+            maps: ``[n, c, h, w]`` attention merged over each phrase's tokens, over the padded frame.
+            geometry: of the picture in that frame.
+        """
+        return CoarseMasks(logits=unpad(self.mask_head(maps), geometry), geometry=geometry)
+
+    def text_tokens(self, hidden_states: Tensor) -> Tensor:
+        """Text prompt tokens ``[t, 256]`` from the decoder layers' outputs ``[l, t, d]``, any float dtype."""
+        weights = self.text_layer_weights.softmax(dim=0)
+        return self.text_proj((weights[:, None, None] * hidden_states.float()).sum(dim=0))
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """State dict without the frozen image encoder, as heads are saved."""
+        return {key: value for key, value in self.state_dict().items() if ".image_encoder." not in key}

@@ -1,0 +1,200 @@
+"""SAM as a refiner: coarse mask, box and words in, sharp mask out. Built from the parts of ``segment_anything``.
+
+The picture is encoded once; each phrase then costs one pass of the small mask decoder. This file knows SAM's frames and
+prompts; it knows nothing of LMMs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flmm_core.image_geometry import mask_box
+
+DECODER_BATCH = 8
+"""Phrases that go through the mask decoder together; bounds memory on long answers."""
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    """Which prompts are used; the published method uses all three and a single mask."""
+
+    use_mask: bool = True
+    use_box: bool = True
+    use_text: bool = True
+    multimask: bool = False
+    """Let SAM propose three masks and keep the one closest to the coarse mask."""
+
+
+@dataclass(frozen=True)
+class SamImage:
+    """A picture that SAM's image encoder has seen."""
+
+    embedding: Tensor
+    """``[1, 256, eh, ew]``."""
+    picture_height: int
+    picture_width: int
+    input_height: int
+    """The picture's height inside SAM's square input, which is padded at the right and the bottom."""
+    input_width: int
+
+
+@dataclass(frozen=True)
+class SamPrompts:
+    """Prompts of ``n`` phrases in SAM's frame."""
+
+    masks: Tensor
+    """``[n, 1, mh, mw]`` logits."""
+    boxes: Tensor
+    """``[n, 4]`` XYXY pixels of SAM's input."""
+    texts: tuple[Tensor, ...]
+    """``n`` tensors ``[t, 256]``, one row for each token of the phrase."""
+
+
+@dataclass(frozen=True)
+class RefinedMasks:
+    """Answers of the mask decoder, before they are enlarged to the picture."""
+
+    low_res: Tensor
+    """``[n, m, m]`` logits over SAM's padded input."""
+    iou: Tensor
+    """``[n]`` quality that SAM predicts for each mask."""
+
+
+class SamRefiner(nn.Module):
+    """SAM with a frozen image encoder; prompt encoder and mask decoder may be trained."""
+
+    def __init__(self, *, sam: Sam, config: RefinerConfig | None = None) -> None:
+        super().__init__()
+        self.model = sam
+        self.config = config or RefinerConfig()
+        self.model.image_encoder.requires_grad_(False)
+
+    @property
+    def text_size(self) -> int:
+        """Width of the text prompt's tokens."""
+        return int(self.model.prompt_encoder.embed_dim)
+
+    @property
+    def frame(self) -> int:
+        """Side of SAM's square input, pixels."""
+        return int(self.model.image_encoder.img_size)
+
+    @torch.no_grad()
+    def encode_image(self, picture: np.ndarray) -> SamImage:
+        """Run the image encoder.
+
+        Args:
+            picture: ``[H, W, 3]`` uint8 RGB.
+        """
+        resized = ResizeLongestSide(self.frame).apply_image(picture)
+        pixels = torch.as_tensor(resized, device=self.model.device).permute(2, 0, 1)[None]
+        embedding = self.model.image_encoder(self.model.preprocess(pixels))
+        return SamImage(embedding, picture.shape[0], picture.shape[1], resized.shape[0], resized.shape[1])
+
+    def prompts(self, image: SamImage, coarse: Tensor, texts: Sequence[Tensor]) -> SamPrompts:
+        """Prompts from coarse masks and words.
+
+        The value that pads the mask prompt is ``min(-1, minimum over all phrases of this call)``, as in the published
+        method: a phrase's prompt therefore depends, outside the picture only, on the phrases it comes with.
+
+        Args:
+            image: from :meth:`encode_image`.
+            coarse: ``[n, h, w]`` logits that cover exactly the picture.
+            texts: ``n`` tensors ``[t, 256]``.
+        """
+        if coarse.shape[0] != len(texts):
+            raise ValueError(f"text prompts: expected one for each of {coarse.shape[0]} masks, got {len(texts)}")
+        inner = F.interpolate(coarse[:, None], (image.input_height, image.input_width), mode="bilinear")
+        right, bottom = self.frame - image.input_width, self.frame - image.input_height
+        outside = min(-1.0, float(coarse.detach().min())) if coarse.numel() else -1.0
+        padded = F.pad(inner, (0, right, 0, bottom), value=outside)
+        masks = F.interpolate(padded, self.model.prompt_encoder.mask_input_size, mode="bilinear")
+        # One mask at a time: at picture size a batch of them can be large.
+        boxes = [self._box(one, image) for one in coarse.detach()]
+        return SamPrompts(masks, torch.tensor(boxes, device=coarse.device).reshape(-1, 4), tuple(texts))
+
+    def _box(self, coarse: Tensor, image: SamImage) -> list[float]:
+        """Box prompt of one coarse mask ``[h, w]``, or the whole picture if no cell is positive."""
+        box = mask_box(self._picture_mask(coarse, image)) or (0, 0, image.picture_width, image.picture_height)
+        x = image.input_width / image.picture_width
+        y = image.input_height / image.picture_height
+        return [box[0] * x, box[1] * y, box[2] * x, box[3] * y]
+
+    def _picture_mask(self, coarse: Tensor, image: SamImage) -> Tensor:
+        """A coarse mask ``[h, w]`` thresholded at picture size, ``[H, W]`` bool."""
+        size = (image.picture_height, image.picture_width)
+        return F.interpolate(coarse.sigmoid()[None, None], size, mode="bilinear")[0, 0] > 0.5
+
+    def forward(self, image: SamImage, coarse: Tensor, texts: Sequence[Tensor]) -> RefinedMasks:
+        """Refine coarse masks.
+
+        The decoder has no padding mask for prompt tokens, so only phrases of equal token count share a batch; results are
+        in the order of the phrases and do not depend on the grouping, but see :meth:`prompts` for the padding.
+
+        Args:
+            image: from :meth:`encode_image`.
+            coarse: ``[n, h, w]`` logits that cover exactly the picture.
+            texts: ``n`` tensors ``[t, 256]``, tokens of each phrase after the text projection.
+        """
+        prompts = self.prompts(image, coarse, texts)
+        groups: dict[int, list[int]] = {}
+        for i, text in enumerate(prompts.texts):
+            groups.setdefault(len(text) if self.config.use_text else 0, []).append(i)
+        batches = [part[i : i + DECODER_BATCH] for part in groups.values() for i in range(0, len(part), DECODER_BATCH)]
+        if not batches:
+            height, width = self.model.prompt_encoder.mask_input_size
+            return RefinedMasks(coarse.new_zeros(0, height, width), coarse.new_zeros(0))
+        results = [self._decode(image, prompts, batch, coarse) for batch in batches]
+        order = torch.tensor([i for batch in batches for i in batch], device=coarse.device).argsort()
+        low_res = torch.cat([result.low_res for result in results])[order]
+        return RefinedMasks(low_res, torch.cat([result.iou for result in results])[order])
+
+    def _decode(self, image: SamImage, prompts: SamPrompts, batch: list[int], coarse: Tensor) -> RefinedMasks:
+        """Run the decoder on phrases ``batch``, which have equally many tokens."""
+        config, encoder = self.config, self.model.prompt_encoder
+        sparse, dense = encoder(
+            points=None,
+            boxes=prompts.boxes[batch] if config.use_box else None,
+            masks=prompts.masks[batch] if config.use_mask else None,
+        )
+        if sparse.shape[0] != len(batch):  # without box and mask SAM assumes a single prompt
+            sparse, dense = sparse.expand(len(batch), -1, -1), dense.expand(len(batch), -1, -1, -1)
+        if config.use_text:
+            sparse = torch.cat([sparse, torch.stack([prompts.texts[i] for i in batch])], dim=1)
+        low_res, iou = self.model.mask_decoder(
+            image_embeddings=image.embedding,
+            image_pe=encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=config.multimask,
+        )
+        if not config.multimask:
+            return RefinedMasks(low_res[:, 0], iou[:, 0])
+        best = [self._closest(image, masks, coarse[i]) for masks, i in zip(low_res, batch, strict=True)]
+        rows = torch.arange(len(batch), device=low_res.device)
+        return RefinedMasks(low_res[rows, best], iou[rows, best])
+
+    @torch.no_grad()
+    def _closest(self, image: SamImage, candidates: Tensor, coarse: Tensor) -> int:
+        """Which of the candidates ``[k, m, m]`` overlaps best with the thresholded coarse mask ``[h, w]``."""
+        masks = self.to_picture(candidates, image) > 0
+        target = self._picture_mask(coarse, image)[None]
+        shared = (masks & target).sum(dim=(1, 2)).float()
+        union = (masks | target).sum(dim=(1, 2)).float()
+        return int((shared / union.clamp_min(1)).argmax())
+
+    def to_picture(self, low_res: Tensor, image: SamImage) -> Tensor:
+        """SAM's standard postprocessing: logits ``[n, m, m]`` over its padded input to ``[n, H, W]`` picture pixels."""
+        return self.model.postprocess_masks(
+            low_res[:, None],
+            (image.input_height, image.input_width),
+            (image.picture_height, image.picture_width),
+        )[:, 0]

@@ -1,0 +1,129 @@
+"""A SAM whose image encoder is a small convolutional network, for CPUs and small worlds.
+
+Prompt encoder and mask decoder are those of ``segment_anything``; only the image encoder differs. The embedding has
+stride 8 and carries the features of stride 4 folded into its channels, so that fine contours survive: masks come out at
+half the input's resolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STRIDE = 8
+"""Input pixels for each cell of the embedding."""
+
+EMBEDDING = 256
+"""Channels of the embedding and of every prompt token."""
+
+
+@dataclass(frozen=True)
+class TinySamConfig:
+    """Size of the tiny SAM; about 1.6 M parameters in the image encoder with the defaults."""
+
+    img_size: int = 256
+    """Side of the square input, pixels; a multiple of 16."""
+    stem_width: int = 32
+    """Channels at stride 2."""
+    fine_width: int = 64
+    """Channels at stride 4."""
+    middle_width: int = 96
+    """Channels at stride 8."""
+    coarse_width: int = 160
+    """Channels at stride 16."""
+    blocks: int = 2
+    """Residual blocks at each of the strides 4, 8 and 16."""
+    mask_in_channels: int = 16
+    decoder_depth: int = 2
+    decoder_mlp: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.img_size < 32 or self.img_size % 16:
+            raise ValueError(f"img_size: expected a multiple of 16 from 32 on, got {self.img_size}")
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(max(1, width // 16), width)
+
+
+class _Down(nn.Sequential):
+    """Half the resolution."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__(
+            nn.Conv2d(width_in, width_out, 3, stride=2, padding=1, bias=False), _norm(width_out), nn.ReLU(inplace=True)
+        )
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = _norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = _norm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(x + self.norm2(self.conv2(y)))
+
+
+def _stage(width_in: int, width_out: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(_Down(width_in, width_out), *(_Residual(width_out) for _ in range(blocks)))
+
+
+class TinyImageEncoder(nn.Module):
+    """Normalised pictures ``[b, 3, s, s]`` to embeddings ``[b, 256, s/8, s/8]``."""
+
+    def __init__(self, config: TinySamConfig) -> None:
+        super().__init__()
+        self.img_size = config.img_size
+        self.stem = _Down(3, config.stem_width)
+        self.fine = _stage(config.stem_width, config.fine_width, config.blocks)
+        self.middle = _stage(config.fine_width, config.middle_width, config.blocks)
+        self.coarse = _stage(config.middle_width, config.coarse_width, config.blocks)
+        self.from_fine = nn.Conv2d(4 * config.fine_width, EMBEDDING, 1, bias=False)
+        self.from_middle = nn.Conv2d(config.middle_width, EMBEDDING, 1, bias=False)
+        self.from_coarse = nn.Conv2d(config.coarse_width, EMBEDDING, 1, bias=False)
+        self.neck = nn.Sequential(
+            LayerNorm2d(EMBEDDING),
+            nn.Conv2d(EMBEDDING, EMBEDDING, 3, padding=1, groups=16, bias=False),
+            LayerNorm2d(EMBEDDING),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(self.stem(x))
+        middle = self.middle(fine)
+        coarse = F.interpolate(self.coarse(middle), scale_factor=2, mode="bilinear")
+        # Four neighbours of stride 4 become four groups of channels of one cell: nothing is averaged away.
+        folded = F.pixel_unshuffle(fine, 2)
+        return self.neck(self.from_fine(folded) + self.from_middle(middle) + self.from_coarse(coarse))
+
+
+def build_tiny_sam(config: TinySamConfig | None = None) -> Sam:
+    """A tiny SAM with random weights, in evaluation mode."""
+    config = config or TinySamConfig()
+    cells = config.img_size // STRIDE
+    sam = Sam(
+        image_encoder=TinyImageEncoder(config),  # type: ignore[arg-type]
+        prompt_encoder=PromptEncoder(
+            embed_dim=EMBEDDING,
+            image_embedding_size=(cells, cells),
+            input_image_size=(config.img_size, config.img_size),
+            mask_in_chans=config.mask_in_channels,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(
+                depth=config.decoder_depth, embedding_dim=EMBEDDING, mlp_dim=config.decoder_mlp, num_heads=8
+            ),
+            transformer_dim=EMBEDDING,
+            iou_head_depth=3,
+            iou_head_hidden_dim=256,
+        ),
+    )
+    return sam.eval()
