@@ -97,15 +97,16 @@ def _run_steps(steps: Iterable[Step]) -> None:
 
 
 def _make_venv() -> None:
+    """An environment with pip; also from a Debian Python without python3-venv, if the machine has pip itself."""
     python = VENV / "bin" / "python"
-    if not python.exists():
-        if _quiet(sys.executable, "-m", "venv", VENV) != 0 and _quiet(sys.executable, "-m", "virtualenv", VENV) != 0:
-            # A Debian Python without python3-venv: an empty environment, filled by the machine's own pip if it has one.
-            if _quiet(sys.executable, "-m", "pip", "--version") != 0:
-                raise SetupError(f"{sys.executable} has neither venv nor pip: install python3-venv, or set PYTHON")
-            _run("make an environment", sys.executable, "-m", "venv", "--without-pip", VENV)
-    if not (VENV / "bin" / "pip").exists():
-        _run("install pip", sys.executable, "-m", "pip", "--python", python, "install", "pip")
+    if (VENV / "bin" / "pip").exists():
+        return
+    if _quiet(sys.executable, "-m", "venv", VENV) == 0 or _quiet(sys.executable, "-m", "virtualenv", VENV) == 0:
+        return
+    if _quiet(sys.executable, "-m", "pip", "--version") != 0:
+        raise SetupError(f"{sys.executable} has neither venv nor pip: install python3-venv, or set PYTHON")
+    _run("make an environment", sys.executable, "-m", "venv", "--without-pip", VENV)
+    _run("install pip", sys.executable, "-m", "pip", "--python", python, "install", "pip")
 
 
 def _install_requirements() -> None:

@@ -1,0 +1,164 @@
+"""ROS parameters of the nodes, declared from :class:`flmm_core.config.Tunable` entries.
+
+A default, range or description is never repeated here: those of grounding come from flmm_core.config, the node's own are
+in :data:`NODE_TUNABLES`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from flmm_core.config import GroundingConfig, Tunable, tunables
+
+NODE_TUNABLES = (
+    Tunable(
+        "max_image_age",
+        float,
+        5.0,
+        "Refuse to answer on a picture older than this, by its stamp and by its arrival; 0 accepts any age.",
+        unit="s",
+        minimum=0.0,
+        maximum=86400.0,
+    ),
+    Tunable(
+        "max_image_pixels",
+        int,
+        4096 * 4096,
+        "Refuse pictures with more pixels than this.",
+        unit="pixels",
+        minimum=1,
+        maximum=2**31 - 1,
+    ),
+    Tunable(
+        "max_command_length",
+        int,
+        500,
+        "Refuse commands and phrases longer than this.",
+        unit="characters",
+        minimum=1,
+        maximum=10000,
+    ),
+    Tunable(
+        "queue_size",
+        int,
+        8,
+        "Commands that may wait for the worker; more are refused.",
+        unit="commands",
+        minimum=1,
+        maximum=1000,
+    ),
+)
+"""What the node adds to the tunables of grounding."""
+
+CHANGEABLE = frozenset({"max_new_tokens", "max_image_age", "max_image_pixels", "max_command_length"})
+"""Parameters that take effect while the node runs; the others are read-only."""
+
+_IMPLICIT = ("use_sim_time", "start_type_description_service", "qos_overrides")
+"""Parameters that rclpy itself declares."""
+
+
+class ParameterError(ValueError):
+    """A parameter was given a wrong value at start, or does not exist; the message is one line."""
+
+
+def declare(node: Node, entries: Iterable[Tunable], changeable: frozenset[str]) -> None:
+    """Declare ``entries`` on ``node``, and refuse wrong values now and later.
+
+    Args:
+        node: the node; nothing of ``entries`` may be declared on it yet.
+        entries: the parameters.
+        changeable: names of those that are not read-only.
+
+    Raises:
+        ParameterError: an override (command line, file) is out of range, of a wrong type or of an unknown name.
+    """
+    by_name = {entry.name: entry for entry in entries}
+    _refuse_unknown(node, by_name)
+    for entry in by_name.values():
+        try:
+            node.declare_parameter(entry.name, entry.default, _descriptor(entry, entry.name in changeable))
+            entry.check(value(node, entry.name))
+        except (InvalidParameterTypeException, InvalidParameterValueException, ValueError) as error:
+            given = _overrides(node).get(entry.name)
+            raise ParameterError(_refusal(entry, given.value if given is not None else None, error)) from error
+
+    def check(parameters: list[Parameter[Any]]) -> SetParametersResult:
+        for parameter in parameters:
+            entry = by_name.get(parameter.name)
+            try:
+                if entry is not None:
+                    entry.check(parameter.value)
+            except ValueError as error:
+                return SetParametersResult(successful=False, reason=f"parameter {error}")
+        return SetParametersResult(successful=True)
+
+    node.add_on_set_parameters_callback(check)
+
+
+def declare_grounding(node: Node) -> GroundingConfig:
+    """Declare all parameters of the grounding node.
+
+    Returns:
+        The configuration that they ask for.
+    """
+    grounding = tuple(tunables())
+    declare(node, (*grounding, *NODE_TUNABLES), CHANGEABLE)
+    return GroundingConfig(**{entry.name: value(node, entry.name, entry.type) for entry in grounding})
+
+
+def value(node: Node, name: str, kind: type | None = None) -> Any:
+    """The value of a parameter; with ``kind`` float, a whole number becomes a float."""
+    current = node.get_parameter(name).value
+    return float(current) if kind is float else current
+
+
+def _descriptor(entry: Tunable, changeable: bool) -> ParameterDescriptor:
+    unit = f" [{entry.unit}]" if entry.unit else ""
+    descriptor = ParameterDescriptor(
+        description=entry.description + unit,
+        read_only=not changeable,
+        additional_constraints=f"one of: {', '.join(entry.choices)}" if entry.choices else "",
+        # A whole number is a fine value for a float: `max_image_age:=2`. The callback checks type and range.
+        dynamic_typing=entry.type is float,
+    )
+    if entry.minimum is not None and entry.maximum is not None:
+        if entry.type is int:
+            descriptor.integer_range = [IntegerRange(from_value=int(entry.minimum), to_value=int(entry.maximum), step=1)]
+        else:
+            low, high = float(entry.minimum), float(entry.maximum)
+            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high, step=0.0)]
+    return descriptor
+
+
+def _refuse_unknown(node: Node, known: Mapping[str, Tunable]) -> None:
+    for name in _overrides(node):
+        if name in known or name.split(".")[0] in _IMPLICIT:
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+        raise ParameterError(f"unknown parameter {name}: {hint}")
+
+
+def _overrides(node: Node) -> Mapping[str, Parameter[Any]]:
+    return getattr(node, "_parameter_overrides", {})
+
+
+def _refusal(entry: Tunable, given: Any, error: Exception) -> str:
+    """One line in the words of :meth:`Tunable.check`, whichever layer noticed the mistake first."""
+    try:
+        entry.check(given)
+    except ValueError as refusal:
+        return f"parameter {refusal}"
+    return f"parameter {entry.name}: {error}" if not _is_nan(given) else f"parameter {entry.name}: got NaN"
+
+
+def _is_nan(given: Any) -> bool:
+    return isinstance(given, float) and math.isnan(given)

@@ -1,0 +1,101 @@
+"""One thread that works off commands, and a bounded queue before it. Knows nothing of ROS or of models.
+
+Whatever happens, each command that was offered is given back exactly once: to ``handle`` in the worker's thread, to the
+caller (``offer`` returned False), or to ``abandon`` when the worker is closed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Worker(Generic[T]):
+    """Calls ``prepare`` once and then ``handle`` for each command, in one thread and in the order of arrival.
+
+    Args:
+        capacity: commands that may wait; the one in work does not count.
+        handle: must not raise; if it does all the same, ``failed`` is told and the worker stops.
+        abandon: receives each command that waited when the worker was closed or failed.
+        prepare: slow preparation; commands wait meanwhile. If it raises, ``failed`` is told and the worker stops.
+        failed: receives the exception that stopped the worker, in the worker's thread.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        handle: Callable[[T], None],
+        abandon: Callable[[T], None],
+        *,
+        prepare: Callable[[], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._capacity = capacity
+        self._handle = handle
+        self._abandon = abandon
+        self._prepare = prepare
+        self._failed = failed
+        self._waiting: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="grounding", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def offer(self, command: T) -> bool:
+        """Queue a command.
+
+        Returns:
+            False if the queue is full or the worker has stopped: the command was not taken.
+        """
+        with self._changed:
+            if self._closed or len(self._waiting) >= self._capacity:
+                return False
+            self._waiting.append(command)
+            self._changed.notify()
+            return True
+
+    @property
+    def closed(self) -> bool:
+        """Whether the worker takes no more commands."""
+        return self._closed
+
+    def close(self, timeout: float) -> bool:
+        """Take no more commands, abandon those that wait, and wait for the one in work.
+
+        Returns:
+            Whether the thread ended within ``timeout`` seconds.
+        """
+        self._stop()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._closed = True
+            left = list(self._waiting)
+            self._waiting.clear()
+            self._changed.notify_all()
+        for command in left:
+            self._abandon(command)
+
+    def _run(self) -> None:
+        try:
+            self._prepare()
+            while (command := self._next()) is not None:
+                self._handle(command)
+        except BaseException as error:
+            self._stop()
+            self._failed(error)
+
+    def _next(self) -> T | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            return self._waiting.popleft() if self._waiting else None
