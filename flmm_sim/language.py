@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from flmm_core.training.dataset import Span, Turn
 from flmm_sim.scene import COLORS, KIND_COLORS, KINDS, Scene, SceneObject
 
 QUESTION_KINDS = ("list", "where", "fetch", "relation", "attribute", "count", "presence", "absence")
+"""Kinds with one right answer."""
+REFER = "refer"
+"""The kind of turn that refer mode reads: some objects' names, in any order, each followed by a full stop."""
+REFER_PROMPT = "Please give me a description of the image."
 
 ORDER_MARGIN = 0.02
 """Least gap between neighbours of a left-to-right enumeration, in picture widths."""
@@ -56,7 +60,6 @@ _LIST = (
     "describe the scene",
     "tell me what you see",
     "which objects are on the table",
-    "please give me a description of the image",
 )
 _WHERE = (
     "where is the {x}",
@@ -69,19 +72,58 @@ _WHERE = (
     "where do you see the {x}",
 )
 _FETCH = {
-    "I will pick up": ("pick up the {x}", "grab the {x}", "take the {x}", "pick the {x} up", "can you pick up the {x}", "lift the {x}"),
-    "I will bring you": ("bring me the {x}", "give me the {x}", "hand me the {x}", "fetch the {x}", "i need the {x}", "get me the {x}"),
+    "I will pick up": (
+        "pick up the {x}",
+        "grab the {x}",
+        "take the {x}",
+        "pick the {x} up",
+        "can you pick up the {x}",
+        "lift the {x}",
+    ),
+    "I will bring you": (
+        "bring me the {x}",
+        "give me the {x}",
+        "hand me the {x}",
+        "fetch the {x}",
+        "i need the {x}",
+        "get me the {x}",
+    ),
     "I am pointing at": ("point at the {x}", "show me the {x}", "point to the {x}", "which one is the {x}"),
 }
-_RELATION = ("what is {r} the {x}", "what do you see {r} the {x}", "which object is {r} the {x}", "tell me what is {r} the {x}", "name the object {r} the {x}")
+_RELATION = (
+    "what is {r} the {x}",
+    "what do you see {r} the {x}",
+    "which object is {r} the {x}",
+    "tell me what is {r} the {x}",
+    "name the object {r} the {x}",
+)
 _COMPARE = {
     "left": ("is the {x} left or right of the {y}", "is the {x} to the left or to the right of the {y}"),
     "front": ("is the {x} in front of or behind the {y}", "is the {x} behind or in front of the {y}"),
 }
-_COLOR_OF = ("what color is the {x}", "what colour is the {x}", "which color does the {x} have", "tell me the color of the {x}", "the color of the {x}")
+_COLOR_OF = (
+    "what color is the {x}",
+    "what colour is the {x}",
+    "which color does the {x} have",
+    "tell me the color of the {x}",
+    "the color of the {x}",
+)
 _KIND_OF = ("what is the {c} thing", "what is the {c} object", "which object is {c}", "what is {c}", "name the {c} thing")
-_COUNT = ("how many {x} are there", "how many {x} do you see", "how many {x} are on the table", "count the {x}", "what is the number of {x}")
-_PRESENCE = ("is there a {x}", "do you see a {x}", "is there a {x} on the table", "can you see a {x}", "do we have a {x}", "is a {x} there")
+_COUNT = (
+    "how many {x} are there",
+    "how many {x} do you see",
+    "how many {x} are on the table",
+    "count the {x}",
+    "what is the number of {x}",
+)
+_PRESENCE = (
+    "is there a {x}",
+    "do you see a {x}",
+    "is there a {x} on the table",
+    "can you see a {x}",
+    "do we have a {x}",
+    "is a {x} there",
+)
 
 _ZONES = {
     ("left", "front"): "at the front left",
@@ -100,35 +142,17 @@ _DEPTH = ((-9.0, -0.09, "front"), (-0.055, 0.055, "centre"), (0.09, 9.0, "back")
 """Metres away from the table's centre, view frame."""
 
 
-@dataclass(frozen=True)
-class Span:
-    """A name in an answer: characters ``[start, end)`` and the indices of the scene's objects that it names."""
-
-    start: int
-    end: int
-    objects: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A question and its true answer; ``kind`` is one of ``QUESTION_KINDS``."""
-
-    kind: str
-    question: str
-    answer: str
-    spans: tuple[Span, ...]
-
-
 def questions(scene: Scene, rng: np.random.Generator, *, per_kind: int = 3) -> list[Turn]:
     """Up to ``per_kind`` different turns of every kind that the scene has a clear answer for."""
     author = _Author(scene, rng)
     turns: list[Turn] = []
-    for kind in QUESTION_KINDS:
+    for kind in (*QUESTION_KINDS, REFER):
         seen: set[str] = set()
         for _ in range(per_kind * 3):
             turn = author.ask(kind)
-            if turn is not None and turn.question.lower() not in seen:
-                seen.add(turn.question.lower())
+            said = "" if turn is None else (turn.answer if kind == REFER else turn.question).lower()
+            if turn is not None and said not in seen:
+                seen.add(said)
                 turns.append(turn)
             if len(seen) == per_kind:
                 break
@@ -156,7 +180,8 @@ class _Text:
         return self.say(words)
 
     def turn(self, kind: str, question: str) -> Turn:
-        return Turn(kind, question, self.text[0].upper() + self.text[1:], tuple(self.spans))
+        answer = self.text if kind == REFER else self.text[0].upper() + self.text[1:]
+        return Turn(kind, question, answer, tuple(self.spans))
 
 
 class _Author:
@@ -227,7 +252,9 @@ class _Author:
         text = _Text()
         for position, index in enumerate(order):
             text.say(_joint(position, len(order)) + "the ").name(self.names[index], [index])
-        text.say(("nothing" if not order else "") + (" are " if len(order) > 1 else " is ") + _RELATION_WORDS[relation][0] + " the ")
+        text.say(
+            ("nothing" if not order else "") + (" are " if len(order) > 1 else " is ") + _RELATION_WORDS[relation][0] + " the "
+        )
         text.name(self.names[anchor], [anchor]).say(".")
         words = str(self.rng.choice(_RELATION_WORDS[relation]))
         return text.turn("relation", self._phrase(_RELATION, r=words, x=self._reference(anchor)))
@@ -295,6 +322,18 @@ class _Author:
             return _Text().say(f"There are no {_plural(noun)}.").turn("absence", self._phrase(_COUNT, x=_plural(spoken)))
         templates = _WHERE if choice < 0.8 else _FETCH[str(self.rng.choice(list(_FETCH)))]
         return _Text().say(f"I do not see {_article(noun)}{noun}.").turn("absence", self._phrase(templates, x=spoken))
+
+    def _refer(self) -> Turn | None:
+        text = _Text()
+        for index in self.rng.permutation(len(self.objects))[: int(self.rng.integers(1, 5))].tolist():
+            if self.names.count(self.names[index]) > 1:
+                continue
+            named, words = index, self._reference(index)
+            related = self._related_reference() if self.rng.random() < 0.25 else None
+            if related is not None:
+                named, words = related
+            text.say(" " if text.text else "").name(f"the {words}" if self.rng.random() < 0.5 else words, [named]).say(".")
+        return text.turn(REFER, REFER_PROMPT) if text.spans else None
 
     # --- what holds in the scene ------------------------------------------------------------------------------------------
 
@@ -389,7 +428,8 @@ class _Author:
         words = str(self.rng.choice(templates)).format(**slots)
         is_question = words.split()[0] in ("what", "where", "where's", "which", "is", "do", "can", "how")
         if self.rng.random() < 0.15:
-            words = str(self.rng.choice(("please {}", "robot, {}", "{} please", "hey robot, {}"))).format(words)
+            polite = ("robot, {}", "hey robot, {}") if is_question else ("please {}", "robot, {}", "{} please", "hey robot, {}")
+            words = str(self.rng.choice(polite)).format(words)
         if self.rng.random() < 0.5:
             words = words[0].upper() + words[1:]
         if self.rng.random() < 0.75:

@@ -1,0 +1,103 @@
+"""Data sets of pictures with questions, answers and masks on disk, as the trainers and evaluations read them.
+
+Layout of a data-set folder (written by ``flmm scenes``; any other source of the same layout will do)::
+
+    images/000000.png   pictures
+    annotations.json    COCO: images, annotations (compressed RLE masks, attributes.color), categories
+    questions.json      for each picture its turns: kind, question, answer, spans {start, end, annotation_ids}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+
+@dataclass(frozen=True)
+class Span:
+    """A name in an answer: characters ``[start, end)`` and the indices of the picture's objects that it names."""
+
+    start: int
+    end: int
+    objects: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its true answer."""
+
+    kind: str
+    question: str
+    answer: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a data set with its truth, read from disk."""
+
+    path: Path
+    turns: tuple[Turn, ...]
+    """Spans index ``names`` and ``rles``."""
+    names: tuple[str, ...]
+    """"red mug", one for each object."""
+    rles: tuple[dict[str, Any], ...]
+    """Compressed COCO masks, one for each object."""
+
+    def image(self) -> np.ndarray:
+        """Read the picture, ``[H, W, 3]`` uint8 RGB."""
+        return read_image(self.path)
+
+    def mask(self, objects: tuple[int, ...]) -> np.ndarray:
+        """Decode the union of some objects' masks, ``[H, W]`` bool."""
+        return coco_mask.decode(coco_mask.merge([self.rles[i] for i in objects])).astype(bool)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read a picture file, ``[H, W, 3]`` uint8 RGB.
+
+    Raises:
+        ValueError: the file is missing or is no picture.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"expected a picture at {path}, got " + ("a file that is none" if path.exists() else "no such file"))
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_dataset(folder: Path) -> Iterator[Picture]:
+    """Read the pictures of a data set in order.
+
+    Raises:
+        ValueError: the folder holds no data set.
+    """
+    for name in ("annotations.json", "questions.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"expected a data set of `flmm scenes` at {folder}, got a folder without {name}")
+    coco = json.loads((folder / "annotations.json").read_text())
+    turns = {entry["image_id"]: entry["turns"] for entry in json.loads((folder / "questions.json").read_text())}
+    kinds = {category["id"]: category["name"] for category in coco["categories"]}
+    objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
+    for annotation in coco["annotations"]:
+        objects[annotation["image_id"]].append(annotation)
+    for image in coco["images"]:
+        own = objects[image["id"]]
+        index = {annotation["id"]: i for i, annotation in enumerate(own)}
+        yield Picture(
+            path=folder / "images" / image["file_name"],
+            turns=tuple(_turn(turn, index) for turn in turns[image["id"]]),
+            names=tuple(f"{a['attributes']['color']} {kinds[a['category_id']]}" for a in own),
+            rles=tuple(a["segmentation"] for a in own),
+        )
+
+
+def _turn(turn: dict[str, Any], index: dict[int, int]) -> Turn:
+    spans = tuple(Span(s["start"], s["end"], tuple(index[i] for i in s["annotation_ids"])) for s in turn["spans"])
+    return Turn(turn["kind"], turn["question"], turn["answer"], spans)

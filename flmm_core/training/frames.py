@@ -1,0 +1,63 @@
+"""Pictures of a data set as the vision tower's frames, decoded and resized once and kept beside the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from flmm_core.image_geometry import long_side_geometry, place_in_frame
+from flmm_core.training.dataset import Picture, read_image
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of CLIP's pictures: what every LLaVA's preprocessor states."""
+
+
+def load_frames(folder: Path, pictures: Sequence[Picture], frame: int) -> np.ndarray:
+    """Frames of all pictures of a data set.
+
+    Args:
+        folder: the data set; the frames are kept there as ``frames-<frame>.npy``.
+        pictures: of that data set, in order.
+        frame: side of the square frame, pixels.
+
+    Returns:
+        ``[pictures, frame, frame, 3]`` uint8, memory-mapped.
+    """
+    path = folder / f"frames-{frame}.npy"
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        shape = (len(pictures), frame, frame, 3)
+        frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        with ProcessPoolExecutor(2) as pool:
+            done = pool.map(_frame, [p.path for p in pictures], [frame] * len(pictures), chunksize=64)
+            for index, pixels in enumerate(tqdm(done, total=len(pictures), desc="frames", unit="picture")):
+                frames[index] = pixels
+        frames.flush()
+        temporary.rename(path)
+    frames = np.load(path, mmap_mode="r")
+    if len(frames) != len(pictures):
+        raise ValueError(f"{path}: expected {len(pictures)} frames, one for each picture, got {len(frames)}; delete it to make it anew")
+    return frames
+
+
+def normalised(frames: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Frames ``[b, frame, frame, 3]`` uint8 as pixel values ``[b, 3, frame, frame]`` float32, channels last in memory."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2).float().div_(255)
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (MEAN, STD))
+    return pixels.sub_(mean).div_(std)
+
+
+def _frame(path: Path, frame: int) -> np.ndarray:
+    picture = Image.fromarray(read_image(path))
+    geometry = long_side_geometry(
+        picture_height=picture.height, picture_width=picture.width, frame=frame, grid_height=1, grid_width=1
+    )
+    red, green, blue = (int(255 * channel) for channel in MEAN)
+    return place_in_frame(picture, geometry, background=(red, green, blue), resample=Image.Resampling.BICUBIC)

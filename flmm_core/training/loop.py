@@ -1,0 +1,131 @@
+"""The training loop that every stage shares: seeded, resumable, with a progress bar, a configuration file and a log.
+
+It knows nothing of models: a stage gives it a module and a function from the step's number to a loss. Batches must depend on the
+step's number alone, so that a resumed run sees what an unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how fast; the learning rate warms up linearly and falls to zero on a cosine."""
+
+    steps: int
+    learning_rate: float
+    warmup: float = 0.03
+    """Share of the steps."""
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    checkpoint_seconds: float = 180.0
+    bf16: bool = True
+    """Compute in bfloat16 where autocast allows it; weights stay float32."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: expected at least 1, got {self.steps}")
+
+
+Losses = dict[str, torch.Tensor]
+"""Named losses of one step; their sum is minimised. Names that begin with "_" are only logged."""
+
+
+def train(
+    module: nn.Module,
+    loss_at: Callable[[int], Losses],
+    *,
+    out: Path,
+    config: LoopConfig,
+    settings: Any,
+    device: torch.device,
+    every: tuple[int, Callable[[int], dict[str, float]]] | None = None,
+) -> None:
+    """Train what requires a gradient in ``module``; a run that stopped goes on from ``out/checkpoint.pt``.
+
+    Args:
+        module: trained in place; must be on ``device``.
+        loss_at: losses of step ``i``.
+        out: folder of ``config.json``, ``log.jsonl`` and ``checkpoint.pt``.
+        config: how long and how fast.
+        settings: the stage's own dataclass, kept in ``config.json``.
+        device: where the module computes.
+        every: a period in steps, and what to measure then; the figures are logged.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps({"loop": asdict(config), "settings": asdict(settings)}, indent=2, default=str))
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim > 1]
+    rest = [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, config))
+    first = _resume(out / "checkpoint.pt", module, optimizer, scheduler)
+    saved, averages = time.monotonic(), {}
+    with tqdm(total=config.steps, initial=first, desc=out.name, unit="step", mininterval=2.0) as bar, (out / "log.jsonl").open("a") as log:
+        for step in range(first, config.steps):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                losses = loss_at(step)
+            total = torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
+            if not torch.isfinite(total):
+                raise FloatingPointError(f"step {step}: expected a finite loss, got {float(total)}")
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            nn.utils.clip_grad_norm_(parameters, config.clip)
+            optimizer.step()
+            scheduler.step()
+            for name, value in losses.items():
+                averages[name] = 0.98 * averages.get(name, float(value)) + 0.02 * float(value)
+            bar.update()
+            bar.set_postfix({name: f"{value:.4f}" for name, value in averages.items()}, refresh=False)
+            last = step + 1 == config.steps
+            if (step + 1) % 50 == 0 or last:
+                log.write(json.dumps({"step": step + 1, **{n: round(v, 5) for n, v in averages.items()}}) + "\n")
+                log.flush()
+            if every is not None and ((step + 1) % every[0] == 0 or last):
+                figures = every[1](step + 1)
+                log.write(json.dumps({"step": step + 1, **figures}) + "\n")
+                bar.write(f"step {step + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+            if last or time.monotonic() - saved > config.checkpoint_seconds:
+                _save(out / "checkpoint.pt", module, optimizer, scheduler, step + 1)
+                saved = time.monotonic()
+
+
+def _schedule(step: int, config: LoopConfig) -> float:
+    warmup = max(1, round(config.warmup * config.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
+
+
+def _save(path: Path, module: nn.Module, optimizer: Any, scheduler: Any, step: int) -> None:
+    trained = {name for name, p in module.named_parameters() if p.requires_grad} | {name for name, _ in module.named_buffers()}
+    weights = {name: value for name, value in module.state_dict().items() if name in trained}
+    temporary = path.with_suffix(".tmp")
+    torch.save({"weights": weights, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "step": step}, temporary)
+    temporary.replace(path)
+
+
+def _resume(path: Path, module: nn.Module, optimizer: Any, scheduler: Any) -> int:
+    if not path.exists():
+        return 0
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    _, unexpected = module.load_state_dict(saved["weights"], strict=False)
+    if unexpected:
+        raise ValueError(f"{path}: expected weights of this stage's model, got {unexpected[0]} and {len(unexpected) - 1} more unknown names")
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict(saved["scheduler"])
+    return int(saved["step"])

@@ -1,0 +1,100 @@
+"""First stage of flmm-tabletop: the vision tower learns which things are in a picture, from their names alone.
+
+Each cell of the grid votes for every word (a colour, a kind, a colour with a kind); the votes are pooled over the picture and
+compared with the words that are true of it. Where a thing is, is never told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flmm_core.tabletop_tower import TabletopTower, TabletopTowerConfig
+from flmm_core.training.dataset import Picture, read_dataset
+from flmm_core.training.frames import load_frames, normalised
+from flmm_core.training.loop import LoopConfig, Losses, train
+
+
+@dataclass(frozen=True)
+class TowerSettings:
+    """What the stage depends on beside its loop."""
+
+    data: Path
+    val: Path
+    batch: int = 32
+    seed: int = 0
+
+
+class WordDetector(nn.Module):
+    """The tower with one vote for each cell and word."""
+
+    def __init__(self, tower: TabletopTower, words: int) -> None:
+        super().__init__()
+        self.tower = tower
+        self.votes = nn.Linear(tower.config.hidden_size, words)
+        # Pooled over some hundred cells, this starts every word at a low probability.
+        nn.init.constant_(self.votes.bias, -8.0)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixel values ``[b, 3, frame, frame]`` to word logits ``[b, words]``."""
+        return self.votes(self.tower(pixel_values).last_hidden_state).float().logsumexp(1)
+
+
+def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: torch.device) -> None:
+    """Train the tower and save it in ``out/tower`` (Hugging Face layout)."""
+    torch.manual_seed(settings.seed)
+    config = TabletopTowerConfig()
+    pictures, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))
+    vocabulary = sorted({word for picture in pictures for word in _words(picture)})
+    frames = load_frames(settings.data, pictures, config.image_size)
+    targets = _targets(pictures, vocabulary)
+    model = WordDetector(TabletopTower(config), len(vocabulary)).to(device, memory_format=torch.channels_last)
+
+    def loss_at(step: int) -> Losses:
+        rng = np.random.default_rng([settings.seed, step])
+        index = rng.choice(len(pictures), settings.batch, replace=False)
+        pixels = normalised(frames[np.sort(index)], device)
+        flip = torch.from_numpy(rng.random(settings.batch) < 0.5).to(device)
+        pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
+        pixels = pixels * torch.from_numpy(rng.uniform(0.85, 1.15, (settings.batch, 1, 1, 1))).float().to(device)
+        logits = model.train()(pixels.contiguous(memory_format=torch.channels_last))
+        return {"words": F.binary_cross_entropy_with_logits(logits, targets[np.sort(index)].to(device)) * 10}
+
+    val_frames, val_targets = load_frames(settings.val, held_out, config.image_size), _targets(held_out, vocabulary)
+
+    def measure(_: int) -> dict[str, float]:
+        return _measure(model.eval(), val_frames, val_targets, device)
+
+    train(model, loss_at, out=out, config=loop, settings=settings, device=device, every=(500, measure))
+    model.tower.save_pretrained(out / "tower")
+
+
+def _words(picture: Picture) -> set[str]:
+    return {word for name in picture.names for word in (name, *name.split())}
+
+
+def _targets(pictures: Sequence[Picture], vocabulary: Sequence[str]) -> torch.Tensor:
+    """``[pictures, words]`` float32, 1 where the word is true of the picture."""
+    index = {word: i for i, word in enumerate(vocabulary)}
+    targets = torch.zeros(len(pictures), len(vocabulary))
+    for row, picture in enumerate(pictures):
+        targets[row, [index[word] for word in _words(picture) if word in index]] = 1
+    return targets
+
+
+@torch.no_grad()
+def _measure(model: WordDetector, frames: np.ndarray, targets: torch.Tensor, device: torch.device) -> dict[str, float]:
+    found = torch.cat([model(normalised(frames[i : i + 32], device)).cpu() > 0 for i in range(0, len(frames), 32)])
+    true = targets > 0
+    right = (found & true).sum().item()
+    return {
+        "precision": right / max(1, found.sum().item()),
+        "recall": right / max(1, true.sum().item()),
+        "exact": (found == true).all(1).float().mean().item(),
+    }

@@ -1,0 +1,118 @@
+"""Writes data sets of simulated scenes in the layout of :mod:`flmm_core.training.dataset`.
+
+Beyond that layout each COCO image carries its scene's ``seed``, ``intrinsics`` and ``camera_pose``, and each annotation the
+object's ``position`` in the table frame and its place in the view frame.
+Splits of the same seed never share a scene: the split's name is part of every scene's seed.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from flmm_core.training.dataset import Turn
+from flmm_sim.language import questions
+from flmm_sim.renderer import TabletopRenderer
+from flmm_sim.scene import KINDS, Scene
+
+CHUNK = 100
+"""Scenes that one job renders; a stopped run goes on with the first job that did not finish."""
+
+
+def scene_seed(split: str, seed: int, index: int) -> int:
+    """Seed of scene ``index`` of a data set."""
+    return int(np.random.SeedSequence([zlib.crc32(split.encode()), seed, index]).generate_state(1)[0])
+
+
+def write_dataset(out: Path, *, split: str, seed: int, count: int, workers: int = 2, per_kind: int = 3) -> None:
+    """Render ``count`` scenes into ``out`` (see the module's docstring for the layout); goes on where a stopped run ended."""
+    if count < 1:
+        raise ValueError(f"expected a count of at least 1, got {count}")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    parts = out / "parts"
+    parts.mkdir(exist_ok=True)
+    jobs = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    missing = [job for job in jobs if not _part(parts, job).exists()]
+    with tqdm(total=count, initial=count - sum(map(len, missing)), unit="scene", desc=f"scenes {split}") as bar:
+        with ProcessPoolExecutor(workers) as pool:
+            futures = {pool.submit(_write_chunk, out, split, seed, job, per_kind): job for job in missing}
+            for future in as_completed(futures):
+                future.result()
+                bar.update(len(futures[future]))
+    _merge(out, [json.loads(line) for job in jobs for line in _part(parts, job).read_text().splitlines()])
+
+
+def _part(parts: Path, job: range) -> Path:
+    return parts / f"{job.start:06d}-{job.stop:06d}.jsonl"
+
+
+def _write_chunk(out: Path, split: str, seed: int, job: range, per_kind: int) -> None:
+    lines = []
+    with TabletopRenderer() as renderer:
+        for index in job:
+            scene = renderer.sample(scene_seed(split, seed, index))
+            turns = questions(scene, np.random.default_rng(scene_seed(split + " questions", seed, index)), per_kind=per_kind)
+            path = out / "images" / f"{index:06d}.png"
+            cv2.imwrite(str(path), cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            lines.append(json.dumps(_record(scene, turns, index, scene_seed(split, seed, index))))
+    part = _part(out / "parts", job)
+    temporary = part.with_suffix(".tmp")
+    temporary.write_text("\n".join(lines) + "\n")
+    temporary.rename(part)
+
+
+def _record(scene: Scene, turns: list[Turn], index: int, seed: int) -> dict[str, Any]:
+    annotations = []
+    for item in scene.objects:
+        rle = coco_mask.encode(np.asfortranarray(item.mask.astype(np.uint8)))
+        annotations.append(
+            {
+                "category_id": KINDS.index(item.kind) + 1,
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                "bbox": coco_mask.toBbox(rle).tolist(),
+                "area": int(item.mask.sum()),
+                "iscrowd": 0,
+                "attributes": {"color": item.color, "position": item.position, "right": item.right, "away": item.away},
+            }
+        )
+    height, width = scene.image.shape[:2]
+    image = {"id": index, "file_name": f"{index:06d}.png", "height": height, "width": width, "seed": seed}
+    image |= {"intrinsics": scene.intrinsics.tolist(), "camera_pose": scene.camera_pose.tolist()}
+    said = [
+        {
+            "kind": turn.kind,
+            "question": turn.question,
+            "answer": turn.answer,
+            "spans": [{"start": s.start, "end": s.end, "objects": s.objects} for s in turn.spans],
+        }
+        for turn in turns
+    ]
+    return {"image": image, "annotations": annotations, "turns": said}
+
+
+def _merge(out: Path, records: list[dict[str, Any]]) -> None:
+    coco: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i + 1, "name": k} for i, k in enumerate(KINDS)],
+    }
+    asked = []
+    for record in records:
+        first = len(coco["annotations"])
+        coco["images"].append(record["image"])
+        for annotation in record["annotations"]:
+            coco["annotations"].append({"id": len(coco["annotations"]), "image_id": record["image"]["id"], **annotation})
+        for turn in record["turns"]:
+            for span in turn["spans"]:
+                span["annotation_ids"] = [first + i for i in span.pop("objects")]
+        asked.append({"image_id": record["image"]["id"], "turns": record["turns"]})
+    (out / "annotations.json").write_text(json.dumps(coco))
+    (out / "questions.json").write_text(json.dumps(asked))
