@@ -99,10 +99,10 @@ def picture_from_message(message: Image, max_pixels: int) -> np.ndarray:
             f"wrong step: expected at least {row_bytes} for width {width} in {message.encoding}, got {message.step}"
         )
     rows = int(height * encoding.rows_per_row)
-    if len(message.data) != rows * message.step:
-        raise BadImageError(
-            f"wrong data size: expected {rows * message.step} bytes ({rows} rows of step {message.step}), got {len(message.data)}"
-        )
+    expected = rows * message.step
+    if len(message.data) != expected:
+        got = len(message.data)
+        raise BadImageError(f"wrong data size: expected {expected} bytes ({rows} rows of step {message.step}), got {got}")
     data = np.frombuffer(message.data, np.uint8).reshape(rows, message.step)[:, :row_bytes]
     try:
         return _to_rgb(np.ascontiguousarray(data), encoding, bool(message.is_bigendian))
@@ -175,7 +175,7 @@ def label_map(answer: GroundedAnswer, header: Header) -> Image:
     return image_message(labels, "mono16" if many else "mono8", header)
 
 
-def durations_message(seconds: StageSeconds, waiting: float, conversion: float, total: float) -> StageDurations:
+def durations_message(seconds: StageSeconds, *, waiting: float, conversion: float, total: float) -> StageDurations:
     """Stage durations, all in seconds."""
     return StageDurations(
         waiting=waiting,

@@ -14,6 +14,11 @@ def camera() -> QoSProfile:
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 
 
+def camera_output() -> QoSProfile:
+    """What a camera offers: reliable, so that it matches readers of either kind."""
+    return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
+
+
 def commands() -> QoSProfile:
     """Commands and their replies: none may be lost."""
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=COMMAND_DEPTH, reliability=QoSReliabilityPolicy.RELIABLE)

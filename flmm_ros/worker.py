@@ -92,8 +92,8 @@ class Worker(Generic[T]):
             while (command := self._next()) is not None:
                 self._handle(command)
         except BaseException as error:
-            self._stop()
             self._failed(error)
+            self._stop()
 
     def _next(self) -> T | None:
         with self._changed:

@@ -1,0 +1,98 @@
+"""Runs a node as a process: signals, exit status, and one clear line when it cannot go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.logging import get_logger
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+from flmm_ros.parameters import ParameterError
+
+_PERIOD = 0.1
+"""Seconds until the executor looks at signals again."""
+
+
+class RunnableNode(Node):
+    """What :func:`run_node` needs of a node."""
+
+    failure: str | None = None
+    """Why it cannot go on; None while all is well."""
+
+    def close(self) -> bool:
+        """End in order; False if a thread of it still runs."""
+        return True
+
+
+def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> int:
+    """Make a node and spin it until SIGINT or SIGTERM, or until it fails.
+
+    The signals are handled here and not by rclpy, whose handler ends the context at once: a node must still be able to
+    publish its last replies.
+
+    Returns:
+        Exit status: 0 after a signal, 1 if the node failed, 2 if its parameters are wrong.
+    """
+    stop = _stop_on_signals()
+    try:
+        rclpy.init(args=list(sys.argv if args is None else args), signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:
+        print(f"wrong ROS arguments: {one_line(error)}", file=sys.stderr)
+        return 2
+    try:
+        node = make()
+    except Exception as error:
+        get_logger("flmm_ros").fatal(one_line(error))
+        rclpy.try_shutdown()
+        return 2 if isinstance(error, ParameterError) else 1
+    _spin(node, stop)
+    ended = node.close()
+    if node.failure is not None:
+        node.get_logger().fatal(node.failure)
+    status = 0 if node.failure is None else 1
+    if not ended:  # a thread is deep in a model and cannot be told to stop: leave without the interpreter's clean-up
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return status
+
+
+def _stop_on_signals() -> threading.Event:
+    """An event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _: object) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    return stop
+
+
+def _spin(node: RunnableNode, stop: threading.Event) -> None:
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        while rclpy.ok() and not stop.is_set() and node.failure is None:
+            try:
+                executor.spin_once(timeout_sec=_PERIOD)
+            except Exception as error:  # a message that cannot be taken must not end the node
+                node.get_logger().error(f"event dropped: {one_line(error)}")
+    finally:
+        executor.shutdown(timeout_sec=1.0)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks, 500 characters at most; its type if it has no message."""
+    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -1,0 +1,56 @@
+"""The grounding node with a scripted pipeline instead of a model: each command says what the pipeline does."""
+
+import sys
+import time
+
+import numpy as np
+
+from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
+from flmm_ros.grounding_node import main
+
+
+class ScriptedPipeline:
+    """Answers with one phrase over the left half; "sleep S" takes S seconds, "fail" raises, "many N" names N things."""
+
+    def __init__(self, config):
+        self.config = config
+        self.images = 0
+
+    def set_image(self, picture):
+        assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+        self.picture = picture
+        self.images += 1
+
+    def chat(self, text, *, max_new_tokens=None):
+        word, _, argument = text.partition(" ")
+        if word == "fail":
+            raise RuntimeError("scripted\nfailure")
+        if word == "sleep":
+            time.sleep(float(argument))
+        if word == "nothing":
+            return self._answer("Nothing.", 0)
+        if word == "many":
+            return self._answer("thing " * int(argument), int(argument), len("thing "))
+        if word == "tokens":
+            return self._answer(f"limit {max_new_tokens}", 0)
+        if word == "mean":
+            return self._answer(" ".join(str(round(v)) for v in self.picture.reshape(-1, 3).mean(axis=0)), 0)
+        return self._answer(f"It said: {text}", 1)
+
+    def refer(self, phrases):
+        return self._answer(phrases[0], 1, len(phrases[0]))
+
+    def _answer(self, text, count, length=2):
+        height, width = self.picture.shape[:2]
+        mask = np.zeros((height, width), bool)
+        mask[:, : max(1, width // 2)] = True
+        box = (0, 0, max(1, width // 2), height)
+        phrases = tuple(
+            GroundedPhrase(text[i * length : (i + 1) * length].strip(), i * length, (i + 1) * length, mask, box, 0.75)
+            for i in range(count)
+        )
+        return GroundedAnswer(text, phrases, height, width, StageSeconds(image=0.1, lmm=0.2))
+
+
+if __name__ == "__main__":
+    sys.exit(main(load=ScriptedPipeline))
