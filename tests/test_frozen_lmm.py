@@ -1,0 +1,152 @@
+"""The frozen LMM: greedy ids of the plain model, one path for chat and reading, exact offsets."""
+
+import pytest
+import torch
+from tiny_models import picture, save_llava
+from transformers import LlavaForConditionalGeneration
+
+from flmm_core.frozen_lmm import FrozenLmm, LmmShape
+
+QUESTIONS = ["where is the lemon?", "what is there", "pick up the banana, please", "Où est l'été? 柠檬", "a"]
+
+
+@pytest.fixture(scope="module", params=["clip", "tabletop"])
+def folder(request, tmp_path_factory):
+    return save_llava(tmp_path_factory.mktemp("llava"), tower=request.param)
+
+
+def plain_generate(folder, lmm, question, **options):
+    """Ids from ``model.generate`` on a model that this project has not touched, from pixels."""
+    model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    prompt = f"USER: {'<image>' * 16}\n{question} ASSISTANT:"
+    inputs = lmm.tokenizer(prompt, return_tensors="pt")
+    pixels = lmm.family.prepare(picture()).pixel_values
+    output = model.generate(
+        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, pixel_values=pixels, do_sample=False, **options
+    )
+    return output[0, inputs.input_ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("reuse", [False, True], ids=["whole", "prefix"])
+def test_greedy_ids_are_those_of_the_plain_model(folder, reuse):
+    lmm = FrozenLmm.from_pretrained(folder, reuse_prefix=reuse)
+    image = lmm.encode_image(picture())
+    for question in QUESTIONS:
+        for limit in (1, 12):
+            trace = lmm.generate(image, question, max_new_tokens=limit)
+            assert list(trace.token_ids) == plain_generate(folder, lmm, question, max_new_tokens=limit), question
+            assert not trace.ended
+            assert trace.hidden_states.shape == (3, limit, 32)
+            assert trace.kept.tokens == limit
+
+
+def test_the_end_token_is_left_out(folder):
+    lmm = FrozenLmm.from_pretrained(folder)
+    image = lmm.encode_image(picture())
+    free = lmm.generate(image, QUESTIONS[0], max_new_tokens=12).token_ids
+    stop = next(i for i in range(2, 12) if free[i] not in free[:i])
+    lmm.model.generation_config.eos_token_id = [2, free[stop]]
+    trace = lmm.generate(image, QUESTIONS[0], max_new_tokens=12)
+    assert trace.ended
+    assert trace.token_ids == free[:stop]
+    assert trace.hidden_states.shape[1] == trace.kept.tokens == len(trace.token_offsets) == stop
+    lmm.model.generation_config.eos_token_id = free[0]
+    empty = lmm.generate(image, QUESTIONS[0], max_new_tokens=12)
+    assert (empty.text, empty.token_ids, empty.hidden_states.shape[1]) == ("", (), 0)
+    assert empty.merged_attention([]).shape == (0, 12, 4, 4)
+
+
+def test_reading_an_answer_matches_having_written_it(folder):
+    """Rows and states of a generated answer equal those of the same tokens, teacher-forced; also for the last token."""
+    lmm = FrozenLmm.from_pretrained(folder)
+    image = lmm.encode_image(picture())
+    written = lmm.generate(image, QUESTIONS[0], max_new_tokens=8)
+    ids = lmm._prompt_ids(QUESTIONS[0], 16) + list(written.token_ids)
+    lmm_ids = lmm._answer_ids
+    try:
+        lmm._answer_ids = lambda *_: (ids[:-8], ids[-8:], written.token_offsets)
+        read = lmm.read_answer(image, QUESTIONS[0], "x")
+    finally:
+        lmm._answer_ids = lmm_ids
+    spans = [(i, i + 1) for i in range(8)]
+    torch.testing.assert_close(written.merged_attention(spans), read.merged_attention(spans), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(written.hidden_states, read.hidden_states, atol=1e-5, rtol=1e-4)
+
+
+def test_commands_leave_the_encoded_picture_alone(folder):
+    lmm = FrozenLmm.from_pretrained(folder)
+    image = lmm.encode_image(picture())
+    before = [(keys.clone(), values.clone()) for keys, values in image.prefix_cache]
+    first = lmm.generate(image, QUESTIONS[0], max_new_tokens=6)
+    lmm.read_answer(image, QUESTIONS[1], "The lemon.")
+    again = lmm.generate(image, QUESTIONS[0], max_new_tokens=6)
+    assert first.token_ids == again.token_ids
+    assert torch.equal(first.hidden_states, again.hidden_states)
+    for (keys, values), (keys_before, values_before) in zip(image.prefix_cache, before, strict=True):
+        assert torch.equal(keys, keys_before) and torch.equal(values, values_before)
+
+
+def test_reuse_and_whole_agree(folder):
+    traces = []
+    for reuse in (False, True):
+        lmm = FrozenLmm.from_pretrained(folder, reuse_prefix=reuse)
+        traces.append(lmm.read_phrases(lmm.encode_image(picture()), ["red mug", "lemon"]))
+    (whole, spans), (prefix, spans_prefix) = traces
+    assert spans == spans_prefix
+    torch.testing.assert_close(whole.hidden_states, prefix.hidden_states, atol=1e-5, rtol=1e-4)
+
+
+def test_phrases_are_found_by_offsets(folder):
+    lmm = FrozenLmm.from_pretrained(folder)
+    phrases = ["red mug", "lemon", "the lemon's été", "柠檬", "red mug"]
+    trace, spans = lmm.read_phrases(lmm.encode_image(picture()), phrases)
+    assert trace.text == "red mug. lemon. the lemon's été. 柠檬. red mug."
+    assert [trace.text[span.start : span.end] for span in spans] == phrases
+    for span, phrase in zip(spans, phrases, strict=True):
+        own = trace.token_ids[span.token_start : span.token_end]
+        assert lmm.tokenizer.decode(list(own)).strip() == phrase
+    assert all(a.token_end < b.token_start for a, b in zip(spans, spans[1:], strict=False))  # the full stop is nobody's
+
+
+def test_offsets_of_written_text(folder):
+    lmm = FrozenLmm.from_pretrained(folder)
+    words = "  The été 柠檬 is left.\n"
+    ids = lmm.tokenizer(words, add_special_tokens=False).input_ids
+    text, offsets = lmm._decode_with_offsets(ids)
+    assert text == words.strip()
+    assert "".join(text[a:b] for a, b in offsets) == text
+    assert all(a <= b for a, b in offsets) and offsets[0][0] == 0 and offsets[-1][1] == len(text)
+    for word in ("été", "柠檬", "left"):
+        start = text.index(word)
+        touched = [i for i, (a, b) in enumerate(offsets) if a < start + len(word) and b > start]
+        assert text[offsets[touched[0]][0] : offsets[touched[-1]][1]].strip() == word
+
+
+def test_text_arrives_while_it_is_written(folder):
+    lmm = FrozenLmm.from_pretrained(folder)
+    seen = []
+    trace = lmm.generate(lmm.encode_image(picture()), QUESTIONS[0], max_new_tokens=6, on_text=seen.append)
+    assert len(seen) == 6
+    assert seen[-1] == trace.text
+
+
+@pytest.mark.parametrize("text", ["show <image> please", "</s>", "<pad> lemon"])
+def test_markers_in_the_users_words_are_refused(folder, text):
+    lmm = FrozenLmm.from_pretrained(folder)
+    image = lmm.encode_image(picture())
+    with pytest.raises(ValueError, match="expected no special tokens of the LMM, got '<"):
+        lmm.generate(image, text)
+    with pytest.raises(ValueError, match="expected no special tokens of the LMM, got '<"):
+        lmm.read_answer(image, "where?", text)
+
+
+@pytest.mark.parametrize("answer", ["", "  \n"])
+def test_an_answer_without_words_is_refused(folder, answer):
+    lmm = FrozenLmm.from_pretrained(folder)
+    with pytest.raises(ValueError, match="answer: expected at least one word, got"):
+        lmm.read_answer(lmm.encode_image(picture()), "where?", answer)
+
+
+def test_shape_comes_from_the_config(folder):
+    assert LmmShape.from_pretrained(folder) == LmmShape(layers=3, heads=4, hidden_size=32)
+    assert LmmShape(3, 4, 32).channels == 12
