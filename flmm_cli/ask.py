@@ -1,15 +1,68 @@
-"""`flmm ask`."""
+"""`flmm ask`: sends one command to a running grounding node."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flmm_ros.ask import AskClient
+    from flmm_ros.msg import GroundedAnswer
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    subparsers.add_parser("ask")
+    parser = subparsers.add_parser(
+        "ask",
+        help="ask a running grounding node",
+        description="Sends a command to a running grounding node and prints the answer and what it points at.",
+    )
+    parser.add_argument("text", help="the command, for instance 'where is the lemon?'")
+    parser.add_argument("--refer", action="store_true", help="the text is a phrase to ground, not a question")
+    parser.add_argument("--node", default="/grounding", help="full name of the node (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="write the node's overlay picture to this file")
+    parser.add_argument("--wait", type=float, default=10.0, help="seconds to wait for the node (default: %(default)g)")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the reply (default: %(default)g)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Not there yet."""
-    raise NotImplementedError
+    """Ask; exit status 1 if the node refused."""
+    from flmm_ros.ask import AskClient
+    from flmm_ros.msg import GroundedAnswer
+
+    if not args.node.startswith("/"):
+        raise ValueError(f"--node: expected a full name such as /grounding, got {args.node!r}")
+    with AskClient(args.node) as client:
+        overlays = client.collect_overlays() if args.out else []
+        client.wait_for_node(args.wait)
+        reply = client.ask(args.text, refer=args.refer, timeout=args.timeout)
+        if reply.status != GroundedAnswer.STATUS_ANSWERED:
+            print(f"refused: {reply.reason}")
+            return 1
+        _show(reply)
+        if args.out:
+            _save_overlay(client, overlays, reply, args.out)
+    return 0
+
+
+def _show(reply: GroundedAnswer) -> None:
+    print(reply.answer)
+    for phrase in reply.phrases:
+        roi = phrase.roi
+        place = f"x {roi.x_offset}-{roi.x_offset + roi.width}, y {roi.y_offset}-{roi.y_offset + roi.height}"
+        print(f"  {phrase.text}: {place if roi.width else 'no mask'}, score {phrase.score:.2f}")
+    print(f"  ({reply.durations.total:.2f} s)")
+
+
+def _save_overlay(client: AskClient, overlays: list, reply: GroundedAnswer, out: Path) -> None:
+    from PIL import Image
+
+    from flmm_ros.conversions import picture_from_message
+
+    def newest() -> object:
+        return next((overlay for overlay in reversed(overlays) if overlay.header.stamp == reply.header.stamp), None)
+
+    message = client.wait_until(newest, 10.0, "the node sent no overlay within 10 s")
+    Image.fromarray(picture_from_message(message, 2**31 - 1)).save(out)
+    print(f"  overlay: {out}")

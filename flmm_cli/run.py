@@ -1,15 +1,36 @@
-"""`flmm run`."""
+"""`flmm run`: leaves the simulated camera and the grounding node running."""
 
 from __future__ import annotations
 
 import argparse
+import time
+
+from flmm_cli.node_options import add_node_options, node_arguments
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    subparsers.add_parser("run")
+    parser = subparsers.add_parser(
+        "run",
+        help="leave the simulated camera and the grounding node running",
+        description='Runs until Ctrl-C. Ask from another terminal: flmm ask "where is the lemon?"',
+    )
+    parser.add_argument("--seed", type=int, default=0, help="scene of the camera (default: %(default)s)")
+    add_node_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Not there yet."""
-    raise NotImplementedError
+    """Run the nodes until Ctrl-C, or until one of them ends."""
+    from flmm_ros.demo import start_nodes
+    from flmm_ros.processes import NodeProcesses
+
+    with NodeProcesses() as processes:
+        start_nodes(processes, node_arguments(args), args.seed)
+        print('ask from another terminal: .venv/bin/flmm ask "what is on the table?"  (Ctrl-C ends)', flush=True)
+        try:
+            while True:
+                processes.check()
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            print("stopping ...", flush=True)
+    return 0

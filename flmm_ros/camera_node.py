@@ -21,7 +21,7 @@ from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import Scene
 
 CAMERA_TUNABLES = (
-    Tunable("seed", int, 0, "Which scene to show.", minimum=0, maximum=2**31 - 1),
+    Tunable("seed", int, 0, "Which scene to show.", minimum=0, maximum=2**32 - 1),
     Tunable("rate", float, 5.0, "Pictures a second.", unit="Hz", minimum=0.1, maximum=60.0),
     Tunable("width", int, 320, "Width of the pictures.", unit="pixels", minimum=32, maximum=4096),
     Tunable("height", int, 240, "Height of the pictures.", unit="pixels", minimum=32, maximum=4096),

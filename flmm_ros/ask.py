@@ -1,0 +1,129 @@
+"""A client of the node: sends one command and waits for its reply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+
+from flmm_ros import qos
+from flmm_ros.msg import GroundedAnswer
+
+T = TypeVar("T")
+
+_SETTLING = 0.3
+"""Seconds between seeing the node and sending: the node must have seen this client too."""
+
+
+class NoReplyError(RuntimeError):
+    """Nothing came in time; the message says what was waited for."""
+
+
+class AskClient:
+    """Talks to a grounding node. Use it in a ``with`` statement, from one thread.
+
+    Args:
+        node: full name of the grounding node; its ``command`` and ``phrase`` topics are looked for in its namespace.
+    """
+
+    def __init__(self, node: str = "/grounding") -> None:
+        namespace = node.rsplit("/", 1)[0]
+        self.node_name = node
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context, args=[])
+        self.node = rclpy.create_node("flmm_ask", context=self._context, enable_rosout=False)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._replies: list[GroundedAnswer] = []
+        self._commands = self.node.create_publisher(String, f"{namespace}/command", qos.commands())
+        self._phrases = self.node.create_publisher(String, f"{namespace}/phrase", qos.commands())
+        self.node.create_subscription(GroundedAnswer, f"{node}/answer", self._replies.append, qos.commands())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the graph."""
+        self._executor.shutdown(timeout_sec=1.0)
+        self.node.destroy_node()
+        rclpy.try_shutdown(context=self._context)
+
+    def collect_overlays(self) -> list[Image]:
+        """From now on the node draws overlays for this client; they come into the returned list."""
+        overlays: list[Image] = []
+        self.node.create_subscription(Image, f"{self.node_name}/overlay", overlays.append, qos.pictures())
+        return overlays
+
+    def wait_for_node(self, timeout: float, meanwhile: Callable[[], None] | None = None) -> None:
+        """Wait until commands and replies can travel.
+
+        Args:
+            timeout: seconds.
+            meanwhile: called now and then; may raise to give up early.
+
+        Raises:
+            NoReplyError: the node is not there.
+        """
+
+        def connected() -> bool:
+            ends = (self._commands.get_subscription_count(), self._phrases.get_subscription_count())
+            return min(*ends, self.node.count_publishers(f"{self.node_name}/answer")) > 0
+
+        hint = "is it running, with the same ROS_DOMAIN_ID? (`make run` starts it)"
+        self.wait_until(connected, timeout, f"no node {self.node_name} within {timeout:g} s: {hint}", meanwhile)
+        self.spin(_SETTLING)
+
+    def ask(
+        self, text: str, *, refer: bool = False, timeout: float = 60.0, meanwhile: Callable[[], None] | None = None
+    ) -> GroundedAnswer:
+        """Send a command, or with ``refer`` a phrase, and return its reply, which may be a refusal.
+
+        Raises:
+            NoReplyError: nothing came within ``timeout`` seconds.
+        """
+        self._replies.clear()
+        (self._phrases if refer else self._commands).publish(String(data=text))
+        mode = GroundedAnswer.MODE_REFER if refer else GroundedAnswer.MODE_CHAT
+
+        def reply() -> GroundedAnswer | None:
+            return next((reply for reply in self._replies if reply.mode == mode and _is_about(reply, text)), None)
+
+        return self.wait_until(reply, timeout, f"no reply to {text[:60]!r} within {timeout:g} s", meanwhile)
+
+    def wait_until(
+        self, ready: Callable[[], T], timeout: float, complaint: str, meanwhile: Callable[[], None] | None = None
+    ) -> Any:
+        """Spin until ``ready()`` gives something true, and return that.
+
+        Raises:
+            NoReplyError: with ``complaint``, after ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while not (found := ready()):
+            if time.monotonic() > deadline:
+                raise NoReplyError(complaint)
+            if meanwhile is not None:
+                meanwhile()
+            self._executor.spin_once(timeout_sec=0.1)
+        return found
+
+    def spin(self, seconds: float) -> None:
+        """Let messages come in for a while."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=left)
+
+
+def _is_about(reply: GroundedAnswer, text: str) -> bool:
+    if reply.status == GroundedAnswer.STATUS_COMMAND_TOO_LONG:
+        return text.startswith(reply.command)
+    return reply.command == text

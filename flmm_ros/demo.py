@@ -1,0 +1,264 @@
+"""The demo: a simulated camera and the grounding node as processes of their own, and commands with known answers.
+
+The truth is rendered here from the camera's seed, and compared with the picture that the node answered on.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rclpy.parameter import Parameter
+from rclpy.parameter_client import AsyncParameterClient
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image
+
+from flmm_core.types import GroundedAnswer, GroundedPhrase
+from flmm_ros.ask import AskClient, NoReplyError
+from flmm_ros.conversions import phrase_from_message, picture_from_message
+from flmm_ros.msg import GroundedAnswer as Reply
+from flmm_ros.processes import NodeProcesses
+from flmm_sim.dataset_writer import scene_seed
+from flmm_sim.language import Span, Turn, normalise_answer, questions
+from flmm_sim.renderer import TabletopRenderer
+from flmm_sim.scene import Scene
+
+KINDS = ("list", "where", "fetch", "relation", "presence", "absence", "count", "attribute")
+"""Kinds of questions, in the order in which the demo asks them; refer mode comes last."""
+
+_PREFERRED = {"relation": "left", "attribute": "color"}
+"""A word that the demo likes to have in a question of this kind."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A command of the demo and its truth."""
+
+    seed: int
+    scene: Scene
+    turn: Turn
+    refer: bool
+
+    @property
+    def kind(self) -> str:
+        """Kind of the question, or "refer"."""
+        return "refer" if self.refer else self.turn.kind
+
+    @property
+    def text(self) -> str:
+        """What is sent."""
+        return self.turn.question
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back for a command."""
+
+    ask: Ask
+    reply: Reply
+    picture: np.ndarray
+    """``[H, W, 3]`` uint8 RGB: the camera's picture with the stamp of the reply."""
+    answer: GroundedAnswer
+    ious: tuple[float | None, ...]
+    """For each phrase its IoU with the true mask; None if the phrase names nothing that is there."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether there was an answer and no refusal."""
+        return bool(self.reply.status == Reply.STATUS_ANSWERED)
+
+    @property
+    def right(self) -> bool:
+        """Whether the words are the true answer."""
+        return normalise_answer(self.answer.text) == normalise_answer(self.ask.turn.answer)
+
+
+def plan(count: int, scenes: int, seed: int) -> list[Ask]:
+    """Choose commands of all kinds over several scenes that no training ever saw, ordered by scene.
+
+    Args:
+        count: commands.
+        scenes: different scenes.
+        seed: seed of scenes and questions.
+    """
+    seeds = [scene_seed("demo", seed, index) for index in range(scenes)]
+    with TabletopRenderer() as renderer:
+        rendered = [renderer.sample(scene) for scene in seeds]
+    turns = [questions(scene, np.random.default_rng(at), per_kind=6) for at, scene in zip(seeds, rendered, strict=True)]
+    rng = np.random.default_rng(seed)
+    wanted = [(*KINDS, "refer")[i % (len(KINDS) + 1)] for i in range(count)]
+    asks: list[tuple[int, Ask]] = []
+    for number, kind in enumerate(wanted):
+        for offset in range(scenes):
+            at = (number + offset) % scenes
+            turn = _refer_turn(rendered[at], rng) if kind == "refer" else _take(turns[at], kind)
+            if turn is not None:
+                asks.append((at, Ask(seeds[at], rendered[at], turn, kind == "refer")))
+                break
+    return [ask for _, ask in sorted(asks, key=lambda entry: entry[0])]
+
+
+def _take(turns: list[Turn], kind: str) -> Turn | None:
+    """Remove and return a turn of this kind, if there is one."""
+    found = [turn for turn in turns if turn.kind == kind]
+    if not found:
+        return None
+    word = _PREFERRED.get(kind, "")
+    chosen = next((turn for turn in found if word in turn.question.lower()), found[0])
+    turns.remove(chosen)
+    return chosen
+
+
+def _refer_turn(scene: Scene, rng: np.random.Generator) -> Turn | None:
+    """A thing whose name means it alone, as a phrase to ground."""
+    names = [thing.name for thing in scene.objects]
+    alone = [index for index, name in enumerate(names) if names.count(name) == 1]
+    if not alone:
+        return None
+    index = int(rng.choice(alone))
+    phrase = f"the {names[index]}"
+    return Turn("refer", phrase, phrase, (Span(0, len(phrase), (index,)),))
+
+
+def demo_environment() -> dict[str, str]:
+    """A ROS graph of its own that never leaves this machine."""
+    domain = random.SystemRandom().randint(1, 100)
+    return {
+        "ROS_DOMAIN_ID": str(domain),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp",
+    }
+
+
+def start_nodes(processes: NodeProcesses, node_arguments: Sequence[str], seed: int) -> None:
+    """Start the camera and the grounding node, which looks at it."""
+    processes.start("camera", "flmm_ros.camera_node", ["--ros-args", "-p", f"seed:={seed}"])
+    remap = ["-r", "image:=/camera/image"]
+    processes.start("grounding", "flmm_ros.grounding_node", ["--ros-args", *remap, *node_arguments])
+
+
+class Demo:
+    """Asks the running nodes. Use :meth:`close` in the end.
+
+    Args:
+        processes: checked while waiting, so that a node that died is noticed at once.
+        timeout: seconds to wait for a reply.
+        start_timeout: seconds to wait for camera, node and model at the start.
+    """
+
+    def __init__(self, processes: NodeProcesses, *, timeout: float, start_timeout: float) -> None:
+        self._processes = processes
+        self._timeout = timeout
+        self._client = AskClient()
+        self._pictures: dict[tuple[int, int], np.ndarray] = {}
+        """By stamp."""
+        self._client.node.create_subscription(Image, "/camera/image", self._on_picture, QoSProfile(depth=10))
+        self._camera = AsyncParameterClient(self._client.node, "/camera")
+        self._wait(self._camera.services_are_ready, start_timeout, "the camera did not start")
+        self._wait(lambda: self._pictures, start_timeout, "no picture came from the camera")
+        self._client.wait_for_node(start_timeout, processes.check)
+        # Commands wait while the node loads its model: the reply to this one says that it has.
+        self._client.ask("table", refer=True, timeout=start_timeout, meanwhile=processes.check)
+
+    def close(self) -> None:
+        """Leave the graph; the nodes stay."""
+        self._client.close()
+
+    def ask(self, ask: Ask) -> Outcome:
+        """Show the scene, send the command, and compare the reply with the truth."""
+        changed = self._show(ask.seed)
+        reply = self._client.ask(ask.text, refer=ask.refer, timeout=self._timeout, meanwhile=self._processes.check)
+        stamp = (reply.header.stamp.sec, reply.header.stamp.nanosec)
+        if reply.status != Reply.STATUS_ANSWERED:
+            height, width = ask.scene.image.shape[:2]
+            return Outcome(ask, reply, ask.scene.image, GroundedAnswer("", (), height, width), ())
+        if stamp < changed:
+            raise NoReplyError(f"the reply to {ask.text!r} is about an old picture")
+        picture = self._wait(lambda: self._pictures.get(stamp), 5.0, f"the picture of the reply to {ask.text!r} never came")
+        difference = float(np.abs(picture.astype(int) - ask.scene.image).mean())
+        if difference > 1.0:
+            raise NoReplyError(f"the camera does not show seed {ask.seed}: mean difference {difference:.1f} of 255")
+        height, width = picture.shape[:2]
+        phrases = tuple(phrase_from_message(message, height, width) for message in reply.phrases)
+        answer = GroundedAnswer(reply.answer, phrases, height, width)
+        return Outcome(ask, reply, picture, answer, _ious(answer, ask))
+
+    def _show(self, seed: int) -> tuple[int, int]:
+        """Switch the camera to a scene; returns a stamp from which on its pictures show it."""
+        future = self._camera.set_parameters([Parameter("seed", value=seed)])
+        response = self._wait(lambda: future.done() and future.result(), 10.0, "the camera did not change its scene")
+        if not response.results[0].successful:
+            raise NoReplyError(f"the camera refused seed {seed}: {response.results[0].reason}")
+        now = self._client.node.get_clock().now().to_msg()
+        changed = (now.sec, now.nanosec)
+        self._wait(lambda: any(stamp > changed for stamp in self._pictures), 15.0, "no picture of the new scene came")
+        self._client.spin(0.1)  # the node gets it at the same time, on another way
+        return changed
+
+    def _wait(self, ready: Callable[[], object], timeout: float, complaint: str) -> Any:
+        return self._client.wait_until(ready, timeout, complaint, self._processes.check)
+
+    def _on_picture(self, message: Image) -> None:
+        stamp = (message.header.stamp.sec, message.header.stamp.nanosec)
+        self._pictures[stamp] = picture_from_message(message, 2**31 - 1)
+        for old in sorted(self._pictures)[:-50]:
+            del self._pictures[old]
+
+
+def _ious(answer: GroundedAnswer, ask: Ask) -> tuple[float | None, ...]:
+    return tuple(_iou(phrase, _true_mask(phrase, answer, ask)) for phrase in answer.phrases)
+
+
+def _true_mask(phrase: GroundedPhrase, answer: GroundedAnswer, ask: Ask) -> np.ndarray | None:
+    """``[H, W]`` bool: what the phrase names. By its place in a right answer, by its words in any other."""
+    things = ask.scene.objects
+    if answer.text == ask.turn.answer:
+        spans = [span for span in ask.turn.spans if span.start < phrase.end and phrase.start < span.end]
+        named = [things[index] for span in spans for index in span.objects]
+    else:
+        text = phrase.text.lower()
+        named = [thing for thing in things if thing.name in text] or [thing for thing in things if thing.kind in text]
+    return np.any([thing.mask for thing in named], axis=0) if named else None
+
+
+def _iou(phrase: GroundedPhrase, truth: np.ndarray | None) -> float | None:
+    if truth is None:
+        return None
+    union = int((phrase.mask | truth).sum())
+    return int((phrase.mask & truth).sum()) / union if union else 0.0
+
+
+def run_demo(
+    asks: Sequence[Ask],
+    log_dir: Path,
+    node_arguments: Sequence[str],
+    *,
+    timeout: float,
+    start_timeout: float,
+    on_outcome: Callable[[Outcome], None],
+    on_started: Callable[[float], None],
+) -> list[Outcome]:
+    """Run the whole demo; the nodes are stopped whatever happens.
+
+    Raises:
+        NoReplyError, ChildEndedError: something did not answer, or died.
+    """
+    outcomes = []
+    began = time.monotonic()
+    with NodeProcesses(log_dir) as processes:
+        start_nodes(processes, node_arguments, asks[0].seed)
+        demo = Demo(processes, timeout=timeout, start_timeout=start_timeout)
+        try:
+            on_started(time.monotonic() - began)
+            for ask in asks:
+                outcome = demo.ask(ask)
+                on_outcome(outcome)
+                outcomes.append(outcome)
+        finally:
+            demo.close()
+    return outcomes

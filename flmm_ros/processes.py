@@ -1,0 +1,100 @@
+"""Starts nodes as child processes, each with a log file, and stops them whatever happens. Imports no ROS."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_PR_SET_PDEATHSIG = 1
+_PATIENCE = ((signal.SIGINT, 12.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0))
+"""Signals in the order in which a child gets them, and the seconds it has after each."""
+
+
+class ChildEndedError(RuntimeError):
+    """A node ended by itself; the message holds the end of its log."""
+
+
+class NodeProcesses:
+    """Child processes that live as long as the ``with`` block.
+
+    Args:
+        log_dir: each child writes ``<name>.log`` there; None leaves their output on the terminal.
+        environment: added to this process's environment.
+    """
+
+    def __init__(self, log_dir: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
+        self._log_dir = log_dir
+        self._environment = {**os.environ, **(environment or {})}
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self, name: str, module: str, arguments: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Run ``python -m module arguments``; a Python file may stand for the module.
+
+        The child gets its own process group, so that Ctrl-C reaches this process alone, and dies with this process.
+        """
+        target = [module] if module.endswith(".py") else ["-m", module]
+        log = None
+        if self._log_dir is not None:
+            self._log_dir.mkdir(parents=True, exist_ok=True)
+            log = open(self._log_dir / f"{name}.log", "wb")  # noqa: SIM115
+        try:
+            child = subprocess.Popen(
+                [sys.executable, *target, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT if log else None,
+                env=self._environment,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        finally:
+            if log is not None:
+                log.close()
+        self._children[name] = child
+        return child
+
+    def check(self) -> None:
+        """Make sure that every child runs.
+
+        Raises:
+            ChildEndedError: one has ended.
+        """
+        for name, child in self._children.items():
+            if child.poll() is not None:
+                raise ChildEndedError(f"{name} ended with status {child.returncode}{self._last_words(name)}")
+
+    def stop(self) -> None:
+        """End every child: politely first, by force in the end."""
+        for number, patience in _PATIENCE:
+            alive = [child for child in self._children.values() if child.poll() is None]
+            for child in alive:
+                child.send_signal(number)
+            deadline = time.monotonic() + patience
+            while any(child.poll() is None for child in alive) and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+    def _last_words(self, name: str) -> str:
+        if self._log_dir is None:
+            return ""
+        lines = (self._log_dir / f"{name}.log").read_text(errors="replace").strip().splitlines()
+        fatal = [line for line in lines if "[FATAL]" in line] or lines[-1:]
+        return f": {fatal[-1]}" if fatal else ""
+
+
+def _die_with_parent() -> None:
+    """In the child, before the program starts: ask the kernel for SIGTERM when the parent dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
