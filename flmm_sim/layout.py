@@ -134,7 +134,7 @@ def choose_camera(rng: np.random.Generator, height: int, width: int, count: int)
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(30, 60))
     roll, fovy = np.radians(rng.normal(0, 1.5)), rng.uniform(32, 46)
     focal = height / 2 / np.tan(np.radians(fovy) / 2)
-    pixels_per_metre = (height / 240) * (rng.uniform(470, 580) - 14 * max(count - 3, 0))
+    pixels_per_metre = (height / 240) * (rng.uniform(440, 550) - 14 * max(count - 3, 0))
     distance = focal / pixels_per_metre
     target = np.append(rng.uniform(-0.05, 0.05, 2), 0.02)
     backward = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
@@ -159,7 +159,12 @@ def _rotation(rng: np.random.Generator, kind: str) -> np.ndarray:
 
 
 def _place_one(
-    rng: np.random.Generator, points: np.ndarray, kind: str, view: CameraView, others: Sequence[Placement], half: tuple[float, float]
+    rng: np.random.Generator,
+    points: np.ndarray,
+    kind: str,
+    view: CameraView,
+    others: Sequence[Placement],
+    half: tuple[float, float],
 ) -> Placement | None:
     """A free place for one object wholly in the picture and on the table, or None when this draw does not fit."""
     rotation = _rotation(rng, kind)
@@ -168,9 +173,11 @@ def _place_one(
     turned = turned - np.append((low[:2] + high[:2]) / 2, low[2])
     shift = turned[0] - points[0] @ rotation.T
     size = np.array([view.width, view.height])
-    if others and rng.random() < 0.35:
+    if others and rng.random() < 0.5:
         near = others[int(rng.integers(len(others)))]
-        pixel = near.outline.mean(axis=0) + rng.normal(0, 0.2 * view.height, 2)
+        pixel = near.outline.mean(axis=0) + view.height * np.array(
+            [rng.normal(0, 0.06), rng.choice((-1, 1)) * rng.uniform(0.08, 0.24)]
+        )
     else:
         pixel = rng.uniform(0.08, 0.95, 2) * size
     centre = view.on_table(pixel)

@@ -1,7 +1,7 @@
 """Triangle meshes of the 14 kinds of objects, made from profiles and tubes.
 
-Every mesh stands in its *body frame*: metres, z up, the lowest point at z = 0, the bounding box centred on the z axis. Faces run
-counter-clockwise seen from outside. Nothing here knows about MuJoCo, colours of the scene or cameras.
+Every mesh stands in its *body frame*: metres, z up, the lowest point at z = 0, the bounding box centred on the z axis. Faces
+run counter-clockwise seen from outside. Nothing here knows about MuJoCo, colours of the scene or cameras.
 """
 
 from __future__ import annotations
@@ -93,9 +93,11 @@ def _block(size: Sequence[float], centre: Sequence[float], finish: str = BODY, b
             second = (axis + 1) % 3
             for t in signs:
                 ends = [_around(axis, s, t, v) for v in signs]
-                faces += _quad([corner(*ends[0], axis), corner(*ends[1], axis), corner(*ends[1], second), corner(*ends[0], second)])
-    for c in corners.astype(int):
-        faces.append([corner(*c, axis) for axis in range(3)])
+                faces += _quad(
+                    [corner(*ends[0], axis), corner(*ends[1], axis), corner(*ends[1], second), corner(*ends[0], second)]
+                )
+    for x, y, z in corners.astype(int).tolist():
+        faces.append([corner(x, y, z, axis) for axis in range(3)])
     outward = np.array(faces)
     p, q, r = (points[outward[:, i]] for i in range(3))
     inside_out = np.einsum("fi,fi->f", np.cross(q - p, r - p), p + q + r) < 0

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import cv2
-import mujoco
 import numpy as np
 
 from flmm_sim.layout import FILL, CameraView, Placement, check_objects, choose_camera, choose_objects, place_objects
+from flmm_sim.offscreen import mujoco, open_gl
 from flmm_sim.scene import Scene, SceneObject
 from flmm_sim.world import HIDDEN_GROUP, POOL_SCALES, SHOWN_GROUP, TABLE_HALF, Instance, build_world
 
@@ -23,7 +20,7 @@ _RGB = {
     "yellow": (0.98, 0.86, 0.08),
     "green": (0.10, 0.55, 0.16),
     "blue": (0.08, 0.24, 0.82),
-    "purple": (0.42, 0.13, 0.62),
+    "purple": (0.46, 0.15, 0.67),
     "pink": (0.98, 0.52, 0.72),
     "white": (0.96, 0.96, 0.96),
     "black": (0.06, 0.06, 0.065),
@@ -34,43 +31,6 @@ _LEAST_PIXELS = 150 / (240 * 320)
 _LEAST_SHARE = 0.35
 _LAYOUTS = 60
 """Tries before a list of objects is given up."""
-
-
-class RenderingUnavailableError(RuntimeError):
-    """Neither of the two ways to draw without a window works on this machine."""
-
-
-def _open_gl(height: int, width: int) -> Any:
-    """An OpenGL context without a window, made current: EGL, or else OSMesa; MUJOCO_GL narrows the choice to one.
-
-    Raises:
-        RenderingUnavailableError: no context could be made.
-    """
-    asked = os.environ.get("MUJOCO_GL", "").lower()
-    platform = os.environ.get("PYOPENGL_PLATFORM")
-    failures = []
-    for backend in (asked,) if asked in ("egl", "osmesa") else ("egl", "osmesa"):
-        os.environ["MUJOCO_GL"] = backend
-        try:
-            context = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
-            context.make_current()
-        except Exception as error:  # PyOpenGL raises errors of many unrelated types when a library is missing
-            failures.append(f"{backend}: {' '.join(str(error).split())[:120]}")
-            _forget_opengl(backend, platform)
-        else:
-            return context
-    raise RenderingUnavailableError(
-        f"cannot draw without a window; tried {'; '.join(failures)}; install libegl1 with libgl1-mesa-dri, or libosmesa6"
-    )
-
-
-def _forget_opengl(backend: str, platform: str | None) -> None:
-    """Unload PyOpenGL, which binds itself to one platform, so that another one can be tried."""
-    for name in [name for name in sys.modules if name.split(".")[0] == "OpenGL" or name == f"mujoco.{backend}"]:
-        del sys.modules[name]
-    os.environ.pop("PYOPENGL_PLATFORM", None)
-    if platform is not None:
-        os.environ["PYOPENGL_PLATFORM"] = platform
 
 
 class TabletopRenderer:
@@ -89,7 +49,7 @@ class TabletopRenderer:
         if height < 32 or width < 32:
             raise ValueError(f"expected pictures of at least 32x32 pixels, got height {height} and width {width}")
         self.height, self.width = height, width
-        self._gl: Any = _open_gl(height, width)
+        self._gl: Any = open_gl(height, width)
         self._world = build_world(height, width)
         model = self._world.model
         self._context: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)

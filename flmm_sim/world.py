@@ -1,18 +1,18 @@
 """One MuJoCo model that holds a pool of objects of every kind, a table in a room, two lights and a camera.
 
-The model is compiled once. A scene shows some of the pool's instances, moves them as mocap bodies, and changes colours, materials,
-lights and the camera in place.
+The model is compiled once. A scene shows some of the pool's instances, moves them as mocap bodies, and changes colours,
+materials, lights and the camera in place.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mujoco
 import numpy as np
 from scipy.spatial import ConvexHull
 
 from flmm_sim.objects import BODY, CONTRAST, Part, make_parts
+from flmm_sim.offscreen import mujoco
 from flmm_sim.scene import KINDS
 from flmm_sim.textures import SIZE, make_textures
 
@@ -21,7 +21,7 @@ POOL_SCALES = (0.90, 0.97, 1.04, 1.12)
 TABLE_HALF = (0.50, 0.50)
 """Half the table's length and width, metres."""
 SHOWN_GROUP, HIDDEN_GROUP = 0, 5
-_FIXED_RGBA = {"metal": (0.78, 0.79, 0.80, 1.0), "dark": (0.13, 0.12, 0.12, 1.0)}
+_FIXED_RGBA = {"metal": (0.68, 0.69, 0.71, 1.0), "dark": (0.13, 0.12, 0.12, 1.0)}
 _FINISH_MATERIAL = {"metal": "metal", "dark": "matte"}
 _HULL_POINTS = 48
 
@@ -151,7 +151,8 @@ def build_world(height: int, width: int, samples: int = 4, shadow_size: int = 10
         _add_instance(spec, f"{kind}@{scale}", kind, pieces)
     model = spec.compile()
     pool = {
-        kind: tuple(_find_instance(model, f"{kind}@{scale}", kind, parts[kind, scale]) for scale in POOL_SCALES) for kind in KINDS
+        kind: tuple(_find_instance(model, f"{kind}@{scale}", kind, parts[kind, scale]) for scale in POOL_SCALES)
+        for kind in KINDS
     }
     return World(
         model=model,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,7 +14,8 @@ import pytest
 
 from flmm_sim.layout import choose_objects
 from flmm_sim.objects import make_parts
-from flmm_sim.renderer import RenderingUnavailableError, TabletopRenderer
+from flmm_sim.offscreen import RenderingUnavailableError
+from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import COLORS, KIND_COLORS, KINDS, Scene
 
 SEEDS = range(12)
@@ -152,6 +157,20 @@ def test_a_closed_renderer_says_so(renderer: TabletopRenderer) -> None:
     other.close()
     with pytest.raises(RuntimeError, match="closed"):
         other.sample(0)
+
+
+@pytest.mark.parametrize("asked", ["", "egl"])
+def test_a_machine_without_opengl_gets_one_clear_line(asked: str) -> None:
+    script = "from flmm_sim.renderer import TabletopRenderer; TabletopRenderer()"
+    broken = {"__EGL_VENDOR_LIBRARY_FILENAMES": "/nonexistent.json", "PYTHONPATH": os.pathsep.join(sys.path)}
+    if not asked and ctypes.util.find_library("OSMesa"):
+        pytest.skip("OSMesa is installed here")
+    environment = {**os.environ, **broken, "MUJOCO_GL": asked}
+    environment.pop("PYOPENGL_PLATFORM", None)
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    line = ended.stderr.strip().splitlines()[-1]
+    assert "RenderingUnavailableError: cannot draw without a window: tried egl" in line
+    assert "install libegl1" in line
 
 
 def test_choice_of_objects() -> None:
