@@ -95,3 +95,8 @@ def tunables() -> Iterator[Tunable]:
     """Yield the entries of :class:`GroundingConfig` in the order in which they are defined."""
     for entry in fields(GroundingConfig):
         yield Tunable(name=entry.name, type=_TYPES[str(entry.type)], default=entry.default, **entry.metadata)
+
+
+def check(name: str, value: Any) -> None:
+    """Refuse a value of one entry of :class:`GroundingConfig`; see :meth:`Tunable.check`."""
+    next(tunable for tunable in tunables() if tunable.name == name).check(value)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from flmm_core import attention_tap
+from flmm_core import attention_tap, config
 from flmm_core.attention_tap import KeptQueries
 from flmm_core.config import GroundingConfig
 from flmm_core.families import LmmFamily, family_of
@@ -54,16 +54,16 @@ class LmmShape:
         return self.layers * self.heads
 
     @classmethod
-    def from_config(cls, config: PreTrainedConfig) -> LmmShape:
-        text = config.get_text_config()
+    def from_config(cls, lmm_config: PreTrainedConfig) -> LmmShape:
+        text = lmm_config.get_text_config()
         return cls(int(text.num_hidden_layers), int(text.num_attention_heads), int(text.hidden_size))
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> LmmShape:
         """From the config of a folder or a Hugging Face name, without its weights."""
-        config = _read_config(source)
-        family_of(config.model_type)
-        return cls.from_config(config)
+        lmm_config = _read_config(source)
+        family_of(lmm_config.model_type)
+        return cls.from_config(lmm_config)
 
 
 def _read_config(source: str | Path) -> PreTrainedConfig:
@@ -156,7 +156,9 @@ class FrozenLmm:
             max_new_tokens: longest answer.
             on_text: called with the whole answer so far after each token.
         """
+        config.check("max_new_tokens", max_new_tokens)
         ids = self._prompt_ids(text, image.image_tokens)
+        self._check_length(len(ids), image.image_tokens, max_new_tokens)
         cache, images = self._start(image, ids)
         with attention_tap.record(start=len(ids)) as tap:
             output = self.model.generate(
@@ -201,6 +203,7 @@ class FrozenLmm:
         """
         ids, answer_ids, offsets = self._answer_ids(prompt, answer, image.image_tokens)
         sequence = ids + answer_ids
+        self._check_length(len(sequence), image.image_tokens, 0)
         cache, images = self._start(image, sequence)
         seen = cache.get_seq_length()
         with attention_tap.record(start=len(ids)) as tap:
@@ -243,6 +246,14 @@ class FrozenLmm:
         for special in {*self.tokenizer.all_special_tokens, self.family.image_token}:
             if special in text:
                 raise ValueError(f"text: expected no special tokens of the LMM, got {special!r}")
+
+    def _check_length(self, length: int, image_tokens: int, new_tokens: int) -> None:
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and length + new_tokens > limit:
+            raise ValueError(
+                f"text: expected at most {limit - image_tokens - new_tokens} tokens with the prompt's own (context of {limit},"
+                f" less {image_tokens} for the picture and {new_tokens} for the answer), got {length - image_tokens}"
+            )
 
     def _start(self, image: EncodedImage, ids: list[int]) -> tuple[DynamicCache, dict[str, Any]]:
         """The cache to go on from, and the image features if the sequence is to be read from its beginning."""

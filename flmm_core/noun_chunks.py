@@ -66,6 +66,7 @@ _ING_NOUNS = _words(
     "building buildings painting paintings ceiling ceilings clothing string ring king thing wing spring railing awning"
     " ping-pong dressing pudding icing earring earrings lighting parking dining living swimming washing cutting"
 )
+_LY_NOUNS = _words("family fly butterfly jelly lily belly trolley doily ally bully gully")
 _BOUNDARIES = (_PREPOSITIONS | _OTHER | _VERBS) - DETERMINERS
 
 _AMBIGUOUS = _words("can cans drink drinks watch watches cover rest light point ring play park")
@@ -116,17 +117,21 @@ def _ends_chunk(word: str, following: str, run: list[tuple[str, int, int]]) -> b
 
 
 def _begins_chunk(word: str) -> bool:
-    return word in DETERMINERS or (word[0].isalnum() and word not in _BOUNDARIES and not _loose_ing(word))
+    return word in DETERMINERS or (word[0].isalnum() and word not in _BOUNDARIES and not _loose_ing(word) and not _adverb(word))
 
 
 def _is_verb_form(word: str, before: str) -> bool:
-    """An -ing or -ed form after a noun: "man [sitting]", "car [parked]", but "a [parked] car"."""
+    """An -ing, -ed or -ly form after a noun: "man [sitting]", "car [parked]", but "a [parked] car"."""
     after_noun = before not in DETERMINERS and before not in ADJECTIVES
-    return after_noun and (_loose_ing(word) or (word.endswith("ed") and len(word) > 4))
+    return after_noun and (_loose_ing(word) or _adverb(word) or (word.endswith("ed") and len(word) > 4))
 
 
 def _loose_ing(word: str) -> bool:
     return word.endswith("ing") and len(word) > 4 and word not in _ING_NOUNS
+
+
+def _adverb(word: str) -> bool:
+    return word.endswith("ly") and word not in _LY_NOUNS
 
 
 def _close(run: list[tuple[str, int, int]], chunks: list[Range]) -> None:
@@ -136,5 +141,5 @@ def _close(run: list[tuple[str, int, int]], chunks: list[Range]) -> None:
         return
     noun = named[-1]
     participle = len(run) == 1 and noun.endswith("ed") and len(noun) > 4
-    if noun not in ADJECTIVES and noun not in _ABSTRACT and not noun.endswith("ly") and not participle:
+    if noun not in ADJECTIVES and noun not in _ABSTRACT and not _adverb(noun) and not participle:
         chunks.append((run[0][1], run[-1][2]))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
@@ -87,6 +88,21 @@ class SamRefiner(nn.Module):
         """Side of SAM's square input, pixels."""
         return int(self.model.image_encoder.img_size)
 
+    def preprocess(self, picture: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        """SAM's own preprocessing.
+
+        Args:
+            picture: ``[H, W, 3]`` uint8 RGB.
+
+        Returns:
+            Normalised and padded pixels ``[1, 3, frame, frame]``, and the picture's height and width in there.
+        """
+        height, width = ResizeLongestSide.get_preprocess_shape(picture.shape[0], picture.shape[1], self.frame)
+        size = (max(1, width), max(1, height))  # SAM's own rounding leaves nothing of a one-pixel line
+        resized = np.array(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+        pixels = torch.as_tensor(resized, device=self.model.device).permute(2, 0, 1)[None]
+        return self.model.preprocess(pixels), (size[1], size[0])
+
     @torch.no_grad()
     def encode_image(self, picture: np.ndarray) -> SamImage:
         """Run the image encoder.
@@ -94,10 +110,8 @@ class SamRefiner(nn.Module):
         Args:
             picture: ``[H, W, 3]`` uint8 RGB.
         """
-        resized = ResizeLongestSide(self.frame).apply_image(picture)
-        pixels = torch.as_tensor(resized, device=self.model.device).permute(2, 0, 1)[None]
-        embedding = self.model.image_encoder(self.model.preprocess(pixels))
-        return SamImage(embedding, picture.shape[0], picture.shape[1], resized.shape[0], resized.shape[1])
+        pixels, size = self.preprocess(picture)
+        return SamImage(self.model.image_encoder(pixels), *picture.shape[:2], *size)
 
     def prompts(self, image: SamImage, coarse: Tensor, texts: Sequence[Tensor]) -> SamPrompts:
         """Prompts from coarse masks and words.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,3 +67,14 @@ class LmmFamily(ABC):
     @abstractmethod
     def arrange_maps(self, rows: Tensor, geometry: ImageGeometry) -> Tensor:
         """Attention rows ``[l, q, n, image tokens]`` as maps ``[n, c, h, w]``, channels as the heads expect them."""
+
+
+def check_complete(report: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights; transformers would fill them with random numbers and warn.
+
+    Args:
+        report: the loading info of ``from_pretrained``.
+    """
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"expected every weight of the model, but {len(missing)} are missing ({', '.join(missing[:2])} ...)")

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flmm_core.families.base import LmmFamily, LoadedLmm, PreparedImage
+from flmm_core.families.base import LmmFamily, LoadedLmm, PreparedImage, check_complete
 from flmm_core.image_geometry import long_side_geometry, place_in_frame
 from flmm_core.types import ImageGeometry
 
@@ -44,7 +44,8 @@ class LlavaFamily(LmmFamily):
 
     @classmethod
     def load(cls, source: str, *, dtype: torch.dtype) -> LoadedLmm:
-        model = LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype)
+        model, report = LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        check_complete(report)
         tokenizer = AutoTokenizer.from_pretrained(source)
         processor = AutoImageProcessor.from_pretrained(source)
         family = cls(config=model.config, tokenizer=tokenizer, image_processor=processor)

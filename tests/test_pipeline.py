@@ -1,0 +1,209 @@
+"""The whole path on tiny random models: both modes, what is paid once, and refusals."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_checkpoints import SAM_CONFIG, tiny_heads, tiny_sam
+from tiny_models import picture, save_llava
+
+import flmm_core
+from flmm_core.checkpoints import LoadError, save_heads, save_tiny_sam
+from flmm_core.config import GroundingConfig, tunables
+from flmm_core.pipeline import GroundingPipeline, rgb_array
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    root = tmp_path_factory.mktemp("model")
+    save_llava(root / "lmm", kv_heads=2)
+    save_heads(tiny_heads(), root / "heads")
+    save_heads(tiny_heads(selector=False), root / "plain_heads")
+    save_tiny_sam(tiny_sam(), SAM_CONFIG, root / "sam")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pipeline(parts):
+    return GroundingPipeline.from_pretrained(parts / "lmm", parts / "heads", parts / "sam", device="cpu")
+
+
+def check_phrase(phrase, height, width):
+    assert phrase.mask.shape == (height, width) and phrase.mask.dtype == bool
+    ys, xs = np.nonzero(phrase.mask)
+    if len(xs):
+        assert phrase.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+        assert 0.5 < phrase.score <= 1
+    else:
+        assert phrase.box == (0, 0, 0, 0) and phrase.score == 0
+
+
+def test_refer(pipeline):
+    pipeline.set_image(picture(50, 70))
+    answer = pipeline.refer(["red mug", "lemon"])
+    assert [phrase.text for phrase in answer.phrases] == ["red mug", "lemon"]
+    assert answer.text == "red mug. lemon."
+    assert [answer.text[p.start : p.end] for p in answer.phrases] == ["red mug", "lemon"]
+    assert (answer.picture_height, answer.picture_width) == (50, 70)
+    for phrase in answer.phrases:
+        check_phrase(phrase, 50, 70)
+    alone = pipeline.refer("red mug")
+    assert len(alone.phrases) == 1
+
+
+def test_chat(pipeline):
+    pipeline.set_image(np.asarray(picture(50, 70)))
+    pipeline.config = GroundingConfig(selector_threshold=0.0)  # every word is a phrase or part of one
+    try:
+        seen = []
+        answer = pipeline.chat("where is the lemon?", max_new_tokens=12, on_text=seen.append)
+        assert seen[-1] == answer.text
+        assert answer.phrases
+        for phrase in answer.phrases:
+            assert answer.text[phrase.start : phrase.end] == phrase.text != ""
+            check_phrase(phrase, 50, 70)
+        pipeline.config = GroundingConfig(selector_threshold=1.0)
+        again = pipeline.chat("where is the lemon?", max_new_tokens=12)
+        assert again.text == answer.text and again.phrases == ()
+    finally:
+        pipeline.config = GroundingConfig()
+
+
+def test_heads_without_selector_use_noun_chunks(parts):
+    pipeline = GroundingPipeline.from_pretrained(parts / "lmm", parts / "plain_heads", parts / "sam", device="cpu")
+    pipeline.set_image(picture())
+    assert isinstance(pipeline.chat("where is the lemon?", max_new_tokens=12).phrases, tuple)
+
+
+def test_the_picture_is_paid_for_once(pipeline, monkeypatch):
+    calls = []
+    for module in (pipeline.lmm.model.model.vision_tower, pipeline.heads.sam.model.image_encoder):
+        module.register_forward_hook(lambda module, *_: calls.append(type(module).__name__))
+    pipeline.set_image(picture())
+    assert len(calls) == 2
+    first = pipeline.refer(["lemon"])
+    second = pipeline.refer(["lemon"])
+    pipeline.chat("what is there?", max_new_tokens=3)
+    assert len(calls) == 2
+    assert first.seconds.image > 0 and second.seconds.image == 0
+    assert first.seconds.lmm > 0 and first.seconds.mask_head > 0 and first.seconds.refiner > 0
+    assert np.array_equal(first.phrases[0].mask, second.phrases[0].mask)
+
+
+def test_an_empty_mask_is_kept(pipeline, monkeypatch):
+    pipeline.set_image(picture())
+    monkeypatch.setattr(pipeline.heads.sam, "to_picture", lambda low_res, image: torch.full((1, 48, 64), -3.0))
+    (phrase,) = pipeline.refer("lemon").phrases
+    assert (phrase.box, phrase.score, phrase.mask.any()) == ((0, 0, 0, 0), 0.0, np.False_)
+    monkeypatch.setattr(pipeline.heads.sam, "to_picture", lambda low_res, image: torch.zeros(1, 48, 64))
+    assert not pipeline.refer("lemon").phrases[0].mask.any()  # logits > 0, not >= 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (7, 5), (900, 1300)])
+def test_extreme_pictures(pipeline, size):
+    pipeline.set_image(picture(max(size[0], 4), max(size[1], 4)).resize((size[1], size[0])))
+    (phrase,) = pipeline.refer("lemon").phrases
+    check_phrase(phrase, *size)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (np.zeros((4, 4), np.uint8), r"uint8 \[4, 4\]"),
+        (np.zeros((4, 4, 4), np.uint8), r"uint8 \[4, 4, 4\]"),
+        (np.zeros((4, 4, 3), np.float32), r"float32 \[4, 4, 3\]"),
+        ("picture.png", "str"),
+        (None, "NoneType"),
+    ],
+)
+def test_bad_pictures(pipeline, value, got):
+    with pytest.raises(ValueError, match=f"picture: expected uint8 RGB .* got {got}"):
+        pipeline.set_image(value)
+    with pytest.raises(ValueError, match=r"expected at least one pixel, got \[0, 4, 3\]"):
+        pipeline.set_image(np.zeros((0, 4, 3), np.uint8))
+
+
+def test_other_picture_layouts_are_taken():
+    flipped = np.asarray(picture())[:, ::-1]
+    assert rgb_array(flipped).flags.c_contiguous
+    assert rgb_array(Image.new("RGBA", (5, 4))).shape == (4, 5, 3)
+    assert rgb_array(Image.new("L", (5, 4))).shape == (4, 5, 3)
+
+
+def test_bad_commands(parts, pipeline):
+    fresh = GroundingPipeline(lmm=pipeline.lmm, heads=pipeline.heads)
+    with pytest.raises(ValueError, match=r"picture: expected set_image\(\) before a command, got no picture yet"):
+        fresh.chat("where is the lemon?")
+    pipeline.set_image(picture())
+    for text in ("", "  \n", None, 3):
+        with pytest.raises(ValueError, match="text: expected at least one word, got"):
+            pipeline.chat(text)
+        with pytest.raises(ValueError, match="text: expected at least one word, got"):
+            pipeline.refer([text])
+    with pytest.raises(ValueError, match="phrases: expected at least one, got none"):
+        pipeline.refer([])
+    with pytest.raises(ValueError, match="expected no special tokens of the LMM, got '<image>'"):
+        pipeline.chat("an <image>")
+    with pytest.raises(ValueError, match="max_new_tokens: expected 1 to 1024 tokens, got 0"):
+        pipeline.chat("lemon", max_new_tokens=0)
+    for odd in ("\x00\x07 lemon", "柠檬在哪里", "é" * 50, "?"):
+        pipeline.chat(odd, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"text: expected at most \d+ tokens"):
+        pipeline.chat("word " * 3000)
+
+
+def test_bad_options(parts):
+    with pytest.raises(TypeError, match="max_new_token"):
+        GroundingPipeline.from_pretrained(parts / "lmm", parts / "heads", parts / "sam", max_new_token=3)
+    with pytest.raises(ValueError, match="device: expected auto, cpu, cuda or cuda:N, got 'gpu'"):
+        GroundingPipeline.from_pretrained(parts / "lmm", parts / "heads", parts / "sam", device="gpu")
+    with pytest.raises(LoadError, match="heads .*: expected an existing file or folder"):
+        GroundingPipeline.from_pretrained(parts / "lmm", parts / "none", parts / "sam")
+
+
+def test_half_precision_lmm(parts):
+    pipeline = GroundingPipeline.from_pretrained(
+        parts / "lmm", parts / "heads", parts / "sam", device="cpu", dtype="bfloat16"
+    )
+    pipeline.set_image(picture())
+    assert pipeline.lmm.model.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in pipeline.heads.parameters())
+    check_phrase(pipeline.refer("lemon").phrases[0], 48, 64)
+    pipeline.chat("lemon?", max_new_tokens=4)
+
+
+def test_config():
+    entries = {entry.name: entry for entry in tunables()}
+    assert entries["max_new_tokens"].maximum == 1024 and entries["max_new_tokens"].default == 64
+    for entry in entries.values():
+        entry.check(entry.default)
+        assert entry.description
+    for name, value, message in (
+        ("max_new_tokens", 0, "max_new_tokens: expected 1 to 1024 tokens, got 0"),
+        ("max_new_tokens", True, "max_new_tokens: expected int, got bool True"),
+        ("max_new_tokens", 2.5, "max_new_tokens: expected int, got float 2.5"),
+        ("selector_threshold", float("nan"), "selector_threshold: expected 0.0 to 1.0 probability, got nan"),
+        ("dtype", "int8", "dtype: expected one of auto, float32, bfloat16, float16, got 'int8'"),
+        ("lmm", 3, "lmm: expected str, got int 3"),
+    ):
+        with pytest.raises(ValueError) as error:
+            GroundingConfig(**{name: value})
+        assert str(error.value) == message
+    assert GroundingConfig(mask_threshold=0.3).mask_threshold == 0.3
+
+
+def test_flmm_core_imports_no_ros():
+    files = list(Path(flmm_core.__file__).parent.rglob("*.py"))
+    assert len(files) > 10
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                assert name.split(".")[0] not in {"rclpy", "flmm_ros", "sensor_msgs", "std_msgs", "cv_bridge"}, f"{file}: {name}"

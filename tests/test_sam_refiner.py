@@ -1,0 +1,203 @@
+"""SAM refiner: each prompt against an independent formulation, batching, and ablations."""
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor
+
+from flmm_core.sam_refiner import RefinerConfig, SamRefiner
+from flmm_core.sam_tiny import TinySamConfig, build_tiny_sam
+
+
+@pytest.fixture(scope="module")
+def refiner():
+    torch.manual_seed(0)
+    return SamRefiner(sam=build_tiny_sam(TinySamConfig(img_size=64, stem_width=8, fine_width=16, middle_width=16)))
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def image(refiner, picture):
+    return refiner.encode_image(picture)
+
+
+def coarse_masks():
+    """Three masks of 12 x 20 cells, of which the second is empty and the third is one rectangle."""
+    torch.manual_seed(1)
+    masks = torch.randn(3, 12, 20)
+    masks[1] = -3.0
+    masks[2] = -4.0
+    masks[2, 3:9, 5:12] = 4.0
+    return masks
+
+
+def text_tokens(*counts):
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(count, 256, generator=generator) for count in counts]
+
+
+def resize(values, height, width):
+    """Bilinear without corner alignment, written out for one 2-d array."""
+
+    def axis(size_in, size_out):
+        x = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, None)
+        low = np.minimum(x.astype(int), size_in - 1)
+        return low, np.minimum(low + 1, size_in - 1), x - low
+
+    top, bottom, y = axis(values.shape[0], height)
+    left, right, x = axis(values.shape[1], width)
+    rows = values[top] * (1 - y)[:, None] + values[bottom] * y[:, None]
+    return rows[:, left] * (1 - x) + rows[:, right] * x
+
+
+def test_image_is_encoded_as_sam_does(refiner, image, picture):
+    predictor = SamPredictor(refiner.model)
+    predictor.set_image(picture)
+    assert torch.equal(image.embedding, predictor.get_image_embedding())
+    assert (image.input_height, image.input_width) == predictor.input_size == (38, 64)
+
+
+def test_mask_prompt(refiner, image):
+    coarse = coarse_masks()
+    masks = refiner.prompts(image, coarse, text_tokens(1, 1, 1)).masks
+    assert masks.shape == (3, 1, 32, 32)
+    outside = min(-1.0, float(coarse.min()))
+    assert outside == -4.0
+    for got, one in zip(masks[:, 0].numpy(), coarse.double().numpy(), strict=True):
+        framed = np.full((64, 64), outside)
+        framed[:38] = resize(one, 38, 64)
+        np.testing.assert_allclose(got, resize(framed, 32, 32), atol=1e-5)
+
+
+def test_mask_prompt_is_padded_with_minus_one_at_most(refiner, image):
+    prompts = refiner.prompts(image, torch.full((1, 12, 20), 2.0), text_tokens(1))
+    assert prompts.masks[0, 0, -1].eq(-1).all()
+
+
+def test_box_prompt(refiner, image):
+    coarse = coarse_masks()
+    boxes = refiner.prompts(image, coarse, text_tokens(1, 1, 1)).boxes
+    assert boxes.dtype == torch.float32
+    for got, one in zip(boxes.numpy(), coarse.double().numpy(), strict=True):
+        ys, xs = np.nonzero(resize(1 / (1 + np.exp(-one)), 48, 80) > 0.5)
+        box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if len(xs) else [0, 0, 80, 48]
+        np.testing.assert_allclose(got, np.array(box) * [64 / 80, 38 / 48, 64 / 80, 38 / 48], rtol=1e-6)
+    assert boxes[1].tolist() == [0, 0, 64, 38]
+
+
+def test_text_prompt_comes_after_the_box(refiner, image, monkeypatch):
+    """The decoder sees two box tokens, then one token for each token of the phrase."""
+    seen = []
+    decoder = refiner.model.mask_decoder
+    forward = decoder.forward
+
+    def spy(**inputs):
+        seen.append(inputs["sparse_prompt_embeddings"])
+        return forward(**inputs)
+
+    monkeypatch.setattr(decoder, "forward", spy)
+    texts = text_tokens(3)
+    with torch.no_grad():
+        refiner(image, coarse_masks()[:1], texts)
+        boxes = refiner.prompts(image, coarse_masks()[:1], texts).boxes
+        expected, _ = refiner.model.prompt_encoder(points=None, boxes=boxes, masks=None)
+    (sparse,) = seen
+    assert sparse.shape == (1, 5, 256)
+    assert torch.equal(sparse[0, :2], expected[0])
+    assert torch.equal(sparse[0, 2:], texts[0])
+
+
+def test_phrases_are_batched_by_token_count(refiner, image, monkeypatch):
+    """Results are those of one pass for each phrase with the same prompts, in the order of the phrases."""
+    coarse = torch.cat([coarse_masks()] * 7)[:20]
+    texts = text_tokens(*([1, 3, 2, 3] * 5))
+    batches = []
+    decode = refiner._decode
+    monkeypatch.setattr(refiner, "_decode", lambda *a: batches.append(a[2]) or decode(*a))
+    with torch.no_grad():
+        together = refiner(image, coarse, texts)
+        prompts = refiner.prompts(image, coarse, texts)
+        apart = [decode(image, prompts, [i], coarse) for i in range(20)]
+    assert sorted(i for batch in batches for i in batch) == list(range(20))
+    assert len(batches) == 4  # 5 + 5 + 8 + 2
+    torch.testing.assert_close(together.low_res, torch.cat([one.low_res for one in apart]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together.iou, torch.cat([one.iou for one in apart]), atol=1e-4, rtol=1e-4)
+
+
+def test_to_picture_is_sams_postprocessing(refiner, image):
+    with torch.no_grad():
+        low_res = refiner(image, coarse_masks(), text_tokens(2, 2, 2)).low_res
+        full = refiner.to_picture(low_res, image)
+    assert full.shape == (3, 48, 80)
+    for got, one in zip(full.numpy(), low_res.double().numpy(), strict=True):
+        np.testing.assert_allclose(got, resize(resize(one, 64, 64)[:38], 48, 80), atol=1e-4)
+
+
+@pytest.mark.parametrize("off", ["use_mask", "use_box", "use_text"])
+def test_each_prompt_matters(refiner, image, off):
+    with torch.no_grad():
+        every = refiner(image, coarse_masks(), text_tokens(1, 2, 2)).low_res
+        less = SamRefiner(sam=refiner.model, config=RefinerConfig(**{off: False}))(image, coarse_masks(), text_tokens(1, 2, 2))
+    assert less.low_res.shape == every.shape
+    assert (less.low_res - every).abs().max() > 1e-3
+
+
+def test_multimask_keeps_the_candidate_closest_to_the_coarse_mask(refiner, image):
+    many = SamRefiner(sam=refiner.model, config=RefinerConfig(multimask=True))
+    coarse, texts = coarse_masks()[2:], text_tokens(2)
+    with torch.no_grad():
+        chosen = many(image, coarse, texts)
+        prompts = many.prompts(image, coarse, texts)
+        sparse, dense = many.model.prompt_encoder(points=None, boxes=prompts.boxes, masks=prompts.masks)
+        low_res, _ = many.model.mask_decoder(
+            image_embeddings=image.embedding,
+            image_pe=many.model.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=torch.cat([sparse, texts[0][None]], dim=1),
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )
+        target = resize(1 / (1 + np.exp(-coarse[0].double().numpy())), 48, 80) > 0.5
+        masks = many.to_picture(low_res[0], image).numpy() > 0
+    ious = [(mask & target).sum() / (mask | target).sum() for mask in masks]
+    assert torch.equal(chosen.low_res[0], low_res[0, int(np.argmax(ious))])
+
+
+def test_gradients_flow_through_the_mask_prompt_but_not_the_encoder(refiner, picture):
+    image = refiner.encode_image(picture)
+    coarse = coarse_masks().requires_grad_(True)
+    texts = [text.requires_grad_(True) for text in text_tokens(1, 2, 2)]
+    refiner(image, coarse, texts).low_res.square().mean().backward()
+    assert coarse.grad.abs().sum() > 0 and all(text.grad.abs().sum() > 0 for text in texts)
+    assert all(p.grad is None for p in refiner.model.image_encoder.parameters())
+    refiner.zero_grad()
+
+
+def test_nothing_to_refine(refiner, image):
+    refined = refiner(image, torch.zeros(0, 12, 20), [])
+    assert refined.low_res.shape == (0, 32, 32) and refined.iou.shape == (0,)
+
+
+def test_one_text_for_each_mask(refiner, image):
+    with pytest.raises(ValueError, match="expected one for each of 3 masks, got 2"):
+        refiner(image, coarse_masks(), text_tokens(1, 1))
+
+
+def test_extreme_pictures(refiner):
+    for height, width in ((1, 1), (1, 500), (3, 2)):
+        image = refiner.encode_image(np.zeros((height, width, 3), np.uint8))
+        with torch.no_grad():
+            refined = refiner(image, torch.randn(1, 5, 6), text_tokens(1))
+        assert refiner.to_picture(refined.low_res, image).shape == (1, height, width)
+
+
+def test_default_tiny_sam_keeps_detail():
+    sam = build_tiny_sam()
+    count = sum(p.numel() for p in sam.image_encoder.parameters())
+    assert 1e6 < count < 2e6
+    assert sam.prompt_encoder.mask_input_size == (128, 128)
+    with pytest.raises(ValueError, match="img_size: expected a multiple of 16 from 32 on, got 100"):
+        TinySamConfig(img_size=100)
