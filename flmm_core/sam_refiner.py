@@ -111,7 +111,7 @@ class SamRefiner(nn.Module):
             picture: ``[H, W, 3]`` uint8 RGB.
         """
         pixels, size = self.preprocess(picture)
-        return SamImage(self.model.image_encoder(pixels), *picture.shape[:2], *size)
+        return SamImage(self.model.image_encoder(pixels), picture.shape[0], picture.shape[1], size[0], size[1])
 
     def prompts(self, image: SamImage, coarse: Tensor, texts: Sequence[Tensor]) -> SamPrompts:
         """Prompts from coarse masks and words.

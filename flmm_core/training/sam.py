@@ -1,0 +1,111 @@
+"""Third stage of flmm-tabletop: a small SAM learns to sharpen masks of simulated objects.
+
+Its prompts imitate what a mask head gives: the true mask at the resolution of an attention grid, blurred, shifted and noisy, and the
+box around that. The image encoder is frozen afterwards; prompt encoder and mask decoder go on learning with the heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from flmm_core.checkpoints import save_tiny_sam
+from flmm_core.sam_refiner import RefinerConfig, SamImage, SamRefiner
+from flmm_core.sam_tiny import TinySamConfig, build_tiny_sam
+from flmm_core.training.dataset import Picture, read_dataset
+from flmm_core.training.loop import LoopConfig, Losses, train
+from flmm_core.training.losses import mask_losses
+
+COARSE = 64
+"""Long side of the imitated coarse masks, cells."""
+
+
+@dataclass(frozen=True)
+class SamSettings:
+    """What the stage depends on beside its loop."""
+
+    data: Path
+    val: Path
+    batch: int = 8
+    """Pictures."""
+    objects: int = 4
+    """Most masks of each picture."""
+    grid: int = 16
+    """Cells along the long side of the attention grid that prompts imitate."""
+    seed: int = 0
+
+
+def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.device) -> None:
+    """Train SAM and save it in ``out/sam``."""
+    torch.manual_seed(settings.seed)
+    config = TinySamConfig()
+    refiner = SamRefiner(sam=build_tiny_sam(config), config=RefinerConfig(use_text=False)).to(device)
+    refiner.model.image_encoder.requires_grad_(True)
+    pictures, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))[:100]
+
+    def loss_at(step: int) -> Losses:
+        rng = np.random.default_rng([settings.seed, 2, step])
+        chosen = [pictures[i] for i in rng.choice(len(pictures), settings.batch, replace=False)]
+        bce, dice = [], []
+        for image, picture in zip(_encode(refiner.train(), chosen), chosen, strict=True):
+            logits, targets = _refine(refiner, image, picture, rng, settings)
+            for losses, value in zip((bce, dice), mask_losses(logits, targets), strict=True):
+                losses.append(value)
+        return {"bce": torch.stack(bce).mean() * 5, "dice": torch.stack(dice).mean()}
+
+    def measure(_: int) -> dict[str, float]:
+        return _measure(refiner.eval(), held_out, settings)
+
+    train(refiner, loss_at, out=out, config=loop, settings=settings, device=device, every=(500, measure))
+    save_tiny_sam(refiner.model, config, out / "sam")
+
+
+def _encode(refiner: SamRefiner, pictures: list[Picture]) -> list[SamImage]:
+    """Embed pictures of one size together, with gradients."""
+    images = [picture.image() for picture in pictures]
+    pixels, sizes = zip(*(refiner.preprocess(image) for image in images), strict=True)
+    embeddings = refiner.model.image_encoder(torch.cat(pixels)).split(1)
+    return [SamImage(e, *image.shape[:2], *size) for e, image, size in zip(embeddings, images, sizes, strict=True)]
+
+
+def _refine(
+    refiner: SamRefiner, image: SamImage, picture: Picture, rng: np.random.Generator, settings: SamSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and true masks ``[n, H, W]`` of some objects of a picture."""
+    count = min(settings.objects, len(picture.rles))
+    objects = rng.permutation(len(picture.rles))[:count].tolist()
+    targets = torch.stack([torch.from_numpy(picture.mask((i,))) for i in objects]).float().to(image.embedding.device)
+    coarse = torch.stack([imitate_coarse(target, rng, settings.grid) for target in targets])
+    low_res = refiner(image, coarse, [coarse.new_zeros(0, refiner.text_size)] * count).low_res
+    return refiner.to_picture(low_res.float(), image), targets
+
+
+def imitate_coarse(mask: torch.Tensor, rng: np.random.Generator, grid: int) -> torch.Tensor:
+    """A true mask ``[H, W]`` as a mask head might see it, ``[h, w]`` logits with a long side of ``COARSE`` cells."""
+    height, width = mask.shape
+    scale = grid / max(height, width) * rng.uniform(0.8, 2.5)
+    cells = (max(2, round(height * scale)), max(2, round(width * scale)))
+    seen = F.interpolate(mask[None, None], cells, mode="area")
+    size = (round(height * COARSE / max(height, width)), round(width * COARSE / max(height, width)))
+    seen = F.interpolate(seen, size, mode="bilinear")[0, 0]
+    shift = rng.integers(-2, 3, 2)
+    seen = torch.roll(seen, (int(shift[0]), int(shift[1])), (0, 1))
+    noise = torch.from_numpy(rng.standard_normal((1, 1, 6, 8)).astype(np.float32)).to(mask.device)
+    blotches = F.interpolate(noise, size, mode="bicubic")[0, 0] * rng.uniform(0, 1.5)
+    return (seen - rng.uniform(0.25, 0.55)) * rng.uniform(4, 14) + blotches
+
+
+@torch.no_grad()
+def _measure(refiner: SamRefiner, pictures: list[Picture], settings: SamSettings) -> dict[str, float]:
+    shared = total = 0.0
+    for index, picture in enumerate(pictures):
+        rng = np.random.default_rng(index)
+        logits, targets = _refine(refiner, refiner.encode_image(picture.image()), picture, rng, settings)
+        found, true = logits > 0, targets > 0
+        shared += (found & true).sum().item()
+        total += (found | true).sum().item()
+    return {"ciou": shared / max(total, 1.0)}
