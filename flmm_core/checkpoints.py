@@ -277,10 +277,10 @@ def _sam_like(state: Mapping[str, Tensor]) -> Sam:
             mlp_ratio=state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0] / dim,
             out_chans=out,
             qkv_bias="image_encoder.blocks.0.attn.qkv.bias" in state,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
             use_rel_pos=True,
             window_size=windows[0] if windows else 0,
-            global_attn_indexes=tuple(everywhere),  # type: ignore[arg-type]
+            global_attn_indexes=tuple(everywhere),
         ),
         prompt_encoder=PromptEncoder(
             embed_dim=out,

@@ -56,9 +56,7 @@ class GroundingConfig:
     heads: str = _tunable(
         "", "Grounding heads: a folder written by this project or a published .pth file. Empty: the shipped heads."
     )
-    sam: str = _tunable(
-        "", "SAM: a folder written by this project or a segment-anything .pth file. Empty: the shipped SAM."
-    )
+    sam: str = _tunable("", "SAM: a folder written by this project or a segment-anything .pth file. Empty: the shipped SAM.")
     device: str = _tunable("auto", "Where to compute: auto (cuda if there is one), cpu, cuda, cuda:1, ...")
     dtype: str = _tunable(
         "auto",
@@ -80,8 +78,9 @@ class GroundingConfig:
         "Keep the LMM's keys and values of the picture between commands. Off: the LMM reads the picture again for each"
         " command, which is slower and gives its logits to the bit even in bfloat16.",
     )
-    cpu_threads: int = _tunable(0, "Threads of PyTorch on the CPU; 0 keeps PyTorch's own choice.", unit="threads",
-                                minimum=0, maximum=256)
+    cpu_threads: int = _tunable(
+        0, "Threads of PyTorch on the CPU; 0 keeps PyTorch's own choice.", unit="threads", minimum=0, maximum=256
+    )
 
     def __post_init__(self) -> None:
         for tunable in tunables():

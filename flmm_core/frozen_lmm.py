@@ -22,6 +22,7 @@ from flmm_core.attention_tap import KeptQueries
 from flmm_core.config import GroundingConfig
 from flmm_core.families import LmmFamily, family_of
 from flmm_core.lmm_trace import LmmTrace
+from flmm_core.lmm_words import LmmWords
 from flmm_core.types import ImageGeometry, KeywordSpan
 
 
@@ -55,6 +56,7 @@ class LmmShape:
 
     @classmethod
     def from_config(cls, lmm_config: PreTrainedConfig) -> LmmShape:
+        """From the config of the whole LMM."""
         text = lmm_config.get_text_config()
         return cls(int(text.num_hidden_layers), int(text.num_attention_heads), int(text.hidden_size))
 
@@ -84,10 +86,8 @@ class FrozenLmm:
         refer_prompt: str = GroundingConfig.refer_prompt,
         reuse_prefix: bool = GroundingConfig.reuse_prefix,
     ) -> None:
-        if not tokenizer.is_fast:
-            raise ValueError(f"tokenizer: expected one with character offsets (tokenizer.json), got {type(tokenizer).__name__}")
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
+        self.words = LmmWords(tokenizer=tokenizer, family=family)
         self.family = family
         self.refer_prompt = refer_prompt
         self.reuse_prefix = reuse_prefix
@@ -112,6 +112,7 @@ class FrozenLmm:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return self.model.device
 
     @torch.no_grad()
@@ -124,7 +125,7 @@ class FrozenLmm:
         prepared = self.family.prepare(picture)
         features = self.family.encode(self.model, prepared)
         image_tokens = self.family.image_tokens(features)
-        ids = self._prompt_ids("", image_tokens)
+        ids = self.words.prompt_ids("", image_tokens)
         last = max(i for i, token in enumerate(ids) if token == self.family.image_token_id)
         prefix = ids[: last + 1]
         cache = None
@@ -137,7 +138,7 @@ class FrozenLmm:
                 logits_to_keep=1,
             )
             cache = tuple((layer.keys, layer.values) for layer in output.past_key_values.layers)
-        return EncodedImage(prepared.geometry, features, image_tokens, tuple(prefix), cache)
+        return EncodedImage(prepared.geometry, features, image_tokens, prefix, cache)
 
     @torch.no_grad()
     def generate(
@@ -157,7 +158,7 @@ class FrozenLmm:
             on_text: called with the whole answer so far after each token.
         """
         config.check("max_new_tokens", max_new_tokens)
-        ids = self._prompt_ids(text, image.image_tokens)
+        ids = self.words.prompt_ids(text, image.image_tokens)
         self._check_length(len(ids), image.image_tokens, max_new_tokens)
         cache, images = self._start(image, ids)
         with attention_tap.record(start=len(ids)) as tap:
@@ -170,7 +171,7 @@ class FrozenLmm:
                 max_new_tokens=max_new_tokens,
                 return_dict_in_generate=True,
                 output_hidden_states=True,
-                streamer=_TextStreamer(self._text_of, on_text) if on_text else None,
+                streamer=_TextStreamer(self.words.decode, on_text) if on_text else None,
             )
             emitted = output.sequences[0, len(ids) :].tolist()
             # Step 0 holds the prompt's states; step i those of the token that step i-1 emitted.
@@ -187,7 +188,7 @@ class FrozenLmm:
                 steps.append(torch.cat(fed.hidden_states[1:]))
             kept = tap.finish()
         answer = emitted[:-1] if ended else emitted
-        text_out, offsets = self._decode_with_offsets(answer)
+        text_out, offsets = self.words.decode_with_offsets(answer)
         empty = torch.zeros(self.shape.layers, 0, self.shape.hidden_size, dtype=self.model.dtype, device=self.device)
         states = torch.cat(steps, dim=1) if steps else empty
         return self._trace(text_out, answer, offsets, ended, states, image, ids, kept)
@@ -201,12 +202,12 @@ class FrozenLmm:
             prompt: the user's words.
             answer: the assistant's words, exactly these.
         """
-        ids, answer_ids, offsets = self._answer_ids(prompt, answer, image.image_tokens)
-        sequence = ids + answer_ids
+        tokens = self.words.answer_tokens(prompt, answer, image.image_tokens)
+        sequence = tokens.prompt_ids + tokens.ids
         self._check_length(len(sequence), image.image_tokens, 0)
         cache, images = self._start(image, sequence)
         seen = cache.get_seq_length()
-        with attention_tap.record(start=len(ids)) as tap:
+        with attention_tap.record(start=len(tokens.prompt_ids)) as tap:
             output = self.model(
                 input_ids=self._tensor(sequence[seen:]),
                 mm_encoder_outputs=images,
@@ -216,8 +217,8 @@ class FrozenLmm:
                 logits_to_keep=1,
             )
             kept = tap.finish()
-        states = torch.cat(output.hidden_states[1:])[:, -len(answer_ids) :]
-        return self._trace(answer, answer_ids, offsets, True, states, image, ids, kept)
+        states = torch.cat(output.hidden_states[1:])[:, -len(tokens.ids) :]
+        return self._trace(answer, tokens.ids, tokens.offsets, True, states, image, tokens.prompt_ids, kept)
 
     def read_phrases(self, image: EncodedImage, phrases: Sequence[str]) -> tuple[LmmTrace, tuple[KeywordSpan, ...]]:
         """Let the LMM read phrases as the answer to :attr:`refer_prompt`, each followed by a full stop.
@@ -241,12 +242,6 @@ class FrozenLmm:
             spans.append(KeywordSpan(phrase, start, end, first, last))
         return trace, tuple(spans)
 
-    def check_text(self, text: str) -> None:
-        """Refuse words that the tokenizer would take for its own markers, such as ``<image>``."""
-        for special in {*self.tokenizer.all_special_tokens, self.family.image_token}:
-            if special in text:
-                raise ValueError(f"text: expected no special tokens of the LMM, got {special!r}")
-
     def _check_length(self, length: int, image_tokens: int, new_tokens: int) -> None:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and length + new_tokens > limit:
@@ -255,7 +250,7 @@ class FrozenLmm:
                 f" less {image_tokens} for the picture and {new_tokens} for the answer), got {length - image_tokens}"
             )
 
-    def _start(self, image: EncodedImage, ids: list[int]) -> tuple[DynamicCache, dict[str, Any]]:
+    def _start(self, image: EncodedImage, ids: Sequence[int]) -> tuple[DynamicCache, dict[str, Any]]:
         """The cache to go on from, and the image features if the sequence is to be read from its beginning."""
         if image.prefix_cache is None:
             return DynamicCache(), {"image": image.features}
@@ -264,52 +259,12 @@ class FrozenLmm:
         # A growing cache concatenates into new tensors, so the picture's own keys and values are never written to.
         return DynamicCache([(keys, values) for keys, values in image.prefix_cache]), {}
 
-    def _prompt_ids(self, text: str, image_tokens: int) -> list[int]:
-        self.check_text(text)
-        return self._expand(self.tokenizer(self.family.prompt(text)).input_ids, image_tokens)
-
-    def _answer_ids(
-        self, prompt: str, answer: str, image_tokens: int
-    ) -> tuple[list[int], list[int], tuple[tuple[int, int], ...]]:
-        """Tokenise prompt and answer together, as the LMM would have gone on writing; split by character offsets."""
-        self.check_text(prompt)
-        self.check_text(answer)
-        head = self.family.prompt(prompt)
-        begin = len(head) + len(self.family.answer_separator)
-        encoded = self.tokenizer(head + self.family.answer_separator + answer, return_offsets_mapping=True)
-        offsets = encoded.offset_mapping
-        first = next((i for i, (_, end) in enumerate(offsets) if end > len(head)), None)
-        if not answer.strip() or first is None:
-            raise ValueError(f"answer: expected at least one word, got {answer!r}")
-        own = tuple((max(start - begin, 0), max(end - begin, 0)) for start, end in offsets[first:])
-        ids = self._expand(encoded.input_ids[:first], image_tokens)
-        return ids, list(encoded.input_ids[first:]), own
-
-    def _expand(self, ids: list[int], image_tokens: int) -> list[int]:
-        image = self.family.image_token_id
-        return [token for one in ids for token in ([one] * image_tokens if one == image else [one])]
-
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor([list(ids)], dtype=torch.long, device=self.device)
 
     def _end_ids(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id
         return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
-
-    def _text_of(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    def _decode_with_offsets(self, ids: Sequence[int]) -> tuple[str, tuple[tuple[int, int], ...]]:
-        """Text of emitted tokens, and the characters that each one added to it."""
-        raw = self._text_of(ids)
-        ends: list[int] = []
-        for i in range(len(ids)):
-            # An incomplete multi-byte character decodes to U+FFFD: the whole character comes with its last token.
-            end = len(self._text_of(ids[: i + 1]).rstrip("\ufffd")) if i + 1 < len(ids) else len(raw)
-            ends.append(max(end, ends[-1] if ends else 0))
-        lead, text = len(raw) - len(raw.lstrip()), raw.strip()
-        cut = [min(max(end - lead, 0), len(text)) for end in ends]
-        return text, tuple(zip([0, *cut[:-1]], cut, strict=True)) if cut else ()
 
     def _trace(
         self,

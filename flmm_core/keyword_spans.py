@@ -51,9 +51,7 @@ def select_keywords(trace: LmmTrace, selector: KeywordSelector | None, *, thresh
     return spans_from_ranges(trace, ranges, probabilities)
 
 
-def phrase_ranges(
-    text: str, offsets: Sequence[Range], probabilities: Sequence[float], threshold: float
-) -> list[Range]:
+def phrase_ranges(text: str, offsets: Sequence[Range], probabilities: Sequence[float], threshold: float) -> list[Range]:
     """Adjacent positive tokens as phrases, snapped to whole words, so without white space and punctuation around them.
 
     Args:

@@ -7,6 +7,7 @@ grids; it knows nothing of pictures or padding frames.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,7 @@ class _Block(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(
-            _ConvNormRelu(channels_in, channels_out, 3), _ConvNormRelu(channels_out, channels_out, 3)
-        )
+        self.convs = nn.Sequential(_ConvNormRelu(channels_in, channels_out, 3), _ConvNormRelu(channels_out, channels_out, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convs(x)
@@ -88,7 +87,7 @@ class UNetHead(nn.Module):
         self.config = config
         widths = [config.base_channels * 2**i for i in range(STAGES)]
         stages = [nn.Sequential(_Block(config.in_channels, widths[0]))]
-        for before, after in zip(widths, widths[1:]):
+        for before, after in pairwise(widths):
             stages.append(nn.Sequential(nn.MaxPool2d(2), _Block(before, after)))
         self.encoder = nn.ModuleList(stages)
         self.decoder = nn.ModuleList(_DecoderStage(width) for width in widths[:-1])

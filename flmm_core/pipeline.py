@@ -166,7 +166,7 @@ class GroundingPipeline:
         """The picture, once a command can be taken."""
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text: expected at least one word, got {text!r}")
-        self.lmm.check_text(text)
+        self.lmm.words.check(text)
         if self._image is None:
             raise ValueError("picture: expected set_image() before a command, got no picture yet")
         return self._image

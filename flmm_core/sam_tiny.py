@@ -96,6 +96,7 @@ class TinyImageEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Embeddings of normalised, padded pictures."""
         fine = self.fine(self.stem(x))
         middle = self.middle(fine)
         coarse = F.interpolate(self.coarse(middle), scale_factor=2, mode="bilinear")
@@ -109,7 +110,7 @@ def build_tiny_sam(config: TinySamConfig | None = None) -> Sam:
     config = config or TinySamConfig()
     cells = config.img_size // STRIDE
     sam = Sam(
-        image_encoder=TinyImageEncoder(config),  # type: ignore[arg-type]
+        image_encoder=TinyImageEncoder(config),
         prompt_encoder=PromptEncoder(
             embed_dim=EMBEDDING,
             image_embedding_size=(cells, cells),

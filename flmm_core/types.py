@@ -91,6 +91,7 @@ class StageSeconds:
 
     @property
     def total(self) -> float:
+        """All stages together."""
         return self.image + self.lmm + self.keywords + self.mask_head + self.refiner
 
 

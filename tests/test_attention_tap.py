@@ -41,8 +41,8 @@ def test_captured_rows_are_eager_attention(folder, path, reuse):
         prompt = lmm.family.prompt("where is the lemon?")
         assert len(trace.token_ids) == 9
     start = trace.kept.start
-    prompt_ids = lmm._expand(lmm.tokenizer(prompt).input_ids, 16)
-    rows, states = eager_rows(folder, lmm, image, prompt_ids + list(trace.token_ids), len(prompt_ids))
+    prompt_ids = lmm.words.expand(lmm.words.tokenizer(prompt).input_ids, 16)
+    rows, states = eager_rows(folder, lmm, image, [*prompt_ids, *trace.token_ids], len(prompt_ids))
     assert start == len(prompt_ids)
     assert rows.shape[2] == len(trace.token_ids) == trace.kept.tokens
     torch.testing.assert_close(trace.hidden_states, states, atol=1e-4, rtol=1e-4)
@@ -59,7 +59,7 @@ def test_the_model_does_not_notice(folder):
     """Logits of a prefill, a continued prefill and decoding steps are the same to the bit with the tap and without."""
     plain = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa").eval()
     lmm = FrozenLmm.from_pretrained(folder)
-    ids = torch.tensor([lmm._prompt_ids("what is on the table?", 16)])
+    ids = torch.tensor([lmm.words.prompt_ids("what is on the table?", 16)])
     pixels = lmm.family.prepare(picture()).pixel_values
 
     def run(model):

@@ -145,7 +145,9 @@ def test_missing_unknown_and_misshapen_entries(tmp_path):
             load_heads(path, shape=SHAPE, sam=tiny_sam())
         return one_line(error)
 
-    assert "1 entries are missing (mask_head.conv_seg.bias" in fails({k: v for k, v in good.items() if "conv_seg.bias" not in k})
+    assert "1 entries are missing (mask_head.conv_seg.bias" in fails(
+        {k: v for k, v in good.items() if "conv_seg.bias" not in k}
+    )
     assert "1 entries are unknown (mask_head.extra" in fails({**good, "mask_head.extra": torch.zeros(1)})
     wrong = fails({**good, "mask_head.conv_seg.bias": torch.zeros(2)})
     assert "mask_head.conv_seg.bias: expected shape [1], got [2]" in wrong
@@ -169,7 +171,7 @@ def test_truncated_files(tmp_path, keep, sam_folder):
     with pytest.raises(LoadError, match="cannot be loaded, the file may be damaged") as error:
         load_sam(own)
     assert "model.safetensors" in one_line(error)
-    with pytest.raises(LoadError, match="SAM .*cannot be loaded"):
+    with pytest.raises(LoadError, match=r"SAM .*cannot be loaded"):
         load_sam(heads)
 
 
@@ -194,7 +196,7 @@ def test_missing_paths(tmp_path):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(LoadError, match=r"expected a config.json in the folder, got none"):
             load(tmp_path / "empty")
-    with pytest.raises(LoadError, match="config.json: expected an existing file"):
+    with pytest.raises(LoadError, match=r"config\.json: expected an existing file"):
         load_sam(tmp_path / "empty")
 
 
@@ -222,14 +224,14 @@ def test_broken_lmms(tmp_path):
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(LoadError, match="LMM .*cannot be loaded") as error:
+    with pytest.raises(LoadError, match=r"LMM .*cannot be loaded") as error:
         load_lmm(folder, device=device, dtype=torch.float32)
     one_line(error)
     # A checkpoint that lacks weights must not be filled up with random ones.
     weights.write_bytes(whole)
     state = load_file(weights)
     save_file({k: v for k, v in state.items() if "layers.1.mlp" not in k}, weights, metadata={"format": "pt"})
-    with pytest.raises(LoadError, match="LMM .*expected every weight of the model, but 7 are missing") as error:
+    with pytest.raises(LoadError, match=r"LMM .*expected every weight of the model, but 7 are missing") as error:
         load_lmm(folder, device=device, dtype=torch.float32)
     one_line(error)
     config = json.loads((folder / "config.json").read_text())

@@ -1,11 +1,14 @@
 """The frozen LMM: greedy ids of the plain model, one path for chat and reading, exact offsets."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from tiny_models import picture, save_llava
 from transformers import LlavaForConditionalGeneration
 
 from flmm_core.frozen_lmm import FrozenLmm, LmmShape
+from flmm_core.lmm_words import AnswerTokens
 
 QUESTIONS = ["where is the lemon?", "what is there", "pick up the banana, please", "Où est l'été? 柠檬", "a"]
 
@@ -19,7 +22,7 @@ def plain_generate(folder, lmm, question, **options):
     """Ids from ``model.generate`` on a model that this project has not touched, from pixels."""
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     prompt = f"USER: {'<image>' * 16}\n{question} ASSISTANT:"
-    inputs = lmm.tokenizer(prompt, return_tensors="pt")
+    inputs = lmm.words.tokenizer(prompt, return_tensors="pt")
     pixels = lmm.family.prepare(picture()).pixel_values
     output = model.generate(
         input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, pixel_values=pixels, do_sample=False, **options
@@ -56,18 +59,14 @@ def test_the_end_token_is_left_out(folder):
     assert empty.merged_attention([]).shape == (0, 12, 4, 4)
 
 
-def test_reading_an_answer_matches_having_written_it(folder):
+def test_reading_an_answer_matches_having_written_it(folder, monkeypatch):
     """Rows and states of a generated answer equal those of the same tokens, teacher-forced; also for the last token."""
     lmm = FrozenLmm.from_pretrained(folder)
     image = lmm.encode_image(picture())
     written = lmm.generate(image, QUESTIONS[0], max_new_tokens=8)
-    ids = lmm._prompt_ids(QUESTIONS[0], 16) + list(written.token_ids)
-    lmm_ids = lmm._answer_ids
-    try:
-        lmm._answer_ids = lambda *_: (ids[:-8], ids[-8:], written.token_offsets)
-        read = lmm.read_answer(image, QUESTIONS[0], "x")
-    finally:
-        lmm._answer_ids = lmm_ids
+    tokens = AnswerTokens(lmm.words.prompt_ids(QUESTIONS[0], 16), written.token_ids, written.token_offsets)
+    monkeypatch.setattr(lmm.words, "answer_tokens", lambda *_: tokens)  # what is written at random does not re-tokenise
+    read = lmm.read_answer(image, QUESTIONS[0], "x")
     spans = [(i, i + 1) for i in range(8)]
     torch.testing.assert_close(written.merged_attention(spans), read.merged_attention(spans), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(written.hidden_states, read.hidden_states, atol=1e-5, rtol=1e-4)
@@ -104,15 +103,15 @@ def test_phrases_are_found_by_offsets(folder):
     assert [trace.text[span.start : span.end] for span in spans] == phrases
     for span, phrase in zip(spans, phrases, strict=True):
         own = trace.token_ids[span.token_start : span.token_end]
-        assert lmm.tokenizer.decode(list(own)).strip() == phrase
-    assert all(a.token_end < b.token_start for a, b in zip(spans, spans[1:], strict=False))  # the full stop is nobody's
+        assert lmm.words.tokenizer.decode(list(own)).strip() == phrase
+    assert all(a.token_end < b.token_start for a, b in pairwise(spans))  # the full stop is nobody's
 
 
 def test_offsets_of_written_text(folder):
     lmm = FrozenLmm.from_pretrained(folder)
     words = "  The été 柠檬 is left.\n"
-    ids = lmm.tokenizer(words, add_special_tokens=False).input_ids
-    text, offsets = lmm._decode_with_offsets(ids)
+    ids = lmm.words.tokenizer(words, add_special_tokens=False).input_ids
+    text, offsets = lmm.words.decode_with_offsets(ids)
     assert text == words.strip()
     assert "".join(text[a:b] for a, b in offsets) == text
     assert all(a <= b for a, b in offsets) and offsets[0][0] == 0 and offsets[-1][1] == len(text)

@@ -35,7 +35,7 @@ def selected(text, words, threshold=0.5):
         ("There is a red mug on the table.", {"red", "mug"}, ["red mug"]),
         ("a red mug, a blue bowl and the lemon.", {"red", "mug", "blue", "bowl", "lemon"}, ["red mug", "blue bowl", "lemon"]),
         # The words between are marked too: objects stay apart all the same.
-        ("red mug, blue bowl and lemon.", {"red", "mug", ",", "blue", "bowl", "and", "lemon", "."}, ["red mug", "blue bowl", "lemon"]),
+        ("red mug, bowl and lemon.", {"red", "mug", ",", "bowl", "and", "lemon", "."}, ["red mug", "bowl", "lemon"]),
         ("the mug the bowl", {"the", "mug", "bowl"}, ["the mug", "the bowl"]),
         ("a black and white ball", {"black", "and", "white", "ball"}, ["black and white ball"]),
         ("a mug and a", {"and", "a"}, []),
@@ -92,9 +92,9 @@ def test_characters_outside_the_answer():
 @pytest.mark.parametrize(
     ("text", "chunks"),
     [
-        ("The image features a busy city street with a stop sign prominently displayed.", ["a busy city street", "a stop sign"]),
-        ("There is a red mug, a green bowl and the lemon on the table.", ["a red mug", "a green bowl", "the lemon", "the table"]),
-        ("A man sitting next to a parked car is holding two black and white dogs.", ["A man", "a parked car", "two black and white dogs"]),
+        ("The image features a busy street with a stop sign prominently displayed.", ["a busy street", "a stop sign"]),
+        ("There is a red mug, a bowl and the lemon on the table.", ["a red mug", "a bowl", "the lemon", "the table"]),
+        ("A man sitting by a parked car holds two black and white dogs", ["A man", "a parked car", "two black and white dogs"]),
         ("I see three lemons and one can.", ["three lemons", "one can"]),
         ("The mug's handle is blue.", ["The mug", "handle"]),
         ("It is on the left side of the wooden box.", ["the wooden box"]),

@@ -160,14 +160,12 @@ def test_bad_options(parts):
         GroundingPipeline.from_pretrained(parts / "lmm", parts / "heads", parts / "sam", max_new_token=3)
     with pytest.raises(ValueError, match="device: expected auto, cpu, cuda or cuda:N, got 'gpu'"):
         GroundingPipeline.from_pretrained(parts / "lmm", parts / "heads", parts / "sam", device="gpu")
-    with pytest.raises(LoadError, match="heads .*: expected an existing file or folder"):
+    with pytest.raises(LoadError, match=r"heads .*: expected an existing file or folder"):
         GroundingPipeline.from_pretrained(parts / "lmm", parts / "none", parts / "sam")
 
 
 def test_half_precision_lmm(parts):
-    pipeline = GroundingPipeline.from_pretrained(
-        parts / "lmm", parts / "heads", parts / "sam", device="cpu", dtype="bfloat16"
-    )
+    pipeline = GroundingPipeline.from_pretrained(parts / "lmm", parts / "heads", parts / "sam", device="cpu", dtype="bfloat16")
     pipeline.set_image(picture())
     assert pipeline.lmm.model.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in pipeline.heads.parameters())
@@ -206,4 +204,4 @@ def test_flmm_core_imports_no_ros():
             elif isinstance(node, ast.ImportFrom):
                 names = [node.module or ""]
             for name in names:
-                assert name.split(".")[0] not in {"rclpy", "flmm_ros", "sensor_msgs", "std_msgs", "cv_bridge"}, f"{file}: {name}"
+                assert name.split(".")[0] not in {"rclpy", "flmm_ros", "sensor_msgs", "std_msgs", "cv_bridge"}, file

@@ -6,7 +6,7 @@ colour. Nothing is cropped, unlike in the processor that LLaVA checkpoints come 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ class LlavaFamily(LmmFamily):
     template = "USER: {image}\n{text} ASSISTANT:"
 
     def __init__(self, *, config: LlavaConfig, tokenizer: PreTrainedTokenizerBase, image_processor: Any) -> None:
-        vision = config.vision_config
+        vision: Any = config.vision_config
         self.frame = int(vision.image_size)
         self.grid = self.frame // int(vision.patch_size)
         self.image_token_id = int(config.image_token_id)
@@ -44,7 +44,9 @@ class LlavaFamily(LmmFamily):
 
     @classmethod
     def load(cls, source: str, *, dtype: torch.dtype) -> LoadedLmm:
-        model, report = LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        """Load model, tokenizer and the numbers of the image processor."""
+        loaded: Any = LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        model, report = loaded
         check_complete(report)
         tokenizer = AutoTokenizer.from_pretrained(source)
         processor = AutoImageProcessor.from_pretrained(source)
@@ -52,9 +54,11 @@ class LlavaFamily(LmmFamily):
         return LoadedLmm(model=model, tokenizer=tokenizer, family=family)
 
     def prompt(self, text: str) -> str:
+        """The user's text in LLaVA's chat format."""
         return self.template.format(image=self.image_token, text=text)
 
     def prepare(self, picture: Image.Image) -> PreparedImage:
+        """Long side to the frame, centred on the mean colour, normalised."""
         width, height = picture.size
         geometry = long_side_geometry(
             picture_height=height,
@@ -70,9 +74,10 @@ class LlavaFamily(LmmFamily):
         return PreparedImage(pixel_values=torch.from_numpy(values).permute(2, 0, 1)[None].contiguous(), geometry=geometry)
 
     def encode(self, model: PreTrainedModel, prepared: PreparedImage) -> Any:
+        """Vision tower and projector."""
         pixels = prepared.pixel_values.to(device=model.device, dtype=model.dtype)
-        config = model.config
-        return model.get_image_features(
+        config: Any = model.config
+        return cast(LlavaForConditionalGeneration, model).get_image_features(
             pixel_values=pixels,
             vision_feature_layer=config.vision_feature_layer,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
@@ -80,9 +85,11 @@ class LlavaFamily(LmmFamily):
         )
 
     def image_tokens(self, features: Any) -> int:
+        """One for each projected feature."""
         return sum(int(image.shape[0]) for image in features.pooler_output)
 
     def arrange_maps(self, rows: Tensor, geometry: ImageGeometry) -> Tensor:
+        """Patches in reading order; a class token before them is left out."""
         layers, heads, phrases, tokens = rows.shape
         cells = geometry.grid_height * geometry.grid_width
         if tokens not in (cells, cells + 1):

@@ -1,0 +1,91 @@
+"""Words to tokens and back, with the character range of every token.
+
+Spans are always mapped through offsets. This file knows tokenizers and prompts; it runs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from flmm_core.families import LmmFamily
+
+Offsets = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """An answer to be read, behind its prompt."""
+
+    prompt_ids: tuple[int, ...]
+    """Ids up to the answer, one for each image token."""
+    ids: tuple[int, ...]
+    """Ids of the answer's ``t`` tokens."""
+    offsets: Offsets
+    """Half-open character range of each of them in the answer."""
+
+
+class LmmWords:
+    """A tokenizer together with its family's way to prompt."""
+
+    def __init__(self, *, tokenizer: PreTrainedTokenizerBase, family: LmmFamily) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(f"tokenizer: expected one with character offsets, got {type(tokenizer).__name__}")
+        self.tokenizer = tokenizer
+        self.family = family
+
+    def check(self, text: str) -> None:
+        """Refuse words that the tokenizer would take for its own markers, such as ``<image>``."""
+        for special in sorted({*self.tokenizer.all_special_tokens, self.family.image_token}):
+            if special in text:
+                raise ValueError(f"text: expected no special tokens of the LMM, got {special!r}")
+
+    def prompt_ids(self, text: str, image_tokens: int) -> tuple[int, ...]:
+        """Ids of the user's words in the family's chat format, with that many image tokens."""
+        self.check(text)
+        return self.expand(self.tokenizer(self.family.prompt(text)).input_ids, image_tokens)
+
+    def answer_tokens(self, prompt: str, answer: str, image_tokens: int) -> AnswerTokens:
+        """Tokenise prompt and answer together, as the LMM would have gone on writing; split by character offsets.
+
+        Args:
+            prompt: the user's words.
+            answer: the assistant's words.
+            image_tokens: of the picture.
+        """
+        self.check(prompt)
+        self.check(answer)
+        head = self.family.prompt(prompt)
+        begin = len(head) + len(self.family.answer_separator)
+        encoded = self.tokenizer(head + self.family.answer_separator + answer, return_offsets_mapping=True)
+        ids, offsets = encoded.input_ids, encoded.offset_mapping
+        first = next((i for i, (_, end) in enumerate(offsets) if end > len(head)), None)
+        if not answer.strip() or first is None:
+            raise ValueError(f"answer: expected at least one word, got {answer!r}")
+        own = tuple((max(start - begin, 0), max(end - begin, 0)) for start, end in offsets[first:])
+        return AnswerTokens(self.expand(ids[:first], image_tokens), tuple(ids[first:]), own)
+
+    def expand(self, ids: Sequence[int], image_tokens: int) -> tuple[int, ...]:
+        """Repeat the image token as often as the picture has tokens."""
+        image = self.family.image_token_id
+        return tuple(token for one in ids for token in ([one] * image_tokens if one == image else [one]))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of tokens, without special ones."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(str, text)
+
+    def decode_with_offsets(self, ids: Sequence[int]) -> tuple[str, Offsets]:
+        """Text of emitted tokens without outer white space, and the characters that each one added to it."""
+        raw = self.decode(ids)
+        ends: list[int] = []
+        for i in range(len(ids)):
+            # An incomplete multi-byte character decodes to U+FFFD: the whole character comes with its last token.
+            end = len(self.decode(ids[: i + 1]).rstrip("\ufffd")) if i + 1 < len(ids) else len(raw)
+            ends.append(max(end, ends[-1] if ends else 0))
+        lead, text = len(raw) - len(raw.lstrip()), raw.strip()
+        cut = [min(max(end - lead, 0), len(text)) for end in ends]
+        return text, tuple(zip([0, *cut[:-1]], cut, strict=True)) if cut else ()
