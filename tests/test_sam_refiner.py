@@ -31,7 +31,7 @@ def coarse_masks():
     masks = torch.randn(3, 12, 20)
     masks[1] = -3.0
     masks[2] = -4.0
-    masks[2, 3:9, 5:12] = 1.0  # smaller than the background, so the order of sigmoid and resizing shows in the box
+    masks[2, 3:9, 5:12] = 20.0  # far from the background, so the order of sigmoid and resizing shows in the box
     return masks
 
 
