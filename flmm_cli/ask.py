@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flmm_cli.table import printable
+
 if TYPE_CHECKING:
     from flmm_ros.ask import AskClient
     from flmm_ros.msg import GroundedAnswer
@@ -47,11 +49,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(reply: GroundedAnswer) -> None:
-    print(reply.answer)
+    print(printable(reply.answer))
     for phrase in reply.phrases:
         roi = phrase.roi
         place = f"x {roi.x_offset}-{roi.x_offset + roi.width}, y {roi.y_offset}-{roi.y_offset + roi.height}"
-        print(f"  {phrase.text}: {place if roi.width else 'no mask'}, score {phrase.score:.2f}")
+        print(f"  {printable(phrase.text)}: {place if roi.width else 'no mask'}, score {phrase.score:.2f}")
     print(f"  ({reply.durations.total:.2f} s)")
 
 

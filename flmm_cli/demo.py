@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_cli.node_options import add_node_options, node_arguments
-from flmm_cli.table import format_table
+from flmm_cli.table import format_table, printable
 
 if TYPE_CHECKING:
     from flmm_ros.demo import Outcome
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _said(outcome: Outcome) -> str:
-    return outcome.answer.text if outcome.answered else f"REFUSED: {outcome.reply.reason}"
+    return printable(outcome.answer.text) if outcome.answered else f"REFUSED: {outcome.reply.reason}"
 
 
 def _table(outcomes: list[Outcome]) -> str:
@@ -87,7 +87,7 @@ def _table(outcomes: list[Outcome]) -> str:
     rows = []
     for number, outcome in enumerate(outcomes, start=1):
         phrases = "\n".join(
-            f"{phrase.text}: {phrase.score:.2f}, {_iou_text(iou)}"
+            f"{printable(phrase.text)}: {phrase.score:.2f}, {_iou_text(iou)}"
             for phrase, iou in zip(outcome.answer.phrases, outcome.ious, strict=True)
         )
         stages = [f"{1000 * getattr(outcome.reply.durations, field):.0f}" for field in STAGES]

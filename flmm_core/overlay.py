@@ -5,6 +5,7 @@ Everything is drawn with NumPy, OpenCV and Pillow's own font, so it looks the sa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -148,7 +149,7 @@ def _draw_labels(image: Image.Image, phrases: Sequence[GroundedPhrase], masks: S
         box = boxes[index]
         if box is None:
             continue
-        text = _shortened(" ".join(phrase.text.split()), 32)
+        text = _shortened(_printable(phrase.text), 32)
         length, pad = draw.textlength(text, font=font), font.size * 0.4
         size = (length + 2 * pad, font.size * 1.5)
         others = [other for other in boxes if other is not None and other is not box]
@@ -225,10 +226,10 @@ def _panel(width: int, answer: GroundedAnswer, command: str, refusal: str, detai
     large, small = _font(max(15, width // 36)), _font(max(13, width // 52))
     y = float(margin * 0.8)
     if command:
-        shown = _shortened(" ".join(command.split()), 300)
+        shown = _shortened(_printable(command), 300)
         y = _draw_words(draw, [_Word(word, None) for word in shown.split(" ")], large, y, margin, width, _FAINT)
     if refusal:
-        y = _draw_words(draw, [_Word(word, None) for word in refusal.split()], large, y, margin, width, _ALERT)
+        y = _draw_words(draw, [_Word(word, None) for word in _printable(refusal).split()], large, y, margin, width, _ALERT)
     else:
         y = _draw_words(draw, list(_words_of(answer)), large, y, margin, width, _TEXT)
     if answer.phrases:
@@ -238,13 +239,9 @@ def _panel(width: int, answer: GroundedAnswer, command: str, refusal: str, detai
 
 def _words_of(answer: GroundedAnswer) -> Iterator[_Word]:
     """The words of the answer; a word that any phrase touches takes the phrase's colour."""
-    start = 0
-    for word in answer.text.split(" "):
-        end = start + len(word)
-        owner = next((i for i, p in enumerate(answer.phrases) if p.start < end and start < p.end), None)
-        if word.strip():
-            yield _Word(word.strip(), owner)
-        start = end + 1
+    for match in re.finditer(r"\S+", answer.text):
+        touching = (i for i, p in enumerate(answer.phrases) if p.start < match.end() and match.start() < p.end)
+        yield _Word(_printable(match.group()), next(touching, None))
 
 
 def _draw_words(
@@ -302,7 +299,7 @@ def _draw_legend(
     x, line, swatch = float(margin), font.size * 1.6, font.size
     for index, phrase in enumerate(phrases):
         remark = details[index] if index < len(details) else ""
-        name = _shortened(" ".join(phrase.text.split()), 40)
+        name = _shortened(_printable(phrase.text), 40)
         facts = "  ".join(part for part in (f"{phrase.score:.2f}" if phrase.mask.any() else "no mask", remark) if part)
         name_width, facts_width = draw.textlength(name, font=font), draw.textlength(facts, font=font)
         needed = swatch * 1.5 + name_width + swatch * 0.6 + facts_width
@@ -313,6 +310,11 @@ def _draw_legend(
         draw.text((x + swatch * 2.1 + name_width, y), facts, font=font, fill=_FAINT)
         x += needed + swatch * 1.6
     return y + line
+
+
+def _printable(text: str) -> str:
+    """On one line and without control characters, which fonts cannot draw."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def _shortened(text: str, length: int) -> str:

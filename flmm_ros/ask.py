@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -100,15 +100,15 @@ class AskClient:
         return self.wait_until(reply, timeout, f"no reply to {text[:60]!r} within {timeout:g} s", meanwhile)
 
     def wait_until(
-        self, ready: Callable[[], T], timeout: float, complaint: str, meanwhile: Callable[[], None] | None = None
-    ) -> Any:
-        """Spin until ``ready()`` gives something true, and return that.
+        self, ready: Callable[[], T | None], timeout: float, complaint: str, meanwhile: Callable[[], None] | None = None
+    ) -> T:
+        """Spin until ``ready()`` gives something else than None or False, and return that.
 
         Raises:
             NoReplyError: with ``complaint``, after ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
-        while not (found := ready()):
+        while (found := ready()) is None or found is False:
             if time.monotonic() > deadline:
                 raise NoReplyError(complaint)
             if meanwhile is not None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from rclpy.parameter import Parameter
@@ -18,15 +18,18 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 
+from flmm_core.evaluation.metrics import normalise_answer
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 from flmm_ros.ask import AskClient, NoReplyError
 from flmm_ros.conversions import phrase_from_message, picture_from_message
 from flmm_ros.msg import GroundedAnswer as Reply
 from flmm_ros.processes import NodeProcesses
 from flmm_sim.dataset_writer import scene_seed
-from flmm_sim.language import Span, Turn, normalise_answer, questions
+from flmm_sim.language import Span, Turn, questions
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import Scene
+
+T = TypeVar("T")
 
 KINDS = ("list", "where", "fetch", "relation", "presence", "absence", "count", "attribute")
 """Kinds of questions, in the order in which the demo asks them; refer mode comes last."""
@@ -160,7 +163,7 @@ class Demo:
         self._client.node.create_subscription(Image, "/camera/image", self._on_picture, QoSProfile(depth=10))
         self._camera = AsyncParameterClient(self._client.node, "/camera")
         self._wait(self._camera.services_are_ready, start_timeout, "the camera did not start")
-        self._wait(lambda: self._pictures, start_timeout, "no picture came from the camera")
+        self._wait(lambda: bool(self._pictures), start_timeout, "no picture came from the camera")
         self._client.wait_for_node(start_timeout, processes.check)
         # Commands wait while the node loads its model: the reply to this one says that it has.
         self._client.ask("table", refer=True, timeout=start_timeout, meanwhile=processes.check)
@@ -191,7 +194,7 @@ class Demo:
     def _show(self, seed: int) -> tuple[int, int]:
         """Switch the camera to a scene; returns a stamp from which on its pictures show it."""
         future = self._camera.set_parameters([Parameter("seed", value=seed)])
-        response = self._wait(lambda: future.done() and future.result(), 10.0, "the camera did not change its scene")
+        response = self._wait(lambda: future.result() if future.done() else None, 10.0, "the camera did not change its scene")
         if not response.results[0].successful:
             raise NoReplyError(f"the camera refused seed {seed}: {response.results[0].reason}")
         now = self._client.node.get_clock().now().to_msg()
@@ -200,7 +203,7 @@ class Demo:
         self._client.spin(0.1)  # the node gets it at the same time, on another way
         return changed
 
-    def _wait(self, ready: Callable[[], object], timeout: float, complaint: str) -> Any:
+    def _wait(self, ready: Callable[[], T | None], timeout: float, complaint: str) -> T:
         return self._client.wait_until(ready, timeout, complaint, self._processes.check)
 
     def _on_picture(self, message: Image) -> None:

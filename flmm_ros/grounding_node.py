@@ -32,6 +32,7 @@ from flmm_ros.requests import (
     clean_text,
     decode_image,
     decode_text,
+    no_image,
 )
 from flmm_ros.spinning import RunnableNode, one_line, run_node
 from flmm_ros.worker import Worker
@@ -172,6 +173,9 @@ class GroundingNode(RunnableNode):
     def _answer(self, request: Request) -> None:
         began = time.monotonic()
         arrival, replaced = self._latest.get()
+        if arrival is None:
+            topic = self.resolve_topic_name("image")
+            raise no_image(topic, self.count_publishers(topic))
         picture, header, conversion = self._set_image(arrival)
         words = clean_text(request.text, parameters.value(self, "max_command_length"))
         if request.mode == GroundedAnswerMsg.MODE_REFER:
@@ -203,7 +207,7 @@ class GroundingNode(RunnableNode):
             f" ({replaced} pictures skipped since the last)"
         )
 
-    def _set_image(self, arrival: Arrival | None) -> tuple[np.ndarray, Header, float]:
+    def _set_image(self, arrival: Arrival) -> tuple[np.ndarray, Header, float]:
         """Give the newest picture to the pipeline, unless it holds it already.
 
         Returns:
@@ -215,7 +219,6 @@ class GroundingNode(RunnableNode):
             self._check_age(arrival, header)
             return picture, header, time.monotonic() - began
         message = decode_image(arrival)
-        assert arrival is not None
         self._check_age(arrival, message.header)
         try:
             picture = conversions.picture_from_message(message, parameters.value(self, "max_image_pixels"))

@@ -101,14 +101,21 @@ class LatestImage:
             return self._arrival, replaced
 
 
-def decode_image(arrival: Arrival | None) -> Image:
+def no_image(topic: str, publishers: int) -> RefusedError:
+    """Why there is no picture, for a user who is sure that there is a camera."""
+    reason = f"no picture has arrived yet: nobody publishes {topic}"
+    if publishers:
+        hint = f"large pictures get lost with best effort, qos_overrides.{topic}.subscription.reliability:=reliable helps"
+        reason = f"no picture has arrived yet, though {publishers} publishes {topic} ({hint})"
+    return RefusedError(GroundedAnswer.STATUS_NO_IMAGE, reason)
+
+
+def decode_image(arrival: Arrival) -> Image:
     """Read the message.
 
     Raises:
-        RefusedError: there is none, or it is malformed.
+        RefusedError: it is malformed.
     """
-    if arrival is None:
-        raise RefusedError(GroundedAnswer.STATUS_NO_IMAGE, "no picture has arrived yet")
     try:
         return deserialize_message(arrival.serialized, Image)
     except Exception as error:
