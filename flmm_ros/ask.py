@@ -40,10 +40,11 @@ class AskClient:
         self.node = rclpy.create_node("flmm_ask", context=self._context, enable_rosout=False)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
-        self._replies: list[GroundedAnswer] = []
+        self.replies: list[GroundedAnswer] = []
+        """Every reply of the node since the last :meth:`ask` began, other clients' included."""
         self._commands = self.node.create_publisher(String, f"{namespace}/command", qos.commands())
         self._phrases = self.node.create_publisher(String, f"{namespace}/phrase", qos.commands())
-        self.node.create_subscription(GroundedAnswer, f"{node}/answer", self._replies.append, qos.commands())
+        self.node.create_subscription(GroundedAnswer, f"{node}/answer", self.replies.append, qos.commands())
 
     def __enter__(self) -> Self:
         return self
@@ -90,12 +91,12 @@ class AskClient:
         Raises:
             NoReplyError: nothing came within ``timeout`` seconds.
         """
-        self._replies.clear()
+        self.replies.clear()
         (self._phrases if refer else self._commands).publish(String(data=text))
         mode = GroundedAnswer.MODE_REFER if refer else GroundedAnswer.MODE_CHAT
 
         def reply() -> GroundedAnswer | None:
-            return next((reply for reply in self._replies if reply.mode == mode and _is_about(reply, text)), None)
+            return next((reply for reply in self.replies if reply.mode == mode and _is_about(reply, text)), None)
 
         return self.wait_until(reply, timeout, f"no reply to {text[:60]!r} within {timeout:g} s", meanwhile)
 

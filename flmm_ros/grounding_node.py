@@ -263,8 +263,11 @@ class GroundingNode(RunnableNode):
             self._answers.publish(message)
         except Exception as error:
             self.get_logger().error(f"request {request.request_id}: no reply: {one_line(error)}")
-        log = self.get_logger().error if refusal.status == GroundedAnswerMsg.STATUS_MODEL_FAILURE else self.get_logger().warning
-        log(f"request {request.request_id} refused: {refusal.reason}")
+        line = f"request {request.request_id} refused: {refusal.reason}"
+        if refusal.status == GroundedAnswerMsg.STATUS_MODEL_FAILURE:
+            self.get_logger().error(line)
+        else:  # rclpy allows one severity for each line of code
+            self.get_logger().warning(line)
 
 
 def _model_failure(error: Exception) -> RefusedError:

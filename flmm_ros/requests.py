@@ -43,13 +43,12 @@ def decode_text(serialized: bytes) -> str:
     """The text of a serialized std_msgs/String.
 
     Raises:
-        RefusedError: the text is not UTF-8.
+        RefusedError: the message is malformed.
     """
     try:
         return deserialize_message(serialized, String).data
     except Exception as error:
-        reason = "the command is not valid UTF-8 text"
-        raise RefusedError(GroundedAnswer.STATUS_BAD_COMMAND, reason) from error
+        raise RefusedError(GroundedAnswer.STATUS_BAD_COMMAND, "the command message is malformed") from error
 
 
 def clean_text(text: str, max_length: int) -> str:

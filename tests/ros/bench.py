@@ -1,0 +1,87 @@
+"""A client for tests: sends pictures and commands to a grounding node and collects every reply."""
+
+import array
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+from rclpy.parameter import Parameter
+from rclpy.parameter_client import AsyncParameterClient
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header, String
+
+from flmm_ros import qos
+from flmm_ros.ask import AskClient
+from flmm_ros.msg import GroundedAnswer
+
+PICTURE = np.full((24, 32, 3), (200, 100, 50), np.uint8)
+
+
+def image_of(pixels, encoding="rgb8", **changed):
+    """A message with consistent fields, except for those in ``changed``."""
+    message = Image(encoding=encoding, height=pixels.shape[0], width=pixels.shape[1], step=pixels.strides[0])
+    message.data = array.array("B", pixels.tobytes())
+    for name, value in changed.items():
+        setattr(message, name, value)
+    return message
+
+
+@dataclass
+class Bench:
+    """Publishers and subscriptions around one node."""
+
+    client: AskClient
+    name: str
+    texts: list = field(default_factory=list)
+    label_maps: list = field(default_factory=list)
+
+    def __post_init__(self):
+        node, namespace = self.client.node, self.name.rsplit("/", 1)[0]
+        # Reliable, so that a test's one picture arrives; the node's own reader asks for less.
+        self.images = node.create_publisher(Image, f"{namespace}/image", QoSProfile(depth=5))
+        self.commands = node.create_publisher(String, f"{namespace}/command", qos.commands())
+        self.replies = self.client.replies
+        node.create_subscription(String, f"{self.name}/answer_text", self.texts.append, qos.commands())
+        node.create_subscription(Image, f"{self.name}/label_mask", self.label_maps.append, qos.pictures())
+        self.parameters = AsyncParameterClient(node, self.name)
+
+    def connect(self, meanwhile):
+        self.client.wait_for_node(60.0, meanwhile)
+        self.until(lambda: self.images.get_subscription_count() > 0)
+        self.until(self.parameters.services_are_ready)
+
+    def until(self, ready, timeout=15.0):
+        return self.client.wait_until(ready, timeout, f"nothing within {timeout} s")
+
+    def show(self, message=None, *, age=0.0, frame="camera"):
+        """Publish a picture, a good one by default, and give it time to arrive; returns its header."""
+        message = image_of(PICTURE) if message is None else message
+        now = time.time() - age
+        message.header = Header(frame_id=frame)
+        message.header.stamp.sec, message.header.stamp.nanosec = int(now), int(now % 1 * 1e9)
+        self.images.publish(message)
+        self.client.spin(0.05)
+        return message.header
+
+    def ask(self, text="hello", **options):
+        return self.client.ask(text, timeout=20.0, **options)
+
+    def ask_about(self, message, text="hello"):
+        """Show a picture and ask until the reply is about it: on a loaded machine a picture may be on its way for a while."""
+        header = self.show(message)
+        for _ in range(40):
+            reply = self.ask(text)
+            if reply.header == header:
+                return reply
+            self.client.spin(0.1)
+        raise AssertionError(f"the picture never arrived; last reply: {reply.status} {reply.reason}")
+
+    def still_serves(self):
+        """The node answers a good command on a good picture."""
+        reply = self.ask_about(image_of(PICTURE), "mean")
+        assert (reply.status, reply.answer) == (GroundedAnswer.STATUS_ANSWERED, "200 100 50"), reply.reason
+
+    def set_parameter(self, name, value):
+        future = self.parameters.set_parameters([Parameter(name, value=value)])
+        return self.until(lambda: future.result() if future.done() else None).results[0]

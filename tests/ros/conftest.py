@@ -1,0 +1,74 @@
+"""A ROS graph of its own for the tests: its own domain, this machine only, nodes as separate processes."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built")
+
+os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().randint(1, 100))
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from bench import Bench
+
+from flmm_ros.ask import AskClient
+from flmm_ros.processes import NodeProcesses
+
+SCRIPTED = str(Path(__file__).parent / "scripted_node.py")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in Path(item.fspath).parents:
+            item.add_marker(pytest.mark.ros)
+
+
+@pytest.fixture(scope="session")
+def log_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="session")
+def processes(log_dir):
+    with NodeProcesses(log_dir) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def start_scripted(processes):
+    """Start a scripted node in a namespace of its own; returns its bench."""
+    clients = []
+
+    def start(namespace, *parameters, meanwhile=processes.check):
+        arguments = ["--ros-args", "-r", f"__ns:=/{namespace}"]
+        for parameter in parameters:
+            arguments += ["-p", parameter]
+        child = processes.start(namespace, SCRIPTED, arguments)
+        clients.append(AskClient(f"/{namespace}/grounding"))
+        bench = Bench(clients[-1], f"/{namespace}/grounding")
+        bench.process = child
+        bench.connect(meanwhile)
+        return bench
+
+    yield start
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(scope="session")
+def shared_bench(start_scripted):
+    return start_scripted("shared", "max_image_age:=3.0")
+
+
+@pytest.fixture
+def bench(shared_bench):
+    """The shared scripted node; every test leaves it serving."""
+    for collected in (shared_bench.replies, shared_bench.texts, shared_bench.label_maps):
+        collected.clear()
+    yield shared_bench
+    assert shared_bench.process.poll() is None, "the node died"
+    shared_bench.still_serves()

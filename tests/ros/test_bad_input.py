@@ -1,0 +1,265 @@
+"""Whatever comes in, each command gets exactly one reply, and the node goes on serving (the fixture checks that)."""
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+from bench import PICTURE, image_of
+from rclpy.serialization import serialize_message
+from std_msgs.msg import String
+
+from flmm_ros.conversions import SUPPORTED_ENCODINGS
+from flmm_ros.msg import GroundedAnswer
+
+UNSUPPORTED = [
+    "32FC1", "32FC3", "16UC1", "16SC1", "32SC1", "64FC1", "8SC1", "8UC2", "8UC4", "16UC3", "bayer_rggb16", "nv24",
+    "jpeg", "RGB8", "rgb8 ", "", "x" * 10_000, "日本語",
+]  # fmt: skip
+
+
+def gray(value):
+    return np.full((24, 32), value, np.uint8)
+
+
+def as_encoding(encoding):
+    """The colour of PICTURE in an encoding, and the RGB that must come out."""
+    rgb, colour = PICTURE, "200 100 50"
+    luma = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    if encoding.startswith("mono") or encoding == "8UC1":
+        return (luma.astype("<u2") * 257 if encoding == "mono16" else luma), " ".join([str(luma[0, 0])] * 3)
+    if encoding.startswith("bayer"):
+        pattern = encoding.removeprefix("bayer_").removesuffix("8")
+        mosaic = np.empty((24, 32), np.uint8)
+        for place, letter in enumerate(pattern):
+            mosaic[place // 2 :: 2, place % 2 :: 2] = rgb[0, 0, "rgb".index(letter)]
+        return mosaic, colour
+    if encoding in ("yuv422", "uyvy"):
+        return cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_UYVY), colour
+    if encoding in ("yuv422_yuy2", "yuyv"):
+        return cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_YUY2), colour
+    if encoding in ("nv12", "nv21"):
+        planar = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420).reshape(-1)
+        luma_size, chroma_size = 24 * 32, 12 * 16
+        u, v = planar[luma_size : luma_size + chroma_size], planar[luma_size + chroma_size :]
+        pair = (u, v) if encoding == "nv12" else (v, u)
+        return np.concatenate([planar[:luma_size], np.stack(pair, -1).reshape(-1)]).reshape(36, 32), colour
+    order = {"8UC3": "bgr"}.get(encoding, encoding.rstrip("0123456789"))
+    pixels = np.stack([gray(255) if letter == "a" else rgb[..., "rgb".index(letter)] for letter in order], -1)
+    return (pixels.astype("<u2") * 257 if encoding.endswith("16") else pixels), colour
+
+
+@pytest.mark.parametrize("encoding", SUPPORTED_ENCODINGS)
+def test_supported_encodings_give_the_right_colours(bench, encoding):
+    pixels, colour = as_encoding(encoding)
+    reply = bench.ask_about(image_of(pixels, encoding, height=24), "mean")
+    assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
+    got, expected = (np.array([int(word) for word in words.split()]) for words in (reply.answer, colour))
+    assert np.abs(got - expected).max() <= 3
+
+
+@pytest.mark.parametrize("encoding", UNSUPPORTED, ids=lambda name: name[:12] or "empty")
+def test_unsupported_encodings_are_refused_by_name(bench, encoding):
+    reply = bench.ask_about(image_of(PICTURE, encoding))
+    assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE
+    assert repr(encoding[:40]) in reply.reason and "rgb8" in reply.reason
+    assert reply.answer == "" and not reply.phrases
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"step": 95}, "wrong step: expected at least 96"),
+        ({"step": 0}, "wrong step: expected at least 96"),
+        ({"step": 97}, "wrong data size: expected 2328 bytes (24 rows of step 97), got 2304"),
+        ({"step": 2**32 - 1}, "wrong data size"),
+        ({"height": 25}, "wrong data size: expected 2400 bytes (25 rows of step 96), got 2304"),
+        ({"height": 23}, "wrong data size"),
+        ({"data": []}, "wrong data size: expected 2304 bytes (24 rows of step 96), got 0"),
+        ({"width": 0}, "empty picture: got width 0, height 24"),
+        ({"height": 0}, "empty picture: got width 32, height 0"),
+        ({"width": 0, "height": 0, "step": 0, "data": []}, "empty picture"),
+        ({"width": 2**32 - 1, "height": 2**32 - 1}, "too large"),
+        ({"encoding": "yuyv", "width": 31}, "needs even sizes"),
+        ({"encoding": "rgba8"}, "wrong step: expected at least 128 for width 32 in rgba8, got 96"),
+    ],
+    ids=str,
+)
+def test_fields_that_do_not_fit_are_refused(bench, changed, reason):
+    reply = bench.ask_about(image_of(PICTURE, **changed))
+    assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE
+    assert reason in reply.reason
+
+
+def test_padded_rows_are_read(bench):
+    padded = np.zeros((24, 128), np.uint8)
+    padded[:, :96] = PICTURE.reshape(24, 96)
+    assert bench.ask_about(image_of(padded, "rgb8", width=32), "mean").answer == "200 100 50"
+
+
+def test_big_endian_16_bit_is_read(bench):
+    message = image_of(PICTURE.astype(">u2") * 257, "rgb16", is_bigendian=1)
+    assert bench.ask_about(message, "mean").answer == "200 100 50"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (2, 2)])
+def test_tiny_and_thin_pictures(bench, size):
+    reply = bench.ask_about(image_of(np.full((*size, 3), 7, np.uint8)))
+    assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
+    assert (reply.image_height, reply.image_width) == size
+
+
+def test_8k_picture(start_scripted):
+    # Best effort loses most pictures of more than half a megabyte: users of such cameras ask for reliable delivery.
+    large = start_scripted("large", "qos_overrides./large/image.subscription.reliability:=reliable")
+    reply = large.ask_about(image_of(np.zeros((4320, 7680, 3), np.uint8)))
+    assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE
+    assert "7680x4320 is too large: expected at most 16777216 pixels (max_image_pixels)" in reply.reason
+    large.still_serves()
+    assert large.set_parameter("max_image_pixels", 7680 * 4320).successful
+    reply = large.ask_about(image_of(np.zeros((4320, 7680), np.uint8), "mono8"))
+    assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
+    assert (reply.image_height, reply.image_width) == (4320, 7680)
+    large.still_serves()
+
+
+@pytest.mark.parametrize("length", [4, 12, 30, 60, 2000])
+def test_malformed_picture_message(bench, length):
+    bench.images.publish(serialize_message(image_of(PICTURE))[:length])
+    bench.client.spin(0.2)
+    reply = bench.ask()
+    assert (reply.status, reply.reason) == (GroundedAnswer.STATUS_BAD_IMAGE, "the newest picture message is malformed")
+
+
+def test_picture_with_a_broken_text_field(bench):
+    bench.images.publish(serialize_message(image_of(PICTURE, "rgb8")).replace(b"rgb8", b"\xff\xfe\xff8"))
+    bench.client.spin(0.2)
+    reply = bench.ask()
+    assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE and "unsupported encoding" in reply.reason
+
+
+# --- commands -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t  \r", "\x01\x02\x1b", "\u200b\u200d\ufeff"], ids=ascii)
+@pytest.mark.parametrize("refer", [False, True], ids=["chat", "refer"])
+def test_empty_commands_are_refused(bench, text, refer):
+    bench.show()
+    reply = bench.ask(text, refer=refer)
+    assert (reply.status, reply.reason) == (GroundedAnswer.STATUS_EMPTY_COMMAND, "the command is empty")
+    assert (reply.mode, reply.command) == (int(refer), text)
+
+
+@pytest.mark.parametrize("length", [501, 10_000, 1_000_000])
+def test_very_long_commands_are_refused(bench, length):
+    bench.show()
+    reply = bench.ask("where " * (length // 6) + "w" * (length % 6))
+    assert reply.status == GroundedAnswer.STATUS_COMMAND_TOO_LONG
+    assert f"expected at most 500 characters (max_command_length), got {length}" in reply.reason
+    assert len(reply.command) == 500
+
+
+@pytest.mark.parametrize(
+    ("text", "heard"),
+    [
+        ("wo ist die Zitrone, bitte?", "wo ist die Zitrone, bitte?"),
+        ("柠檬在哪里？", "柠檬在哪里？"),
+        ("أين الليمونة؟", "أين الليمونة؟"),
+        ("где 🍋 лимон?", "где 🍋 лимон?"),
+        ("where\x00is", "where"),
+        ("where\x1b[31m is\x07 the\r\nlemon\t?", "where [31m is the lemon ?"),
+        ("  where   is it  ", "where is it"),
+        ("x" * 500, "x" * 500),
+        ("{}%s\\n'\"; rm -rf", "{}%s\\n'\"; rm -rf"),
+    ],
+    ids=ascii,
+)
+def test_unusual_commands_are_answered(bench, text, heard):
+    bench.show()
+    bench.replies.clear()
+    bench.commands.publish(String(data=text))
+    reply = bench.until(lambda: bench.replies[0] if bench.replies else None)
+    assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
+    assert reply.answer == f"It said: {heard}"
+    assert reply.command == text.split("\x00")[0]
+
+
+def test_command_that_is_not_utf8(bench):
+    bench.show()
+    bench.replies.clear()
+    bench.commands.publish(serialize_message(String(data="abcdef")).replace(b"abc", b"\xff\xfe\xfd"))
+    reply = bench.until(lambda: bench.replies[0] if bench.replies else None)
+    assert (reply.status, reply.command) == (GroundedAnswer.STATUS_ANSWERED, "\ufffd\ufffd\ufffddef")
+
+
+@pytest.mark.parametrize("length", [4, 6, 10])
+def test_malformed_command_message(bench, length):
+    bench.show()
+    bench.replies.clear()
+    bench.commands.publish(serialize_message(String(data="abcdef"))[:length])
+    reply = bench.until(lambda: bench.replies[0] if bench.replies else None)
+    assert (reply.status, reply.reason) == (GroundedAnswer.STATUS_BAD_COMMAND, "the command message is malformed")
+
+
+def test_commands_before_any_picture(start_scripted):
+    early = start_scripted("early")
+    for refer in (False, True):
+        reply = early.ask(refer=refer)
+        assert reply.status == GroundedAnswer.STATUS_NO_IMAGE
+        assert reply.reason.startswith("no picture has arrived yet, though 1 publishes /early/image")
+        assert reply.header.stamp.sec == 0 and reply.image_width == 0
+    early.still_serves()
+
+
+def test_200_commands_in_a_burst_get_200_replies(bench):
+    bench.show()
+    texts = ["sleep 0.3", *(f"number {number}" for number in range(1, 200))]
+    bench.replies.clear()
+    for text in texts:
+        bench.commands.publish(String(data=text))
+    bench.until(lambda: len(bench.replies) >= 200, timeout=30.0)
+    bench.client.spin(0.5)
+    assert sorted(reply.command for reply in bench.replies) == sorted(texts)
+    ids = [reply.request_id for reply in bench.replies]
+    assert sorted(ids) == list(range(min(ids), min(ids) + 200))
+    refused = [reply for reply in bench.replies if reply.status != GroundedAnswer.STATUS_ANSWERED]
+    assert refused and {reply.status for reply in refused} == {GroundedAnswer.STATUS_BUSY}
+    assert {reply.reason for reply in refused} == {"busy: 8 commands are waiting already (queue_size)"}
+    assert len(bench.replies) - len(refused) >= 9  # the one in work and those that waited
+
+
+def test_camera_that_stops(bench):
+    bench.show()
+    assert bench.ask().status == GroundedAnswer.STATUS_ANSWERED
+    time.sleep(3.2)
+    reply = bench.ask()
+    assert reply.status == GroundedAnswer.STATUS_IMAGE_TOO_OLD
+    assert "too old: expected at most 3 s (max_image_age), got 3." in reply.reason
+
+
+def test_stale_stamp(bench):
+    bench.show(age=3600.0)
+    reply = bench.ask()
+    assert reply.status == GroundedAnswer.STATUS_IMAGE_TOO_OLD
+    assert "got 3600" in reply.reason
+
+
+def test_stamp_from_the_future_and_no_stamp(bench):
+    bench.show(age=-3600.0)
+    assert bench.ask().status == GroundedAnswer.STATUS_ANSWERED
+    bench.images.publish(image_of(PICTURE))
+    bench.client.spin(0.2)
+    assert bench.ask().status == GroundedAnswer.STATUS_ANSWERED
+
+
+def test_any_age_is_fine_when_asked_for(bench):
+    assert bench.set_parameter("max_image_age", 0.0).successful
+    bench.show(age=3600.0)
+    assert bench.ask().status == GroundedAnswer.STATUS_ANSWERED
+    assert bench.set_parameter("max_image_age", 3.0).successful
+
+
+def test_model_failure_is_one_line(bench):
+    bench.show()
+    reply = bench.ask("fail")
+    assert (reply.status, reply.reason) == (GroundedAnswer.STATUS_MODEL_FAILURE, "the model failed: scripted failure")
