@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("ask", "demo", "run")
+COMMANDS = ("ask", "demo", "run", "eval")
 """Modules of this package, in the order in which `flmm --help` lists them."""
 
 

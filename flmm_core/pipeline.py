@@ -92,7 +92,12 @@ class GroundingPipeline:
         self._image_seconds = clock.lap()
 
     def chat(
-        self, text: str, *, max_new_tokens: int | None = None, on_text: Callable[[str], None] | None = None
+        self,
+        text: str,
+        *,
+        max_new_tokens: int | None = None,
+        on_text: Callable[[str], None] | None = None,
+        on_coarse: Callable[[CoarseMasks], None] | None = None,
     ) -> GroundedAnswer:
         """Answer ``text`` and ground the phrases that the keyword selector picks.
 
@@ -100,6 +105,7 @@ class GroundingPipeline:
             text: the user's words.
             max_new_tokens: longest answer; None for the configured one.
             on_text: called with the whole answer so far after each token.
+            on_coarse: called with the phrases' masks before they are refined.
         """
         image = self._require(text=text)
         clock = _Clock(self.lmm.device)
@@ -107,13 +113,14 @@ class GroundingPipeline:
         trace = self.lmm.generate(image.lmm, text, max_new_tokens=limit, on_text=on_text)
         lmm_seconds = clock.lap()
         spans = select_keywords(trace, self.heads.keyword_selector, threshold=self.config.selector_threshold)
-        return self._ground(trace, spans, image, lmm_seconds, clock)
+        return self._ground(trace, spans, image, lmm_seconds, clock, on_coarse)
 
-    def refer(self, phrases: str | Sequence[str]) -> GroundedAnswer:
+    def refer(self, phrases: str | Sequence[str], *, on_coarse: Callable[[CoarseMasks], None] | None = None) -> GroundedAnswer:
         """Ground given phrases, read together in one pass; nothing is generated.
 
         Args:
             phrases: one phrase or several; the masks come in the same order.
+            on_coarse: called with the phrases' masks before they are refined.
         """
         given = [phrases] if isinstance(phrases, str) else list(phrases)
         if not given:
@@ -122,7 +129,16 @@ class GroundingPipeline:
             image = self._require(text=phrase)
         clock = _Clock(self.lmm.device)
         trace, spans = self.lmm.read_phrases(image.lmm, given)
-        return self._ground(trace, spans, image, clock.lap(), clock)
+        return self._ground(trace, spans, image, clock.lap(), clock, on_coarse)
+
+    def read(self, text: str, answer: str) -> LmmTrace:
+        """Let the LMM read a given answer to ``text`` as if it had written it; nothing is generated or grounded.
+
+        Args:
+            text: the user's words.
+            answer: the assistant's words.
+        """
+        return self.lmm.read_answer(self._require(text=text).lmm, text, answer)
 
     @torch.no_grad()
     def coarse_masks(self, trace: LmmTrace, spans: Sequence[KeywordSpan]) -> CoarseMasks:
@@ -131,11 +147,20 @@ class GroundingPipeline:
         return self.heads.coarse_masks(maps, trace.geometry)
 
     def _ground(
-        self, trace: LmmTrace, spans: Sequence[KeywordSpan], image: SetImage, lmm_seconds: float, clock: _Clock
+        self,
+        trace: LmmTrace,
+        spans: Sequence[KeywordSpan],
+        image: SetImage,
+        lmm_seconds: float,
+        clock: _Clock,
+        on_coarse: Callable[[CoarseMasks], None] | None,
     ) -> GroundedAnswer:
         keywords_seconds = clock.lap()
         coarse = self.coarse_masks(trace, spans)
         mask_head_seconds = clock.lap()
+        if on_coarse is not None:
+            on_coarse(coarse)
+            clock.lap()
         phrases = self._refine(trace, spans, coarse, image.sam)
         seconds = StageSeconds(self._image_seconds, lmm_seconds, keywords_seconds, mask_head_seconds, clock.lap())
         self._image_seconds = 0.0

@@ -6,19 +6,17 @@ are the constants below). Answers name objects as "red mug", with the character 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from flmm_core.training.dataset import Span, Turn
+from flmm_core.config import GroundingConfig
+from flmm_core.training.dataset import REFER, Span, Turn
 from flmm_sim.scene import COLORS, KIND_COLORS, KINDS, Scene, SceneObject
 
 QUESTION_KINDS = ("list", "where", "fetch", "relation", "attribute", "count", "presence", "absence")
 """Kinds with one right answer."""
-REFER = "refer"
-"""The kind of turn that refer mode reads: some objects' names, in any order, each followed by a full stop."""
-REFER_PROMPT = "Please give me a description of the image."
+REFER_PROMPT = GroundingConfig.refer_prompt
 
 ORDER_MARGIN = 0.02
 """Least gap between neighbours of a left-to-right enumeration, in picture widths."""
@@ -157,11 +155,6 @@ def questions(scene: Scene, rng: np.random.Generator, *, per_kind: int = 3) -> l
             if len(seen) == per_kind:
                 break
     return turns
-
-
-def normalise_answer(text: str) -> str:
-    """Lower case without punctuation and with single spaces: what "normalised exact match" compares."""
-    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
 
 
 class _Text:

@@ -19,6 +19,9 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+REFER = "refer"
+"""The kind of turn that refer mode reads: names of objects, each followed by a full stop. Other kinds have one right answer."""
+
 
 @dataclass(frozen=True)
 class Span:

@@ -1,0 +1,43 @@
+"""Options that say which model grounds and how, declared from the one list of tunables."""
+
+from __future__ import annotations
+
+import argparse
+
+from flmm_core.config import GroundingConfig, Tunable, tunables
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """One option for each entry of :class:`~flmm_core.config.GroundingConfig`."""
+    group = parser.add_argument_group("model")
+    for tunable in tunables():
+        option = "--" + tunable.name.replace("_", "-")
+        if tunable.type is bool:
+            group.add_argument(option, action=argparse.BooleanOptionalAction, default=tunable.default, help=_help(tunable))
+        else:
+            metavar = tunable.unit.upper().rstrip("S") or tunable.type.__name__.upper()
+            group.add_argument(option, type=tunable.type, default=tunable.default, metavar=metavar, help=_help(tunable))
+
+
+def grounding_config(args: argparse.Namespace) -> GroundingConfig:
+    """The options as a configuration.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    return GroundingConfig(**{tunable.name: getattr(args, tunable.name) for tunable in tunables()})
+
+
+def model_names(config: GroundingConfig) -> dict[str, str]:
+    """Which LMM, heads and SAM a configuration names, for people to read."""
+    return {part: getattr(config, part) or "shipped" for part in ("lmm", "heads", "sam")}
+
+
+def _help(tunable: Tunable) -> str:
+    allowed = ""
+    if tunable.choices:
+        allowed = f"; one of {', '.join(tunable.choices)}"
+    elif tunable.minimum is not None and tunable.maximum is not None:
+        allowed = f"; {tunable.minimum:g} to {tunable.maximum:g}"
+    default = f" (default: {tunable.default if tunable.default != '' else 'empty'}{allowed})"
+    return tunable.description.replace("%", "%%") + default

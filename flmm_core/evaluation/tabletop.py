@@ -1,0 +1,235 @@
+"""The evaluation of a whole grounding model on a data set with known answers and masks.
+
+It measures what a user gets: answers, masks of the answers before and after refinement, the keyword selector, and refer mode.
+:mod:`flmm_core.evaluation.report` turns the records of this file into figures.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from flmm_core.config import GroundingConfig
+from flmm_core.evaluation.matching import match_phrases, overlaps
+from flmm_core.evaluation.metrics import Overlap, Range, Retrieval, normalise_answer, phrase_retrieval, word_retrieval
+from flmm_core.keyword_spans import select_keywords
+from flmm_core.noun_chunks import noun_chunks
+from flmm_core.pipeline import GroundingPipeline
+from flmm_core.training.dataset import REFER, Picture, Turn
+from flmm_core.types import CoarseMasks, GroundedAnswer, StageSeconds
+
+
+@dataclass(frozen=True)
+class MaskPair:
+    """Overlaps of the same masks before and after refinement, one for each pair of :func:`match_phrases`."""
+
+    coarse: tuple[Overlap, ...]
+    refined: tuple[Overlap, ...]
+
+
+@dataclass(frozen=True)
+class SpanCounts:
+    """How well phrases were picked from a true answer."""
+
+    phrases: Retrieval
+    words: Retrieval
+
+
+@dataclass(frozen=True)
+class ChatRecord:
+    """A question, what came back, and how it compares with the truth."""
+
+    kind: str
+    question: str
+    truth: str
+    answer: str
+    right: bool
+    phrases: int
+    masks: MaskPair
+    selector: SpanCounts | None
+    """Of the trained selector on the true answer; None if the heads have none."""
+    chunks: SpanCounts
+    """Of the noun-chunk fallback on the true answer."""
+    seconds: StageSeconds
+
+
+@dataclass(frozen=True)
+class ReferRecord:
+    """A phrase that refer mode grounded."""
+
+    phrase: str
+    relational: bool
+    """Whether it names the thing by another one: "mug left of the lemon"."""
+    masks: MaskPair
+
+
+@dataclass(frozen=True)
+class PictureRecord:
+    """All that was asked about one picture."""
+
+    chat: tuple[ChatRecord, ...]
+    refer: tuple[ReferRecord, ...]
+
+
+class PictureEvaluation:
+    """Asks a pipeline everything that a data set knows about a picture.
+
+    Args:
+        pipeline: what is evaluated.
+        per_kind: most questions of each kind; None for all.
+    """
+
+    def __init__(self, pipeline: GroundingPipeline, *, per_kind: int | None = None) -> None:
+        self.pipeline = pipeline
+        self.per_kind = per_kind
+
+    def run(self, picture: Picture) -> PictureRecord:
+        """Evaluate one picture."""
+        self.pipeline.set_image(picture.image())
+        turns = self._chosen(picture.turns)
+        chat = tuple(self._chat(picture, turn) for turn in turns if turn.kind != REFER)
+        refer = tuple(record for turn in turns if turn.kind == REFER for record in self._refer(picture, turn))
+        return PictureRecord(chat, refer)
+
+    def _chosen(self, turns: Sequence[Turn]) -> list[Turn]:
+        seen: dict[str, int] = {}
+        chosen = []
+        for turn in turns:
+            seen[turn.kind] = seen.get(turn.kind, 0) + 1
+            if self.per_kind is None or seen[turn.kind] <= self.per_kind:
+                chosen.append(turn)
+        return chosen
+
+    def _chat(self, picture: Picture, turn: Turn) -> ChatRecord:
+        coarse: list[CoarseMasks] = []
+        answer = self.pipeline.chat(turn.question, on_coarse=coarse.append)
+        right = normalise_answer(answer.text) == normalise_answer(turn.answer)
+        selector, chunks = self._keywords(turn)
+        return ChatRecord(
+            kind=turn.kind,
+            question=turn.question,
+            truth=turn.answer,
+            answer=answer.text,
+            right=right,
+            phrases=len(answer.phrases),
+            masks=self._compare(answer, coarse[0], match_phrases(answer.phrases, turn, right=right), picture, turn),
+            selector=selector,
+            chunks=chunks,
+            seconds=answer.seconds,
+        )
+
+    def _refer(self, picture: Picture, turn: Turn) -> list[ReferRecord]:
+        phrases = [turn.answer[span.start : span.end] for span in turn.spans]
+        coarse: list[CoarseMasks] = []
+        answer = self.pipeline.refer(phrases, on_coarse=coarse.append)
+        pairs = [(i, i) for i in range(len(phrases))]
+        masks = [self._compare(answer, coarse[0], [pair], picture, turn) for pair in pairs]
+        return [ReferRecord(phrase, is_relational(phrase), own) for phrase, own in zip(phrases, masks, strict=True)]
+
+    def _keywords(self, turn: Turn) -> tuple[SpanCounts | None, SpanCounts]:
+        """Phrases of the true answer that the trained selector and the noun-chunk rule pick."""
+        true = [(span.start, span.end) for span in turn.spans]
+        chunks = _span_counts(turn.answer, noun_chunks(turn.answer), true)
+        if self.pipeline.heads.keyword_selector is None:
+            return None, chunks
+        trace = self.pipeline.read(turn.question, turn.answer)
+        threshold = self.pipeline.config.selector_threshold
+        picked = select_keywords(trace, self.pipeline.heads.keyword_selector, threshold=threshold)
+        return _span_counts(turn.answer, [(span.start, span.end) for span in picked], true), chunks
+
+    def _compare(
+        self,
+        answer: GroundedAnswer,
+        coarse: CoarseMasks,
+        pairs: Sequence[tuple[int | None, int | None]],
+        picture: Picture,
+        turn: Turn,
+    ) -> MaskPair:
+        size, threshold = (answer.picture_height, answer.picture_width), self.pipeline.config.mask_threshold
+        return MaskPair(
+            coarse=overlaps(pairs, lambda i: coarse_mask(coarse.logits[i], size, threshold), picture, turn),
+            refined=overlaps(pairs, lambda i: answer.phrases[i].mask, picture, turn),
+        )
+
+
+def coarse_mask(logits: torch.Tensor, size: tuple[int, int], threshold: float) -> np.ndarray:
+    """A coarse mask's logits ``[h, w]`` as a mask ``[H, W]`` bool of the picture."""
+    probability = F.interpolate(logits.sigmoid()[None, None], size, mode="bilinear")[0, 0]
+    return (probability > threshold).cpu().numpy()
+
+
+def is_relational(phrase: str) -> bool:
+    """Whether a phrase names a thing by another one, as "mug left of the lemon" does."""
+    return " the " in phrase.lower().removeprefix("the ")
+
+
+def _span_counts(text: str, found: Sequence[Range], true: Sequence[Range]) -> SpanCounts:
+    return SpanCounts(phrase_retrieval(found, true), word_retrieval(text, found, true))
+
+
+def evaluate_pictures(
+    pictures: Sequence[Picture], config: GroundingConfig, *, per_kind: int | None = None, workers: int = 1
+) -> list[PictureRecord]:
+    """Evaluate a model on pictures, with a progress bar.
+
+    Args:
+        pictures: with their truth.
+        config: the model.
+        per_kind: most questions of each kind and picture; None for all.
+        workers: processes, each with the model; they share the processor's cores.
+
+    Returns:
+        One record for each picture, in order.
+    """
+    if workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {workers}")
+    if not pictures:
+        raise ValueError("pictures: expected at least one, got none")
+    with _mapped(pictures, config, per_kind, workers) as records:
+        return list(tqdm(records, total=len(pictures), desc="evaluation", unit="picture"))
+
+
+@contextmanager
+def _mapped(
+    pictures: Sequence[Picture], config: GroundingConfig, per_kind: int | None, workers: int
+) -> Iterator[Iterator[PictureRecord]]:
+    """The pictures' records as they come."""
+    if workers == 1:
+        yield map(PictureEvaluation(GroundingPipeline.from_config(config), per_kind=per_kind).run, pictures)
+        return
+    if not config.cpu_threads:
+        config = replace(config, cpu_threads=max(1, (os.cpu_count() or 1) // workers))
+    spawn = multiprocessing.get_context("spawn")  # forked threads of PyTorch hang
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(config, per_kind)) as pool:
+        yield pool.map(_evaluate_in_worker, pictures, chunksize=1)
+
+
+@dataclass
+class _Worker:
+    """State of a worker process; the model is loaded with the first picture, so that a failure reaches the caller."""
+
+    config: GroundingConfig = field(default_factory=GroundingConfig)
+    per_kind: int | None = None
+    evaluation: PictureEvaluation | None = None
+
+
+_worker = _Worker()
+
+
+def _start_worker(config: GroundingConfig, per_kind: int | None) -> None:
+    _worker.config, _worker.per_kind = config, per_kind
+
+
+def _evaluate_in_worker(picture: Picture) -> PictureRecord:
+    if _worker.evaluation is None:
+        _worker.evaluation = PictureEvaluation(GroundingPipeline.from_config(_worker.config), per_kind=_worker.per_kind)
+    return _worker.evaluation.run(picture)
