@@ -1,7 +1,7 @@
 """Third stage of flmm-tabletop: a small SAM learns to sharpen masks of simulated objects.
 
-Its prompts imitate what a mask head gives: the true mask at the resolution of an attention grid, blurred, shifted and noisy, and the
-box around that. The image encoder is frozen afterwards; prompt encoder and mask decoder go on learning with the heads.
+Its prompts imitate what a mask head gives: the true mask at the resolution of an attention grid, blurred, shifted and noisy,
+and the box around that. The image encoder is frozen afterwards; prompt encoder and mask decoder go on learning with the heads.
 """
 
 from __future__ import annotations
