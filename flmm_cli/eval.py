@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
 import shlex
 import sys
 import time
 from itertools import islice
 from pathlib import Path
 
+from flmm_cli.held_out import rendered_scenes
 from flmm_cli.model_options import add_model_options, grounding_config, model_names
 from flmm_cli.table import format_table
 
@@ -25,8 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "tabletop",
         help="answers, masks and keywords on simulated table-top scenes",
         description="Asks everything that a data set of `flmm scenes` knows about its pictures, and prints right answers by"
-        " kind of question, cIoU and mIoU of chat and refer mode before and after SAM, and F1 of the keyword selector, each with its"
-        " 95 %% interval. Without --data it renders scenes of the split `test`, which no training uses.",
+        " kind of question, cIoU and mIoU of chat and refer mode before and after SAM, and F1 of the keyword selector, each"
+        " with its 95 %% interval. Without --data it renders scenes of the split `test`, which no training uses.",
     )
     tabletop.add_argument("--data", type=Path, help="folder of a data set; default: render --count scenes of --seed")
     tabletop.add_argument("--count", type=int, default=200, help="scenes to render without --data (default: %(default)s)")
@@ -72,19 +71,3 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.out, report, **context, finished=finished, seconds=seconds, workers=args.workers)
         print(f"figures: {args.out}")
     return 0
-
-
-def rendered_scenes(count: int, seed: int, workers: int) -> Path:
-    """A data set of the split `test`, rendered once and kept in the user's cache."""
-    import flmm_sim
-    from flmm_sim.dataset_writer import write_dataset
-
-    # The same seed means other scenes once the simulator has changed.
-    sources = sorted(Path(flmm_sim.__path__[0]).glob("*.py"))
-    version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flmm"
-    out = cache / f"test-seed{seed}-count{count}-{version}"
-    if not (out / "questions.json").exists():
-        print(f"rendering {count} scenes into {out}", flush=True)
-        write_dataset(out, split="test", seed=seed, count=count, workers=workers)
-    return out

@@ -13,7 +13,19 @@ import os
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("ask", "demo", "run", "eval")
+COMMANDS = (
+    "ask",
+    "demo",
+    "run",
+    "ground",
+    "scenes",
+    "train_tower",
+    "train_lmm",
+    "train_sam",
+    "train_heads",
+    "eval",
+    "attention",
+)
 """Modules of this package, in the order in which `flmm --help` lists them."""
 
 

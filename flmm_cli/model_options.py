@@ -15,7 +15,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         if tunable.type is bool:
             group.add_argument(option, action=argparse.BooleanOptionalAction, default=tunable.default, help=_help(tunable))
         else:
-            metavar = tunable.unit.upper().rstrip("S") or tunable.type.__name__.upper()
+            metavar = {str: "TEXT", int: "N", float: "X"}[tunable.type]
             group.add_argument(option, type=tunable.type, default=tunable.default, metavar=metavar, help=_help(tunable))
 
 

@@ -1,0 +1,85 @@
+"""`flmm attention`: shows where the frozen LMM looks while it names things."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import islice
+from pathlib import Path
+
+from flmm_cli.held_out import rendered_scenes
+from flmm_cli.model_options import add_model_options, grounding_config, model_names
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "attention",
+        help="draw the attention maps of the heads that point best",
+        description="Ranks the attention heads of the frozen LMM by how often the peak of their map lies on the thing that is"
+        " named, on held-out pictures with true masks, and draws the best ones beside the masks that come of them: for a few"
+        " phrases of other pictures of that data set, or for a picture of your own.",
+    )
+    parser.add_argument("image", type=Path, nargs="?", help="picture file; default: pictures of the data set")
+    parser.add_argument("text", nargs="*", help="a question about IMAGE in quotes; with --refer one or more phrases")
+    parser.add_argument("--refer", action="store_true", help="the text is phrases to ground, not a question")
+    parser.add_argument("--data", type=Path, help="folder of a data set; default: render scenes of the split `test`")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes to render (default: %(default)s)")
+    parser.add_argument("--rank", type=int, default=100, help="pictures to rank the heads on (default: %(default)s)")
+    parser.add_argument("--maps", type=int, default=4, help="heads to show (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=6, help="phrases to show (default: %(default)s)")
+    parser.add_argument("--first", type=int, help="first picture of the data set to show; default: after those of --rank")
+    parser.add_argument("--out", type=Path, default=Path("attention.png"), help="the drawing (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the pointing accuracy of every head to this file")
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Rank and draw."""
+    for name in ("rank", "maps", "rows"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name}: expected at least 1, got {getattr(args, name)}")
+    if args.image and (not args.text or (len(args.text) > 1 and not args.refer)):
+        raise ValueError(f"text: expected one question in quotes, or phrases with --refer, got {len(args.text)} arguments")
+    config = grounding_config(args)
+
+    from PIL import Image
+
+    from flmm_core.evaluation.attention_figure import draw_attention
+    from flmm_core.evaluation.attention_maps import AttentionRow, attention_rows, rank_heads, telling_turns
+    from flmm_core.pipeline import GroundingPipeline
+    from flmm_core.training.dataset import read_dataset, read_image
+
+    first = args.rank if args.first is None else args.first
+    pipeline = GroundingPipeline.from_config(config)
+    data = args.data or rendered_scenes(first + 3 * args.rows, args.seed, 1)
+    pictures = list(read_dataset(data))
+    ranking = rank_heads(pipeline, list(islice(pictures, args.rank)))
+    channels = ranking.best(args.maps)
+    rows: list[AttentionRow] = []
+    if args.image:
+        rows = attention_rows(pipeline, read_image(args.image), args.text if args.refer else args.text[0], channels)[
+            : args.rows
+        ]
+    else:
+        for picture, turn in telling_turns(pictures[first:]):
+            if len(rows) < args.rows:
+                found = attention_rows(pipeline, picture.image(), turn.question, channels, (picture, turn))
+                rows += found[: min(2, args.rows - len(rows))]
+    best = ranking.accuracy(channels[0])
+    print(
+        f"best head ({ranking.name(channels[0])}): its peak lies on the named thing in {best.value:.1%} of {best.count} phrases"
+        f" (95 % interval {best.low:.1%} to {best.high:.1%}); a random point would in {ranking.chance:.1%}"
+    )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw_attention(rows, ranking, channels)).save(args.out)
+    print(f"attention maps: {args.out}")
+    if args.json:
+        accuracy = {ranking.name(c): round(ranking.accuracy(c).value, 4) for c in range(len(ranking.hits))}
+        source = str(args.data) if args.data else f"flmm scenes --split test --seed {args.seed}"
+        record = {"model": model_names(config), "data": source, "pictures": min(args.rank, len(pictures))}
+        record |= {"phrases": ranking.phrases, "chance": round(ranking.chance, 4), "pointing_accuracy": accuracy}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"figures: {args.json}")
+    return 0

@@ -1,0 +1,110 @@
+"""`flmm ground`: answers about one picture file and points at what it names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flmm_cli.model_options import add_model_options, grounding_config, model_names
+from flmm_cli.table import printable
+
+if TYPE_CHECKING:
+    from flmm_core.types import GroundedAnswer
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "ground",
+        help="answer about a picture file, with masks",
+        description="Answers about a picture, or with --refer finds given phrases in it, and prints what it points at.",
+    )
+    parser.add_argument("image", type=Path, help="picture file")
+    parser.add_argument("text", nargs="+", help="a question in quotes; with --refer one or more phrases, each in quotes")
+    parser.add_argument("--refer", action="store_true", help="the text is phrases to ground, not a question")
+    parser.add_argument("--out", type=Path, help="write the picture with masks and labels to this file")
+    parser.add_argument("--json", type=Path, help="write answer, boxes, scores and masks (compressed COCO RLE) to this file")
+    parser.add_argument("--masks", type=Path, metavar="DIR", help="write each mask as a black and white PNG into this folder")
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ground, print, and write what was asked for."""
+    if len(args.text) > 1 and not args.refer:
+        raise ValueError(f"text: expected one question in quotes, got {len(args.text)} arguments")
+    config = grounding_config(args)
+
+    from flmm_core.pipeline import GroundingPipeline
+    from flmm_core.training.dataset import read_image
+
+    picture = read_image(args.image)
+    pipeline = GroundingPipeline.from_config(config)
+    pipeline.set_image(picture)
+    answer = pipeline.refer(args.text) if args.refer else pipeline.chat(args.text[0])
+    command = "; ".join(args.text)
+    _show(answer)
+    if args.out:
+        from PIL import Image
+
+        from flmm_core.overlay import draw_overlay
+
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_overlay(picture, answer, command=command)).save(args.out)
+        print(f"overlay: {args.out}")
+    if args.masks:
+        _write_masks(answer, args.masks)
+    if args.json:
+        record = {"image": str(args.image), "command": command, "mode": "refer" if args.refer else "chat"}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({**record, "model": model_names(config), **_record(answer)}, indent=1) + "\n")
+        print(f"answer: {args.json}")
+    return 0
+
+
+def _show(answer: GroundedAnswer) -> None:
+    print(printable(answer.text))
+    for phrase in answer.phrases:
+        x1, y1, x2, y2 = phrase.box
+        place = f"x {x1}-{x2}, y {y1}-{y2}, {int(phrase.mask.sum())} pixels" if x2 > x1 else "no mask"
+        print(f"  {printable(phrase.text)}: {place}, score {phrase.score:.2f}")
+    print(f"  ({answer.seconds.total:.2f} s)")
+
+
+def _write_masks(answer: GroundedAnswer, folder: Path) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, phrase in enumerate(answer.phrases, start=1):
+        words = re.sub(r"\W+", "_", phrase.text).strip("_")[:60]
+        Image.fromarray(phrase.mask.astype("uint8") * 255).save(folder / f"{number:02d}_{words}.png")
+    print(f"masks: {len(answer.phrases)} in {folder}")
+
+
+def _record(answer: GroundedAnswer) -> dict[str, object]:
+    import numpy as np
+    from pycocotools import mask as coco_mask
+
+    phrases = []
+    for phrase in answer.phrases:
+        rle = coco_mask.encode(np.asfortranarray(phrase.mask.astype(np.uint8)))
+        phrases.append(
+            {
+                "text": phrase.text,
+                "start": phrase.start,
+                "end": phrase.end,
+                "box": phrase.box,
+                "score": round(phrase.score, 4),
+                "area": int(phrase.mask.sum()),
+                "mask": {"size": rle["size"], "counts": rle["counts"].decode()},
+            }
+        )
+    return {
+        "answer": answer.text,
+        "height": answer.picture_height,
+        "width": answer.picture_width,
+        "phrases": phrases,
+        "seconds": {stage: round(value, 4) for stage, value in vars(answer.seconds).items()},
+    }

@@ -1,0 +1,23 @@
+"""Held-out scenes for the commands that measure, rendered when they are first needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def rendered_scenes(count: int, seed: int, workers: int) -> Path:
+    """A data set of the split `test`, rendered once and kept in the user's cache."""
+    import flmm_sim
+    from flmm_sim.dataset_writer import write_dataset
+
+    # The same seed means other scenes once the simulator has changed.
+    sources = sorted(Path(flmm_sim.__path__[0]).glob("*.py"))
+    version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flmm"
+    out = cache / f"test-seed{seed}-count{count}-{version}"
+    if not (out / "questions.json").exists():
+        print(f"rendering {count} scenes into {out}", flush=True)
+        write_dataset(out, split="test", seed=seed, count=count, workers=workers)
+    return out

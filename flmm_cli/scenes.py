@@ -1,0 +1,37 @@
+"""`flmm scenes`: renders table-top scenes with true masks, questions and answers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "scenes",
+        help="render a data set of simulated table-top scenes",
+        description="Writes pictures, COCO masks (annotations.json) and questions with answers and the character ranges of what"
+        " they name (questions.json). Splits of one seed share no scene. A stopped run goes on where it ended.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--split", default="train", help="name of the split, part of every seed (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data set (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=100, help="scenes (default: %(default)s)")
+    parser.add_argument("--per-kind", type=int, default=3, help="questions of each kind and scene (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Render."""
+    for name in ("count", "per_kind", "workers"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
+    if args.seed < 0:
+        raise ValueError(f"--seed: expected at least 0, got {args.seed}")
+
+    from flmm_sim.dataset_writer import write_dataset
+
+    write_dataset(args.out, split=args.split, seed=args.seed, count=args.count, workers=args.workers, per_kind=args.per_kind)
+    print(f"{args.count} scenes: {args.out}")
+    return 0
