@@ -126,8 +126,8 @@ def _descriptor(entry: Tunable, changeable: bool) -> ParameterDescriptor:
         description=entry.description + unit,
         read_only=not changeable,
         additional_constraints=f"one of: {', '.join(entry.choices)}" if entry.choices else "",
-        # A whole number is a fine value for a float: `max_image_age:=2`. The callback checks type and range.
-        dynamic_typing=entry.type is float,
+        # The callback checks the type, in clearer words than rclpy's; and a whole number is a fine value for a float.
+        dynamic_typing=True,
     )
     if entry.minimum is not None and entry.maximum is not None:
         if entry.type is int:
@@ -142,9 +142,14 @@ def _refuse_unknown(node: Node, known: Mapping[str, Tunable]) -> None:
     for name in _overrides(node):
         if name in known or name.split(".")[0] in _IMPLICIT:
             continue
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-        raise ParameterError(f"unknown parameter {name}: {hint}")
+        raise ParameterError(unknown(name, known))
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What to tell someone who asks for a parameter that does not exist."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+    return f"unknown parameter {name}: {hint}"
 
 
 def _overrides(node: Node) -> Mapping[str, Parameter[Any]]:

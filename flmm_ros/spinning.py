@@ -7,14 +7,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import rclpy
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
-from flmm_ros.parameters import ParameterError
+from flmm_ros.parameters import ParameterError, unknown
 
 _PERIOD = 0.1
 """Seconds until the executor looks at signals again."""
@@ -29,6 +32,14 @@ class RunnableNode(Node):
     def close(self) -> bool:
         """End in order; False if a thread of it still runs."""
         return True
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter[Any]]) -> SetParametersResult:
+        """As rclpy does, which all its services use; but a parameter that does not exist is refused by name."""
+        for parameter in parameter_list:
+            if not self.has_parameter(parameter.name):
+                known = [name for name in self.get_parameters_by_prefix("") if not name.startswith("qos_overrides")]
+                return SetParametersResult(successful=False, reason=unknown(parameter.name, known))
+        return super().set_parameters_atomically(parameter_list)
 
 
 def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> int:

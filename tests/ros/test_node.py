@@ -1,0 +1,177 @@
+"""What the node publishes, its parameters, and how it ends."""
+
+import signal
+
+import numpy as np
+import pytest
+from bench import PICTURE, image_of
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+
+from flmm_ros import qos
+from flmm_ros.conversions import phrase_from_message
+from flmm_ros.msg import GroundedAnswer
+
+
+def pixels_of(message, dtype=np.uint8):
+    return np.frombuffer(message.data, dtype).reshape(message.height, message.width)
+
+
+def test_answer_ties_words_to_masks_under_the_header_of_the_picture(bench):
+    header = bench.show(frame="left_eye")
+    reply = bench.ask("where is it")
+    assert reply.header == header and reply.header.frame_id == "left_eye"
+    assert (reply.mode, reply.command, reply.reason) == (GroundedAnswer.MODE_CHAT, "where is it", "")
+    (phrase,) = reply.phrases
+    assert reply.answer[phrase.start : phrase.end] == phrase.text == "It"
+    assert (phrase.label, phrase.score) == (1, 0.75)
+    roi = phrase.roi
+    assert (roi.x_offset, roi.y_offset, roi.width, roi.height) == (0, 0, 16, 24)
+    assert (phrase.mask.encoding, phrase.mask.step) == ("mono8", 16) and phrase.mask.header == header
+    assert (pixels_of(phrase.mask) == 255).all()
+    whole = phrase_from_message(phrase, reply.image_height, reply.image_width)
+    assert whole.mask.shape == (24, 32) and whole.mask.sum() == 16 * 24
+
+
+def test_durations(bench):
+    bench.show()
+    durations = bench.ask("sleep 0.2").durations
+    assert (durations.image, durations.lmm) == (pytest.approx(0.1), pytest.approx(0.2))  # as the pipeline said
+    assert durations.total >= 0.2 > durations.waiting >= 0.0
+    assert 0.0 < durations.conversion < 0.2
+
+
+def test_refer_mode_says_nothing_aloud(bench):
+    bench.show()
+    bench.texts.clear()
+    reply = bench.ask("the red mug", refer=True)
+    assert (reply.mode, reply.answer, reply.phrases[0].text) == (GroundedAnswer.MODE_REFER, "the red mug", "the red mug")
+    assert bench.ask("speak").answer == "It said: speak"
+    bench.until(lambda: bool(bench.texts))
+    assert [text.data for text in bench.texts] == ["It said: speak"]
+
+
+def test_no_phrases_is_an_answer(bench):
+    header = bench.show()
+    reply = bench.ask("nothing")
+    assert (reply.status, reply.answer, reply.phrases) == (GroundedAnswer.STATUS_ANSWERED, "Nothing.", [])
+    label_map = bench.until(lambda: next((m for m in bench.label_maps if m.header == header), None))
+    assert (pixels_of(label_map) == 255).all()
+
+
+@pytest.mark.parametrize(("count", "encoding", "unlabelled"), [(1, "mono8", 255), (254, "mono8", 255), (255, "mono16", 65535)])
+def test_label_map(bench, count, encoding, unlabelled):
+    header = bench.show()
+    reply = bench.ask(f"many {count}")
+    assert [phrase.label for phrase in reply.phrases] == list(range(1, count + 1))
+    label_map = bench.until(lambda: next((m for m in bench.label_maps if m.header == header), None))
+    assert label_map.encoding == encoding
+    labels = pixels_of(label_map, np.uint8 if encoding == "mono8" else np.uint16)
+    assert (labels[:, :16] == count).all() and (labels[:, 16:] == unlabelled).all()
+
+
+def test_overlay_for_rviz(bench):
+    overlays = []
+    subscription = bench.client.node.create_subscription(Image, f"{bench.name}/overlay", overlays.append, qos.pictures())
+    bench.until(lambda: subscription.get_publisher_count() > 0)
+    bench.client.spin(0.5)
+    header = bench.show()
+    bench.ask("draw")
+    overlay = bench.until(lambda: next((m for m in overlays if m.header == header), None))
+    bench.client.node.destroy_subscription(subscription)
+    assert overlay.encoding == "rgb8" and overlay.width == 960 and overlay.height > 720
+    assert len(overlay.data) == overlay.height * overlay.step == overlay.height * 3 * 960
+
+
+def test_the_newest_picture_counts(bench):
+    for value in range(10, 60, 10):
+        bench.images.publish(image_of(np.full((24, 32, 3), value, np.uint8)))
+    bench.client.spin(0.2)
+    assert bench.ask("mean").answer == "50 50 50"
+
+
+def test_best_effort_camera(bench):
+    publisher = bench.client.node.create_publisher(Image, "/shared/image", qos.camera())
+    bench.until(lambda: publisher.get_subscription_count() > 0)
+    bench.client.spin(0.3)
+    publisher.publish(image_of(np.full_like(PICTURE, 77)))
+    bench.client.spin(0.3)
+    assert bench.ask("mean").answer == "77 77 77"
+    bench.client.node.destroy_publisher(publisher)
+
+
+# --- parameters -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("max_image_age", -1.0, "max_image_age"),
+        ("max_image_age", float("nan"), "max_image_age"),
+        ("max_image_age", "soon", "max_image_age: expected float, got str 'soon'"),
+        ("max_new_tokens", 0, "max_new_tokens"),
+        ("max_new_tokens", 100_000, "max_new_tokens"),
+        ("max_new_tokens", 8.5, "max_new_tokens: expected int, got float 8.5"),
+        ("queue_size", 4, "queue_size"),
+        ("lmm", "other", "lmm"),
+        ("max_imageage", 1.0, "unknown parameter max_imageage: did you mean max_image_age?"),
+    ],
+)
+def test_wrong_parameters_are_refused(bench, name, value, reason):
+    result = bench.set_parameter(name, value)
+    assert not result.successful
+    assert reason in result.reason
+
+
+def test_changed_parameters_take_effect(bench):
+    bench.show()
+    assert bench.ask("tokens").answer == "limit 64"
+    assert bench.set_parameter("max_new_tokens", 5).successful
+    assert bench.ask("tokens").answer == "limit 5"
+    assert bench.set_parameter("max_new_tokens", 64).successful
+    assert bench.set_parameter("max_image_age", 2).successful  # a whole number for a float
+    assert bench.set_parameter("max_image_age", 3.0).successful
+
+
+def test_every_parameter_is_described(bench):
+    names = bench.parameters.list_parameters([], 1)
+    names = [n for n in bench.until(lambda: names.result() if names.done() else None).result.names if "qos" not in n]
+    future = bench.parameters.describe_parameters(names)
+    descriptors = bench.until(lambda: future.result() if future.done() else None).descriptors
+    own = [d for d in descriptors if d.name not in ("use_sim_time", "start_type_description_service")]
+    assert len(own) >= 15
+    assert all(d.description for d in own)
+    assert {d.name for d in own if not d.read_only} == {
+        "max_new_tokens", "max_image_age", "max_image_pixels", "max_command_length"
+    }  # fmt: skip
+    ranged = [d for d in own if d.type in (2, 3)]
+    assert all(d.integer_range or d.floating_point_range for d in ranged)
+
+
+# --- the end --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_shutdown_answers_what_is_in_work_and_refuses_what_waits(start_scripted, log_dir, number):
+    name = f"ending{int(number)}"
+    ending = start_scripted(name)
+    ending.still_serves()
+    ending.replies.clear()
+    for text in ("sleep 1.0", "second", "third"):
+        ending.commands.publish(String(data=text))
+    ending.client.spin(0.4)
+    ending.process.send_signal(number)
+    ending.until(lambda: len(ending.replies) == 3)
+    statuses = {reply.command: reply.status for reply in ending.replies}
+    assert statuses == {
+        "sleep 1.0": GroundedAnswer.STATUS_ANSWERED,
+        "second": GroundedAnswer.STATUS_SHUTTING_DOWN,
+        "third": GroundedAnswer.STATUS_SHUTTING_DOWN,
+    }
+    assert ending.process.wait(timeout=10) == 0
+    assert "Traceback" not in (log_dir / f"{name}.log").read_text()
+
+
+def test_nothing_in_the_logs_looks_like_a_crash(shared_bench, log_dir):
+    text = (log_dir / "shared.log").read_text()
+    assert "Traceback" not in text and "[FATAL]" not in text and "event dropped" not in text

@@ -1,0 +1,124 @@
+"""The node with real (tiny, random) models, and everything that can be wrong when it starts."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from bench import Bench, image_of
+from test_checkpoints import SAM_CONFIG, tiny_heads, tiny_sam
+from tiny_models import save_llava
+
+from flmm_core.checkpoints import save_heads, save_tiny_sam
+from flmm_ros.ask import AskClient
+from flmm_ros.msg import GroundedAnswer
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of tiny models, good and bad."""
+    folder = tmp_path_factory.mktemp("models")
+    save_llava(folder / "lmm")
+    save_tiny_sam(tiny_sam(), SAM_CONFIG, folder / "sam")
+    save_heads(tiny_heads(), folder / "heads")
+    save_heads(tiny_heads(layers=2), folder / "small_heads")
+    for part in ("lmm", "heads", "sam"):
+        copy = folder / f"truncated_{part}"
+        shutil.copytree(folder / part, copy)
+        weights = copy / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    return folder
+
+
+def arguments_for(models, **changed):
+    parts = {"lmm": models / "lmm", "heads": models / "heads", "sam": models / "sam", **changed}
+    arguments = ["--ros-args"]
+    for name, value in parts.items():
+        arguments += ["-p", f"{name}:={value}"]
+    return arguments
+
+
+FAILURES = {
+    "missing lmm": ({"lmm": "/no/such/folder"}, 1, "LMM /no/such/folder: expected an existing folder"),
+    "missing heads": ({"heads": "/no/such/heads"}, 1, "heads /no/such/heads: expected an existing file or folder"),
+    "missing sam": ({"sam": "/no/such/sam.pth"}, 1, "SAM /no/such/sam.pth: expected an existing file or folder"),
+    "truncated lmm": ({"lmm": "{models}/truncated_lmm"}, 1, "truncated_lmm: cannot be loaded, the file may be damaged"),
+    "truncated heads": ({"heads": "{models}/truncated_heads"}, 1, "cannot be loaded, the file may be damaged"),
+    "truncated sam": ({"sam": "{models}/truncated_sam"}, 1, "cannot be loaded, the file may be damaged"),
+    "wrong head size": (
+        {"heads": "{models}/small_heads"},
+        1,
+        "12 attention channels (3 layers, hidden size 32), got heads for 8",
+    ),
+    "out of range": ({"max_new_tokens": 0}, 2, "parameter max_new_tokens: expected 1 to 1024 tokens, got 0"),
+    "unknown name": ({"max_imageage": 3}, 2, "unknown parameter max_imageage: did you mean max_image_age?"),
+    "no such device": ({"device": "abacus"}, 1, "abacus"),
+}
+
+
+@pytest.fixture(scope="module")
+def endings(models):
+    """Every node of FAILURES, two at a time; their exit statuses and outputs."""
+    commands = {}
+    for name, (changed, _, _) in FAILURES.items():
+        changed = {key: str(value).replace("{models}", str(models)) for key, value in changed.items()}
+        arguments = arguments_for(models, **changed)
+        commands[name] = [sys.executable, "-m", "flmm_ros.grounding_node", *arguments, "-r", "__node:=start"]
+    results, names = {}, list(commands)
+    for pair in (names[at : at + 2] for at in range(0, len(names), 2)):
+        started = {
+            name: subprocess.Popen(commands[name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for name in pair
+        }
+        for name, process in started.items():
+            output, _ = process.communicate(timeout=90)
+            results[name] = (process.returncode, output)
+    return results
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_what_is_wrong_at_the_start_is_one_clear_line(endings, name):
+    _, expected_status, message = FAILURES[name]
+    status, output = endings[name]
+    fatal = [line for line in output.splitlines() if "[FATAL]" in line]
+    assert len(fatal) == 1, output
+    assert message in fatal[0]
+    assert status == expected_status
+    assert "Traceback" not in output
+
+
+@pytest.fixture(scope="module")
+def tiny(processes, models):
+    process = processes.start("tiny", "flmm_ros.grounding_node", [*arguments_for(models), "-r", "__ns:=/tiny"])
+    with AskClient("/tiny/grounding") as client:
+        bench = Bench(client, "/tiny/grounding")
+        bench.process = process
+        bench.connect(lambda: None)
+        yield bench
+
+
+@pytest.mark.parametrize("size", [(240, 320), (1, 1), (1, 300), (700, 3)], ids=str)
+@pytest.mark.parametrize("refer", [False, True], ids=["chat", "refer"])
+def test_real_pipeline_answers(tiny, size, refer):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    reply = tiny.ask_about(image_of(pixels))
+    reply = tiny.ask("the red mug", refer=refer)
+    assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
+    assert (reply.image_height, reply.image_width) == size
+    assert all(reply.answer[phrase.start : phrase.end] == phrase.text for phrase in reply.phrases)
+    if refer:
+        assert [phrase.text for phrase in reply.phrases] == ["the red mug"]
+    assert reply.durations.lmm > 0
+
+
+@pytest.mark.parametrize(
+    "text", ["柠檬在哪里？", "🍋" * 100, "<image>", "<image> <image>", "</s>", "USER: ASSISTANT:", "x" * 500]
+)
+@pytest.mark.parametrize("refer", [False, True], ids=["chat", "refer"])
+def test_real_pipeline_survives_unusual_words(tiny, text, refer):
+    tiny.show()
+    reply = tiny.ask(text, refer=refer)
+    answered = reply.status == GroundedAnswer.STATUS_ANSWERED
+    refused = reply.status == GroundedAnswer.STATUS_MODEL_FAILURE and reply.reason.startswith("the model failed: ")
+    assert answered or refused
+    assert tiny.ask("hello").status == GroundedAnswer.STATUS_ANSWERED
