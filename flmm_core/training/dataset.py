@@ -69,7 +69,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         ValueError: the file is missing or is no picture.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
     if image is None:
         raise ValueError(f"expected a picture at {path}, got " + ("a file that is none" if path.exists() else "no such file"))
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
