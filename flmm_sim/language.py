@@ -1,17 +1,20 @@
 """Questions about a scene and their true answers, in the ways people talk to robots.
 
-Every answer is decided by the scene alone: a question whose answer hangs on a few pixels or centimetres is not asked (the margins
-are the constants below). Answers name objects as "red mug", with the character range of each name and the objects that it names.
+Every answer is decided by the scene alone: a question whose answer hangs on a few pixels or centimetres is not asked (the
+margins are the constants below). Answers name objects as "red mug", with the character range of each name and the objects that
+it names. The words themselves are in :mod:`flmm_sim.wording`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from flmm_core.config import GroundingConfig
 from flmm_core.training.dataset import REFER, Span, Turn
+from flmm_sim import wording
 from flmm_sim.scene import COLORS, KIND_COLORS, KINDS, Scene, SceneObject
 
 QUESTION_KINDS = ("list", "where", "fetch", "relation", "attribute", "count", "presence", "absence")
@@ -29,111 +32,6 @@ NEXT_RATIO = 0.65
 MAX_ENUMERATION = 3
 """Most objects that the answer to a relation names."""
 
-SYNONYMS = {
-    "mug": ("cup",),
-    "cube": ("block",),
-    "can": ("tin",),
-    "plate": ("dish",),
-    "pan": ("frying pan",),
-    "ball": ("sphere",),
-}
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven")
-RELATIONS = ("left", "right", "front", "behind", "next")
-_RELATION_WORDS = {
-    "left": ("left of", "to the left of"),
-    "right": ("right of", "to the right of"),
-    "front": ("in front of",),
-    "behind": ("behind",),
-    "next": ("next to", "beside", "closest to"),
-}
-_OPPOSITE = {"left": "right", "right": "left", "front": "behind", "behind": "front"}
-
-_LIST = (
-    "what is on the table",
-    "what do you see",
-    "what is there",
-    "what can you see",
-    "list the objects",
-    "list everything on the table",
-    "describe the scene",
-    "tell me what you see",
-    "which objects are on the table",
-)
-_WHERE = (
-    "where is the {x}",
-    "where's the {x}",
-    "find the {x}",
-    "locate the {x}",
-    "can you find the {x}",
-    "where can i find the {x}",
-    "do you know where the {x} is",
-    "where do you see the {x}",
-)
-_FETCH = {
-    "I will pick up": (
-        "pick up the {x}",
-        "grab the {x}",
-        "take the {x}",
-        "pick the {x} up",
-        "can you pick up the {x}",
-        "lift the {x}",
-    ),
-    "I will bring you": (
-        "bring me the {x}",
-        "give me the {x}",
-        "hand me the {x}",
-        "fetch the {x}",
-        "i need the {x}",
-        "get me the {x}",
-    ),
-    "I am pointing at": ("point at the {x}", "show me the {x}", "point to the {x}", "which one is the {x}"),
-}
-_RELATION = (
-    "what is {r} the {x}",
-    "what do you see {r} the {x}",
-    "which object is {r} the {x}",
-    "tell me what is {r} the {x}",
-    "name the object {r} the {x}",
-)
-_COMPARE = {
-    "left": ("is the {x} left or right of the {y}", "is the {x} to the left or to the right of the {y}"),
-    "front": ("is the {x} in front of or behind the {y}", "is the {x} behind or in front of the {y}"),
-}
-_COLOR_OF = (
-    "what color is the {x}",
-    "what colour is the {x}",
-    "which color does the {x} have",
-    "tell me the color of the {x}",
-    "the color of the {x}",
-)
-_KIND_OF = ("what is the {c} thing", "what is the {c} object", "which object is {c}", "what is {c}", "name the {c} thing")
-_COUNT = (
-    "how many {x} are there",
-    "how many {x} do you see",
-    "how many {x} are on the table",
-    "count the {x}",
-    "what is the number of {x}",
-)
-_PRESENCE = (
-    "is there a {x}",
-    "do you see a {x}",
-    "is there a {x} on the table",
-    "can you see a {x}",
-    "do we have a {x}",
-    "is a {x} there",
-)
-
-_ZONES = {
-    ("left", "front"): "at the front left",
-    ("middle", "front"): "at the front",
-    ("right", "front"): "at the front right",
-    ("left", "centre"): "on the left",
-    ("middle", "centre"): "in the middle",
-    ("right", "centre"): "on the right",
-    ("left", "back"): "at the back left",
-    ("middle", "back"): "at the back",
-    ("right", "back"): "at the back right",
-}
 _HORIZONTAL = ((0.0, 0.38, "left"), (0.43, 0.57, "middle"), (0.62, 1.0, "right"))
 """Picture widths."""
 _DEPTH = ((-9.0, -0.09, "front"), (-0.055, 0.055, "centre"), (0.09, 9.0, "back"))
@@ -204,7 +102,7 @@ class _Author:
             text.say("another " if self.names[index] in named else _article(self.names[index]))
             text.name(self.names[index], [index])
             named.add(self.names[index])
-        return text.say(".").turn("list", self._phrase(_LIST))
+        return text.say(".").turn("list", self._phrase(wording.LIST))
 
     def _where(self) -> Turn | None:
         index = self._pick_unique()
@@ -214,7 +112,7 @@ class _Author:
         if zone is None:
             return None
         text = _Text().say("The ").name(self.names[index], [index]).say(f" is {zone}.")
-        return text.turn("where", self._phrase(_WHERE, x=self._reference(index)))
+        return text.turn("where", self._phrase(wording.WHERE, x=self._reference(index)))
 
     def _fetch(self) -> Turn | None:
         index, reference = self._pick_unique(), ""
@@ -225,9 +123,9 @@ class _Author:
             if related is None:
                 return None
             index, reference = related
-        opening = str(self.rng.choice(list(_FETCH)))
+        opening = str(self.rng.choice(list(wording.FETCH)))
         text = _Text().say(f"{opening} the ").name(self.names[index], [index]).say(".")
-        return text.turn("fetch", self._phrase(_FETCH[opening], x=reference))
+        return text.turn("fetch", self._phrase(wording.FETCH[opening], x=reference))
 
     def _relation(self) -> Turn | None:
         anchor = self._pick_unique()
@@ -235,7 +133,7 @@ class _Author:
             return None
         if self.rng.random() < 0.3:
             return self._compare(anchor)
-        relation = str(self.rng.choice(RELATIONS))
+        relation = str(self.rng.choice(wording.RELATIONS))
         found = self._holders(relation, anchor)
         if found is None or len(found) > MAX_ENUMERATION:
             return None
@@ -246,11 +144,14 @@ class _Author:
         for position, index in enumerate(order):
             text.say(_joint(position, len(order)) + "the ").name(self.names[index], [index])
         text.say(
-            ("nothing" if not order else "") + (" are " if len(order) > 1 else " is ") + _RELATION_WORDS[relation][0] + " the "
+            ("nothing" if not order else "")
+            + (" are " if len(order) > 1 else " is ")
+            + wording.RELATION_WORDS[relation][0]
+            + " the "
         )
         text.name(self.names[anchor], [anchor]).say(".")
-        words = str(self.rng.choice(_RELATION_WORDS[relation]))
-        return text.turn("relation", self._phrase(_RELATION, r=words, x=self._reference(anchor)))
+        words = str(self.rng.choice(wording.RELATION_WORDS[relation]))
+        return text.turn("relation", self._phrase(wording.RELATION, r=words, x=self._reference(anchor)))
 
     def _compare(self, anchor: int) -> Turn | None:
         other = self._pick_unique()
@@ -260,10 +161,10 @@ class _Author:
         holds = self._holds(axis, anchor, other)
         if holds is None:
             return None
-        relation = axis if holds else _OPPOSITE[axis]
-        text = _Text().say("The ").name(self.names[anchor], [anchor]).say(f" is {_RELATION_WORDS[relation][0]} the ")
+        relation = axis if holds else wording.OPPOSITE[axis]
+        text = _Text().say("The ").name(self.names[anchor], [anchor]).say(f" is {wording.RELATION_WORDS[relation][0]} the ")
         text.name(self.names[other], [other]).say(".")
-        return text.turn("relation", self._phrase(_COMPARE[axis], x=self._reference(anchor), y=self._reference(other)))
+        return text.turn("relation", self._phrase(wording.COMPARE[axis], x=self._reference(anchor), y=self._reference(other)))
 
     def _attribute(self) -> Turn | None:
         index = int(self.rng.integers(len(self.objects)))
@@ -271,11 +172,11 @@ class _Author:
             if self.kinds.count(self.kinds[index]) > 1:
                 return None
             text = _Text().say("The ").name(self.kinds[index], [index]).say(f" is {self.colors[index]}.")
-            return text.turn("attribute", self._phrase(_COLOR_OF, x=self._spoken(self.kinds[index])))
+            return text.turn("attribute", self._phrase(wording.COLOR_OF, x=self._spoken(self.kinds[index])))
         if self.colors.count(self.colors[index]) > 1:
             return None
         text = _Text().say(f"It is {_article(self.names[index])}").name(self.names[index], [index]).say(".")
-        return text.turn("attribute", self._phrase(_KIND_OF, c=self.colors[index]))
+        return text.turn("attribute", self._phrase(wording.KIND_OF, c=self.colors[index]))
 
     def _count(self) -> Turn | None:
         index = int(self.rng.integers(len(self.objects)))
@@ -288,8 +189,8 @@ class _Author:
         else:
             found, noun, spoken = list(range(len(self.objects))), "object", "object"
         text = _Text().say("There is " if len(found) == 1 else "There are ")
-        text.name(f"{NUMBERS[len(found)]} {_plural(noun) if len(found) > 1 else noun}", found).say(".")
-        return text.turn("count", self._phrase(_COUNT, x=_plural(spoken)))
+        text.name(f"{wording.NUMBERS[len(found)]} {_plural(noun) if len(found) > 1 else noun}", found).say(".")
+        return text.turn("count", self._phrase(wording.COUNT, x=_plural(spoken)))
 
     def _presence(self) -> Turn | None:
         index = int(self.rng.integers(len(self.objects)))
@@ -300,9 +201,9 @@ class _Author:
         if len(found) == 1:
             text.say(f"Yes, there is {_article(self.names[index])}").name(self.names[index], found)
         else:
-            text.say("Yes, there are ").name(f"{NUMBERS[len(found)]} {_plural(noun)}", found)
+            text.say("Yes, there are ").name(f"{wording.NUMBERS[len(found)]} {_plural(noun)}", found)
         spoken = f"{self.colors[index]} {self._spoken(self.kinds[index])}" if by_name else self._spoken(noun)
-        return text.say(".").turn("presence", self._phrase(_PRESENCE, x=spoken))
+        return text.say(".").turn("presence", self._phrase(wording.PRESENCE, x=spoken))
 
     def _absence(self) -> Turn | None:
         color, kind = self._absent()
@@ -310,10 +211,10 @@ class _Author:
         spoken = self._spoken(kind) if color is None else f"{color} {self._spoken(kind)}"
         choice = self.rng.random()
         if choice < 0.5:
-            return _Text().say(f"No, there is no {noun}.").turn("absence", self._phrase(_PRESENCE, x=spoken))
+            return _Text().say(f"No, there is no {noun}.").turn("absence", self._phrase(wording.PRESENCE, x=spoken))
         if choice < 0.65:
-            return _Text().say(f"There are no {_plural(noun)}.").turn("absence", self._phrase(_COUNT, x=_plural(spoken)))
-        templates = _WHERE if choice < 0.8 else _FETCH[str(self.rng.choice(list(_FETCH)))]
+            return _Text().say(f"There are no {_plural(noun)}.").turn("absence", self._phrase(wording.COUNT, x=_plural(spoken)))
+        templates = wording.WHERE if choice < 0.8 else wording.FETCH[str(self.rng.choice(list(wording.FETCH)))]
         return _Text().say(f"I do not see {_article(noun)}{noun}.").turn("absence", self._phrase(templates, x=spoken))
 
     def _refer(self) -> Turn | None:
@@ -333,10 +234,10 @@ class _Author:
     def _zone(self, index: int) -> str | None:
         horizontal = [word for low, high, word in _HORIZONTAL if low <= self.x[index] <= high]
         depth = [word for low, high, word in _DEPTH if low <= self.objects[index].away <= high]
-        return _ZONES[horizontal[0], depth[0]] if horizontal and depth else None
+        return wording.ZONES[horizontal[0], depth[0]] if horizontal and depth else None
 
     def _holds(self, relation: str, index: int, anchor: int) -> bool | None:
-        """Whether object ``index`` is left of, right of, in front of or behind ``anchor``; None when it is too close to call."""
+        """Whether ``index`` is left of, right of, in front of or behind ``anchor``; None when it is too close to call."""
         if relation in ("left", "right"):
             gap, margin = self.x[anchor] - self.x[index], SIDE_MARGIN
         else:
@@ -361,7 +262,7 @@ class _Author:
 
     def _left_to_right(self, indices: Sequence[int] | range) -> list[int] | None:
         order = sorted(indices, key=lambda i: self.x[i])
-        close = any(self.x[b] - self.x[a] < ORDER_MARGIN for a, b in zip(order, order[1:], strict=False))
+        close = any(self.x[b] - self.x[a] < ORDER_MARGIN for a, b in itertools.pairwise(order))
         return None if close else order
 
     def _of_kind(self, kind: str) -> list[int]:
@@ -388,7 +289,7 @@ class _Author:
         return index if self.names.count(self.names[index]) == 1 else None
 
     def _spoken(self, kind: str) -> str:
-        return str(self.rng.choice(SYNONYMS[kind])) if kind in SYNONYMS and self.rng.random() < 0.2 else kind
+        return str(self.rng.choice(wording.SYNONYMS[kind])) if kind in wording.SYNONYMS and self.rng.random() < 0.2 else kind
 
     def _reference(self, index: int) -> str:
         """Words that mean this object alone."""
@@ -404,7 +305,7 @@ class _Author:
         anchor = self._pick_unique()
         if anchor is None:
             return None
-        relation = str(self.rng.choice(RELATIONS))
+        relation = str(self.rng.choice(wording.RELATIONS))
         found = self._holders(relation, anchor)
         if not found:
             return None
@@ -415,7 +316,7 @@ class _Author:
             noun = self._spoken(self.kinds[index])
         else:
             return None
-        return index, f"{noun} {self.rng.choice(_RELATION_WORDS[relation])} the {self._reference(anchor)}"
+        return index, f"{noun} {self.rng.choice(wording.RELATION_WORDS[relation])} the {self._reference(anchor)}"
 
     def _phrase(self, templates: Sequence[str], **slots: str) -> str:
         words = str(self.rng.choice(templates)).format(**slots)

@@ -49,6 +49,7 @@ class SceneObject:
 
     @property
     def name(self) -> str:
+        """Colour and kind, such as "red mug"."""
         return f"{self.color} {self.kind}"
 
 
