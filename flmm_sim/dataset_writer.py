@@ -41,12 +41,14 @@ def write_dataset(out: Path, *, split: str, seed: int, count: int, workers: int 
     parts.mkdir(exist_ok=True)
     jobs = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     missing = [job for job in jobs if not _part(parts, job).exists()]
-    with tqdm(total=count, initial=count - sum(map(len, missing)), unit="scene", desc=f"scenes {split}") as bar:
-        with ProcessPoolExecutor(workers) as pool:
-            futures = {pool.submit(_write_chunk, out, split, seed, job, per_kind): job for job in missing}
-            for future in as_completed(futures):
-                future.result()
-                bar.update(len(futures[future]))
+    with (
+        tqdm(total=count, initial=count - sum(map(len, missing)), unit="scene", desc=f"scenes {split}") as bar,
+        ProcessPoolExecutor(workers) as pool,
+    ):
+        futures = {pool.submit(_write_chunk, out, split, seed, job, per_kind): job for job in missing}
+        for future in as_completed(futures):
+            future.result()
+            bar.update(len(futures[future]))
     _merge(out, [json.loads(line) for job in jobs for line in _part(parts, job).read_text().splitlines()])
 
 
