@@ -63,7 +63,7 @@ def _row(row: AttentionRow) -> Image.Image:
     height = max(tile.shape[0] for tile, _, _ in tiles)
     block = Image.new("RGB", (GAP + len(tiles) * (CELL + GAP), _TITLE + height + _NOTE), _PAPER)
     draw = ImageDraw.Draw(block)
-    said = f"   {row.question}  →  {row.answer}" if row.question else "   (given phrase)"
+    said = f"   {row.question}  |  {row.answer}" if row.question else "   (given phrase)"
     draw.text((GAP, 8), _sayable(f"“{row.phrase}”"), _INK, _font(18))
     draw.text((GAP + draw.textlength(_sayable(f"“{row.phrase}”"), _font(18)), 11), _sayable(said), _FAINT, _font(15))
     for index, (tile, note, color) in enumerate(tiles):

@@ -194,7 +194,7 @@ def evaluate_pictures(
         raise ValueError(f"workers: expected at least 1, got {workers}")
     if not pictures:
         raise ValueError("pictures: expected at least one, got none")
-    with _mapped(pictures, config, per_kind, workers) as records:
+    with _mapped(pictures, config, per_kind, min(workers, len(pictures))) as records:
         return list(tqdm(records, total=len(pictures), desc="evaluation", unit="picture"))
 
 
