@@ -39,8 +39,9 @@ _TEXT: Color = (236, 238, 242)
 _FAINT: Color = (148, 154, 166)
 _ALERT: Color = (255, 120, 100)
 _TINT = 0.32
+_MOST_SCALE = 8
 _LEAST_WIDTH = 960
-"""Small pictures are enlarged to about this width, so that labels stay small beside the things they name."""
+"""Small pictures are enlarged to about this size, so that labels stay small beside the things they name."""
 
 
 def draw_overlay(
@@ -63,16 +64,16 @@ def draw_overlay(
             f"expected a picture of {answer.picture_height}x{answer.picture_width} (height x width), got "
             f"{picture.shape[0]}x{picture.shape[1]}"
         )
-    scale = max(1, round(_LEAST_WIDTH / picture.shape[1]))
+    scale = min(max(1, round(_LEAST_WIDTH / max(picture.shape[:2]))), _MOST_SCALE)
     canvas = _enlarged(picture, scale)
     masks = [_enlarged_mask(phrase.mask, scale) for phrase in answer.phrases]
     for index in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
         canvas = _tinted(canvas, masks[index], color_of(index))
     image = Image.fromarray(canvas)
     _draw_labels(image, answer.phrases, masks)
-    panel = _panel(image.width, answer, command, refusal, details)
-    sheet = Image.new("RGB", (image.width, image.height + panel.height), _PANEL)
-    sheet.paste(image, (0, 0))
+    panel = _panel(max(image.width, _LEAST_WIDTH // 2), answer, command, refusal, details)
+    sheet = Image.new("RGB", (panel.width, image.height + panel.height), _PANEL)
+    sheet.paste(image, ((panel.width - image.width) // 2, 0))
     sheet.paste(panel, (0, image.height))
     return np.asarray(sheet)
 
@@ -239,7 +240,7 @@ def _panel(width: int, answer: GroundedAnswer, command: str, refusal: str, detai
 
 def _words_of(answer: GroundedAnswer) -> Iterator[_Word]:
     """The words of the answer; a word that any phrase touches takes the phrase's colour."""
-    for match in re.finditer(r"\S+", answer.text):
+    for match in re.finditer(r"\S+", _shortened(answer.text, 1000)):
         touching = (i for i, p in enumerate(answer.phrases) if p.start < match.end() and match.start() < p.end)
         yield _Word(_printable(match.group()), next(touching, None))
 
@@ -276,14 +277,11 @@ def _draw_words(
 
 def _fitting_pieces(draw: ImageDraw.ImageDraw, word: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     """A word cut into pieces that fit a line; nearly always the word itself."""
-    pieces = []
-    while draw.textlength(word, font=font) > width and len(word) > 1:
-        count = len(word)
-        while count > 1 and draw.textlength(word[:count], font=font) > width:
-            count = count * 3 // 4
-        pieces.append(word[:count])
-        word = word[count:]
-    return [*pieces, word]
+    length = draw.textlength(word, font=font)
+    if length <= width or len(word) < 2:
+        return [word]
+    count = max(1, int(len(word) * width / length * 0.95))  # letters differ in width: leave some room
+    return [word[start : start + count] for start in range(0, len(word), count)]
 
 
 def _draw_legend(
@@ -298,7 +296,7 @@ def _draw_legend(
     """A swatch, the phrase, its score and its remark for each phrase; returns where the next line begins."""
     x, line, swatch = float(margin), font.size * 1.6, font.size
     for index, phrase in enumerate(phrases):
-        remark = details[index] if index < len(details) else ""
+        remark = _printable(details[index]) if index < len(details) else ""
         name = _shortened(_printable(phrase.text), 40)
         facts = "  ".join(part for part in (f"{phrase.score:.2f}" if phrase.mask.any() else "no mask", remark) if part)
         name_width, facts_width = draw.textlength(name, font=font), draw.textlength(facts, font=font)

@@ -1,0 +1,83 @@
+"""Overlays: what is drawn where, and that nothing a model may say breaks the drawing."""
+
+import numpy as np
+import pytest
+
+from flmm_core.overlay import PALETTE, color_of, contact_sheet, draw_overlay
+from flmm_core.types import GroundedAnswer, GroundedPhrase
+
+GRAY = np.full((240, 320, 3), 120, np.uint8)
+
+
+def phrase(text, start, box, size=(240, 320), score=0.9):
+    mask = np.zeros(size, bool)
+    x0, y0, x1, y1 = box
+    mask[y0:y1, x0:x1] = True
+    return GroundedPhrase(text, start, start + len(text), mask, box if mask.any() else (0, 0, 0, 0), score)
+
+
+def answer(text, *phrases, size=(240, 320)):
+    return GroundedAnswer(text, tuple(phrases), *size)
+
+
+def test_masks_are_tinted_where_they_are():
+    drawn = draw_overlay(GRAY, answer("The red mug is here.", phrase("red mug", 4, (100, 80, 200, 160))), command="where?")
+    assert drawn.dtype == np.uint8 and drawn.shape[1:] == (960, 3) and drawn.shape[0] > 720
+    inside, outside = drawn[3 * 140, 3 * 150].astype(int), drawn[3 * 20, 3 * 20].astype(int)
+    assert np.abs(outside - 120).max() <= 1
+    expected = 120 + 0.32 * (np.array(color_of(0)) - 120)
+    assert np.abs(inside - expected).max() <= 3
+    assert (drawn[3 * 80 - 1 : 3 * 80 + 2, 3 * 120] == color_of(0)).all(axis=-1).any()  # contour
+
+
+def test_a_label_stands_beside_its_mask_and_off_the_others():
+    boxes = ((100, 80, 160, 160), (180, 80, 240, 160))
+    drawn = draw_overlay(GRAY, answer("a b", *(phrase("thing", 0, box) for box in boxes)))
+    for index, (x0, y0, x1, _) in enumerate(boxes):
+        above = drawn[3 * (y0 - 16) : 3 * (y0 - 4), 3 * x0 : 3 * x1]
+        assert (above == color_of(index)).all(axis=-1).sum() > 200
+
+
+def test_pictures_of_full_size_are_not_enlarged():
+    big = np.zeros((720, 1280, 3), np.uint8)
+    drawn = draw_overlay(big, answer("Yes.", size=(720, 1280)))
+    assert drawn.shape[1] == 1280 and drawn.shape[0] > 720
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "word " * 500, "x" * 3000, "line\nbreak\x00\x1b[31m", "柠檬 🍋 ليمون", "a\tb"],
+    ids=["empty", "many words", "long word", "control", "other scripts", "tab"],
+)
+def test_any_text_can_be_drawn(text):
+    things = [phrase(text[:20], 0, (0, 0, 320, 240)), phrase("", 0, (5, 5, 6, 6)), phrase("gone", 0, (3, 3, 3, 3))]
+    drawn = draw_overlay(GRAY, answer(text, *things), command=text, details=[text[:30]])
+    assert drawn.shape[1] == 960
+    assert draw_overlay(GRAY, answer(""), command=text, refusal=text or "no").shape[1] == 960
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (17, 33)])
+def test_any_size_can_be_drawn(size):
+    thing = phrase("thing", 0, (0, 0, size[1], size[0]), size)
+    drawn = draw_overlay(np.zeros((*size, 3), np.uint8), answer("thing", thing, size=size), command="what?")
+    assert drawn.shape[1] >= 480
+
+
+def test_more_phrases_than_colours():
+    things = [phrase(f"t{i}", 0, (i, i, i + 20, i + 20)) for i in range(3 * len(PALETTE))]
+    draw_overlay(GRAY, answer("t0 t1", *things))
+    assert color_of(len(PALETTE)) == PALETTE[0]
+
+
+def test_picture_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"expected a picture of 240x320 .*, got 10x20"):
+        draw_overlay(np.zeros((10, 20, 3), np.uint8), answer("x"))
+
+
+def test_contact_sheet():
+    tiles = [np.full((90, 120, 3), value, np.uint8) for value in (10, 20, 30, 40)]
+    sheet = contact_sheet(tiles, columns=3, tile_width=240)
+    assert sheet.shape == (2 * 180 + 3 * 12, 3 * 252 + 12, 3)
+    assert (sheet[12 + 90, 12 + 120] == 10).all() and (sheet[12 + 180 + 12 + 90, 12 + 120] == 40).all()
+    with pytest.raises(ValueError, match="at least one picture"):
+        contact_sheet([])
