@@ -78,7 +78,7 @@ class TabletopTower(PreTrainedModel):
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """Encode normalised pictures ``[batch, 3, image_size, image_size]`` to ``[batch, cells, hidden_size]``, row by row."""
-        x = self.stages(pixel_values.to(self.stages[0].weight.dtype)).flatten(2).transpose(1, 2)
+        x = self.stages(pixel_values.to(self.dtype)).flatten(2).transpose(1, 2)
         x = self.norm(x) + self.position_embedding
         return BaseModelOutputWithPooling(last_hidden_state=x, hidden_states=(x,))
 

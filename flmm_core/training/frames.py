@@ -43,7 +43,9 @@ def load_frames(folder: Path, pictures: Sequence[Picture], frame: int) -> np.nda
         temporary.rename(path)
     frames = np.load(path, mmap_mode="r")
     if len(frames) != len(pictures):
-        raise ValueError(f"{path}: expected {len(pictures)} frames, one for each picture, got {len(frames)}; delete it to make it anew")
+        raise ValueError(
+            f"{path}: expected {len(pictures)} frames, one for each picture, got {len(frames)}; delete it to make it anew"
+        )
     return frames
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from torch.nn import functional as F
@@ -23,14 +24,16 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from flmm_core.families.llava import LlavaFamily
 from flmm_core.tabletop_tower import TabletopTowerConfig
 from flmm_core.training import packed_turns
-from flmm_core.training.dataset import Picture, Turn, read_dataset
+from flmm_core.training.dataset import Turn, read_dataset
 from flmm_core.training.frames import MEAN, STD, load_frames, normalised
 from flmm_core.training.loop import LoopConfig, Losses, train
 from flmm_core.training.packed_turns import Packing
+from flmm_core.training.tower import WORDS_FILE
 
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 IGNORED = -100
@@ -43,12 +46,12 @@ class LmmSettings:
     data: Path
     val: Path
     tower: Path
-    batch: int = 16
+    batch: int = 8
     """Pictures."""
     short_turns: int = 12
     """Turns of at most ``short_length`` tokens for each picture."""
-    short_length: int = 28
-    long_turns: int = 2
+    short_length: int = 24
+    long_turns: int = 1
     seed: int = 0
     hidden_size: int = 192
     layers: int = 6
@@ -66,11 +69,13 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
     model = build_lmm(tokenizer, settings)
     tower = AutoModel.from_pretrained(settings.tower)
     model.model.vision_tower.load_state_dict(tower.state_dict())
-    model.to(device)
+    align_words(model, tokenizer, load_file(settings.tower / WORDS_FILE))
+    model.to(device)  # type: ignore[arg-type]
     model.model.vision_tower.to(memory_format=torch.channels_last)
     model.set_attn_implementation({"text_config": packed_turns.NAME})
     packer = Packer(model, tokenizer, settings)
-    frames = load_frames(settings.data, pictures, model.config.vision_config.image_size)
+    image_size = model.model.vision_tower.config.image_size
+    frames = load_frames(settings.data, pictures, image_size)
     encoded = [packer.encode(picture.turns) for picture in pictures]
 
     def loss_at(step: int) -> Losses:
@@ -79,10 +84,12 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
         order = np.random.default_rng([settings.seed, 1, epoch]).permutation(len(pictures))
         index = np.sort(np.take(order, range(first, first + settings.batch), mode="wrap"))
         batch = packer.pack([encoded[i] for i in index], rng)
-        pixels = normalised(frames[index], device) * torch.from_numpy(rng.uniform(0.85, 1.15, (len(index), 1, 1, 1))).float().to(device)
+        pixels = normalised(frames[index], device) * torch.from_numpy(
+            rng.uniform(0.85, 1.15, (len(index), 1, 1, 1))
+        ).float().to(device)
         return {"answer": answer_loss(model.train(), pixels, batch)}
 
-    val_frames = load_frames(settings.val, held_out, model.config.vision_config.image_size)
+    val_frames = load_frames(settings.val, held_out, image_size)
     val_encoded = [packer.encode(picture.turns) for picture in held_out[:160]]
 
     def measure(_: int) -> dict[str, float]:
@@ -92,9 +99,11 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
     model.set_attn_implementation({"text_config": "sdpa"})
     model.save_pretrained(out / "lmm")
     tokenizer.save_pretrained(out / "lmm")
-    size = model.config.vision_config.image_size
     CLIPImageProcessor(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=MEAN, image_std=STD
+        size={"shortest_edge": image_size},
+        crop_size={"height": image_size, "width": image_size},
+        image_mean=MEAN,
+        image_std=STD,
     ).save_pretrained(out / "lmm")
 
 
@@ -140,11 +149,14 @@ def build_lmm(tokenizer: PreTrainedTokenizerFast, settings: LmmSettings) -> Llav
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.05,
+        # Slow rotations: words must find pictures by what they show, hundreds of tokens away, with few channels a head.
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=tokenizer.vocab[IMAGE],
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -155,6 +167,37 @@ def build_lmm(tokenizer: PreTrainedTokenizerFast, settings: LmmSettings) -> Llav
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model
+
+
+@torch.no_grad()
+def align_words(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, words: dict[str, torch.Tensor]
+) -> None:
+    """Start the LMM where words and pictures already share a space, which saves it a long plateau.
+
+    The projector starts as the identity; a word that the tower knows starts as the tower's direction for it; and keys start
+    equal to queries, so that tokens attend to what resembles them.
+
+    Args:
+        model: with random weights.
+        tokenizer: of the model.
+        words: ``[hidden size of the tower]`` for each word, as the tower's stage left them.
+    """
+    text, projector = model.config.get_text_config(), model.model.multi_modal_projector
+    spread, offset = text.initializer_range, 6.0
+    for linear, gain, bias in ((projector.linear_1, 1.0, offset), (projector.linear_2, spread, -offset * spread)):
+        linear.weight.copy_(gain * torch.eye(*linear.weight.shape))
+        nn.init.constant_(linear.bias, bias)
+    embeddings = model.get_input_embeddings().weight
+    for token, index in tokenizer.get_vocab().items():
+        said = tokenizer.convert_tokens_to_string([token]).strip().lower()
+        word = next((w for w in (said, said.removesuffix("s"), said.removesuffix("es")) if w in words), None)
+        if word is not None:
+            embeddings[index] = words[word] / words[word].std() * spread
+    for module in model.modules():
+        if isinstance(module, LlamaAttention):
+            nn.init.normal_(module.q_proj.weight, std=1 / text.hidden_size**0.5)
+            module.k_proj.weight.copy_(module.q_proj.weight)
 
 
 @dataclass(frozen=True)
@@ -258,7 +301,11 @@ def answer_loss(model: LlavaForConditionalGeneration, pixels: torch.Tensor, batc
 
 @torch.no_grad()
 def _measure(
-    model: nn.Module, packer: Packer, encoded: Sequence[Sequence[EncodedTurn]], frames: np.ndarray, device: torch.device
+    model: LlavaForConditionalGeneration,
+    packer: Packer,
+    encoded: Sequence[Sequence[EncodedTurn]],
+    frames: np.ndarray,
+    device: torch.device,
 ) -> dict[str, float]:
     """Share of answers whose every token is the most probable one given those before it: greedy answers that are right."""
     right: dict[str, list[bool]] = {}
@@ -273,4 +320,3 @@ def _measure(
                 if turn is not None:
                     right.setdefault(turn.kind, []).append(bool(part.all()))
     return {kind: float(np.mean(values)) for kind, values in sorted(right.items())}
-

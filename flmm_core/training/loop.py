@@ -1,7 +1,7 @@
 """The training loop that every stage shares: seeded, resumable, with a progress bar, a configuration file and a log.
 
-It knows nothing of models: a stage gives it a module and a function from the step's number to a loss. Batches must depend on the
-step's number alone, so that a resumed run sees what an unbroken one would have seen.
+It knows nothing of models: a stage gives it a module and a function from the step's number to a loss. Batches must depend on
+the step's number alone, so that a resumed run sees what an unbroken one would have seen.
 """
 
 from __future__ import annotations
@@ -70,12 +70,16 @@ def train(
     parameters = [p for p in module.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim > 1]
     rest = [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, config))
     first = _resume(out / "checkpoint.pt", module, optimizer, scheduler)
-    saved, averages = time.monotonic(), {}
-    with tqdm(total=config.steps, initial=first, desc=out.name, unit="step", mininterval=2.0) as bar, (out / "log.jsonl").open("a") as log:
+    saved = time.monotonic()
+    averages: dict[str, float] = {}
+    with (
+        tqdm(total=config.steps, initial=first, desc=out.name, unit="step", mininterval=2.0) as bar,
+        (out / "log.jsonl").open("a") as log,
+    ):
         for step in range(first, config.steps):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
                 losses = loss_at(step)
@@ -115,7 +119,9 @@ def _save(path: Path, module: nn.Module, optimizer: Any, scheduler: Any, step: i
     trained = {name for name, p in module.named_parameters() if p.requires_grad} | {name for name, _ in module.named_buffers()}
     weights = {name: value for name, value in module.state_dict().items() if name in trained}
     temporary = path.with_suffix(".tmp")
-    torch.save({"weights": weights, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "step": step}, temporary)
+    torch.save(
+        {"weights": weights, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "step": step}, temporary
+    )
     temporary.replace(path)
 
 
@@ -125,7 +131,9 @@ def _resume(path: Path, module: nn.Module, optimizer: Any, scheduler: Any) -> in
     saved = torch.load(path, map_location="cpu", weights_only=True)
     _, unexpected = module.load_state_dict(saved["weights"], strict=False)
     if unexpected:
-        raise ValueError(f"{path}: expected weights of this stage's model, got {unexpected[0]} and {len(unexpected) - 1} more unknown names")
+        raise ValueError(
+            f"{path}: expected weights of this stage's model, got {unexpected[0]} and {len(unexpected) - 1} more unknown names"
+        )
     optimizer.load_state_dict(saved["optimizer"])
     scheduler.load_state_dict(saved["scheduler"])
     return int(saved["step"])

@@ -50,7 +50,8 @@ def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.
     def loss_at(step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, 2, step])
         chosen = [pictures[i] for i in rng.choice(len(pictures), settings.batch, replace=False)]
-        bce, dice = [], []
+        bce: list[torch.Tensor] = []
+        dice: list[torch.Tensor] = []
         for image, picture in zip(_encode(refiner.train(), chosen), chosen, strict=True):
             logits, targets = _refine(refiner, image, picture, rng, settings)
             for losses, value in zip((bce, dice), mask_losses(logits, targets), strict=True):

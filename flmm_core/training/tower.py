@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,6 +20,9 @@ from flmm_core.tabletop_tower import TabletopTower, TabletopTowerConfig
 from flmm_core.training.dataset import Picture, read_dataset
 from flmm_core.training.frames import load_frames, normalised
 from flmm_core.training.loop import LoopConfig, Losses, train
+
+WORDS_FILE = "words.safetensors"
+"""For each word the direction of the tower's features that speaks for it, ``[hidden_size]``."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +51,15 @@ class WordDetector(nn.Module):
 
 
 def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: torch.device) -> None:
-    """Train the tower and save it in ``out/tower`` (Hugging Face layout)."""
+    """Train the tower and save it in ``out/tower`` (Hugging Face layout), and the direction of every word beside it."""
     torch.manual_seed(settings.seed)
     config = TabletopTowerConfig()
     pictures, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))
     vocabulary = sorted({word for picture in pictures for word in _words(picture)})
     frames = load_frames(settings.data, pictures, config.image_size)
     targets = _targets(pictures, vocabulary)
-    model = WordDetector(TabletopTower(config), len(vocabulary)).to(device, memory_format=torch.channels_last)
+    model = WordDetector(TabletopTower(config), len(vocabulary)).to(device)
+    model.tower.to(memory_format=torch.channels_last)
 
     def loss_at(step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, step])
@@ -73,6 +78,8 @@ def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: to
 
     train(model, loss_at, out=out, config=loop, settings=settings, device=device, every=(500, measure))
     model.tower.save_pretrained(out / "tower")
+    directions = model.votes.weight.detach()
+    save_file({word: directions[i].clone() for i, word in enumerate(vocabulary)}, out / "tower" / WORDS_FILE)
 
 
 def _words(picture: Picture) -> set[str]:

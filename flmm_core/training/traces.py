@@ -45,27 +45,29 @@ class AnswerTrace:
 def load_traces(
     folder: Path, *, data: Path, lmm: Path, pictures: int, turns: int, seed: int, workers: int = 2
 ) -> list[AnswerTrace]:
-    """Read answers of the first ``pictures`` pictures of a data set, up to ``turns`` each; cached in ``folder``.
+    """Read answers of ``pictures`` pictures spread over a data set, up to ``turns`` each; cached in ``folder``.
 
     Half of the turns are chat answers of mixed kinds, one in four is a turn of refer mode where the picture has one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    total = min(pictures, sum(1 for _ in read_dataset(data)))
-    jobs = [range(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK)]
+    available = sum(1 for _ in read_dataset(data))
+    total = min(pictures, available)
+    chosen = [i * available // total for i in range(total)]
+    jobs = [chosen[start : start + CHUNK] for start in range(0, total, CHUNK)]
     missing = [job for job in jobs if not _file(folder, job).exists()]
     with (
         tqdm(total=total, initial=total - sum(map(len, missing)), desc="attention", unit="picture") as bar,
         ProcessPoolExecutor(workers) as pool,
     ):
         shares = [missing[i::workers] for i in range(workers)]
-        futures = [pool.submit(_read_share, folder, data, lmm, share, turns, seed, workers) for share in shares if share]
+        futures = [pool.submit(_read_share, folder, data, lmm, share, turns, seed) for share in shares if share]
         for future in as_completed(futures):
             bar.update(future.result())
     return [trace for job in jobs for trace in _load(_file(folder, job))]
 
 
-def _file(folder: Path, job: range) -> Path:
-    return folder / f"{job.start:06d}.pt"
+def _file(folder: Path, job: list[int]) -> Path:
+    return folder / f"{job[0]:06d}-{job[-1]:06d}.pt"
 
 
 def _load(path: Path) -> Iterator[AnswerTrace]:
@@ -73,7 +75,7 @@ def _load(path: Path) -> Iterator[AnswerTrace]:
         yield AnswerTrace(**{**fields, "geometry": ImageGeometry(**fields["geometry"])})
 
 
-def _read_share(folder: Path, data: Path, lmm_folder: Path, jobs: list[range], turns: int, seed: int, workers: int) -> int:
+def _read_share(folder: Path, data: Path, lmm_folder: Path, jobs: list[list[int]], turns: int, seed: int) -> int:
     torch.set_num_threads(1)
     lmm = FrozenLmm.from_pretrained(lmm_folder)
     pictures = list(read_dataset(data))
