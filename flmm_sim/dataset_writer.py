@@ -8,6 +8,7 @@ Splits of the same seed never share a scene: the split's name is part of every s
 from __future__ import annotations
 
 import json
+import multiprocessing
 import zlib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -33,23 +34,36 @@ def scene_seed(split: str, seed: int, index: int) -> int:
 
 
 def write_dataset(out: Path, *, split: str, seed: int, count: int, workers: int = 2, per_kind: int = 3) -> None:
-    """Render ``count`` scenes into ``out`` (see the module's docstring for the layout); goes on where a stopped run ended."""
+    """Render ``count`` scenes into ``out`` (see the module's docstring for the layout); goes on where a stopped run ended.
+
+    Raises:
+        ValueError: the folder holds scenes of another split, seed or number of questions.
+    """
     if count < 1:
         raise ValueError(f"expected a count of at least 1, got {count}")
     (out / "images").mkdir(parents=True, exist_ok=True)
     parts = out / "parts"
     parts.mkdir(exist_ok=True)
+    _require_same(parts / "settings.json", {"split": split, "seed": seed, "per_kind": per_kind})
     jobs = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     missing = [job for job in jobs if not _part(parts, job).exists()]
     with (
         tqdm(total=count, initial=count - sum(map(len, missing)), unit="scene", desc=f"scenes {split}") as bar,
-        ProcessPoolExecutor(workers) as pool,
+        # Forked processes would hang if this one had drawn something: OpenGL's threads are not forked.
+        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
         futures = {pool.submit(_write_chunk, out, split, seed, job, per_kind): job for job in missing}
         for future in as_completed(futures):
             future.result()
             bar.update(len(futures[future]))
     _merge(out, [json.loads(line) for job in jobs for line in _part(parts, job).read_text().splitlines()])
+
+
+def _require_same(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse to mix scenes of different settings in one folder."""
+    if path.exists() and (before := json.loads(path.read_text())) != settings:
+        raise ValueError(f"{path.parent.parent}: expected a new folder or scenes of {settings}, got scenes of {before}")
+    path.write_text(json.dumps(settings))
 
 
 def _part(parts: Path, job: range) -> Path:
