@@ -12,12 +12,13 @@ STAGE = Stage(
     summary="train the LMM of flmm-tabletop (stage 2)",
     description="A tiny LLaVA learns to answer by next-token loss; no mask, box or coordinate reaches it. Result: OUT/lmm."
     " A run that stopped goes on from its checkpoint.",
-    steps=4000,
+    steps=2700,
     learning_rate=1.5e-3,
-    weight_decay=0.01,
+    weight_decay=0.05,
+    beta2=0.98,
     options=(
         Option("tower", Path("runs/tower/tower"), "the trained vision tower"),
-        Option("batch", 16, "pictures of a step"),
+        Option("batch", 8, "pictures of a step"),
         SEED,
     ),
 )

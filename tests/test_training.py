@@ -1,0 +1,316 @@
+"""The trainers: data sets on disk, packing, losses, the loop's promise to go on exactly, and each stage on a few pictures."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_dataset import COLORS, HEIGHT, WIDTH, write_tiny_dataset
+from torch import nn
+from transformers import AutoModel
+
+from flmm_core import tabletop_tower  # noqa: F401  registers the tower
+from flmm_core.checkpoints import load_heads, load_lmm, load_sam
+from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.pipeline import GroundingPipeline
+from flmm_core.training import packed_turns
+from flmm_core.training.dataset import REFER, read_dataset, read_image
+from flmm_core.training.frames import load_frames, normalised
+from flmm_core.training.heads import HeadsSettings, train_heads
+from flmm_core.training.lmm import (
+    IGNORED,
+    LmmSettings,
+    Packer,
+    answer_loss,
+    build_lmm,
+    build_tokenizer,
+    hidden_states,
+    train_lmm,
+)
+from flmm_core.training.loop import LoopConfig, train
+from flmm_core.training.losses import mask_losses
+from flmm_core.training.packed_turns import Packing
+from flmm_core.training.sam import SamSettings, imitate_coarse, train_sam
+from flmm_core.training.tower import TowerSettings, train_tower
+
+CPU = torch.device("cpu")
+TINY = {"hidden_size": 32, "layers": 2, "heads": 2, "head_size": 16, "intermediate_size": 64, "vocabulary": 320}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_tiny_dataset(tmp_path_factory.mktemp("data") / "set", count=8)
+
+
+@pytest.fixture(scope="module")
+def pictures(data):
+    return list(read_dataset(data))
+
+
+# --- data sets -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(pictures):
+    assert len(pictures) == 8
+    for picture in pictures:
+        image = picture.image()
+        assert image.shape == (HEIGHT, WIDTH, 3)
+        for index, name in enumerate(picture.names):
+            assert (image[picture.mask((index,))] == COLORS[name.split()[0]]).all()
+        assert not (picture.mask((0,)) & picture.mask((1,))).any()
+        assert (picture.mask((0, 1)) == (picture.mask((0,)) | picture.mask((1,)))).all()
+        for turn in picture.turns:
+            for span in turn.spans:
+                words = turn.answer[span.start : span.end]
+                assert words == "two objects" or words.startswith(picture.names[span.objects[0]])
+        assert [turn.kind for turn in picture.turns] == ["list", "where", "relation", "count", "absence", REFER]
+
+
+def test_simulated_scenes_come_back(tmp_path):
+    from flmm_sim.dataset_writer import scene_seed, write_dataset
+    from flmm_sim.language import questions
+    from flmm_sim.offscreen import RenderingUnavailableError
+    from flmm_sim.renderer import TabletopRenderer
+
+    try:
+        renderer = TabletopRenderer()
+    except RenderingUnavailableError as error:
+        pytest.skip(str(error))
+    write_dataset(tmp_path, split="odd", seed=4, count=3, workers=1, per_kind=2)
+    with renderer:
+        for index, picture in enumerate(read_dataset(tmp_path)):
+            scene = renderer.sample(scene_seed("odd", 4, index))
+            turns = questions(scene, np.random.default_rng(scene_seed("odd questions", 4, index)), per_kind=2)
+            assert (picture.image() == scene.image).all()
+            assert list(picture.names) == [thing.name for thing in scene.objects]
+            assert all((picture.mask((i,)) == thing.mask).all() for i, thing in enumerate(scene.objects))
+            assert list(picture.turns) == turns
+    assert index == 2 and scene_seed("odd", 4, 0) != scene_seed("even", 4, 0)
+    before = (tmp_path / "annotations.json").read_bytes()
+    write_dataset(tmp_path, split="odd", seed=4, count=3, workers=1, per_kind=2)
+    assert (tmp_path / "annotations.json").read_bytes() == before
+    with pytest.raises(ValueError, match=r"expected a new folder or scenes of .*'seed': 5.*, got scenes of .*'seed': 4"):
+        write_dataset(tmp_path, split="odd", seed=5, count=3, workers=1, per_kind=2)
+
+
+def test_no_data_set(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a data set of `flmm scenes` at .*, got a folder without annotations.json"):
+        next(read_dataset(tmp_path))
+    with pytest.raises(ValueError, match=r"expected a picture at .*none.png, got no such file"):
+        read_image(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match="got a file that is none"):
+        read_image(tmp_path / "text.png")
+
+
+def test_frames_are_what_the_lmm_sees(data, pictures, llava):
+    frames = load_frames(data, pictures, 64)
+    assert frames.shape == (8, 64, 64, 3) and (data / "frames-64.npy").exists()
+    seen = llava.family.prepare(Image.fromarray(pictures[3].image())).pixel_values
+    assert torch.allclose(normalised(frames[3:4], CPU), seen, atol=1e-5)
+    with pytest.raises(ValueError, match="expected 7 frames, one for each picture, got 8; delete it to make it anew"):
+        load_frames(data, pictures[:7], 64)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    from tiny_models import save_llava
+
+    return load_lmm(save_llava(tmp_path_factory.mktemp("llava"), tower="tabletop"), device=CPU, dtype=torch.float32)
+
+
+# --- packing ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def packed(data, pictures):
+    """Two pictures' turns, packed, with a model to read them."""
+    torch.manual_seed(0)
+    settings = LmmSettings(data=data, val=data, tower=data, short_turns=4, short_length=24, long_turns=2, **TINY)
+    tokenizer = build_tokenizer((turn for picture in pictures for turn in picture.turns), settings.vocabulary)
+    model = build_lmm(tokenizer, settings).eval()
+    packer = Packer(model, tokenizer, settings)
+    encoded = [packer.encode(picture.turns) for picture in pictures[:2]]
+    batch = packer.pack(encoded, np.random.default_rng(0))
+    pixels = normalised(load_frames(data, pictures, model.config.vision_config.image_size)[:2], CPU)
+    return model, packer, batch, pixels
+
+
+def test_a_packed_turn_is_the_prompt_of_the_family(packed, pictures):
+    _, packer, batch, _ = packed
+    said = {turn.question: turn for turn in pictures[0].turns}
+    turns = [turn for turn in batch.turns[0] if turn is not None]
+    assert len(turns) >= 4 and len(batch.turns[0]) == 6 and len({len(turn.ids) > 24 for turn in turns}) == 2
+    for turn in turns:
+        text = packer.tokenizer.decode(turn.ids)
+        question, answer = text.split(" ASSISTANT:")
+        assert answer == f" {said[question.strip()].answer}</s>"
+        assert packer.tokenizer.decode(turn.ids[turn.answer :]).strip() == f"{said[question.strip()].answer}</s>"
+    full = packer.tokenizer(f"USER: <image>\n{turns[0].kind} ASSISTANT:").input_ids
+    assert tuple(full[: len(packer.prefix_ids)]) == packer.prefix_ids
+    assert (batch.labels != IGNORED).sum() == sum(len(t.ids) - t.answer for row in batch.turns for t in row if t is not None)
+
+
+@torch.no_grad()
+def test_packed_attention_is_causal_attention_of_each_turn(packed):
+    model, packer, batch, pixels = packed
+    model.set_attn_implementation({"text_config": packed_turns.NAME})
+    together = model.lm_head(hidden_states(model, pixels, batch))
+    model.set_attn_implementation({"text_config": "sdpa"})
+    widths = [length for count, length in batch.packing.groups for _ in range(count)]
+    losses, checked = [], 0
+    for row, own in enumerate(batch.turns):
+        start = 0
+        for turn, width in zip(own, widths, strict=True):
+            if turn is not None:
+                ids = [*batch.prefix_ids[:-1], *[packer.image_id] * packer.image_tokens, *turn.ids]
+                alone = model(input_ids=torch.tensor([ids]), pixel_values=pixels[row : row + 1]).logits[0, -len(turn.ids) :]
+                assert torch.allclose(together[row, start : start + len(turn.ids)], alone, atol=1e-5)
+                targets = torch.tensor(turn.ids[turn.answer :])
+                losses.append(nn.functional.cross_entropy(alone[turn.answer - 1 : -1], targets, reduction="sum"))
+                checked += len(targets)
+            start += width
+    model.set_attn_implementation({"text_config": packed_turns.NAME})
+    assert float(answer_loss(model, pixels, batch)) == pytest.approx(float(sum(losses)) / checked, rel=1e-5)
+
+
+def test_positions_continue_the_prefix():
+    packing = Packing(3, ((2, 2), (1, 4)))
+    assert packing.length == 11
+    assert packing.positions(CPU).tolist() == [[0, 1, 2, 3, 4, 3, 4, 3, 4, 5, 6]]
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------------
+
+
+def test_losses_by_hand():
+    logits = torch.tensor([[[0.0, math.log(3)]], [[0.0, 0.0]]])
+    targets = torch.tensor([[[0.0, 1.0]], [[1.0, 1.0]]])
+    bce, dice = mask_losses(logits, targets)
+    assert float(bce) == pytest.approx((math.log(2) + math.log(4 / 3) + 2 * math.log(2)) / 4)
+    assert float(dice) == pytest.approx(((1 - (1.5 + 1) / (1.25 + 1 + 1)) + (1 - (2 + 1) / (1 + 2 + 1))) / 2)
+    perfect = mask_losses(targets * 80 - 40, targets)
+    assert float(perfect[0]) < 1e-6 and float(perfect[1]) < 1e-6
+
+
+def test_imitated_coarse_masks_lie_where_the_true_ones_do():
+    mask = torch.zeros(120, 160)
+    mask[30:80, 60:120] = 1
+    coarse = torch.stack([imitate_coarse(mask, np.random.default_rng(seed), 16) for seed in range(8)])
+    assert coarse.shape == (8, 48, 64)
+    found = nn.functional.interpolate(coarse[None], mask.shape, mode="bilinear")[0] > 0
+    ious = [(float((f & (mask > 0)).sum()) / float((f | (mask > 0)).sum())) for f in found]
+    assert min(ious) > 0.25 and np.mean(ious) > 0.5
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+def run_loop(out, *, stop_at=None, **changes):
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+    def loss_at(step):
+        if step == stop_at:
+            raise Stop
+        x = torch.from_numpy(np.random.default_rng(step).standard_normal((16, 4)).astype(np.float32))
+        return {"fit": ((module(x) - x.sum(1, keepdim=True)) ** 2).mean(), "_logged": torch.tensor(1e6)}
+
+    config = LoopConfig(steps=6, learning_rate=0.05, checkpoint_seconds=0.0, bf16=False)
+    settings = LmmSettings(data=out, val=out, tower=out)
+    measured = []
+    train(
+        module, loss_at, out=out, config=replace(config, **changes), settings=settings, device=CPU,
+        every=(4, lambda step: measured.append(step) or {"figure": 1.0}),
+    )  # fmt: skip
+    return module.state_dict(), measured
+
+
+def test_a_stopped_run_goes_on_exactly(tmp_path):
+    unbroken, measured = run_loop(tmp_path / "whole")
+    assert measured == [4, 6]
+    with pytest.raises(Stop):
+        run_loop(tmp_path / "parts", stop_at=3)
+    resumed, _ = run_loop(tmp_path / "parts")
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    again, measured = run_loop(tmp_path / "parts")
+    assert measured == [] and all(torch.equal(unbroken[name], again[name]) for name in unbroken)
+    logged = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert logged[-1] == {"step": 6, "figure": 1.0} and logged[-2]["step"] == 6 and logged[-2]["_logged"] == 1e6
+    kept = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert kept["loop"]["steps"] == 6 and kept["settings"]["batch"] == LmmSettings.batch
+
+
+def test_the_learning_rate_changes_the_result(tmp_path):
+    one, _ = run_loop(tmp_path / "a")
+    other, _ = run_loop(tmp_path / "b", learning_rate=0.01)
+    assert not torch.equal(one["0.weight"], other["0.weight"])
+
+
+def test_bad_loops(tmp_path):
+    with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
+        LoopConfig(steps=0, learning_rate=1.0)
+    with pytest.raises(FloatingPointError, match="step 0: expected a finite loss, got nan"):
+        train(
+            nn.Linear(1, 1), lambda _: {"loss": torch.tensor(math.nan, requires_grad=True)}, out=tmp_path / "nan",
+            config=LoopConfig(steps=1, learning_rate=1.0), settings=LmmSettings(tmp_path, tmp_path, tmp_path), device=CPU,
+        )  # fmt: skip
+    run_loop(tmp_path / "other")
+    with pytest.raises(ValueError, match="expected weights of this stage's model, got"):
+        train(
+            nn.Linear(1, 1), lambda _: {}, out=tmp_path / "other", config=LoopConfig(steps=6, learning_rate=1.0),
+            settings=LmmSettings(tmp_path, tmp_path, tmp_path), device=CPU,
+        )  # fmt: skip
+
+
+# --- the stages, one after the other ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """A model of all four stages, two steps each; every stage takes the results of those before."""
+    root = tmp_path_factory.mktemp("runs")
+    loop = LoopConfig(steps=2, learning_rate=1e-3, bf16=False)
+    train_tower(root / "tower", TowerSettings(data, data, batch=4), loop, CPU)
+    train_lmm(
+        root / "lmm",
+        LmmSettings(data, data, root / "tower" / "tower", batch=2, short_turns=3, **{**TINY, "hidden_size": 192}),
+        loop, CPU,
+    )  # fmt: skip
+    train_sam(root / "sam", SamSettings(data, data, batch=1, objects=1), loop, CPU)
+    settings = HeadsSettings(
+        data, data, root / "lmm" / "lmm", root / "sam" / "sam", pictures=8, turns=4, batch=2, base_channels=4
+    )
+    train_heads(root / "heads", settings, loop, CPU)
+    return root
+
+
+def test_tower_and_lmm_load(runs, pictures):
+    tower = AutoModel.from_pretrained(runs / "tower" / "tower")
+    lmm = FrozenLmm.from_pretrained(runs / "lmm" / "lmm")
+    assert set(tower.state_dict()) == set(lmm.model.model.vision_tower.state_dict())
+    image = lmm.encode_image(Image.fromarray(pictures[0].image()))
+    trace = lmm.generate(image, "What do you see?", max_new_tokens=4)
+    assert len(trace.token_ids) <= 4 and not lmm.model.training
+    assert trace.merged_attention([(0, 1)]).shape[1] == 4 if trace.token_ids else True
+    answer = pictures[0].turns[0].answer
+    assert lmm.read_answer(image, "What do you see?", answer).text == answer
+
+
+def test_the_whole_model_grounds(runs, pictures):
+    lmm = load_lmm(runs / "lmm" / "lmm", device=CPU, dtype=torch.float32)
+    heads = load_heads(runs / "heads" / "heads", shape=lmm.shape, sam=load_sam(runs / "sam" / "sam"))
+    pipeline = GroundingPipeline(lmm=lmm, heads=heads)
+    pipeline.set_image(pictures[0].image())
+    (found,) = pipeline.refer("the red mug").phrases
+    assert found.mask.shape == (HEIGHT, WIDTH)
+    for stage in ("tower", "lmm", "sam", "heads"):
+        figures = [json.loads(line) for line in (runs / stage / "log.jsonl").read_text().splitlines()]
+        assert all(math.isfinite(value) for line in figures for value in line.values())
