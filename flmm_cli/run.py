@@ -21,11 +21,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the nodes until Ctrl-C, or until one of them ends."""
-    from flmm_ros.demo import start_nodes
-    from flmm_ros.processes import NodeProcesses
+    from flmm_ros.processes import NodeProcesses, start_camera_and_node
 
     with NodeProcesses() as processes:
-        start_nodes(processes, node_arguments(args), args.seed)
+        start_camera_and_node(processes, node_arguments(args), args.seed)
         print('ask from another terminal: .venv/bin/flmm ask "what is on the table?"  (Ctrl-C ends)', flush=True)
         try:
             while True:

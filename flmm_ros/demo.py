@@ -23,7 +23,7 @@ from flmm_core.types import GroundedAnswer, GroundedPhrase
 from flmm_ros.ask import AskClient, NoReplyError
 from flmm_ros.conversions import phrase_from_message, picture_from_message
 from flmm_ros.msg import GroundedAnswer as Reply
-from flmm_ros.processes import NodeProcesses
+from flmm_ros.processes import NodeProcesses, start_camera_and_node
 from flmm_sim.dataset_writer import scene_seed
 from flmm_sim.language import Span, Turn, questions
 from flmm_sim.renderer import TabletopRenderer
@@ -138,13 +138,6 @@ def demo_environment() -> dict[str, str]:
     }
 
 
-def start_nodes(processes: NodeProcesses, node_arguments: Sequence[str], seed: int) -> None:
-    """Start the camera and the grounding node, which looks at it."""
-    processes.start("camera", "flmm_ros.camera_node", ["--ros-args", "-p", f"seed:={seed}"])
-    remap = ["-r", "image:=/camera/image"]
-    processes.start("grounding", "flmm_ros.grounding_node", ["--ros-args", *remap, *node_arguments])
-
-
 class Demo:
     """Asks the running nodes. Use :meth:`close` in the end.
 
@@ -254,7 +247,7 @@ def run_demo(
     outcomes = []
     began = time.monotonic()
     with NodeProcesses(log_dir) as processes:
-        start_nodes(processes, node_arguments, asks[0].seed)
+        start_camera_and_node(processes, node_arguments, asks[0].seed)
         demo = Demo(processes, timeout=timeout, start_timeout=start_timeout)
         try:
             on_started(time.monotonic() - began)

@@ -14,8 +14,11 @@ from types import TracebackType
 from typing import Self
 
 _PR_SET_PDEATHSIG = 1
-_PATIENCE = ((signal.SIGINT, 12.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0))
-"""Signals in the order in which a child gets them, and the seconds it has after each."""
+_PATIENCE = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
+"""Signals in the order in which a child gets them, and the seconds it has after each.
+
+SIGTERM ends a node in order as SIGINT does, and quietly while it is still importing.
+"""
 
 
 class ChildEndedError(RuntimeError):
@@ -93,6 +96,19 @@ class NodeProcesses:
         lines = (self._log_dir / f"{name}.log").read_text(errors="replace").strip().splitlines()
         fatal = [line for line in lines if "[FATAL]" in line] or lines[-1:]
         return f": {fatal[-1]}" if fatal else ""
+
+
+def start_camera_and_node(processes: NodeProcesses, node_arguments: Sequence[str], seed: int) -> None:
+    """Start the simulated camera, and the grounding node that looks at it.
+
+    Args:
+        processes: where they run.
+        node_arguments: ROS arguments of the grounding node, as they follow ``--ros-args``.
+        seed: scene of the camera.
+    """
+    processes.start("camera", "flmm_ros.camera_node", ["--ros-args", "-p", f"seed:={seed}"])
+    remap = ["-r", "image:=/camera/image"]
+    processes.start("grounding", "flmm_ros.grounding_node", ["--ros-args", *remap, *node_arguments])
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,108 @@
+"""`flmm ask`, `flmm run` and `flmm demo` as a user calls them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import pytest
+from test_start import models  # noqa: F401
+
+from flmm_sim.offscreen import RenderingUnavailableError
+from flmm_sim.renderer import TabletopRenderer
+
+FLMM = [sys.executable, "-m", "flmm_cli"]
+
+
+def flmm(*arguments, timeout=300):
+    return subprocess.run([*FLMM, *arguments], capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def opengl():
+    try:
+        TabletopRenderer().close()
+    except RenderingUnavailableError as error:
+        pytest.skip(str(error))
+
+
+def test_ask_prints_the_answer_and_where(bench, tmp_path):
+    bench.show()
+    done = flmm("ask", "where is it", "--node", "/shared/grounding", "--out", str(tmp_path / "overlay.png"))
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["It said: where is it", "  It: x 0-16, y 0-24, score 0.75"]
+    assert cv2.imread(str(tmp_path / "overlay.png")).shape[1] >= 480
+
+
+def test_ask_refer(bench):
+    bench.show()
+    done = flmm("ask", "the mug", "--refer", "--node", "/shared/grounding")
+    assert done.returncode == 0 and done.stdout.startswith("the mug\n  the mug: x 0-16")
+
+
+def test_ask_shows_a_refusal(bench):
+    bench.show()
+    done = flmm("ask", "fail", "--node", "/shared/grounding")
+    assert (done.returncode, done.stdout) == (1, "refused: the model failed: scripted failure\n")
+
+
+def test_ask_without_a_node_is_one_line():
+    done = flmm("ask", "hello", "--node", "/nobody/grounding", "--wait", "1")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("flmm ask: no node /nobody/grounding within 1 s") and done.stderr.count("\n") == 1
+
+
+def test_ask_with_a_relative_name_is_refused():
+    done = flmm("ask", "hello", "--node", "grounding")
+    assert done.returncode == 2 and done.stderr.startswith("flmm ask: --node: expected a full name")
+
+
+def options_of(models):  # noqa: F811
+    return [word for part in ("lmm", "heads", "sam") for word in (f"--{part}", str(models / part))]
+
+
+def test_demo_answers_everything_and_draws_it(models, opengl, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    done = flmm("demo", "--count", "4", "--scenes", "2", "--out", str(out), *options_of(models))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 of 4 commands answered" in done.stdout and "total ms" in done.stdout
+    records = json.loads((out / "answers.json").read_text())
+    assert sorted(record["kind"] for record in records) == ["fetch", "list", "relation", "where"]
+    assert all(cv2.imread(str(path)).shape[1] == 960 for path in out.glob("0*.png"))
+    assert len(list(out.glob("0*.png"))) == 4 and (out / "contact_sheet.png").exists()
+
+
+def test_demo_with_a_broken_model_fails_and_leaves_nothing_running(models, opengl, tmp_path):  # noqa: F811
+    broken = ["--lmm", str(models / "truncated_lmm"), "--heads", str(models / "heads"), "--sam", str(models / "sam")]
+    done = flmm("demo", "--count", "1", "--scenes", "1", "--out", str(tmp_path / "out"), *broken)
+    assert done.returncode == 1
+    assert "grounding ended with status 1" in done.stderr and "may be damaged" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def children_of(pid):
+    output = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(word) for word in output.split()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+def test_run_takes_its_nodes_with_it(models, opengl, number):  # noqa: F811
+    environment = {**os.environ, "ROS_DOMAIN_ID": "101"}
+    command = [*FLMM, "run", *options_of(models)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while len(nodes := children_of(running.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(nodes) == 2
+    time.sleep(1.0)
+    running.send_signal(number)
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode == (0 if number == signal.SIGINT else -number)
+    assert "Traceback" not in output
+    while any(os.path.exists(f"/proc/{node}") for node in nodes) and time.monotonic() < deadline + 30:
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{node}") for node in nodes)
