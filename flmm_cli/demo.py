@@ -91,7 +91,7 @@ def _table(outcomes: list[Outcome]) -> str:
             for phrase, iou in zip(outcome.answer.phrases, outcome.ious, strict=True)
         )
         stages = [f"{1000 * getattr(outcome.reply.durations, field):.0f}" for field in STAGES]
-        right = "yes" if outcome.right else "no"
+        right = "-" if outcome.ask.refer else "yes" if outcome.right else "no"
         rows.append((str(number), outcome.ask.kind, outcome.ask.text, _said(outcome), right, phrases or "-", *stages))
     return format_table(headers, rows, width=max(shutil.get_terminal_size((180, 24)).columns, 140))
 
@@ -103,9 +103,10 @@ def _iou_text(iou: float | None) -> str:
 def _summary(outcomes: list[Outcome]) -> str:
     ious = [iou or 0.0 for outcome in outcomes for iou in outcome.ious]
     answered = sum(outcome.answered for outcome in outcomes)
-    right = sum(outcome.right for outcome in outcomes)
+    spoken = [outcome for outcome in outcomes if not outcome.ask.refer]
+    right = sum(outcome.right for outcome in spoken)
     mean = f"mean IoU of {len(ious)} masks {sum(ious) / len(ious):.2f}" if ious else "no masks"
-    return f"{answered} of {len(outcomes)} commands answered, {right} answers right, {mean}"
+    return f"{answered} of {len(outcomes)} commands answered, {right} of {len(spoken)} answers right, {mean}"
 
 
 def _draw(outcomes: list[Outcome], out: Path) -> None:

@@ -5,6 +5,7 @@ The truth is rendered here from the camera's seed, and compared with the picture
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -94,15 +95,21 @@ def plan(count: int, scenes: int, seed: int) -> list[Ask]:
         rendered = [renderer.sample(scene) for scene in seeds]
     turns = [questions(scene, np.random.default_rng(at), per_kind=6) for at, scene in zip(seeds, rendered, strict=True)]
     rng = np.random.default_rng(seed)
-    wanted = [(*KINDS, "refer")[i % (len(KINDS) + 1)] for i in range(count)]
     asks: list[tuple[int, Ask]] = []
-    for number, kind in enumerate(wanted):
-        for offset in range(scenes):
-            at = (number + offset) % scenes
+    missed = 0
+    kinds = itertools.cycle((*KINDS, "refer"))
+    while len(asks) < count:
+        kind = next(kinds)
+        for at in ((len(asks) + offset) % scenes for offset in range(scenes)):
             turn = _refer_turn(rendered[at], rng) if kind == "refer" else _take(turns[at], kind)
             if turn is not None:
                 asks.append((at, Ask(seeds[at], rendered[at], turn, kind == "refer")))
+                missed = 0
                 break
+        else:
+            missed += 1
+        if missed > len(KINDS):
+            raise ValueError(f"{scenes} scenes have questions for {len(asks)} commands only: expected {count}; use more scenes")
     return [ask for _, ask in sorted(asks, key=lambda entry: entry[0])]
 
 

@@ -11,6 +11,8 @@ import cv2
 import pytest
 from test_start import models  # noqa: F401
 
+from flmm_ros.demo import KINDS, plan
+from flmm_sim.language import QUESTION_KINDS
 from flmm_sim.offscreen import RenderingUnavailableError
 from flmm_sim.renderer import TabletopRenderer
 
@@ -65,13 +67,20 @@ def options_of(models):  # noqa: F811
     return [word for part in ("lmm", "heads", "sam") for word in (f"--{part}", str(models / part))]
 
 
+def test_demo_asks_every_kind_over_all_its_scenes(opengl):
+    asks = plan(12, 6, seed=1)
+    assert {ask.kind for ask in asks} == {*KINDS, "refer"} and set(KINDS) == set(QUESTION_KINDS)
+    assert len(asks) == 12 and len({ask.seed for ask in asks}) == 6
+    assert len({(ask.seed, ask.text) for ask in asks}) == 12
+
+
 def test_demo_answers_everything_and_draws_it(models, opengl, tmp_path):  # noqa: F811
     out = tmp_path / "out"
     done = flmm("demo", "--count", "4", "--scenes", "2", "--out", str(out), *options_of(models))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 of 4 commands answered" in done.stdout and "total ms" in done.stdout
     records = json.loads((out / "answers.json").read_text())
-    assert sorted(record["kind"] for record in records) == ["fetch", "list", "relation", "where"]
+    assert len({record["kind"] for record in records}) >= 3 and not any(record["reason"] for record in records)
     assert all(cv2.imread(str(path)).shape[1] == 960 for path in out.glob("0*.png"))
     assert len(list(out.glob("0*.png"))) == 4 and (out / "contact_sheet.png").exists()
 
