@@ -15,6 +15,7 @@ STAGE = Stage(
     steps=1500,
     learning_rate=1e-3,
     weight_decay=0.01,
+    beta2=0.999,
     options=(
         Option("lmm", Path("runs/lmm/lmm"), "the frozen LMM"),
         Option("sam", Path("runs/sam/sam"), "the trained SAM"),

@@ -14,9 +14,10 @@ STAGE = Stage(
     steps=1000,
     learning_rate=1e-3,
     weight_decay=0.01,
+    beta2=0.999,
     options=(
         Option("batch", 8, "pictures of a step"),
-        Option("objects", 4, "most masks of a picture"),
+        Option("objects", 2, "most masks of a picture"),
         SEED,
     ),
 )

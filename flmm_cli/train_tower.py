@@ -14,6 +14,7 @@ STAGE = Stage(
     steps=2400,
     learning_rate=2e-3,
     weight_decay=0.05,
+    beta2=0.999,
     options=(
         Option("batch", 32, "pictures of a step"),
         SEED,

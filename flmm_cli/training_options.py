@@ -30,6 +30,8 @@ class Stage:
     steps: int
     learning_rate: float
     weight_decay: float
+    beta2: float
+    """Decay of AdamW's second moment."""
     options: tuple[Option, ...]
 
     @property
@@ -55,6 +57,7 @@ def add_stage_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--steps", type=int, default=stage.steps, help=shown[1:-1])
     parser.add_argument("--learning-rate", type=float, default=stage.learning_rate, help=f"the highest {shown}")
     parser.add_argument("--weight-decay", type=float, default=stage.weight_decay, help=shown[1:-1])
+    parser.add_argument("--beta2", type=float, default=stage.beta2, help=f"decay of AdamW's second moment {shown}")
     parser.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, default=True, help=f"compute in bfloat16 where that is safe {shown}"
     )
@@ -82,7 +85,13 @@ def run_stage(
         if isinstance(value, Path) and not value.exists():
             raise ValueError(f"--{option.name}: expected the result of an earlier stage at {value}, got nothing there")
     device, _ = resolve_device(GroundingConfig(device=args.device))
-    loop = LoopConfig(steps=args.steps, learning_rate=args.learning_rate, weight_decay=args.weight_decay, bf16=args.bf16)
+    loop = LoopConfig(
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        betas=(LoopConfig.betas[0], args.beta2),
+        bf16=args.bf16,
+    )
     chosen = {option.name: getattr(args, option.name) for option in stage.options}
     train(args.out, settings(data=args.data, val=args.val, **chosen), loop, device)
     print(f"{stage.command}: {args.out}")

@@ -6,7 +6,7 @@ Pictures, questions and answers go in; no mask, box or coordinate does. The resu
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,8 @@ from flmm_core.training.tower import WORDS_FILE
 
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 IGNORED = -100
+ALIGNED_LAYERS = 2
+"""Decoder layers whose attention starts by looking for what resembles a word."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class LmmSettings:
     head_size: int = 32
     intermediate_size: int = 512
     vocabulary: int = 1024
+    first_steps: int = 600
+    first_learning_rate: float = 1.5e-3
 
 
 def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.device) -> None:
@@ -69,7 +73,7 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
     model = build_lmm(tokenizer, settings)
     tower = AutoModel.from_pretrained(settings.tower)
     model.model.vision_tower.load_state_dict(tower.state_dict())
-    align_words(model, tokenizer, load_file(settings.tower / WORDS_FILE))
+    model.eval()  # the tower keeps its statistics; nothing else differs
     model.to(device)  # type: ignore[arg-type]
     model.model.vision_tower.to(memory_format=torch.channels_last)
     model.set_attn_implementation({"text_config": packed_turns.NAME})
@@ -77,6 +81,9 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
     image_size = model.model.vision_tower.config.image_size
     frames = load_frames(settings.data, pictures, image_size)
     encoded = [packer.encode(picture.turns) for picture in pictures]
+    with torch.no_grad():
+        features = model.model.vision_tower(normalised(frames[:32], device)).last_hidden_state
+    align_words(model, tokenizer, load_file(settings.tower / WORDS_FILE), features.mean((0, 1)))
 
     def loss_at(step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, step])
@@ -87,15 +94,25 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
         pixels = normalised(frames[index], device) * torch.from_numpy(
             rng.uniform(0.85, 1.15, (len(index), 1, 1, 1))
         ).float().to(device)
-        return {"answer": answer_loss(model.train(), pixels, batch)}
+        return {"answer": answer_loss(model, pixels, batch)}
 
     val_frames = load_frames(settings.val, held_out, image_size)
     val_encoded = [packer.encode(picture.turns) for picture in held_out[:160]]
 
     def measure(_: int) -> dict[str, float]:
-        return _measure(model.eval(), packer, val_encoded, val_frames, device)
+        return _measure(model, packer, val_encoded, val_frames, device)
 
-    train(model, loss_at, out=out, config=loop, settings=settings, device=device, every=(250, measure))
+    # First on top of what align_words has laid out, so that learning to speak does not scramble it; then everything.
+    for fixed, folder, steps, rate in (
+        (aligned_parts(model), out / "first", settings.first_steps, settings.first_learning_rate),
+        ([model.model.vision_tower], out, loop.steps, loop.learning_rate),
+    ):
+        model.requires_grad_(True)
+        for part in fixed:
+            part.requires_grad_(False)
+        phase = replace(loop, steps=steps, learning_rate=rate)
+        train(model, loss_at, out=folder, config=phase, settings=settings, device=device, every=(200, measure))
+    model.requires_grad_(True)
     model.set_attn_implementation({"text_config": "sdpa"})
     model.save_pretrained(out / "lmm")
     tokenizer.save_pretrained(out / "lmm")
@@ -145,7 +162,7 @@ def build_lmm(tokenizer: PreTrainedTokenizerFast, settings: LmmSettings) -> Llav
         num_key_value_heads=settings.heads,
         head_dim=settings.head_size,
         max_position_embeddings=1024,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -160,7 +177,7 @@ def build_lmm(tokenizer: PreTrainedTokenizerFast, settings: LmmSettings) -> Llav
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration(config)
     model.generation_config = GenerationConfig(
@@ -169,35 +186,49 @@ def build_lmm(tokenizer: PreTrainedTokenizerFast, settings: LmmSettings) -> Llav
     return model
 
 
+def aligned_parts(model: LlavaForConditionalGeneration) -> list[nn.Module]:
+    """What :func:`align_words` has laid out, as far as it is kept while the rest learns to speak."""
+    first = [m for m in model.modules() if isinstance(m, LlamaAttention)][:ALIGNED_LAYERS]
+    return [model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings(), model.lm_head, *first]
+
+
 @torch.no_grad()
 def align_words(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, words: dict[str, torch.Tensor]
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    words: dict[str, torch.Tensor],
+    centre: torch.Tensor,
 ) -> None:
-    """Start the LMM where words and pictures already share a space, which saves it a long plateau.
+    """Start the LMM where words and pictures already share a space; from random weights it stays blind for thousands of steps.
 
-    The projector starts as the identity; a word that the tower knows starts as the tower's direction for it; and keys start
-    equal to queries, so that tokens attend to what resembles them.
+    The projector starts as the identity on centred features; a word that the tower knows starts as the tower's direction for
+    it; keys start equal to queries and outputs as the transpose of values, so that a token takes over what resembles it.
 
     Args:
         model: with random weights.
         tokenizer: of the model.
         words: ``[hidden size of the tower]`` for each word, as the tower's stage left them.
+        centre: ``[hidden size of the tower]``, mean of the tower's features.
     """
     text, projector = model.config.get_text_config(), model.model.multi_modal_projector
-    spread, offset = text.initializer_range, 6.0
-    for linear, gain, bias in ((projector.linear_1, 1.0, offset), (projector.linear_2, spread, -offset * spread)):
+    spread, offset = text.initializer_range, 8.0  # GELU is the identity far above zero
+    for linear, gain in ((projector.linear_1, 1.0), (projector.linear_2, spread)):
         linear.weight.copy_(gain * torch.eye(*linear.weight.shape))
-        nn.init.constant_(linear.bias, bias)
+    projector.linear_1.bias.copy_(offset - centre)
+    nn.init.constant_(projector.linear_2.bias, -offset * spread)
     embeddings = model.get_input_embeddings().weight
     for token, index in tokenizer.get_vocab().items():
         said = tokenizer.convert_tokens_to_string([token]).strip().lower()
         word = next((w for w in (said, said.removesuffix("s"), said.removesuffix("es")) if w in words), None)
         if word is not None:
             embeddings[index] = words[word] / words[word].std() * spread
+    model.lm_head.weight.copy_(embeddings)
     for module in model.modules():
-        if isinstance(module, LlamaAttention):
-            nn.init.normal_(module.q_proj.weight, std=1 / text.hidden_size**0.5)
+        if isinstance(module, LlamaAttention) and (module.layer_idx or 0) < ALIGNED_LAYERS:
+            nn.init.normal_(module.q_proj.weight, std=0.9 / text.hidden_size**0.5)
             module.k_proj.weight.copy_(module.q_proj.weight)
+            nn.init.orthogonal_(module.v_proj.weight)
+            module.o_proj.weight.copy_(module.v_proj.weight.T)
 
 
 @dataclass(frozen=True)

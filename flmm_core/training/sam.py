@@ -32,7 +32,7 @@ class SamSettings:
     val: Path
     batch: int = 8
     """Pictures."""
-    objects: int = 4
+    objects: int = 2
     """Most masks of each picture."""
     grid: int = 16
     """Cells along the long side of the attention grid that prompts imitate."""
