@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from flmm_ros.parameters import ParameterError, unknown
 
 _PERIOD = 0.1
 """Seconds until the executor looks at signals again."""
+_LAST_WORDS = 0.3
+"""Seconds for which a node that was told to stop still answers what reaches it."""
 
 
 class RunnableNode(Node):
@@ -63,8 +66,13 @@ def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> in
         get_logger("flmm_ros").fatal(one_line(error))
         rclpy.try_shutdown()
         return 2 if isinstance(error, ParameterError) else 1
-    _spin(node, stop)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    _spin(executor, node, lambda: stop.is_set() or node.failure is not None)
     ended = node.close()
+    last = time.monotonic() + _LAST_WORDS
+    _spin(executor, node, lambda: time.monotonic() > last)  # what came meanwhile gets its refusal too
+    executor.shutdown(timeout_sec=1.0)
     if node.failure is not None:
         node.get_logger().fatal(node.failure)
     status = 0 if node.failure is None else 1
@@ -91,17 +99,12 @@ def _stop_on_signals() -> threading.Event:
     return stop
 
 
-def _spin(node: RunnableNode, stop: threading.Event) -> None:
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while rclpy.ok() and not stop.is_set() and node.failure is None:
-            try:
-                executor.spin_once(timeout_sec=_PERIOD)
-            except Exception as error:  # a message that cannot be taken must not end the node
-                node.get_logger().error(f"event dropped: {one_line(error)}")
-    finally:
-        executor.shutdown(timeout_sec=1.0)
+def _spin(executor: SingleThreadedExecutor, node: RunnableNode, done: Callable[[], bool]) -> None:
+    while rclpy.ok() and not done():
+        try:
+            executor.spin_once(timeout_sec=_PERIOD)
+        except Exception as error:  # a message that cannot be taken must not end the node
+            node.get_logger().error(f"event dropped: {one_line(error)}")
 
 
 def one_line(error: BaseException) -> str:

@@ -173,6 +173,19 @@ def test_shutdown_answers_what_is_in_work_and_refuses_what_waits(start_scripted,
     assert "Traceback" not in (log_dir / f"{name}.log").read_text()
 
 
+def test_commands_that_come_with_the_signal_get_their_replies(start_scripted):
+    ending = start_scripted("rush")
+    ending.still_serves()
+    ending.replies.clear()
+    texts = [f"number {number}" for number in range(40)]
+    for text in texts:
+        ending.commands.publish(String(data=text))
+    ending.process.send_signal(signal.SIGTERM)
+    ending.until(lambda: len(ending.replies) >= len(texts))
+    assert sorted(reply.command for reply in ending.replies) == sorted(texts)
+    assert ending.process.wait(timeout=10) == 0
+
+
 def test_nothing_in_the_logs_looks_like_a_crash(shared_bench, log_dir):
     text = (log_dir / "shared.log").read_text()
     assert "Traceback" not in text and "[FATAL]" not in text and "event dropped" not in text
