@@ -1,5 +1,7 @@
 """A simulated camera over a table, and the grounding node that looks at it.
 
+For instance::
+
     ros2 launch flmm_ros demo.launch.py seed:=7 rviz:=true
     ros2 topic pub --once /command std_msgs/msg/String "{data: what is on the table?}"
     ros2 param set /camera seed 8

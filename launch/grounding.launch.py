@@ -1,5 +1,7 @@
 """The grounding node, for a camera that is already there.
 
+For instance::
+
     ros2 launch flmm_ros grounding.launch.py image:=/camera/image_raw
     ros2 launch flmm_ros grounding.launch.py lmm:=llava-hf/llava-1.5-7b-hf heads:=... sam:=... device:=cuda rviz:=true
 """
