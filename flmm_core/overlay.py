@@ -203,7 +203,7 @@ def _overlap(a: Box, b: Box) -> float:
 
 
 def _box_of(mask: np.ndarray) -> Box | None:
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return None
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
