@@ -6,8 +6,9 @@ Pictures, questions and answers go in; no mask, box or coordinate does. The resu
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -61,8 +62,6 @@ class LmmSettings:
     head_size: int = 32
     intermediate_size: int = 512
     vocabulary: int = 1024
-    first_steps: int = 600
-    first_learning_rate: float = 1.5e-3
 
 
 def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.device) -> None:
@@ -102,17 +101,9 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
     def measure(_: int) -> dict[str, float]:
         return _measure(model, packer, val_encoded, val_frames, device)
 
-    # First on top of what align_words has laid out, so that learning to speak does not scramble it; then everything.
-    for fixed, folder, steps, rate in (
-        (aligned_parts(model), out / "first", settings.first_steps, settings.first_learning_rate),
-        ([model.model.vision_tower], out, loop.steps, loop.learning_rate),
-    ):
-        model.requires_grad_(True)
-        for part in fixed:
-            part.requires_grad_(False)
-        phase = replace(loop, steps=steps, learning_rate=rate)
-        train(model, loss_at, out=folder, config=phase, settings=settings, device=device, every=(200, measure))
-    model.requires_grad_(True)
+    for part in aligned_parts(model):
+        part.requires_grad_(False)
+    train(model, loss_at, out=out, config=loop, settings=settings, device=device, every=(200, measure))
     model.set_attn_implementation({"text_config": "sdpa"})
     model.save_pretrained(out / "lmm")
     tokenizer.save_pretrained(out / "lmm")
@@ -187,7 +178,7 @@ def build_lmm(tokenizer: PreTrainedTokenizerFast, settings: LmmSettings) -> Llav
 
 
 def aligned_parts(model: LlavaForConditionalGeneration) -> list[nn.Module]:
-    """What :func:`align_words` has laid out, as far as it is kept while the rest learns to speak."""
+    """What :func:`align_words` has laid out: it stays as it is, since learning to speak would scramble it."""
     first = [m for m in model.modules() if isinstance(m, LlamaAttention)][:ALIGNED_LAYERS]
     return [model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings(), model.lm_head, *first]
 
@@ -216,7 +207,7 @@ def align_words(
         linear.weight.copy_(gain * torch.eye(*linear.weight.shape))
     projector.linear_1.bias.copy_(offset - centre)
     nn.init.constant_(projector.linear_2.bias, -offset * spread)
-    embeddings = model.get_input_embeddings().weight
+    embeddings = cast(nn.Embedding, model.get_input_embeddings()).weight
     for token, index in tokenizer.get_vocab().items():
         said = tokenizer.convert_tokens_to_string([token]).strip().lower()
         word = next((w for w in (said, said.removesuffix("s"), said.removesuffix("es")) if w in words), None)

@@ -59,7 +59,7 @@ def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: to
     frames = load_frames(settings.data, pictures, config.image_size)
     targets = _targets(pictures, vocabulary)
     model = WordDetector(TabletopTower(config), len(vocabulary)).to(device)
-    model.tower.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)
 
     def loss_at(step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, step])
