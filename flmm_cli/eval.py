@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="answers, masks and keywords on simulated table-top scenes",
         description="Asks everything that a data set of `flmm scenes` knows about its pictures, and prints right answers by"
         " kind of question, cIoU and mIoU of chat and refer mode before and after SAM, and F1 of the keyword selector, each"
-        " with its 95 %% interval. Without --data it renders scenes of the split `test`, which no training uses.",
+        " with its 95 % interval. Without --data it renders scenes of the split `test`, which no training uses.",
     )
     tabletop.add_argument("--data", type=Path, help="folder of a data set; default: render --count scenes of --seed")
     tabletop.add_argument("--count", type=int, default=200, help="scenes to render without --data (default: %(default)s)")

@@ -23,7 +23,7 @@ EMBEDDING = 256
 
 @dataclass(frozen=True)
 class TinySamConfig:
-    """Size of the tiny SAM; about 1.6 M parameters in the image encoder with the defaults."""
+    """Size of the tiny SAM; about 1.8 M parameters in the image encoder with the defaults."""
 
     img_size: int = 256
     """Side of the square input, pixels; a multiple of 16."""

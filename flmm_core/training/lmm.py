@@ -105,7 +105,7 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
         part.requires_grad_(False)
     train(model, loss_at, out=out, config=loop, settings=settings, device=device, every=(200, measure))
     model.set_attn_implementation({"text_config": "sdpa"})
-    model.save_pretrained(out / "lmm")
+    model.half().save_pretrained(out / "lmm")
     tokenizer.save_pretrained(out / "lmm")
     CLIPImageProcessor(
         size={"shortest_edge": image_size},

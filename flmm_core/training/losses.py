@@ -1,4 +1,4 @@
-"""Losses of mask training (reference: F-LMM, section 4: cross-entropy and DICE, weight 1 each)."""
+"""Losses of mask training (F-LMM, training: cross-entropy and DICE, weight 1 each)."""
 
 from __future__ import annotations
 
