@@ -189,7 +189,7 @@ class Demo:
         height, width = picture.shape[:2]
         phrases = tuple(phrase_from_message(message, height, width) for message in reply.phrases)
         answer = GroundedAnswer(reply.answer, phrases, height, width)
-        return Outcome(ask, reply, picture, answer, _ious(answer, ask))
+        return Outcome(ask, reply, picture, answer, compare(answer, ask))
 
     def _show(self, seed: int) -> tuple[int, int]:
         """Switch the camera to a scene; returns a stamp from which on its pictures show it."""
@@ -213,7 +213,8 @@ class Demo:
             del self._pictures[old]
 
 
-def _ious(answer: GroundedAnswer, ask: Ask) -> tuple[float | None, ...]:
+def compare(answer: GroundedAnswer, ask: Ask) -> tuple[float | None, ...]:
+    """IoU of each phrase's mask with the true one; None for a phrase that names nothing in the scene."""
     return tuple(_iou(phrase, _true_mask(phrase, answer, ask)) for phrase in answer.phrases)
 
 

@@ -8,10 +8,12 @@ import sys
 import time
 
 import cv2
+import numpy as np
 import pytest
 from test_start import models  # noqa: F401
 
-from flmm_ros.demo import KINDS, plan
+from flmm_core.types import GroundedAnswer, GroundedPhrase
+from flmm_ros.demo import KINDS, compare, plan
 from flmm_sim.language import QUESTION_KINDS
 from flmm_sim.offscreen import RenderingUnavailableError
 from flmm_sim.renderer import TabletopRenderer
@@ -72,6 +74,31 @@ def test_demo_asks_every_kind_over_all_its_scenes(opengl):
     assert {ask.kind for ask in asks} == {*KINDS, "refer"} and set(KINDS) == set(QUESTION_KINDS)
     assert len(asks) == 12 and len({ask.seed for ask in asks}) == 6
     assert len({(ask.seed, ask.text) for ask in asks}) == 12
+
+
+def grounded(text, spans, masks):
+    phrases = tuple(
+        GroundedPhrase(text[start:end], start, end, mask, (0, 0, 1, 1), 0.9)
+        for (start, end), mask in zip(spans, masks, strict=True)
+    )
+    return GroundedAnswer(text, phrases, *masks[0].shape)
+
+
+def test_demo_compares_masks_with_what_the_phrases_name(opengl):
+    ask = next(ask for ask in plan(12, 6, seed=1) if ask.kind == "list")
+    things, turn = ask.scene.objects, ask.turn
+    spans = [(span.start, span.end) for span in turn.spans]
+    true = [np.any([things[i].mask for i in span.objects], axis=0) for span in turn.spans]
+    assert compare(grounded(turn.answer, spans, true), ask) == (1.0,) * len(spans)
+    swapped = compare(grounded(turn.answer, spans, true[::-1]), ask)
+    assert swapped[0] == pytest.approx((true[0] & true[-1]).sum() / (true[0] | true[-1]).sum())
+    names = [thing.name for thing in things]
+    alone = next(thing for thing in things if names.count(thing.name) == 1)
+    half = alone.mask & (np.cumsum(alone.mask).reshape(alone.mask.shape) <= alone.mask.sum() / 2)
+    other = f"There is a {alone.name} and a unicorn."
+    spans = [(other.index(word), other.index(word) + len(word)) for word in (alone.name, "unicorn")]
+    ious = compare(grounded(other, spans, [half, half]), ask)
+    assert ious == (pytest.approx(0.5, abs=0.02), None)
 
 
 def test_demo_answers_everything_and_draws_it(models, opengl, tmp_path):  # noqa: F811
