@@ -47,7 +47,7 @@ class Bench:
         self.parameters = AsyncParameterClient(node, self.name)
 
     def connect(self, meanwhile):
-        self.client.wait_for_node(60.0, meanwhile)
+        self.client.wait_for_node(180.0, meanwhile)
         self.until(lambda: self.images.get_subscription_count() > 0)
         self.until(self.parameters.services_are_ready)
 
