@@ -133,6 +133,9 @@ def _build_messages() -> None:
              "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_TESTING=OFF", "-DFLMM_MESSAGES_ONLY=ON",
              f"-DPython3_EXECUTABLE={python}", f"-DPYTHON_INSTALL_DIR={MESSAGES_DIR}")  # fmt: skip
         _run("build the messages", "cmake", "--build", build, "--target", "install", "--parallel", "2")
+    # The messages come with metadata of a distribution flmm_ros, which pip would replace by the checkout: messages gone.
+    for metadata in (VENV / MESSAGES_DIR).glob("*.egg-info"):
+        shutil.rmtree(metadata)
 
 
 def _install_checkout() -> None:

@@ -80,8 +80,8 @@ def test_overlay_for_rviz(bench):
     bench.ask("draw")
     overlay = bench.until(lambda: next((m for m in overlays if m.header == header), None))
     bench.client.node.destroy_subscription(subscription)
-    assert overlay.encoding == "rgb8" and overlay.width == 960 and overlay.height > 720
-    assert len(overlay.data) == overlay.height * overlay.step == overlay.height * 3 * 960
+    assert overlay.encoding == "rgb8" and overlay.width == 480 and overlay.height > 8 * 24
+    assert len(overlay.data) == overlay.height * overlay.step == overlay.height * 3 * 480
 
 
 def test_the_newest_picture_counts(bench):
