@@ -17,8 +17,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "attention",
         help="draw the attention maps of the heads that point best",
         description="Ranks the attention heads of the frozen LMM by how often the peak of their map lies on the thing that is"
-        " named, on held-out pictures with true masks, and draws the best ones beside the masks that come of them: for a few"
-        " phrases of other pictures of that data set, or for a picture of your own.",
+        " named, on held-out pictures with true masks, and draws the best ones beside the masks that come of them: for two"
+        " names in each of a few other pictures of that data set, or for a picture of your own.",
     )
     parser.add_argument("image", type=Path, nargs="?", help="picture file; default: pictures of the data set")
     parser.add_argument("text", nargs="*", help="a question about IMAGE in quotes; with --refer one or more phrases")
@@ -64,8 +64,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         for picture, turn in telling_turns(pictures[first:]):
             if len(rows) < args.rows:
-                found = attention_rows(pipeline, picture.image(), turn.question, channels, (picture, turn))
-                rows += found[: min(2, args.rows - len(rows))]
+                names = [turn.answer[span.start : span.end] for span in turn.spans]
+                rows += attention_rows(pipeline, picture.image(), names, channels, (picture, turn))
+        rows = rows[: args.rows]
     best = ranking.accuracy(channels[0])
     print(
         f"best head ({ranking.name(channels[0])}): its peak lies on the named thing in {best.value:.1%} of {best.count} phrases"

@@ -293,4 +293,7 @@ def test_attention_of_tiny_models(pictures, config):
     assert draw_attention([known], ranking, channels).shape[0] < drawn.shape[0]
     with pytest.raises(ValueError, match="rows: expected at least one phrase to draw, got none"):
         draw_attention([], ranking, channels)
-    assert [turn.kind for _, turn in telling_turns(pictures)] == ["relation"] * 4
+    for picture, turn in telling_turns(pictures):
+        assert [turn.answer[span.start : span.end] for span in turn.spans] == list(picture.names)
+        rows = attention_rows(pipeline, picture.image(), list(picture.names), channels, (picture, turn))
+        assert all((row.truth == picture.mask((i,))).all() for i, row in enumerate(rows)) and len(rows) == 2

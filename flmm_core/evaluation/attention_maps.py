@@ -19,7 +19,7 @@ from flmm_core.evaluation.tabletop import coarse_mask
 from flmm_core.image_geometry import unpad
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.training.dataset import REFER, Picture, Turn
+from flmm_core.training.dataset import REFER, Picture, Span, Turn
 from flmm_core.types import CoarseMasks, GroundedAnswer
 
 
@@ -157,13 +157,29 @@ def attention_rows(
 
 
 def telling_turns(pictures: Sequence[Picture]) -> list[tuple[Picture, Turn]]:
-    """Of each picture the first turn whose answer names at least two things: relations first, then lists."""
+    """Of each picture two names that mean one thing each, of the first relation or list that has them, as a turn of refer mode."""
     chosen = []
     for picture in pictures:
-        turns = [turn for turn in picture.turns if turn.kind != REFER and len(turn.spans) > 1]
+        clear = {name for name in picture.names if picture.names.count(name) == 1}
+        turns = [
+            turn
+            for turn in picture.turns
+            if turn.kind != REFER and len({turn.answer[s.start : s.end] for s in turn.spans[:2]} & clear) == 2
+        ]
         turns.sort(key=lambda turn: turn.kind != "relation")
-        chosen += [(picture, turn) for turn in turns[:1]]
+        if turns:
+            chosen.append((picture, _refer_turn(turns[0])))
     return chosen
+
+
+def _refer_turn(turn: Turn) -> Turn:
+    answer, spans = "", []
+    for span in turn.spans[:2]:
+        name = turn.answer[span.start : span.end]
+        answer += " " if answer else ""
+        spans.append(Span(len(answer), len(answer) + len(name), span.objects))
+        answer += name + "."
+    return Turn(REFER, "", answer, tuple(spans))
 
 
 def _maps(trace: LmmTrace, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
