@@ -157,7 +157,7 @@ def attention_rows(
 
 
 def telling_turns(pictures: Sequence[Picture]) -> list[tuple[Picture, Turn]]:
-    """Of each picture two names that mean one thing each, of the first relation or list that has them, as a turn of refer mode."""
+    """Of each picture two names that mean one thing each, of its first relation or list with such, as a turn of refer mode."""
     chosen = []
     for picture in pictures:
         clear = {name for name in picture.names if picture.names.count(name) == 1}
