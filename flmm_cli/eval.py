@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     stages = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.0f}" for name, value in vars(report.chat_seconds).items())
     print(f"{report.pictures} pictures in {seconds:.0f} s; median ms of a chat: {stages}")
     if args.out:
-        command = shlex.join(["flmm", *sys.argv[1:]])
+        command = shlex.join(["flmm", *args.arguments])
         source = str(args.data) if args.data else f"flmm scenes --split test --seed {args.seed} --count {args.count}"
         context = {"command": command, "model": model_names(config), "data": source, "per_kind": args.per_kind}
         finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f"flmm_cli.{name}").add_parser(subparsers)
-    args = parser.parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else [*map(str, argv)]
+    args = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
     try:
         return importlib.import_module(f"flmm_cli.{args.command.replace('-', '_')}").run(args) or 0
     except KeyboardInterrupt:
