@@ -12,7 +12,7 @@ STAGE = Stage(
     summary="train the LMM of flmm-tabletop (stage 2)",
     description="A tiny LLaVA learns to answer by next-token loss; no mask, box or coordinate reaches it. Result: OUT/lmm."
     " A run that stopped goes on from its checkpoint.",
-    steps=2700,
+    steps=6000,
     learning_rate=1.5e-3,
     weight_decay=0.05,
     beta2=0.98,

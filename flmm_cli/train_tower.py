@@ -11,7 +11,7 @@ STAGE = Stage(
     summary="train the vision tower of flmm-tabletop (stage 1)",
     description="The tower learns the names of the things in a picture; where they are, it is never told. Result: OUT/tower."
     " A run that stopped goes on from its checkpoint.",
-    steps=2400,
+    steps=5000,
     learning_rate=2e-3,
     weight_decay=0.05,
     beta2=0.999,

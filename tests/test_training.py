@@ -12,7 +12,7 @@ from tiny_dataset import COLORS, HEIGHT, WIDTH, write_tiny_dataset
 from torch import nn
 from transformers import AutoModel
 
-from flmm_core import tabletop_tower  # noqa: F401  registers the tower
+from flmm_core import tabletop_tower
 from flmm_core.checkpoints import load_heads, load_lmm, load_sam
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
@@ -21,9 +21,11 @@ from flmm_core.training.dataset import REFER, read_dataset, read_image
 from flmm_core.training.frames import load_frames, normalised
 from flmm_core.training.heads import HeadsSettings, train_heads
 from flmm_core.training.lmm import (
+    ALIGNED_LAYERS,
     IGNORED,
     LmmSettings,
     Packer,
+    align_words,
     answer_loss,
     build_lmm,
     build_tokenizer,
@@ -34,7 +36,7 @@ from flmm_core.training.loop import LoopConfig, train
 from flmm_core.training.losses import mask_losses
 from flmm_core.training.packed_turns import Packing
 from flmm_core.training.sam import SamSettings, imitate_coarse, train_sam
-from flmm_core.training.tower import TowerSettings, train_tower
+from flmm_core.training.tower import TowerSettings, WordVotes, train_tower
 
 CPU = torch.device("cpu")
 TINY = {"hidden_size": 32, "layers": 2, "heads": 2, "head_size": 16, "intermediate_size": 64, "vocabulary": 320}
@@ -270,6 +272,34 @@ def test_bad_loops(tmp_path):
         )  # fmt: skip
 
 
+# --- the start of the LMM --------------------------------------------------------------------------------------------------
+
+
+def test_words_look_at_the_cells_that_vote_for_them(data, pictures):
+    torch.manual_seed(0)
+    words = tuple(sorted({word for picture in pictures for name in picture.names for word in (name, *name.split())}))
+    settings = LmmSettings(data, data, data, **{**TINY, "hidden_size": 224, "layers": 3})
+    tokenizer = build_tokenizer((turn for picture in pictures for turn in picture.turns), 640)
+    model = build_lmm(tokenizer, settings).eval()
+    weight = torch.nn.functional.normalize(torch.randn(len(words), 192), dim=1)
+    positions = tabletop_tower.position_code(16, 32)
+    things = dict(zip([word for word in words if " " not in word], torch.randperm(256).tolist(), strict=False))
+    content = 0.3 * torch.randn(256, 192)
+    for word, cell in things.items():
+        content[cell] += 12 * weight[words.index(word)]
+    features = torch.cat([content, positions], 1)
+    align_words(model, tokenizer, WordVotes(words, weight, torch.full((len(words),), -10.0)), features)
+    model.set_attn_implementation("eager")
+    picture = model.model.multi_modal_projector(features)
+    for word, cell in things.items():
+        (said,) = tokenizer(" " + word, add_special_tokens=False).input_ids
+        embedded = torch.cat([picture, model.get_input_embeddings()(torch.tensor([said]))])[None]
+        attentions = model.model.language_model(inputs_embeds=embedded, output_attentions=True).attentions
+        for layer in ALIGNED_LAYERS:
+            pointing = [attention[-1, :256].argmax() == cell for attention in attentions[layer][0]]
+            assert any(pointing), (word, layer)
+
+
 # --- the stages, one after the other ---------------------------------------------------------------------------------------
 
 
@@ -281,7 +311,7 @@ def runs(data, tmp_path_factory):
     train_tower(root / "tower", TowerSettings(data, data, batch=4), loop, CPU)
     train_lmm(
         root / "lmm",
-        LmmSettings(data, data, root / "tower" / "tower", batch=2, short_turns=3, **{**TINY, "hidden_size": 192}),
+        LmmSettings(data, data, root / "tower" / "tower", batch=2, short_turns=3, **{**TINY, "hidden_size": 224}),
         loop, CPU,
     )  # fmt: skip
     train_sam(root / "sam", SamSettings(data, data, batch=1, objects=1), loop, CPU)

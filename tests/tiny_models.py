@@ -54,7 +54,12 @@ def save_llava(folder: Path, *, kv_heads: int = 4, tower: str = "clip", seed: in
         layer, strategy = -2, "default"
     else:
         vision = TabletopTowerConfig(
-            image_size=64, patch_size=16, stage_widths=[8, 16, 32], stage_blocks=[1, 1, 1], hidden_size=32
+            image_size=64,
+            patch_size=16,
+            stage_widths=[8, 16, 32],
+            stage_blocks=[1, 1, 1],
+            position_channels=8,
+            hidden_size=40,
         )
         layer, strategy = -1, "full"
     config = LlavaConfig(

@@ -12,7 +12,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from torch.nn import functional as F
@@ -34,12 +33,15 @@ from flmm_core.training.dataset import Turn, read_dataset
 from flmm_core.training.frames import MEAN, STD, load_frames, normalised
 from flmm_core.training.loop import LoopConfig, Losses, train
 from flmm_core.training.packed_turns import Packing
-from flmm_core.training.tower import WORDS_FILE
+from flmm_core.training.tower import WordVotes
 
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 IGNORED = -100
-ALIGNED_LAYERS = 2
-"""Decoder layers whose attention starts by looking for what resembles a word."""
+ALIGNED_LAYERS = (1, 2)
+"""Decoder layers whose attention looks for what a word names; the one before them is free to join colours with kinds."""
+
+SHARPNESS = 1.4
+"""How strongly likeness draws attention."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,9 @@ class LmmSettings:
     short_length: int = 24
     long_turns: int = 1
     seed: int = 0
-    hidden_size: int = 192
-    layers: int = 6
-    heads: int = 6
+    hidden_size: int = 224
+    layers: int = 7
+    heads: int = 7
     head_size: int = 32
     intermediate_size: int = 512
     vocabulary: int = 1024
@@ -81,8 +83,8 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
     frames = load_frames(settings.data, pictures, image_size)
     encoded = [packer.encode(picture.turns) for picture in pictures]
     with torch.no_grad():
-        features = model.model.vision_tower(normalised(frames[:32], device)).last_hidden_state
-    align_words(model, tokenizer, load_file(settings.tower / WORDS_FILE), features.mean((0, 1)))
+        features = model.model.vision_tower(normalised(frames[:64], device)).last_hidden_state
+    align_words(model, tokenizer, WordVotes.load(settings.tower), features.flatten(0, 1))
 
     def loss_at(step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, step])
@@ -103,7 +105,7 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
 
     for part in aligned_parts(model):
         part.requires_grad_(False)
-    train(model, loss_at, out=out, config=loop, settings=settings, device=device, every=(200, measure))
+    train(model, loss_at, out=out, config=loop, settings=settings, device=device, every=(500, measure))
     model.set_attn_implementation({"text_config": "sdpa"})
     model.half().save_pretrained(out / "lmm")
     tokenizer.save_pretrained(out / "lmm")
@@ -179,47 +181,108 @@ def build_lmm(tokenizer: PreTrainedTokenizerFast, settings: LmmSettings) -> Llav
 
 def aligned_parts(model: LlavaForConditionalGeneration) -> list[nn.Module]:
     """What :func:`align_words` has laid out: it stays as it is, since learning to speak would scramble it."""
-    first = [m for m in model.modules() if isinstance(m, LlamaAttention)][:ALIGNED_LAYERS]
-    return [model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings(), model.lm_head, *first]
+    attention = [m for m in model.modules() if isinstance(m, LlamaAttention) and m.layer_idx in ALIGNED_LAYERS]
+    return [
+        model.model.vision_tower,
+        model.model.multi_modal_projector,
+        model.get_input_embeddings(),
+        model.lm_head,
+        *attention,
+    ]
 
 
 @torch.no_grad()
 def align_words(
-    model: LlavaForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    words: dict[str, torch.Tensor],
-    centre: torch.Tensor,
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, votes: WordVotes, features: torch.Tensor
 ) -> None:
     """Start the LMM where words and pictures already share a space; from random weights it stays blind for thousands of steps.
 
-    The projector starts as the identity on centred features; a word that the tower knows starts as the tower's direction for
-    it; keys start equal to queries and outputs as the transpose of values, so that a token takes over what resembles it.
+    - The projector turns each cell's vote for a word into that word's embedding, hands the code of positions on, and adds what
+      else the tower saw at a lower volume.
+    - In the layers of ``ALIGNED_LAYERS`` queries and keys compare what words mean, and outputs are the transpose of values, so
+      that a token takes over what it names. Only slow rotations carry this, as likeness must not depend on distance; one
+      channel marks pictures and makes a word look at them rather than at itself.
+    - All other layers start as the identity, so that nothing blurs this before it is used. Every other head of theirs starts by
+      looking at words only: the few words of a question would hardly be seen among hundreds of cells.
 
     Args:
         model: with random weights.
         tokenizer: of the model.
-        words: ``[hidden size of the tower]`` for each word, as the tower's stage left them.
-        centre: ``[hidden size of the tower]``, mean of the tower's features.
+        votes: of the tower's stage.
+        features: ``[cells, hidden size of the tower]``, the tower's features of some pictures.
     """
-    text, projector = model.config.get_text_config(), model.model.multi_modal_projector
-    spread, offset = text.initializer_range, 8.0  # GELU is the identity far above zero
-    for linear, gain in ((projector.linear_1, 1.0), (projector.linear_2, spread)):
-        linear.weight.copy_(gain * torch.eye(*linear.weight.shape))
-    projector.linear_1.bias.copy_(offset - centre)
-    nn.init.constant_(projector.linear_2.bias, -offset * spread)
+    decoder, projector = model.model.language_model, model.model.multi_modal_projector
+    text = model.config.get_text_config()
+    spread, width = text.initializer_range, features.shape[1]
+    content = votes.weight.shape[1]
+    marker = content - 1
+    known = {word: i for i, word in enumerate(votes.words) if " " not in word}
+    meanings = torch.randn(len(known), width, device=features.device) * spread
+    meanings[:, marker:] = 0
+    meaning_of = dict(zip(known, meanings, strict=True))
+
     embeddings = cast(nn.Embedding, model.get_input_embeddings()).weight
     for token, index in tokenizer.get_vocab().items():
         said = tokenizer.convert_tokens_to_string([token]).strip().lower()
-        word = next((w for w in (said, said.removesuffix("s"), said.removesuffix("es")) if w in words), None)
-        if word is not None:
-            embeddings[index] = words[word] / words[word].std() * spread
+        word = next((w for w in (said, said.removesuffix("s"), said.removesuffix("es")) if w in known), None)
+        if word is not None:  # the rest of the embedding tells "mugs" from "mug"
+            embeddings[index] = 0.8 * meaning_of[word] + 0.6 * embeddings[index]
     model.lm_head.weight.copy_(embeddings)
-    for module in model.modules():
-        if isinstance(module, LlamaAttention) and (module.layer_idx or 0) < ALIGNED_LAYERS:
-            nn.init.normal_(module.q_proj.weight, std=0.9 / text.hidden_size**0.5)
-            module.k_proj.weight.copy_(module.q_proj.weight)
-            nn.init.orthogonal_(module.v_proj.weight)
-            module.o_proj.weight.copy_(module.v_proj.weight.T)
+    embeddings[:, content:] = 0
+    embeddings[:, marker] = -15 * spread
+
+    linear = 8.0  # GELU is the identity far above zero and nothing far below
+    rows, seen = list(known.values()), features[:, :content]
+    cast_votes = seen @ votes.weight[rows].T + votes.bias[rows]
+    low, high = cast_votes.quantile(0.9, 0), cast_votes.quantile(0.999, 0)
+    volume = linear / (high - low).clamp(min=0.1)
+    words, positions = len(rows), width - content
+    mean = seen.mean(0)
+    _, scale, axes = torch.linalg.svd(seen - mean, full_matrices=False)
+    rest = width - words - positions
+    axes = axes[:rest] * (len(seen) ** 0.5 / scale[:rest, None].clamp(min=1e-3 * float(scale[0])))
+    first, second = projector.linear_1, projector.linear_2
+    for parameter in projector.parameters():
+        parameter.zero_()
+    first.weight[:words, :content] = volume[:, None] * votes.weight[rows]
+    first.bias[:words] = volume * (votes.bias[rows] - low)
+    first.weight[words : words + positions, content:] = torch.eye(positions)
+    first.weight[words + positions :, :content] = axes
+    first.bias[words:] = linear
+    first.bias[words + positions :] -= axes @ mean
+    second.weight[:, :words] = meanings.T / linear
+    second.weight[content:, words : words + positions] = 2.5 * spread * torch.eye(positions)
+    nn.init.orthogonal_(quiet := torch.empty(marker, rest, device=features.device), gain=0.3 * spread)
+    second.weight[:marker, words + positions :] = quiet
+    second.bias.copy_(-linear * second.weight[:, words:].sum(1))
+    second.bias[marker] = 40 * spread
+
+    # Rotary positions turn the first channels of each half too fast to compare tokens some hundred places apart.
+    half = text.head_dim // 2
+    slots = sorted(range(text.head_dim), key=lambda i: i % half, reverse=True)
+    directions = meanings / meanings.norm(dim=1, keepdim=True)
+    groups = -(-len(directions) // half)
+    for layer in decoder.layers:
+        attention = layer.self_attn
+        layer.mlp.down_proj.weight.zero_()
+        if attention.layer_idx not in ALIGNED_LAYERS:
+            attention.o_proj.weight.zero_()
+            for head in range(0, text.num_attention_heads, 2):
+                for weight in (attention.q_proj.weight, attention.k_proj.weight):
+                    weight[head * attention.head_dim + slots[0]] = 0
+                    weight[head * attention.head_dim + slots[0], marker] = 0.5
+            continue
+        attention.q_proj.weight.zero_()
+        attention.k_proj.weight.zero_()
+        for head in range(text.num_attention_heads):
+            group = directions[head % groups :: groups]
+            own = [head * attention.head_dim + i for i in slots[: len(group) + 1]]
+            for weight, sign in ((attention.q_proj.weight, 1.0), (attention.k_proj.weight, -1.0)):
+                weight[own[: len(group)]] = SHARPNESS * group
+                weight[own[-1], marker] = sign
+        nn.init.orthogonal_(attention.v_proj.weight)
+        attention.o_proj.weight.copy_(0.15 * attention.v_proj.weight.T)
+        attention.o_proj.weight[marker] = 0
 
 
 @dataclass(frozen=True)
@@ -277,7 +340,7 @@ class Packer:
         short = [self._choose([t for t in own if len(t.ids) <= limit], self.settings.short_turns, rng) for own in turns]
         long = [self._choose([t for t in own if len(t.ids) > limit], self.settings.long_turns, rng) for own in turns]
         slots = [(*a, *b) for a, b in zip(short, long, strict=True)]
-        length = max((len(t.ids) for own in long for t in own if t is not None), default=1)
+        length = -(-max((len(t.ids) for own in long for t in own if t is not None), default=1) // 16) * 16
         groups = ((self.settings.short_turns, limit), (self.settings.long_turns, length))
         packing = Packing(len(self.prefix_ids) - 1 + self.image_tokens, groups)
         widths = [width for count, width in groups for _ in range(count)]
