@@ -166,7 +166,9 @@ class Demo:
         self._wait(lambda: bool(self._pictures), start_timeout, "no picture came from the camera")
         self._client.wait_for_node(start_timeout, processes.check)
         # Commands wait while the node loads its model: the reply to this one says that it has.
-        self._client.ask("table", refer=True, timeout=start_timeout, meanwhile=processes.check)
+        reply = self._client.ask("table", refer=True, timeout=start_timeout, meanwhile=processes.check)
+        if reply.status == Reply.STATUS_MODEL_FAILURE:  # the node is about to end, and its log says why
+            self._wait(lambda: None, 15.0, f"the node cannot answer: {reply.reason}")
 
     def close(self) -> None:
         """Leave the graph; the nodes stay."""
