@@ -6,31 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from tiny_models import save_llava
+from tiny_models import SAM_CONFIG, save_llava, tiny_heads, tiny_sam
 
 from flmm_core.checkpoints import HeadsOrigin, LoadError, lmm_shape, load_heads, load_lmm, load_sam, save_heads, save_tiny_sam
 from flmm_core.frozen_lmm import LmmShape
-from flmm_core.heads import GroundingHeads, HeadsConfig
-from flmm_core.mask_head import UNetConfig
-from flmm_core.sam_refiner import SamRefiner
-from flmm_core.sam_tiny import TinySamConfig, build_tiny_sam
 
 SHAPE = LmmShape(layers=3, heads=4, hidden_size=32)
-SAM_CONFIG = TinySamConfig(img_size=64, stem_width=8, fine_width=16, middle_width=16, coarse_width=16, blocks=1, decoder_mlp=64)
-
-
-def tiny_sam(seed=0):
-    torch.manual_seed(seed)
-    return build_tiny_sam(SAM_CONFIG)
-
-
-def tiny_heads(*, layers=3, heads=4, hidden=32, selector=True, seed=1):
-    torch.manual_seed(seed)
-    config = HeadsConfig(UNetConfig(layers * heads, base_channels=4), layers, hidden, keyword_selector=selector)
-    heads_module = GroundingHeads(config=config, sam=SamRefiner(sam=tiny_sam(seed)))
-    with torch.no_grad():
-        heads_module.text_layer_weights.normal_()
-    return heads_module
 
 
 def published(heads):

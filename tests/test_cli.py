@@ -8,14 +8,12 @@ import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
-from test_checkpoints import SAM_CONFIG, tiny_heads, tiny_sam
 from tiny_dataset import HEIGHT, WIDTH, write_tiny_dataset
-from tiny_models import save_llava
+from tiny_models import save_model
 
 from flmm_cli import main as cli
 from flmm_cli.model_options import add_model_options, grounding_config
 from flmm_cli.table import format_table, printable
-from flmm_core.checkpoints import save_heads, save_tiny_sam
 from flmm_core.config import GroundingConfig, tunables
 
 NAMES = [name.replace("_", "-") for name in cli.COMMANDS]
@@ -24,12 +22,9 @@ STAGES = ("tower", "lmm", "sam", "heads")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    root = tmp_path_factory.mktemp("model")
-    save_llava(root / "lmm")
-    save_heads(tiny_heads(), root / "heads")
-    save_tiny_sam(tiny_sam(), SAM_CONFIG, root / "sam")
-    parts = [value for part in ("lmm", "heads", "sam") for value in (f"--{part}", str(root / part))]
-    return [*parts, "--device", "cpu", "--max-new-tokens", "4"]
+    parts = save_model(tmp_path_factory.mktemp("model"))
+    options = [word for part, folder in parts.items() for word in (f"--{part}", folder)]
+    return [*options, "--device", "cpu", "--max-new-tokens", "4"]
 
 
 @pytest.fixture(scope="module")

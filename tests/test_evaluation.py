@@ -8,11 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_checkpoints import SAM_CONFIG, tiny_heads, tiny_sam
 from tiny_dataset import write_tiny_dataset
-from tiny_models import save_llava
+from tiny_models import save_model
 
-from flmm_core.checkpoints import LoadError, save_heads, save_tiny_sam
+from flmm_core.checkpoints import LoadError
 from flmm_core.config import GroundingConfig
 from flmm_core.evaluation import metrics
 from flmm_core.evaluation.attention_figure import CELL, draw_attention
@@ -38,11 +37,7 @@ def pictures(data):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    root = tmp_path_factory.mktemp("model")
-    save_llava(root / "lmm")
-    save_heads(tiny_heads(), root / "heads")
-    save_tiny_sam(tiny_sam(), SAM_CONFIG, root / "sam")
-    parts = {part: str(root / part) for part in ("lmm", "heads", "sam")}
+    parts = save_model(tmp_path_factory.mktemp("model"))
     return GroundingConfig(**parts, device="cpu", max_new_tokens=6, selector_threshold=0.3)
 
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_checkpoints import SAM_CONFIG, tiny_heads, tiny_sam
-from tiny_models import picture, save_llava
+from tiny_models import picture, save_model, tiny_heads
 
 import flmm_core
-from flmm_core.checkpoints import LoadError, save_heads, save_tiny_sam
+from flmm_core.checkpoints import LoadError, save_heads
 from flmm_core.config import GroundingConfig, tunables
 from flmm_core.pipeline import GroundingPipeline, rgb_array
 
@@ -19,10 +18,8 @@ from flmm_core.pipeline import GroundingPipeline, rgb_array
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     root = tmp_path_factory.mktemp("model")
-    save_llava(root / "lmm", kv_heads=2)
-    save_heads(tiny_heads(), root / "heads")
+    save_model(root, kv_heads=2)
     save_heads(tiny_heads(selector=False), root / "plain_heads")
-    save_tiny_sam(tiny_sam(), SAM_CONFIG, root / "sam")
     return root
 
 

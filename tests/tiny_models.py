@@ -15,6 +15,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from flmm_core.checkpoints import save_heads, save_tiny_sam
+from flmm_core.heads import GroundingHeads, HeadsConfig
+from flmm_core.mask_head import UNetConfig
+from flmm_core.sam_refiner import SamRefiner
+from flmm_core.sam_tiny import TinySamConfig, build_tiny_sam
 from flmm_core.tabletop_tower import TabletopTowerConfig
 
 TEXTS = [
@@ -76,3 +81,28 @@ def save_llava(folder: Path, *, kv_heads: int = 4, tower: str = "clip", seed: in
 def picture(height: int = 48, width: int = 64, seed: int = 0) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+SAM_CONFIG = TinySamConfig(img_size=64, stem_width=8, fine_width=16, middle_width=16, coarse_width=16, blocks=1, decoder_mlp=64)
+
+
+def tiny_sam(seed=0):
+    torch.manual_seed(seed)
+    return build_tiny_sam(SAM_CONFIG)
+
+
+def tiny_heads(*, layers=3, heads=4, hidden=32, selector=True, seed=1):
+    torch.manual_seed(seed)
+    config = HeadsConfig(UNetConfig(layers * heads, base_channels=4), layers, hidden, keyword_selector=selector)
+    heads_module = GroundingHeads(config=config, sam=SamRefiner(sam=tiny_sam(seed)))
+    with torch.no_grad():
+        heads_module.text_layer_weights.normal_()
+    return heads_module
+
+
+def save_model(folder: Path, *, kv_heads: int = 4) -> dict[str, str]:
+    """All three parts; returns their folders by the names that commands and parameters give them."""
+    save_llava(folder / "lmm", kv_heads=kv_heads)
+    save_heads(tiny_heads(), folder / "heads")
+    save_tiny_sam(tiny_sam(), SAM_CONFIG, folder / "sam")
+    return {part: str(folder / part) for part in ("lmm", "heads", "sam")}

@@ -7,10 +7,9 @@ import sys
 import numpy as np
 import pytest
 from bench import Bench, image_of
-from test_checkpoints import SAM_CONFIG, tiny_heads, tiny_sam
-from tiny_models import save_llava
+from tiny_models import save_model, tiny_heads
 
-from flmm_core.checkpoints import save_heads, save_tiny_sam
+from flmm_core.checkpoints import save_heads
 from flmm_ros.ask import AskClient
 from flmm_ros.msg import GroundedAnswer
 
@@ -19,9 +18,7 @@ from flmm_ros.msg import GroundedAnswer
 def models(tmp_path_factory):
     """Folders of tiny models, good and bad."""
     folder = tmp_path_factory.mktemp("models")
-    save_llava(folder / "lmm")
-    save_tiny_sam(tiny_sam(), SAM_CONFIG, folder / "sam")
-    save_heads(tiny_heads(), folder / "heads")
+    save_model(folder)
     save_heads(tiny_heads(layers=2), folder / "small_heads")
     for part in ("lmm", "heads", "sam"):
         copy = folder / f"truncated_{part}"
