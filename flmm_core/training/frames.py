@@ -56,6 +56,12 @@ def normalised(frames: np.ndarray, device: torch.device) -> torch.Tensor:
     return pixels.sub_(mean).div_(std)
 
 
+def rebrightened(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Make each picture of pixel values ``[b, 3, frame, frame]`` brighter or darker by up to 15 %."""
+    factors = torch.from_numpy(rng.uniform(0.85, 1.15, (len(pixels), 1, 1, 1)))
+    return pixels * factors.float().to(pixels.device)
+
+
 def _frame(path: Path, frame: int) -> np.ndarray:
     picture = Image.fromarray(read_image(path))
     geometry = long_side_geometry(

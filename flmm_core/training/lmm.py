@@ -30,7 +30,7 @@ from flmm_core.families.llava import LlavaFamily
 from flmm_core.tabletop_tower import TabletopTowerConfig
 from flmm_core.training import packed_turns
 from flmm_core.training.dataset import Turn, read_dataset
-from flmm_core.training.frames import MEAN, STD, load_frames, normalised
+from flmm_core.training.frames import MEAN, STD, load_frames, normalised, rebrightened
 from flmm_core.training.loop import LoopConfig, Losses, train
 from flmm_core.training.packed_turns import Packing
 from flmm_core.training.tower import WordVotes
@@ -92,9 +92,7 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
         order = np.random.default_rng([settings.seed, 1, epoch]).permutation(len(pictures))
         index = np.sort(np.take(order, range(first, first + settings.batch), mode="wrap"))
         batch = packer.pack([encoded[i] for i in index], rng)
-        pixels = normalised(frames[index], device) * torch.from_numpy(
-            rng.uniform(0.85, 1.15, (len(index), 1, 1, 1))
-        ).float().to(device)
+        pixels = rebrightened(normalised(frames[index], device), rng)
         return {"answer": answer_loss(model, pixels, batch)}
 
     val_frames = load_frames(settings.val, held_out, image_size)
@@ -211,41 +209,52 @@ def align_words(
         votes: of the tower's stage.
         features: ``[cells, hidden size of the tower]``, the tower's features of some pictures.
     """
-    decoder, projector = model.model.language_model, model.model.multi_modal_projector
-    text = model.config.get_text_config()
-    spread, width = text.initializer_range, features.shape[1]
-    content = votes.weight.shape[1]
-    marker = content - 1
-    known = {word: i for i, word in enumerate(votes.words) if " " not in word}
-    meanings = torch.randn(len(known), width, device=features.device) * spread
-    meanings[:, marker:] = 0
-    meaning_of = dict(zip(known, meanings, strict=True))
+    content, width = votes.weight.shape[1], features.shape[1]
+    known = [i for i, word in enumerate(votes.words) if " " not in word]
+    votes = WordVotes(tuple(votes.words[i] for i in known), *(t[known].to(features) for t in (votes.weight, votes.bias)))
+    meanings = torch.randn(len(known), width, device=features.device) * model.config.get_text_config().initializer_range
+    meanings[:, content - 1 :] = 0  # the marker and the channels of positions
+    _align_embeddings(model, tokenizer, dict(zip(votes.words, meanings, strict=True)), content)
+    _align_projector(model, votes, meanings, features)
+    _align_decoder(model, meanings, marker=content - 1)
 
+
+def _align_embeddings(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, meaning_of: dict[str, torch.Tensor], content: int
+) -> None:
+    spread = model.config.get_text_config().initializer_range
     embeddings = cast(nn.Embedding, model.get_input_embeddings()).weight
     for token, index in tokenizer.get_vocab().items():
         said = tokenizer.convert_tokens_to_string([token]).strip().lower()
-        word = next((w for w in (said, said.removesuffix("s"), said.removesuffix("es")) if w in known), None)
+        word = next((w for w in (said, said.removesuffix("s"), said.removesuffix("es")) if w in meaning_of), None)
         if word is not None:  # the rest of the embedding tells "mugs" from "mug"
             embeddings[index] = 0.8 * meaning_of[word] + 0.6 * embeddings[index]
     model.lm_head.weight.copy_(embeddings)
     embeddings[:, content:] = 0
-    embeddings[:, marker] = -15 * spread
+    embeddings[:, content - 1] = -15 * spread
 
+
+def _align_projector(
+    model: LlavaForConditionalGeneration, votes: WordVotes, meanings: torch.Tensor, features: torch.Tensor
+) -> None:
+    spread = model.config.get_text_config().initializer_range
     linear = 8.0  # GELU is the identity far above zero and nothing far below
-    rows, seen = list(known.values()), features[:, :content]
-    cast_votes = seen @ votes.weight[rows].T + votes.bias[rows]
+    words, content = votes.weight.shape
+    marker, width = content - 1, features.shape[1]
+    positions = width - content
+    rest = width - words - positions
+    seen = features[:, :content]
+    cast_votes = seen @ votes.weight.T + votes.bias
     low, high = cast_votes.quantile(0.9, 0), cast_votes.quantile(0.999, 0)
     volume = linear / (high - low).clamp(min=0.1)
-    words, positions = len(rows), width - content
     mean = seen.mean(0)
     _, scale, axes = torch.linalg.svd(seen - mean, full_matrices=False)
-    rest = width - words - positions
     axes = axes[:rest] * (len(seen) ** 0.5 / scale[:rest, None].clamp(min=1e-3 * float(scale[0])))
-    first, second = projector.linear_1, projector.linear_2
-    for parameter in projector.parameters():
+    first, second = model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2
+    for parameter in model.model.multi_modal_projector.parameters():
         parameter.zero_()
-    first.weight[:words, :content] = volume[:, None] * votes.weight[rows]
-    first.bias[:words] = volume * (votes.bias[rows] - low)
+    first.weight[:words, :content] = volume[:, None] * votes.weight
+    first.bias[:words] = volume * (votes.bias - low)
     first.weight[words : words + positions, content:] = torch.eye(positions)
     first.weight[words + positions :, :content] = axes
     first.bias[words:] = linear
@@ -257,20 +266,24 @@ def align_words(
     second.bias.copy_(-linear * second.weight[:, words:].sum(1))
     second.bias[marker] = 40 * spread
 
+
+def _align_decoder(model: LlavaForConditionalGeneration, meanings: torch.Tensor, *, marker: int) -> None:
+    text = model.config.get_text_config()
     # Rotary positions turn the first channels of each half too fast to compare tokens some hundred places apart.
     half = text.head_dim // 2
     slots = sorted(range(text.head_dim), key=lambda i: i % half, reverse=True)
     directions = meanings / meanings.norm(dim=1, keepdim=True)
     groups = -(-len(directions) // half)
-    for layer in decoder.layers:
+    for layer in model.model.language_model.layers:
         attention = layer.self_attn
         layer.mlp.down_proj.weight.zero_()
         if attention.layer_idx not in ALIGNED_LAYERS:
             attention.o_proj.weight.zero_()
             for head in range(0, text.num_attention_heads, 2):
+                row = head * attention.head_dim + slots[0]
                 for weight in (attention.q_proj.weight, attention.k_proj.weight):
-                    weight[head * attention.head_dim + slots[0]] = 0
-                    weight[head * attention.head_dim + slots[0], marker] = 0.5
+                    weight[row] = 0
+                    weight[row, marker] = 0.5
             continue
         attention.q_proj.weight.zero_()
         attention.k_proj.weight.zero_()

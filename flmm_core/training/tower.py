@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from flmm_core.tabletop_tower import TabletopTower, TabletopTowerConfig
 from flmm_core.training.dataset import Picture, read_dataset
-from flmm_core.training.frames import load_frames, normalised
+from flmm_core.training.frames import load_frames, normalised, rebrightened
 from flmm_core.training.loop import LoopConfig, Losses, train
 
 ANY = "object"
@@ -80,7 +80,7 @@ class WordDetector(nn.Module):
 
 
 def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: torch.device) -> None:
-    """Train the tower and save it in ``out/tower`` (Hugging Face layout), and the direction of every word beside it."""
+    """Train the tower and save it in ``out/tower`` (Hugging Face layout), and how its cells vote for words beside it."""
     torch.manual_seed(settings.seed)
     config = TabletopTowerConfig()
     pictures, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))
@@ -96,7 +96,7 @@ def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: to
         pixels = normalised(frames[np.sort(index)], device)
         flip = torch.from_numpy(rng.random(settings.batch) < 0.5).to(device)
         pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
-        pixels = pixels * torch.from_numpy(rng.uniform(0.85, 1.15, (settings.batch, 1, 1, 1))).float().to(device)
+        pixels = rebrightened(pixels, rng)
         logits = model.train()(pixels.contiguous(memory_format=torch.channels_last))
         return {"words": F.poisson_nll_loss(logits, targets[np.sort(index)].to(device)) * 10}
 
