@@ -77,6 +77,10 @@ class GroundedPhrase:
     """XYXY pixels around the mask, ends exclusive; ``(0, 0, 0, 0)`` if the mask is empty."""
     score: float
     """Mean of the refined mask's probability over its own pixels, in [0, 1]; 0 if the mask is empty."""
+    presence: float = 1.0
+    """Probability that the thing is in the image at all, in [0, 1]; 1 where the heads have no presence score."""
+    absent: bool = False
+    """The thing is not there: ``presence`` lies below the threshold. The words stay, the mask is empty."""
 
 
 @dataclass(frozen=True)

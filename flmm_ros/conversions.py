@@ -148,6 +148,8 @@ def _phrase_message(phrase: GroundedPhrase, label: int, header: Header) -> Groun
         start=phrase.start,
         end=phrase.end,
         score=float(phrase.score),
+        presence=float(phrase.presence),
+        absent=phrase.absent,
         label=label,
         roi=RegionOfInterest(x_offset=x0, y_offset=y0, width=x1 - x0, height=y1 - y0),
         mask=image_message(crop, "mono8", header),
@@ -161,7 +163,9 @@ def phrase_from_message(message: GroundedPhraseMsg, height: int, width: int) -> 
     mask = np.zeros((height, width), bool)
     crop = np.frombuffer(message.mask.data, np.uint8).reshape(roi.height, roi.width)
     mask[box[1] : box[3], box[0] : box[2]] = crop > 0
-    return GroundedPhrase(message.text, message.start, message.end, mask, box, message.score)
+    return GroundedPhrase(
+        message.text, message.start, message.end, mask, box, message.score, message.presence, message.absent
+    )
 
 
 def label_map(answer: GroundedAnswer, header: Header) -> Image:
