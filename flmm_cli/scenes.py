@@ -18,13 +18,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--split", default="train", help="name of the split, part of every seed (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data set (default: %(default)s)")
     parser.add_argument("--count", type=int, default=100, help="scenes (default: %(default)s)")
-    parser.add_argument("--per-kind", type=int, default=3, help="questions of each kind and scene (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Render."""
-    for name in ("count", "per_kind", "workers"):
+    for name in ("count", "workers"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
     if args.seed < 0:
@@ -32,6 +31,6 @@ def run(args: argparse.Namespace) -> int:
 
     from flmm_sim.dataset_writer import write_dataset
 
-    write_dataset(args.out, split=args.split, seed=args.seed, count=args.count, workers=args.workers, per_kind=args.per_kind)
+    write_dataset(args.out, split=args.split, seed=args.seed, count=args.count, workers=args.workers)
     print(f"{args.count} scenes: {args.out}")
     return 0

@@ -93,7 +93,8 @@ def plan(count: int, scenes: int, seed: int) -> list[Ask]:
     seeds = [scene_seed("demo", seed, index) for index in range(scenes)]
     with TabletopRenderer() as renderer:
         rendered = [renderer.sample(scene) for scene in seeds]
-    turns = [questions(scene, np.random.default_rng(at), per_kind=6) for at, scene in zip(seeds, rendered, strict=True)]
+    amounts = dict.fromkeys(KINDS, 6)
+    turns = [questions(scene, np.random.default_rng(at), turns=amounts) for at, scene in zip(seeds, rendered, strict=True)]
     rng = np.random.default_rng(seed)
     asks: list[tuple[int, Ask]] = []
     missed = 0

@@ -20,9 +20,13 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from flmm_core.training.dataset import Turn
-from flmm_sim.language import questions
+from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS, UNKNOWN_WORDS
+from flmm_sim.language import TURNS, questions
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import KINDS, Scene
+
+LEARNING_SPLITS = ("train", "val")
+"""Splits that a model may learn from or be tuned on; all others ask for unknown things by words that these never use."""
 
 CHUNK = 100
 """Scenes that one job renders; a stopped run goes on with the first job that did not finish."""
@@ -33,18 +37,18 @@ def scene_seed(split: str, seed: int, index: int) -> int:
     return int(np.random.SeedSequence([zlib.crc32(split.encode()), seed, index]).generate_state(1)[0])
 
 
-def write_dataset(out: Path, *, split: str, seed: int, count: int, workers: int = 2, per_kind: int = 3) -> None:
+def write_dataset(out: Path, *, split: str, seed: int, count: int, workers: int = 2) -> None:
     """Render ``count`` scenes into ``out`` (see the module's docstring for the layout); goes on where a stopped run ended.
 
     Raises:
-        ValueError: the folder holds scenes of another split, seed or number of questions.
+        ValueError: the folder holds scenes of another split, seed or number of turns.
     """
     if count < 1:
         raise ValueError(f"expected a count of at least 1, got {count}")
     (out / "images").mkdir(parents=True, exist_ok=True)
     parts = out / "parts"
     parts.mkdir(exist_ok=True)
-    _require_same(parts / "settings.json", {"split": split, "seed": seed, "per_kind": per_kind})
+    _require_same(parts / "settings.json", {"split": split, "seed": seed, "turns": dict(TURNS)})
     jobs = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     missing = [job for job in jobs if not _part(parts, job).exists()]
     with (
@@ -52,7 +56,7 @@ def write_dataset(out: Path, *, split: str, seed: int, count: int, workers: int 
         # Forked processes would hang if this one had drawn something: OpenGL's threads are not forked.
         ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        futures = {pool.submit(_write_chunk, out, split, seed, job, per_kind): job for job in missing}
+        futures = {pool.submit(_write_chunk, out, split, seed, job): job for job in missing}
         for future in as_completed(futures):
             future.result()
             bar.update(len(futures[future]))
@@ -70,12 +74,14 @@ def _part(parts: Path, job: range) -> Path:
     return parts / f"{job.start:06d}-{job.stop:06d}.jsonl"
 
 
-def _write_chunk(out: Path, split: str, seed: int, job: range, per_kind: int) -> None:
+def _write_chunk(out: Path, split: str, seed: int, job: range) -> None:
+    words = UNKNOWN_WORDS if split in LEARNING_SPLITS else HELD_OUT_UNKNOWN_WORDS
     lines = []
     with TabletopRenderer() as renderer:
         for index in job:
             scene = renderer.sample(scene_seed(split, seed, index))
-            turns = questions(scene, np.random.default_rng(scene_seed(split + " questions", seed, index)), per_kind=per_kind)
+            rng = np.random.default_rng(scene_seed(split + " questions", seed, index))
+            turns = questions(scene, rng, unknown_words=words)
             path = out / "images" / f"{index:06d}.png"
             cv2.imwrite(str(path), cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
             lines.append(json.dumps(_record(scene, turns, index, scene_seed(split, seed, index))))

@@ -14,6 +14,8 @@ SYNONYMS = {
 }
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven")
 RELATIONS = ("left", "right", "front", "behind", "next")
+SIDES = ("left", "right", "front", "behind")
+"""Relations that hold or do not, whatever else is near."""
 RELATION_WORDS = {
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),
@@ -33,6 +35,13 @@ LIST = (
     "describe the scene",
     "tell me what you see",
     "which objects are on the table",
+    "what's on the table",
+    "what objects do you see",
+    "what do you see on the table",
+    "describe the table",
+    "what is in the picture",
+    "what things are there",
+    "what is in front of you",
 )
 WHERE = (
     "where is the {x}",

@@ -20,7 +20,16 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 REFER = "refer"
-"""The kind of turn that refer mode reads: names of objects, each followed by a full stop. Other kinds have one right answer."""
+"""The kind of turn that refer mode reads: names of objects, each followed by a full stop."""
+
+REFER_ABSENT = "refer_absent"
+"""As ``REFER``, but some of the names mean nothing that is there."""
+
+MISTAKE = "mistake"
+"""A wrong answer, which names what is not there."""
+
+NO_ANSWERS = (REFER, REFER_ABSENT, MISTAKE)
+"""Kinds that only heads learn from; every other kind has one right answer, which an LMM may learn."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Span:
     start: int
     end: int
     objects: tuple[int, ...]
+    """Empty for a name of what is not there, as in "there is no red mug"."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,11 @@ class Turn:
     question: str
     answer: str
     spans: tuple[Span, ...]
+
+    @property
+    def present(self) -> tuple[Span, ...]:
+        """Names of what is there."""
+        return tuple(span for span in self.spans if span.objects)
 
 
 @dataclass(frozen=True)

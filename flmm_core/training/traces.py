@@ -5,7 +5,8 @@ One worker process for each core reads its share of the pictures through the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
-from flmm_core.training.dataset import Picture, Turn, read_dataset
+from flmm_core.training.dataset import MISTAKE, Picture, Turn, read_dataset
 from flmm_core.types import ImageGeometry
 
 CHUNK = 50
@@ -31,23 +32,28 @@ class AnswerTrace:
     """Index in the data set."""
     geometry: ImageGeometry
     objects: tuple[tuple[int, ...], ...]
-    """The picture's objects that each of the ``n`` phrases names."""
+    """The picture's objects that each of the ``n`` phrases names; none for a name of what is not there."""
+    spans: tuple[tuple[int, int], ...]
+    """Half-open token range of each phrase."""
     maps: torch.Tensor
     """``[n, c, h, w]`` float16 attention, merged over each phrase's tokens."""
-    phrase_states: tuple[torch.Tensor, ...]
-    """``n`` times ``[l, t, d]`` float16 hidden states of the phrase's tokens."""
-    last_states: torch.Tensor
-    """``[t, d]`` float16 last hidden states of the whole answer."""
+    states: torch.Tensor
+    """``[l, t, d]`` float16 hidden states of the answer's tokens."""
     named: torch.Tensor
-    """``[t]`` bool: tokens that belong to a phrase."""
+    """``[t]`` bool: tokens of phrases that a keyword selector should choose."""
+
+    def phrase_states(self, phrase: int) -> torch.Tensor:
+        """``[l, t, d]`` hidden states of a phrase's tokens."""
+        start, end = self.spans[phrase]
+        return self.states[:, start:end]
 
 
 def load_traces(
     folder: Path, *, data: Path, lmm: Path, pictures: int, turns: int, seed: int, workers: int = 2
 ) -> list[AnswerTrace]:
-    """Read answers of ``pictures`` pictures spread over a data set, up to ``turns`` each; cached in ``folder``.
+    """Read answers of ``pictures`` pictures spread over a data set, up to ``turns`` each, one of every kind first.
 
-    Half of the turns are chat answers of mixed kinds, one in four is a turn of refer mode where the picture has one.
+    They are cached in ``folder``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     available = sum(1 for _ in read_dataset(data))
@@ -92,25 +98,34 @@ def _read_share(folder: Path, data: Path, lmm_folder: Path, jobs: list[list[int]
 def _read_picture(lmm: FrozenLmm, picture: Picture, index: int, turns: int, seed: int) -> Iterator[AnswerTrace]:
     rng = np.random.default_rng([seed, 3, index])
     image = lmm.encode_image(Image.fromarray(picture.image()))
-    order = [picture.turns[i] for i in rng.permutation(len(picture.turns))]
-    refer = [turn for turn in order if turn.kind == "refer"][: max(1, turns // 4)]
-    chat = [turn for turn in order if turn.kind != "refer"][: turns - len(refer)]
-    for turn in (*chat, *refer):
+    for turn in _choose(picture.turns, turns, rng):
         yield _read_turn(lmm, image, turn, index)
+
+
+def _choose(turns: Sequence[Turn], most: int, rng: np.random.Generator) -> list[Turn]:
+    """Turns in random order, but no second one of a kind before the first of every other."""
+    order = [turns[i] for i in rng.permutation(len(turns))]
+    before: Counter[str] = Counter()
+    rounds = []
+    for turn in order:
+        rounds.append(before[turn.kind])
+        before[turn.kind] += 1
+    return [order[i] for i in np.argsort(rounds, kind="stable")[:most]]
 
 
 def _read_turn(lmm: FrozenLmm, image: EncodedImage, turn: Turn, index: int) -> AnswerTrace:
     trace = lmm.read_answer(image, turn.question, turn.answer)
-    spans = [trace.span_of(span.start, span.end) for span in turn.spans]
+    spans = tuple(trace.span_of(span.start, span.end) for span in turn.spans)
     named = torch.zeros(len(trace.token_ids), dtype=torch.bool)
-    for start, end in spans:
-        named[start:end] = True
+    for span, (start, end) in zip(turn.spans, spans, strict=True):
+        # What a wrong answer names is chosen like any other thing; that it is not there is found out afterwards.
+        named[start:end] = bool(span.objects) or turn.kind == MISTAKE
     return AnswerTrace(
         picture=index,
         geometry=trace.geometry,
         objects=tuple(span.objects for span in turn.spans),
+        spans=spans,
         maps=trace.merged_attention(spans).half(),
-        phrase_states=tuple(trace.hidden_states[:, start:end].half().clone() for start, end in spans),
-        last_states=trace.hidden_states[-1].half().clone(),
+        states=trace.hidden_states.half(),
         named=named,
     )
