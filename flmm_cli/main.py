@@ -29,6 +29,10 @@ COMMANDS = (
 """Modules of this package, in the order in which `flmm --help` lists them."""
 
 
+_EXTRAS = {"mujoco": "sim", "OpenGL": "sim", "scipy": "sim", "pycocotools": "train"}
+"""Packages that some commands need and a robot does without, and the extra of this package that brings them."""
+
+
 class CommandError(Exception):
     """The user's mistake, or something missing on the machine; the message is one line that says what to do."""
 
@@ -56,6 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CommandError, ValueError, OSError, RuntimeError, ImportError) as error:
         if args.traceback:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"flmm {args.command}: {message}", file=sys.stderr)
+        print(f"flmm {args.command}: {_one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, CommandError | ValueError) else 1
+
+
+def _one_line(error: Exception) -> str:
+    missing = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing in _EXTRAS:
+        return f"{missing} is not installed: expected flmm_ros with its extra [{_EXTRAS[missing]}]"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import zlib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,10 @@ from tqdm import tqdm
 from flmm_core.training.dataset import Turn
 from flmm_sim.language import questions
 from flmm_sim.renderer import TabletopRenderer
-from flmm_sim.scene import KINDS, Scene
+from flmm_sim.scene import KINDS, Scene, scene_seed
 
 CHUNK = 100
 """Scenes that one job renders; a stopped run goes on with the first job that did not finish."""
-
-
-def scene_seed(split: str, seed: int, index: int) -> int:
-    """Seed of scene ``index`` of a data set."""
-    return int(np.random.SeedSequence([zlib.crc32(split.encode()), seed, index]).generate_state(1)[0])
 
 
 def write_dataset(out: Path, *, split: str, seed: int, count: int, workers: int = 2, per_kind: int = 3) -> None:
