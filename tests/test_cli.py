@@ -12,6 +12,7 @@ from tiny_dataset import HEIGHT, WIDTH, write_tiny_dataset
 from tiny_models import save_model
 
 from flmm_cli import main as cli
+from flmm_cli.demo import remove_earlier
 from flmm_cli.model_options import add_model_options, grounding_config
 from flmm_cli.table import format_table, printable
 from flmm_core.config import GroundingConfig, tunables
@@ -182,6 +183,20 @@ def test_scenes(capsys, tmp_path):
     assert "2 scenes" in capsys.readouterr().out
     (first, second) = read_dataset(tmp_path / "a")
     assert first.image().shape == second.image().shape and first.rles != second.rles
+
+
+def test_demo_removes_its_own_files_alone(tmp_path):
+    own = ("01_list.png", "12_refer.png", "100_where.png", "contact_sheet.png", "answers.json", "camera.log", "grounding.log")
+    foreign = ("notes.txt", "1_list.png", "01_holiday.png", "01_list.png.bak", "my_answers.json", ".hidden", "node.log")
+    for name in (*own, *foreign):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "02_where.png").mkdir()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "answers.json").write_text("{}")
+    (tmp_path / "03_count.png").symlink_to(tmp_path / "sub" / "answers.json")
+    remove_earlier(tmp_path, ("list", "where", "count"))
+    assert {path.name for path in tmp_path.iterdir()} == {*foreign, "02_where.png", "sub"}
+    assert (tmp_path / "sub" / "answers.json").exists()
 
 
 def test_tables():
