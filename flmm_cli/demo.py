@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,10 @@ STAGES = {
 }
 """Fields of StageDurations and their column headers."""
 
+CONTACT_SHEET = "contact_sheet.png"
+ANSWERS = "answers.json"
+LOGS = ("camera.log", "grounding.log")
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
@@ -40,7 +46,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--count", type=int, default=12, help="commands (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=6, help="different scenes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of scenes and questions (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for pictures (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo_output"),
+        help="folder for pictures; those of an earlier demo go, other files stay (default: %(default)s)",
+    )
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for a reply (default: %(default)g)")
     parser.add_argument(
         "--start-timeout", type=float, default=120.0, help="seconds for camera and model to start (default: %(default)g)"
@@ -56,9 +67,8 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(args, name)}")
     os.environ.update(demo.demo_environment())
-    if args.out.exists():
-        shutil.rmtree(args.out)
-    args.out.mkdir(parents=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    remove_earlier(args.out, demo.KINDS)
     print(f"rendering {args.scenes} scenes ...", flush=True)
     asks = demo.plan(args.count, args.scenes, args.seed)
     print(f"starting the camera and the grounding node (logs in {args.out}) ...", flush=True)
@@ -74,8 +84,22 @@ def run(args: argparse.Namespace) -> int:
     )
     _draw(outcomes, args.out)
     print(f"\n{_table(outcomes)}\n\n{_summary(outcomes)}")
-    print(f"{time.monotonic() - began:.0f} s; pictures: {args.out / 'contact_sheet.png'} and one for each command beside it")
+    print(f"{time.monotonic() - began:.0f} s; pictures: {args.out / CONTACT_SHEET} and one for each command beside it")
     return 0 if len(outcomes) == args.count and all(outcome.answered for outcome in outcomes) else 1
+
+
+def remove_earlier(out: Path, kinds: Sequence[str]) -> None:
+    """Remove the files of an earlier demo, known by the names that a demo gives; folders and all other files stay.
+
+    Args:
+        out: an existing folder.
+        kinds: of questions, as they stand in the names of pictures.
+    """
+    names = "|".join(re.escape(name) for name in (CONTACT_SHEET, ANSWERS, *LOGS))
+    picture = rf"\d{{2,}}_({'|'.join(map(re.escape, (*kinds, 'refer')))})\.png"
+    for path in out.iterdir():
+        if re.fullmatch(f"{names}|{picture}", path.name) and not path.is_dir():
+            path.unlink()
 
 
 def _said(outcome: Outcome) -> str:
@@ -126,8 +150,8 @@ def _draw(outcomes: list[Outcome], out: Path) -> None:
         )
         Image.fromarray(overlay).save(out / f"{number:02d}_{outcome.ask.kind}.png")
         overlays.append(overlay)
-    Image.fromarray(contact_sheet(overlays)).save(out / "contact_sheet.png")
-    (out / "answers.json").write_text(json.dumps([_record(outcome) for outcome in outcomes], indent=1))
+    Image.fromarray(contact_sheet(overlays)).save(out / CONTACT_SHEET)
+    (out / ANSWERS).write_text(json.dumps([_record(outcome) for outcome in outcomes], indent=1))
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Entry point of `flmm`: finds the command and turns errors into one clear line.
 
-It knows no command's options. A command is a module of this package with ``add_parser(subparsers)`` and ``run(args)``;
-adding one means adding its name to :data:`COMMANDS`. The modules must import what is heavy (PyTorch, ROS, MuJoCo) inside
-``run``, so that ``flmm --help`` answers at once.
+It knows no command's options. A command is a module of this package with ``add_parser(subparsers)`` and ``run(args)``; commands
+that are nearly equal share a module. Adding one means adding its name to :data:`MODULES`. It must import what is heavy
+(PyTorch, ROS, MuJoCo) inside ``run``, so that ``flmm --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -11,26 +11,41 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-COMMANDS = (
+MODULES = (
     "ask",
     "demo",
     "run",
     "ground",
     "scenes",
-    "train_tower",
-    "train_lmm",
-    "train_sam",
-    "train_heads",
+    "train",
     "eval",
     "attention",
 )
-"""Modules of this package, in the order in which `flmm --help` lists them."""
+"""Modules of this package, in the order in which `flmm --help` lists their commands."""
+
+
+_EXTRAS = {"mujoco": "sim", "OpenGL": "sim", "scipy": "sim", "pycocotools": "train"}
+"""Packages that some commands need and a robot does without, and the extra of this package that brings them."""
 
 
 class CommandError(Exception):
     """The user's mistake, or something missing on the machine; the message is one line that says what to do."""
+
+
+def declare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> dict[str, Callable[..., int | None]]:
+    """Declare every command.
+
+    Returns:
+        What runs it, by the command's name.
+    """
+    runs: dict[str, Callable[..., int | None]] = {}
+    for name in MODULES:
+        module = importlib.import_module(f"flmm_cli.{name}")
+        module.add_parser(subparsers)
+        runs |= {command: module.run for command in subparsers.choices if command not in runs}
+    return runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,12 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="flmm", description="Answers about pictures, with a mask for each thing named.")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        importlib.import_module(f"flmm_cli.{name}").add_parser(subparsers)
+    runs = declare(subparsers)
     arguments = sys.argv[1:] if argv is None else [*map(str, argv)]
     args = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
     try:
-        return importlib.import_module(f"flmm_cli.{args.command.replace('-', '_')}").run(args) or 0
+        return runs[args.command](args) or 0
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
@@ -56,6 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CommandError, ValueError, OSError, RuntimeError, ImportError) as error:
         if args.traceback:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"flmm {args.command}: {message}", file=sys.stderr)
+        print(f"flmm {args.command}: {_one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, CommandError | ValueError) else 1
+
+
+def _one_line(error: Exception) -> str:
+    missing = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing in _EXTRAS:
+        return f"{missing} is not installed: expected flmm_ros with its extra [{_EXTRAS[missing]}]"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,9 @@
 """ROS messages to arrays and back. The only file that knows how messages store pictures.
 
-OpenCV does the colours. cv_bridge is not used: the one on the package index reads padded rows wrongly and knows neither
-YUV nor 16-bit pictures, and the compiled one of the distributions ties NumPy to one version.
+cv_bridge converts what it knows. Two packages have that name: the compiled one of the ROS distributions and a pure Python one
+(``cv-bridge``), which ignores ``step``, cannot read big-endian messages under NumPy 2, and knows no 16-bit, YUV or NV12
+pictures. So whichever is installed gets only what both convert alike: 8-bit messages without padding. What leads there, and
+the encodings beyond, are here.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from cv_bridge import CvBridge, CvBridgeError
 from sensor_msgs.msg import Image, RegionOfInterest
 from std_msgs.msg import Header
 
@@ -21,6 +24,11 @@ from flmm_ros.msg import StageDurations
 
 UNLABELLED_8 = 255
 UNLABELLED_16 = 65535
+
+DEPTHS = (10, 12, 14, 16)
+"""Significant bits that cameras deliver in 16-bit samples."""
+
+_BRIDGE = CvBridge()
 
 
 class BadImageError(ValueError):
@@ -32,47 +40,49 @@ class _Encoding:
     """How an encoding lies in memory: rows of ``channels`` values per pixel, or a luma plane with chroma below."""
 
     channels: int
+    to_rgb: str | int
+    """Encoding as which cv_bridge reads the 8-bit samples; or an OpenCV colour conversion, where it knows none."""
     bits: int = 8
-    to_rgb: int | None = None
-    """OpenCV colour conversion; None if the bytes are RGB already."""
     rows_per_row: float = 1.0
     """Rows of data per row of the picture: 1.5 for NV12 and NV21, whose chroma is sampled at half the size."""
 
 
-# OpenCV names Bayer patterns by the second row's second and third pixel, ROS by the first row's first two.
 _ENCODINGS = {
-    "rgb8": _Encoding(3),
-    "bgr8": _Encoding(3, to_rgb=cv2.COLOR_BGR2RGB),
-    "rgba8": _Encoding(4, to_rgb=cv2.COLOR_RGBA2RGB),
-    "bgra8": _Encoding(4, to_rgb=cv2.COLOR_BGRA2RGB),
-    "mono8": _Encoding(1, to_rgb=cv2.COLOR_GRAY2RGB),
-    "8UC1": _Encoding(1, to_rgb=cv2.COLOR_GRAY2RGB),
-    "8UC3": _Encoding(3, to_rgb=cv2.COLOR_BGR2RGB),
-    "rgb16": _Encoding(3, bits=16),
-    "bgr16": _Encoding(3, bits=16, to_rgb=cv2.COLOR_BGR2RGB),
-    "rgba16": _Encoding(4, bits=16, to_rgb=cv2.COLOR_RGBA2RGB),
-    "bgra16": _Encoding(4, bits=16, to_rgb=cv2.COLOR_BGRA2RGB),
-    "mono16": _Encoding(1, bits=16, to_rgb=cv2.COLOR_GRAY2RGB),
-    "bayer_rggb8": _Encoding(1, to_rgb=cv2.COLOR_BayerBG2RGB),
-    "bayer_bggr8": _Encoding(1, to_rgb=cv2.COLOR_BayerRG2RGB),
-    "bayer_gbrg8": _Encoding(1, to_rgb=cv2.COLOR_BayerGR2RGB),
-    "bayer_grbg8": _Encoding(1, to_rgb=cv2.COLOR_BayerGB2RGB),
-    "yuv422": _Encoding(2, to_rgb=cv2.COLOR_YUV2RGB_UYVY),
-    "uyvy": _Encoding(2, to_rgb=cv2.COLOR_YUV2RGB_UYVY),
-    "yuv422_yuy2": _Encoding(2, to_rgb=cv2.COLOR_YUV2RGB_YUYV),
-    "yuyv": _Encoding(2, to_rgb=cv2.COLOR_YUV2RGB_YUYV),
-    "nv12": _Encoding(1, to_rgb=cv2.COLOR_YUV2RGB_NV12, rows_per_row=1.5),
-    "nv21": _Encoding(1, to_rgb=cv2.COLOR_YUV2RGB_NV21, rows_per_row=1.5),
+    "rgb8": _Encoding(3, "rgb8"),
+    "bgr8": _Encoding(3, "bgr8"),
+    "rgba8": _Encoding(4, "rgba8"),
+    "bgra8": _Encoding(4, "bgra8"),
+    "mono8": _Encoding(1, "mono8"),
+    "8UC1": _Encoding(1, "mono8"),
+    "8UC3": _Encoding(3, "bgr8"),
+    "rgb16": _Encoding(3, "rgb8", bits=16),
+    "bgr16": _Encoding(3, "bgr8", bits=16),
+    "rgba16": _Encoding(4, "rgba8", bits=16),
+    "bgra16": _Encoding(4, "bgra8", bits=16),
+    "mono16": _Encoding(1, "mono8", bits=16),
+    "bayer_rggb8": _Encoding(1, "bayer_rggb8"),
+    "bayer_bggr8": _Encoding(1, "bayer_bggr8"),
+    "bayer_gbrg8": _Encoding(1, "bayer_gbrg8"),
+    # The pure Python cv_bridge misspells this one. OpenCV names Bayer patterns by the second row's second and third pixel.
+    "bayer_grbg8": _Encoding(1, cv2.COLOR_BayerGB2RGB),
+    "yuv422": _Encoding(2, cv2.COLOR_YUV2RGB_UYVY),
+    "uyvy": _Encoding(2, cv2.COLOR_YUV2RGB_UYVY),
+    "yuv422_yuy2": _Encoding(2, cv2.COLOR_YUV2RGB_YUYV),
+    "yuyv": _Encoding(2, cv2.COLOR_YUV2RGB_YUYV),
+    "nv12": _Encoding(1, cv2.COLOR_YUV2RGB_NV12, rows_per_row=1.5),
+    "nv21": _Encoding(1, cv2.COLOR_YUV2RGB_NV21, rows_per_row=1.5),
 }
 SUPPORTED_ENCODINGS = tuple(_ENCODINGS)
 
 
-def picture_from_message(message: Image, max_pixels: int) -> np.ndarray:
+def picture_from_message(message: Image, max_pixels: int, significant_bits: int = 0) -> np.ndarray:
     """Read a camera picture.
 
     Args:
         message: any of :data:`SUPPORTED_ENCODINGS`; rows may be padded.
         max_pixels: largest accepted ``height * width``.
+        significant_bits: of a sample of the 16-bit encodings, 1 to 16: the largest value that these can hold becomes white,
+            as does what lies above. 0: the least of :data:`DEPTHS` that holds the brightest sample of this picture.
 
     Returns:
         ``[H, W, 3]`` uint8 RGB, contiguous.
@@ -85,6 +95,27 @@ def picture_from_message(message: Image, max_pixels: int) -> np.ndarray:
         known = ", ".join(SUPPORTED_ENCODINGS)
         raise BadImageError(f"unsupported encoding {message.encoding[:40]!r}: expected one of {known}")
     height, width = message.height, message.width
+    _check_size(message, encoding, max_pixels)
+    row_bytes = width * encoding.channels * encoding.bits // 8
+    rows = int(height * encoding.rows_per_row)
+    _check_data(message, row_bytes, rows)
+    samples = np.frombuffer(message.data, np.uint8).reshape(rows, message.step)[:, :row_bytes]
+    if encoding.bits == 16:
+        samples = _to_8_bit(samples, encoding.channels, bool(message.is_bigendian), significant_bits)
+    try:
+        if isinstance(encoding.to_rgb, int):
+            shape = (rows, width) if encoding.channels == 1 else (rows, width, encoding.channels)
+            return cv2.cvtColor(np.ascontiguousarray(samples).reshape(shape), encoding.to_rgb)
+        tight = encoding.bits == 8 and message.step == row_bytes
+        data = message.data if tight else array.array("B", samples.tobytes())
+        plain = Image(encoding=encoding.to_rgb, height=height, width=width, step=samples.shape[1], data=data)
+        return np.ascontiguousarray(_BRIDGE.imgmsg_to_cv2(plain, "rgb8"))
+    except (cv2.error, CvBridgeError) as error:
+        raise BadImageError(f"cannot convert {width}x{height} {message.encoding}: {' '.join(str(error).split())}") from error
+
+
+def _check_size(message: Image, encoding: _Encoding, max_pixels: int) -> None:
+    height, width = message.height, message.width
     if height == 0 or width == 0:
         raise BadImageError(f"empty picture: got width {width}, height {height}")
     if height * width > max_pixels:
@@ -93,45 +124,42 @@ def picture_from_message(message: Image, max_pixels: int) -> np.ndarray:
         )
     if (encoding.channels == 2 and width % 2) or (encoding.rows_per_row > 1 and (width % 2 or height % 2)):
         raise BadImageError(f"encoding {message.encoding} needs even sizes, got width {width}, height {height}")
-    row_bytes = width * encoding.channels * encoding.bits // 8
+
+
+def _check_data(message: Image, row_bytes: int, rows: int) -> None:
     if message.step < row_bytes:
         raise BadImageError(
-            f"wrong step: expected at least {row_bytes} for width {width} in {message.encoding}, got {message.step}"
+            f"wrong step: expected at least {row_bytes} for width {message.width} in {message.encoding}, got {message.step}"
         )
-    rows = int(height * encoding.rows_per_row)
-    expected = rows * message.step
-    if len(message.data) != expected:
-        got = len(message.data)
+    expected, got = rows * message.step, len(message.data)
+    if got != expected:
         raise BadImageError(f"wrong data size: expected {expected} bytes ({rows} rows of step {message.step}), got {got}")
-    data = np.frombuffer(message.data, np.uint8).reshape(rows, message.step)[:, :row_bytes]
-    try:
-        return _to_rgb(np.ascontiguousarray(data), encoding, bool(message.is_bigendian))
-    except cv2.error as error:
-        raise BadImageError(f"cannot convert {width}x{height} {message.encoding}: {' '.join(str(error).split())}") from error
 
 
-def _to_rgb(rows: np.ndarray, encoding: _Encoding, big_endian: bool) -> np.ndarray:
-    """``[rows, bytes]`` uint8 to ``[H, W, 3]`` uint8 RGB."""
-    if encoding.bits == 16:
-        rows = (rows.view(">u2" if big_endian else "<u2") >> 8).astype(np.uint8)
-    pixels = rows.reshape(rows.shape[0], -1, encoding.channels)
-    if encoding.to_rgb is None:
-        return np.ascontiguousarray(pixels)
-    return cv2.cvtColor(pixels if encoding.channels > 1 else pixels[..., 0], encoding.to_rgb)
+def _to_8_bit(rows: np.ndarray, channels: int, big_endian: bool, bits: int) -> np.ndarray:
+    """``[H, bytes]`` uint8 of 16-bit samples to ``[H, samples]`` uint8, so that the largest value of ``bits`` bits is 255.
+
+    With ``bits`` 0 the brightest colour sample decides; alpha does not count, as drivers fill it with any value.
+    """
+    samples = np.ascontiguousarray(rows).view(">u2" if big_endian else "<u2").astype(np.uint16, copy=False)
+    if bits == 0:
+        brightest = int(samples.reshape(len(samples), -1, channels)[..., :3].max())
+        bits = next(depth for depth in DEPTHS if brightest < 2**depth)
+    return cv2.convertScaleAbs(samples, alpha=255 / (2**bits - 1))
 
 
 def image_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
     """An array as a message.
 
     Args:
-        pixels: ``[H, W]`` or ``[H, W, channels]`` in the number format of ``encoding``.
+        pixels: ``[H, W]`` or ``[H, W, channels]`` in the number format of ``encoding``; may be empty.
         encoding: name for ``Image.encoding``.
         header: header of the message.
     """
-    pixels = np.ascontiguousarray(pixels)
-    message = Image(header=header, encoding=encoding, height=pixels.shape[0], width=pixels.shape[1])
-    message.step = pixels.strides[0] if pixels.size else 0
-    message.data = array.array("B", pixels.tobytes())
+    if pixels.size == 0:  # cv_bridge divides by the height
+        return Image(header=header, encoding=encoding, height=pixels.shape[0], width=pixels.shape[1])
+    message = _BRIDGE.cv2_to_imgmsg(np.ascontiguousarray(pixels), encoding)
+    message.header = header
     return message
 
 

@@ -25,10 +25,9 @@ from flmm_ros.ask import AskClient, NoReplyError
 from flmm_ros.conversions import phrase_from_message, picture_from_message
 from flmm_ros.msg import GroundedAnswer as Reply
 from flmm_ros.processes import NodeProcesses, start_camera_and_node
-from flmm_sim.dataset_writer import scene_seed
 from flmm_sim.language import Span, Turn, questions
 from flmm_sim.renderer import TabletopRenderer
-from flmm_sim.scene import Scene
+from flmm_sim.scene import Scene, scene_seed
 
 T = TypeVar("T")
 

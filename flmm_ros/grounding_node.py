@@ -221,7 +221,9 @@ class GroundingNode(RunnableNode):
         message = decode_image(arrival)
         self._check_age(arrival, message.header)
         try:
-            picture = conversions.picture_from_message(message, parameters.value(self, "max_image_pixels"))
+            picture = conversions.picture_from_message(
+                message, parameters.value(self, "max_image_pixels"), parameters.value(self, "significant_bits")
+            )
         except conversions.BadImageError as error:
             raise RefusedError(GroundedAnswerMsg.STATUS_BAD_IMAGE, one_line(error), message.header) from error
         conversion = time.monotonic() - began

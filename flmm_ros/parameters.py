@@ -38,6 +38,16 @@ NODE_TUNABLES = (
         maximum=2**31 - 1,
     ),
     Tunable(
+        "significant_bits",
+        int,
+        0,
+        "Bits that the camera uses of the samples of 16-bit pictures (mono16, rgb16, ...); 0: 10, 12, 14 or 16, by the"
+        " brightest sample of each picture. Set it for pictures in the dark: by content they may come out brighter.",
+        unit="bits",
+        minimum=0,
+        maximum=16,
+    ),
+    Tunable(
         "max_command_length",
         int,
         500,
@@ -58,7 +68,7 @@ NODE_TUNABLES = (
 )
 """What the node adds to the tunables of grounding."""
 
-CHANGEABLE = frozenset({"max_new_tokens", "max_image_age", "max_image_pixels", "max_command_length"})
+CHANGEABLE = frozenset({"max_new_tokens", "max_image_age", "max_image_pixels", "significant_bits", "max_command_length"})
 """Parameters that take effect while the node runs; the others are read-only."""
 
 _IMPLICIT = ("use_sim_time", "start_type_description_service", "qos_overrides")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import zlib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,13 @@ from flmm_core.training.dataset import Turn
 from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS, UNKNOWN_WORDS
 from flmm_sim.language import TURNS, questions
 from flmm_sim.renderer import TabletopRenderer
-from flmm_sim.scene import KINDS, Scene
+from flmm_sim.scene import KINDS, Scene, scene_seed
 
 LEARNING_SPLITS = ("train", "val")
 """Splits that a model may learn from or be tuned on; all others ask for unknown things by words that these never use."""
 
 CHUNK = 100
 """Scenes that one job renders; a stopped run goes on with the first job that did not finish."""
-
-
-def scene_seed(split: str, seed: int, index: int) -> int:
-    """Seed of scene ``index`` of a data set."""
-    return int(np.random.SeedSequence([zlib.crc32(split.encode()), seed, index]).generate_state(1)[0])
 
 
 def write_dataset(out: Path, *, split: str, seed: int, count: int, workers: int = 2) -> None:

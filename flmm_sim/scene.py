@@ -7,6 +7,7 @@ of the picture, ``away`` from the camera towards the back of the table; its orig
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,3 +67,8 @@ class Scene:
     """``[3, 3]`` float64 pinhole matrix K, pixels."""
     camera_pose: np.ndarray
     """``[4, 4]`` float64: camera optical frame in the table frame."""
+
+
+def scene_seed(split: str, seed: int, index: int) -> int:
+    """Seed of scene ``index`` of a data set or of the demo; splits of one ``seed`` share no scene."""
+    return int(np.random.SeedSequence([zlib.crc32(split.encode()), seed, index]).generate_state(1)[0])

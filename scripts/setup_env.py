@@ -22,6 +22,17 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMPS = VENV / "flmm_setup"
 LOG = STAMPS / "setup.log"
+REQUIREMENTS = tuple(
+    ROOT / name
+    for name in (
+        "requirements.txt",
+        "requirements-sim.txt",
+        "requirements-train.txt",
+        "requirements-dev.txt",
+        "requirements-ros.txt",
+    )
+)
+"""What the targets of the Makefile need; engines for GPUs (requirements-gpu.txt) are not among it."""
 PYTHONS = ((3, 11), (3, 13))
 """First and last Python for which the ROS 2 wheels exist and the project is meant."""
 MESSAGES_DIR = "lib/flmm_ros_messages"
@@ -65,15 +76,14 @@ def main() -> int:
 
 
 def _steps() -> Iterable[Step]:
-    requirements = tuple(sorted(ROOT.glob("requirements*.txt")))
     messages = (ROOT / "CMakeLists.txt", ROOT / "package.xml", *sorted((ROOT / "cmake").glob("*.cmake")))
     messages += tuple(sorted((ROOT / "msg").glob("*.msg")))
     site_packages = VENV / "lib" / _python_name() / "site-packages"
     return (
         Step("venv", (), _make_venv, VENV / "bin" / "pip"),
-        Step("requirements", requirements, _install_requirements, site_packages / "rclpy"),
+        Step("requirements", REQUIREMENTS, _install_requirements, site_packages / "rclpy"),
         Step("messages", messages, _build_messages, VENV / MESSAGES_DIR / "flmm_ros" / "msg" / "__init__.py"),
-        Step("checkout", (ROOT / "pyproject.toml",), _install_checkout, VENV / "bin" / "flmm"),
+        Step("checkout", (ROOT / "pyproject.toml", ROOT / "setup.py"), _install_checkout, VENV / "bin" / "flmm"),
     )
 
 
@@ -111,7 +121,7 @@ def _make_venv() -> None:
 
 def _install_requirements() -> None:
     arguments: list[str | Path] = []
-    for path in sorted(ROOT.glob("requirements*.txt")):
+    for path in REQUIREMENTS:
         arguments += ["-r", path]
     print("setup: installing PyTorch, transformers, MuJoCo and ROS 2 (several gigabytes the first time)", flush=True)
     _run("install the requirements", VENV / "bin" / "python", "-m", "pip", "install", "--upgrade-strategy",

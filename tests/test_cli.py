@@ -1,8 +1,9 @@
 """The command line: options and defaults, one line for every mistake, and the commands that need no ROS on tiny models."""
 
+import argparse
 import dataclasses
-import importlib
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,12 +13,14 @@ from tiny_dataset import HEIGHT, WIDTH, write_tiny_dataset
 from tiny_models import save_model
 
 from flmm_cli import main as cli
+from flmm_cli import train
+from flmm_cli.demo import remove_earlier
 from flmm_cli.model_options import add_model_options, grounding_config
 from flmm_cli.table import format_table, printable
+from flmm_cli.train import STAGES
 from flmm_core.config import GroundingConfig, tunables
 
-NAMES = [name.replace("_", "-") for name in cli.COMMANDS]
-STAGES = ("tower", "lmm", "sam", "heads")
+NAMES = list(cli.declare(argparse.ArgumentParser().add_subparsers()))
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +73,6 @@ def test_every_tunable_is_an_option(capsys, command):
 
 
 def test_options_become_the_configuration():
-    import argparse
-
     parser = argparse.ArgumentParser()
     add_model_options(parser)
     assert grounding_config(parser.parse_args([])) == GroundingConfig()
@@ -79,18 +80,27 @@ def test_options_become_the_configuration():
     assert grounding_config(args) == GroundingConfig(reuse_prefix=False, mask_threshold=0.3, lmm="x/y", cpu_threads=2)
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_defaults_of_a_stage_are_those_of_its_settings(capsys, name):
-    stage = importlib.import_module(f"flmm_cli.train_{name}").STAGE
-    settings = getattr(importlib.import_module(f"flmm_core.training.{name}"), f"{name.capitalize()}Settings")
-    fields = {field.name: field for field in dataclasses.fields(settings)}
-    for option in stage.options:
-        default = fields[option.name].default
-        assert default in (dataclasses.MISSING, option.default), option.name
-    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    assert required <= {option.name for option in stage.options} | {"data", "val"}
-    shown = help_of(capsys, f"train-{name}")
-    assert f"default: {stage.steps}" in shown and f"default: {stage.learning_rate}" in shown and f"runs/{name}" in shown
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_options_of_a_stage_are_the_fields_of_its_settings(capsys, monkeypatch, tmp_path, stage):
+    command, given = f"train-{stage.name}", {}
+    monkeypatch.setattr(train, "_trainer", lambda name: lambda *arguments: given.update({name: arguments}))
+    earlier = [entry.name for entry in dataclasses.fields(stage.settings) if entry.metadata.get("earlier")]
+    paths = dict.fromkeys(earlier, tmp_path)
+    here = [word for name in earlier for word in (f"--{name}", tmp_path)]
+    assert run(command, *here) == 0
+    out, settings, loop, _ = given[stage.name]
+    assert (out, settings, loop) == (Path("runs") / stage.name, stage.settings(**paths), stage.settings.LOOP)
+
+    changed = ["--data", "a", "--batch", 3, "--seed", 5, "--steps", 7, "--learning-rate", 0.5, "--beta2", 0.9, "--no-bf16"]
+    assert run(command, *here, *changed, "--out", "b", "--device", "cpu") == 0
+    out, settings, loop, device = given[stage.name]
+    assert (out, device.type) == (Path("b"), "cpu")
+    assert settings == stage.settings(data=Path("a"), batch=3, seed=5, **paths)
+    assert loop == dataclasses.replace(stage.settings.LOOP, steps=7, learning_rate=0.5, beta2=0.9, bf16=False)
+
+    shown = help_of(capsys, command)
+    for number in (stage.settings.LOOP.steps, stage.settings.LOOP.learning_rate, stage.settings().batch):
+        assert f"default: {number}" in shown
 
 
 def test_mistakes_give_one_line(capsys, tmp_path, model, data):
@@ -107,7 +117,8 @@ def test_mistakes_give_one_line(capsys, tmp_path, model, data):
     assert "--count: expected at least 1, got 0" in fails(capsys, "scenes", "--out", tmp_path / "s", "--count", 0)
     assert "--seed: expected at least 0, got -1" in fails(capsys, "scenes", "--out", tmp_path / "s", "--seed", -1)
     assert "--tower: expected the result of an earlier stage" in fails(capsys, "train-lmm", "--tower", tmp_path / "none")
-    assert "--batch: expected a positive number, got 0" in fails(capsys, "train-tower", "--batch", 0)
+    assert "batch: expected at least 1, got 0" in fails(capsys, "train-tower", "--batch", 0)
+    assert "seed: expected at least 0, got -1" in fails(capsys, "train-sam", "--seed", -1)
     assert "steps: expected at least 1, got 0" in fails(capsys, "train-tower", "--steps", 0)
     with pytest.raises(SystemExit) as exit_:
         run("no-such-command")
@@ -182,6 +193,20 @@ def test_scenes(capsys, tmp_path):
     assert "2 scenes" in capsys.readouterr().out
     (first, second) = read_dataset(tmp_path / "a")
     assert first.image().shape == second.image().shape and first.rles != second.rles
+
+
+def test_demo_removes_its_own_files_alone(tmp_path):
+    own = ("01_list.png", "12_refer.png", "100_where.png", "contact_sheet.png", "answers.json", "camera.log", "grounding.log")
+    foreign = ("notes.txt", "1_list.png", "01_holiday.png", "01_list.png.bak", "my_answers.json", ".hidden", "node.log")
+    for name in (*own, *foreign):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "02_where.png").mkdir()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "answers.json").write_text("{}")
+    (tmp_path / "03_count.png").symlink_to(tmp_path / "sub" / "answers.json")
+    remove_earlier(tmp_path, ("list", "where", "count"))
+    assert {path.name for path in tmp_path.iterdir()} == {*foreign, "02_where.png", "sub"}
+    assert (tmp_path / "sub" / "answers.json").exists()
 
 
 def test_tables():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from flmm_cli.train import STAGES
 from flmm_core.config import tunables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,7 +206,7 @@ def test_messages():
 
 @pytest.fixture(scope="module")
 def parser():
-    from flmm_cli.main import COMMANDS
+    from flmm_cli.main import declare
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):
@@ -213,8 +214,7 @@ def parser():
 
     parser = Parser(prog="flmm")
     subparsers = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    for name in COMMANDS:
-        importlib.import_module(f"flmm_cli.{name}").add_parser(subparsers)
+    declare(subparsers)
     return parser
 
 
@@ -227,10 +227,9 @@ def commands_in(name):
 
 
 def test_command_table(parser):
-    from flmm_cli.main import COMMANDS
-
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
     rows = table(document("README.md"), "Quick tour", "Command line")
-    assert [names(row[0])[0] for row in rows] == [f"flmm {name.replace('_', '-')}" for name in COMMANDS]
+    assert [names(row[0])[0] for row in rows] == [f"flmm {name}" for name in commands]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -425,12 +424,11 @@ def test_the_card_knows_the_simulated_world():
 
 def test_the_card_knows_the_defaults_of_training():
     rows = tables(section(document("MODEL_CARD.md"), "Training"))[1]
-    for row, stage in zip(rows, ("tower", "lmm", "sam", "heads"), strict=True):
-        defaults = importlib.import_module(f"flmm_cli.train_{stage}").STAGE
-        batch = next(option.default for option in defaults.options if option.name == "batch")
-        assert int(row[1]) == defaults.steps
-        assert row[2] == f"{batch} pictures"
-        assert (float(row[3]), float(row[4])) == (defaults.learning_rate, defaults.weight_decay), stage
+    for row, stage in zip(rows, STAGES, strict=True):
+        loop = stage.settings.LOOP
+        assert int(row[1]) == loop.steps
+        assert row[2] == f"{stage.settings().batch} pictures"
+        assert (float(row[3]), float(row[4])) == (loop.learning_rate, loop.weight_decay), stage.name
 
 
 def test_changelog_has_the_version():

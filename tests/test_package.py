@@ -1,5 +1,6 @@
 """What the package says in more than one place is the same everywhere."""
 
+import argparse
 import ast
 import importlib
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flmm_cli.main import COMMANDS
+from flmm_cli.main import declare
 from flmm_cli.main import main as flmm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,106 @@ def test_name_and_version():
     assert PACKAGE.findtext("name") == PROJECT["project"]["name"] == "flmm_ros"
     assert PACKAGE.findtext("version") == PROJECT["project"]["version"]
     assert PACKAGE.findtext("license") == PROJECT["project"]["license"]
+
+
+ROSDEP_KEYS = {
+    "cv2": "python3-opencv",
+    "mujoco": "python3-mujoco-pip",
+    "numpy": "python3-numpy",
+    "PIL": "python3-pil",
+    "scipy": "python3-scipy",
+    "torch": "python3-pytorch-pip",
+    "tqdm": "python3-tqdm",
+    "transformers": "python3-transformers-pip",
+}
+"""By the name of the import; packages of ROS have the names of their modules."""
+
+PIP_ALONE = {"pycocotools", "safetensors", "segment_anything", "tokenizers"}
+"""Imports that no rosdep key brings."""
+
+SIMULATION_AND_TRAINING = ("mujoco", "OpenGL", "scipy", "pycocotools")
+"""Imports that a robot does without."""
+
+
+def requirements_of(name):
+    lines = (ROOT / name).read_text().splitlines()
+    return [re.match(r"[\w-]+", line)[0].lower() for line in lines if line and not line.startswith("#")]
+
+
+def test_extras_are_requirement_files_and_no_package_is_in_two():
+    dynamic = PROJECT["tool"]["setuptools"]["dynamic"]
+    extras = dynamic["optional-dependencies"]
+    assert {name: given["file"] for name, given in extras.items()} == {
+        name: [f"requirements-{name}.txt"] for name in ("sim", "train", "gpu", "dev")
+    }
+    assert dynamic["dependencies"]["file"] == ["requirements.txt"]
+    packages = [package for path in ROOT.glob("requirements*.txt") for package in requirements_of(path.name)]
+    assert len(packages) == len(set(packages))
+
+
+def test_setup_installs_all_requirements_but_those_of_gpus():
+    spec = importlib.util.spec_from_file_location("setup_env", ROOT / "scripts" / "setup_env.py")
+    setup_env = importlib.util.module_from_spec(spec)
+    sys.modules["setup_env"] = setup_env  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(setup_env)
+    finally:
+        del sys.modules["setup_env"]
+    assert {*setup_env.REQUIREMENTS, ROOT / "requirements-gpu.txt"} == {*ROOT.glob("requirements*.txt")}
+
+
+def without(blocked, code):
+    """Run Python code in a process that has none of the ``blocked`` packages."""
+    blocking = f"import sys\nsys.modules.update(dict.fromkeys({blocked}))\n"
+    done = subprocess.run([sys.executable, "-c", blocking + code], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["flmm_core.pipeline", "flmm_core.overlay", "flmm_ros.grounding_node", "flmm_ros.ask"])
+def test_a_robot_needs_neither_simulation_nor_training(module):
+    if module.startswith("flmm_ros."):
+        pytest.importorskip("rclpy", reason="rclpy is not installed")
+        pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built")
+    loaded = f"import {module}\nprint([name for name in {SIMULATION_AND_TRAINING} if sys.modules[name]])"
+    assert without(SIMULATION_AND_TRAINING, loaded) == "[]\n"
+
+
+def test_what_a_command_lacks_is_said_with_the_extra_that_brings_it():
+    code = "from flmm_cli.main import main\nassert main(['scenes', '--out', '/nowhere']) == 1\n"
+    code = "import contextlib, io\nwith contextlib.redirect_stderr(io.StringIO()) as said:\n    " + code.replace("\n", "\n    ")
+    for package, extra in (("mujoco", "sim"), ("pycocotools", "train")):
+        said = without((package,), code + "\nprint(said.getvalue())")
+        assert f"flmm scenes: {package} is not installed: expected flmm_ros with its extra [{extra}]" in said
+
+
+def imports(folders):
+    """Top-level names of the third-party packages that Python files import anywhere."""
+    found = set()
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                found.add(node.module.split(".")[0])
+    return {name for name in found if name not in sys.stdlib_module_names and not name.startswith("flmm_")}
+
+
+def test_package_xml_declares_every_import():
+    declared = {node.text for node in PACKAGE if node.tag in ("depend", "exec_depend")}
+    used = imports([ROOT / "launch", *(path.parent for path in ROOT.glob("flmm_*/__init__.py"))])
+    assert used >= PIP_ALONE
+    assert {ROSDEP_KEYS.get(name, name) for name in used - PIP_ALONE} <= declared
+
+
+def test_rosdep_installs_the_simulation_on_request_alone():
+    catkin_pkg = pytest.importorskip("catkin_pkg.package", reason="catkin_pkg is not installed")
+    package = catkin_pkg.parse_package(str(ROOT / "package.xml"))
+    simulation = {"python3-mujoco-pip", "python3-opengl", "python3-scipy"}
+    for asked, expected in (({}, set()), ({"FLMM_SIM": "1"}, simulation)):
+        package.evaluate_conditions(asked)
+        assert {entry.name for entry in package.exec_depends if entry.evaluated_condition} & simulation == expected
 
 
 def test_every_message_is_built_and_every_field_is_explained():
@@ -77,10 +178,10 @@ def test_launch_file_describes_itself(path, monkeypatch):
     assert module.generate_launch_description().entities
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", declare(argparse.ArgumentParser().add_subparsers()))
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as end:
-        flmm([name.replace("_", "-"), "--help"])
+        flmm([name, "--help"])
     assert end.value.code == 0
     assert len(capsys.readouterr().out) > 100
 

@@ -72,10 +72,11 @@ def test_what_is_written_is_read(pictures):
 
 
 def test_simulated_scenes_come_back(tmp_path):
-    from flmm_sim.dataset_writer import scene_seed, write_dataset
+    from flmm_sim.dataset_writer import write_dataset
     from flmm_sim.language import questions
     from flmm_sim.offscreen import RenderingUnavailableError
     from flmm_sim.renderer import TabletopRenderer
+    from flmm_sim.scene import scene_seed
 
     try:
         renderer = TabletopRenderer()

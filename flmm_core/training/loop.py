@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How long and how fast; the learning rate warms up linearly and falls to zero on a cosine."""
-
-    steps: int
-    learning_rate: float
-    warmup: float = 0.03
-    """Share of the steps."""
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    checkpoint_seconds: float = 180.0
-    bf16: bool = True
-    """Compute in bfloat16 where autocast allows it; weights stay float32."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps: expected at least 1, got {self.steps}")
-
+from flmm_core.training.settings import LoopConfig
 
 Losses = dict[str, torch.Tensor]
 """Named losses of one step; their sum is minimised. Names that begin with "_" are only logged."""
@@ -71,7 +51,9 @@ def train(
     matrices = [p for p in parameters if p.ndim > 1]
     rest = [p for p in parameters if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, config))
     first = _resume(out / "checkpoint.pt", module, optimizer, scheduler)
     saved = time.monotonic()

@@ -6,7 +6,6 @@ and the box around that. The image encoder is frozen afterwards; prompt encoder 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +16,12 @@ from flmm_core.checkpoints import save_tiny_sam
 from flmm_core.sam_refiner import RefinerConfig, SamImage, SamRefiner
 from flmm_core.sam_tiny import TinySamConfig, build_tiny_sam
 from flmm_core.training.dataset import Picture, read_dataset
-from flmm_core.training.loop import LoopConfig, Losses, train
+from flmm_core.training.loop import Losses, train
 from flmm_core.training.losses import mask_losses
+from flmm_core.training.settings import LoopConfig, SamSettings
 
 COARSE = 64
 """Long side of the imitated coarse masks, cells."""
-
-
-@dataclass(frozen=True)
-class SamSettings:
-    """What the stage depends on beside its loop."""
-
-    data: Path
-    val: Path
-    batch: int = 8
-    """Pictures."""
-    objects: int = 2
-    """Most masks of each picture."""
-    grid: int = 16
-    """Cells along the long side of the attention grid that prompts imitate."""
-    seed: int = 0
 
 
 def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.device) -> None:

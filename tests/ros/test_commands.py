@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from test_start import models  # noqa: F401
 
+from flmm_cli.demo import remove_earlier
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 from flmm_ros.demo import KINDS, compare, plan
 from flmm_sim.language import QUESTION_KINDS
@@ -117,13 +118,18 @@ def test_demo_compares_masks_with_what_the_phrases_name(opengl):
 
 def test_demo_answers_everything_and_draws_it(models, opengl, tmp_path):  # noqa: F811
     out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("stays")
+    (out / "99_list.png").write_text("of an earlier demo")
     done = flmm("demo", "--count", "4", "--scenes", "2", "--out", str(out), *options_of(models))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 of 4 commands answered" in done.stdout and "total ms" in done.stdout
     records = json.loads((out / "answers.json").read_text())
     assert len({record["kind"] for record in records}) >= 3 and not any(record["reason"] for record in records)
     assert all(cv2.imread(str(path)).shape[1] == 960 for path in out.glob("0*.png"))
-    assert len(list(out.glob("0*.png"))) == 4 and (out / "contact_sheet.png").exists()
+    assert len(list(out.glob("[0-9]*.png"))) == 4 and (out / "contact_sheet.png").exists()
+    remove_earlier(out, KINDS)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"], "the demo writes files that the next one would not remove"
 
 
 def test_demo_with_a_broken_model_fails_and_leaves_nothing_running(models, opengl, tmp_path):  # noqa: F811

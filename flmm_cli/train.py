@@ -1,0 +1,128 @@
+"""`flmm train-tower`, `train-lmm`, `train-sam`, `train-heads`: the four stages of flmm-tabletop.
+
+Options and defaults are the fields of the stage's settings and of its loop (flmm_core/training/settings.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import Field, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from flmm_core.config import GroundingConfig
+from flmm_core.training.settings import HeadsSettings, LmmSettings, LoopConfig, SamSettings, StageSettings, TowerSettings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the commands."""
+
+    name: str
+    settings: type[StageSettings]
+    summary: str
+    description: str
+
+
+STAGES = (
+    Stage(
+        "tower",
+        TowerSettings,
+        "train the vision tower of flmm-tabletop (stage 1)",
+        "The tower learns the names of the things in a picture; where they are, it is never told.",
+    ),
+    Stage(
+        "lmm",
+        LmmSettings,
+        "train the LMM of flmm-tabletop (stage 2)",
+        "A tiny LLaVA learns to answer by next-token loss; no mask, box or coordinate reaches it.",
+    ),
+    Stage(
+        "sam",
+        SamSettings,
+        "train the SAM of flmm-tabletop (stage 3)",
+        "A small SAM learns to sharpen masks like those of a mask head.",
+    ),
+    Stage(
+        "heads",
+        HeadsSettings,
+        "train grounding heads on a frozen LMM (stage 4)",
+        "U-Net, text projection, layer weights, SAM decoder and keyword selector learn on the frozen LMM.",
+    ),
+)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the commands."""
+    for stage in STAGES:
+        parser = subparsers.add_parser(
+            f"train-{stage.name}",
+            help=stage.summary,
+            description=f"{stage.description} Result: OUT/{stage.name}. A run that stopped goes on from its checkpoint.",
+        )
+        for entry in _options(stage.settings):
+            _add_option(parser, entry, entry.default)
+        parser.add_argument(
+            "--out",
+            type=Path,
+            default=Path("runs") / stage.name,
+            help="folder of results, log and checkpoint (default: %(default)s)",
+        )
+        for entry in _options(LoopConfig):
+            _add_option(parser, entry, getattr(stage.settings.LOOP, entry.name))
+        parser.add_argument(
+            "--device", default=GroundingConfig.device, help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)"
+        )
+        parser.set_defaults(stage=stage)
+
+
+def _options(settings: type[StageSettings | LoopConfig]) -> Iterator[Field[Any]]:
+    return (entry for entry in fields(settings) if "description" in entry.metadata)
+
+
+def _add_option(parser: argparse.ArgumentParser, entry: Field[Any], default: Any) -> None:
+    kind: dict[str, Any] = {"type": Path if isinstance(default, Path) else type(default)}
+    if isinstance(default, bool):
+        kind = {"action": argparse.BooleanOptionalAction}
+    text = f"{entry.metadata['description']} (default: %(default)s)"
+    parser.add_argument("--" + entry.name.replace("_", "-"), default=default, help=text, **kind)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train."""
+    from flmm_core.pipeline import resolve_device
+
+    stage: Stage = args.stage
+    settings = stage.settings(**{entry.name: getattr(args, entry.name) for entry in _options(stage.settings)})
+    loop = replace(stage.settings.LOOP, **{entry.name: getattr(args, entry.name) for entry in _options(LoopConfig)})
+    for entry in _options(stage.settings):
+        path = getattr(settings, entry.name)
+        if entry.metadata["earlier"] and not path.exists():
+            raise ValueError(f"--{entry.name}: expected the result of an earlier stage at {path}, got nothing there")
+    device, _ = resolve_device(GroundingConfig(device=args.device))
+    _trainer(stage.name)(args.out, settings, loop, device)
+    print(f"{args.command}: {args.out}")
+    return 0
+
+
+def _trainer(name: str) -> Callable[..., None]:
+    """The function of a stage: imported when it is needed, as it brings PyTorch."""
+    match name:
+        case "tower":
+            from flmm_core.training.tower import train_tower
+
+            return train_tower
+        case "lmm":
+            from flmm_core.training.lmm import train_lmm
+
+            return train_lmm
+        case "sam":
+            from flmm_core.training.sam import train_sam
+
+            return train_sam
+        case "heads":
+            from flmm_core.training.heads import train_heads
+
+            return train_heads
+    raise AssertionError(name)

@@ -1,0 +1,123 @@
+"""What the four stages of training depend on: every default once, with its meaning.
+
+The commands of the command line are declared from these dataclasses. So this file must load at once: no PyTorch here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+def option(description: str, *, minimum: int | None = None, earlier: bool = False) -> dict[str, Any]:
+    """Metadata of a field that is also an option of the stage's command.
+
+    Args:
+        description: a phrase for ``--help``.
+        minimum: least value; what is below is refused.
+        earlier: whether the path is a result of an earlier stage.
+    """
+    return {"description": description, "minimum": minimum, "earlier": earlier}
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Refuses numbers below the minimum of their field."""
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            minimum, value = entry.metadata.get("minimum"), getattr(self, entry.name)
+            if minimum is not None and value < minimum:
+                raise ValueError(f"{entry.name}: expected at least {minimum}, got {value}")
+
+
+@dataclass(frozen=True)
+class LoopConfig(_Checked):
+    """How long and how fast; the learning rate warms up linearly and falls to zero on a cosine."""
+
+    steps: int = field(metadata=option("steps of the optimiser", minimum=1))
+    learning_rate: float = field(metadata=option("the highest"))
+    weight_decay: float = field(default=0.01, metadata=option("decay of matrices; norms and biases have none"))
+    beta2: float = field(default=0.999, metadata=option("decay of AdamW's second moment"))
+    bf16: bool = field(default=True, metadata=option("compute in bfloat16 where autocast allows it; weights stay float32"))
+    beta1: float = 0.9
+    warmup: float = 0.03
+    """Share of the steps."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    checkpoint_seconds: float = 180.0
+
+
+@dataclass(frozen=True)
+class StageSettings(_Checked):
+    """What every stage depends on beside its loop."""
+
+    LOOP: ClassVar[LoopConfig]
+    """The stage's loop, unless told otherwise."""
+
+    data: Path = field(default=Path("data/train"), metadata=option("data set to train on, of `flmm scenes`"))
+    val: Path = field(default=Path("data/val"), metadata=option("data set to measure on, of another split"))
+
+
+SEED = "of weights and batches"
+
+
+@dataclass(frozen=True)
+class TowerSettings(StageSettings):
+    """Stage 1: the vision tower."""
+
+    LOOP: ClassVar[LoopConfig] = LoopConfig(steps=5000, learning_rate=2e-3, weight_decay=0.05)
+
+    batch: int = field(default=32, metadata=option("pictures of a step", minimum=1))
+    seed: int = field(default=0, metadata=option(SEED, minimum=0))
+
+
+@dataclass(frozen=True)
+class LmmSettings(StageSettings):
+    """Stage 2: the LMM."""
+
+    LOOP: ClassVar[LoopConfig] = LoopConfig(steps=6000, learning_rate=1.5e-3, weight_decay=0.05, beta2=0.98)
+
+    tower: Path = field(default=Path("runs/tower/tower"), metadata=option("the trained vision tower", earlier=True))
+    batch: int = field(default=8, metadata=option("pictures of a step", minimum=1))
+    short_turns: int = 12
+    """Turns of at most ``short_length`` tokens for each picture."""
+    short_length: int = 24
+    long_turns: int = 1
+    seed: int = field(default=0, metadata=option(SEED, minimum=0))
+    hidden_size: int = 224
+    layers: int = 7
+    heads: int = 7
+    head_size: int = 32
+    intermediate_size: int = 512
+    vocabulary: int = 1024
+
+
+@dataclass(frozen=True)
+class SamSettings(StageSettings):
+    """Stage 3: SAM."""
+
+    LOOP: ClassVar[LoopConfig] = LoopConfig(steps=1000, learning_rate=1e-3)
+
+    batch: int = field(default=8, metadata=option("pictures of a step", minimum=1))
+    objects: int = field(default=2, metadata=option("most masks of a picture", minimum=1))
+    grid: int = 16
+    """Cells along the long side of the attention grid that prompts imitate."""
+    seed: int = field(default=0, metadata=option(SEED, minimum=0))
+
+
+@dataclass(frozen=True)
+class HeadsSettings(StageSettings):
+    """Stage 4: the grounding heads."""
+
+    LOOP: ClassVar[LoopConfig] = LoopConfig(steps=1500, learning_rate=1e-3)
+
+    lmm: Path = field(default=Path("runs/lmm/lmm"), metadata=option("the frozen LMM", earlier=True))
+    sam: Path = field(default=Path("runs/sam/sam"), metadata=option("the trained SAM", earlier=True))
+    pictures: int = field(default=4000, metadata=option("pictures of the data set whose answers the LMM reads", minimum=1))
+    turns: int = field(default=6, metadata=option("answers of each picture", minimum=1))
+    batch: int = field(default=8, metadata=option("pictures of a step", minimum=1))
+    phrases: int = field(default=3, metadata=option("most phrases of a picture in one step", minimum=1))
+    base_channels: int = field(default=32, metadata=option("channels of the first stage of the U-Net", minimum=1))
+    seed: int = field(default=0, metadata=option(SEED, minimum=0))
