@@ -18,6 +18,7 @@ from flmm_core.heads import GroundingHeads
 from flmm_core.image_geometry import mask_box
 from flmm_core.keyword_spans import select_keywords
 from flmm_core.lmm_trace import LmmTrace
+from flmm_core.noun_chunks import noun_chunker
 from flmm_core.sam_refiner import SamImage
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, KeywordSpan, StageSeconds
 
@@ -43,6 +44,8 @@ class GroundingPipeline:
         self.lmm = lmm
         self.heads = heads.to(lmm.device).eval()
         self.config = config or GroundingConfig()
+        if self.heads.keyword_selector is None:
+            noun_chunker()  # what it loads belongs to the start, not to the first answer
         self._image: SetImage | None = None
         self._image_seconds = 0.0
 
