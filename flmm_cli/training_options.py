@@ -75,7 +75,7 @@ def run_stage(
         settings: the stage's dataclass.
         train: the stage's function.
     """
-    from flmm_core.pipeline import resolve_device
+    from flmm_core.devices import resolve_device
     from flmm_core.training.loop import LoopConfig
 
     for option in stage.options:

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from tiny_models import SAM_CONFIG, save_llava, tiny_heads, tiny_sam
 
-from flmm_core.checkpoints import HeadsOrigin, LoadError, lmm_shape, load_heads, load_lmm, load_sam, save_heads, save_tiny_sam
+from flmm_core.checkpoints import HeadsOrigin, lmm_shape, load_heads, load_lmm, load_sam, save_heads, save_tiny_sam
+from flmm_core.errors import LoadError
 from flmm_core.frozen_lmm import LmmShape
 
 SHAPE = LmmShape(layers=3, heads=4, hidden_size=32)
