@@ -6,7 +6,7 @@ Every failure is a :class:`~flmm_core.errors.LoadError` of one line that names t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flmm_core.devices import check_device
 from flmm_core.errors import LoadError, explained
+from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_core.frozen_lmm import FrozenLmm, LmmShape
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig
@@ -48,10 +49,20 @@ _PUBLISHED = {
 
 @dataclass(frozen=True)
 class HeadsOrigin:
-    """Which LMM and SAM heads were trained on; written next to the weights for people to read."""
+    """Which LMM and SAM heads were trained on; written next to the weights, names for people and fingerprints to check."""
 
     lmm: str = ""
     sam: str = ""
+    lmm_fingerprint: str = ""
+    """Of :func:`~flmm_core.fingerprints.lmm_fingerprint`; empty if unknown, and then not checked."""
+    sam_fingerprint: str = ""
+
+    @classmethod
+    def of(cls, *, lmm: str | Path, sam: str | Path) -> HeadsOrigin:
+        """From the sources of both, as for :func:`load_lmm` and :func:`load_sam`."""
+        return cls(
+            lmm=Path(lmm).name, sam=Path(sam).name, lmm_fingerprint=lmm_fingerprint(lmm), sam_fingerprint=sam_fingerprint(sam)
+        )
 
 
 def _require(path: Path, what: str) -> None:
@@ -156,6 +167,40 @@ def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHea
         state = {key: value for key, value in state.items() if not key.startswith(_IGNORED)}
         _load_strictly(heads, state, what="heads", source=path, may_miss=_FROM_SAM + _IGNORED)
     return heads.float().eval()
+
+
+def check_origin(heads: str | Path, *, lmm: str | Path, sam: str | Path) -> None:
+    """Refuse heads that were trained on another LMM or with another SAM of the same sizes.
+
+    Published ``.pth`` heads do not say what they were trained on, and are not checked.
+
+    Args:
+        heads: as for :func:`load_heads`.
+        lmm: as for :func:`load_lmm`. The weights of a Hugging Face name are downloaded here if need be.
+        sam: as for :func:`load_sam`.
+
+    Raises:
+        LoadError: names what the heads were trained on and what was given.
+    """
+    path = _path(heads, "heads")
+    _require(path, "heads")
+    _require(_path(sam, "SAM"), "SAM")
+    if not path.is_dir():
+        return
+    with explained("heads", path):
+        origin = HeadsOrigin(**_read_config(path, HEADS_FORMAT, "heads").get("origin", {}))
+    parts: tuple[tuple[str, str, str, str | Path, Callable[[str | Path], str]], ...] = (
+        ("LMM", origin.lmm, origin.lmm_fingerprint, lmm, lmm_fingerprint),
+        ("SAM", origin.sam, origin.sam_fingerprint, sam, sam_fingerprint),
+    )
+    for what, name, expected, source, fingerprint in parts:
+        with explained(what, source):
+            got = fingerprint(source) if expected else ""
+        if got != expected:
+            raise LoadError(
+                f"heads {path}: expected the {what} that they were trained on, {name} with fingerprint {expected[:12]}, got"
+                f" {source} with fingerprint {got[:12]}"
+            )
 
 
 def save_heads(

@@ -82,6 +82,7 @@ class GroundingPipeline:
                 raise LoadError(f"shipped {part}: expected {source} in the package, got nothing there")
         shape = checkpoints.lmm_shape(parts["lmm"])
         heads = checkpoints.load_heads(parts["heads"], shape=shape, sam=checkpoints.load_sam(parts["sam"]))
+        checkpoints.check_origin(parts["heads"], lmm=parts["lmm"], sam=parts["sam"])
         options = {"refer_prompt": config.refer_prompt, "reuse_prefix": config.reuse_prefix}
         lmm = checkpoints.load_lmm(parts["lmm"], device=device, dtype=dtype, **options)
         with explained("heads", parts["heads"]):  # they move to the LMM's device here

@@ -72,9 +72,7 @@ GPU_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 M
     "error",
     [
         real_cpu_error(),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9"
-        ),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: not enough memory: you tried to allocate"),
         MemoryError(),
         OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
         SafetensorError("I/O error: Cannot allocate memory (os error 12)"),
@@ -114,10 +112,11 @@ def test_no_network():
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=120
     )
-    last = done.stderr.strip().splitlines()[-1]
-    assert last == (
-        "flmm_core.errors.HubUnreachableError: LMM nobody-at-all/no-such-model: expected a folder, a downloaded model or an answer"
-        " of the Hugging Face Hub, got none; unset HF_HUB_OFFLINE or give a folder"
+    kind, _, line = done.stderr.strip().splitlines()[-1].partition(": ")
+    assert kind == "flmm_core.errors.HubUnreachableError"
+    assert line == (
+        "LMM nobody-at-all/no-such-model: expected a folder, a downloaded model or an answer of the Hugging Face Hub, got none;"
+        " unset HF_HUB_OFFLINE or give a folder"
     )
 
 
