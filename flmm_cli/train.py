@@ -91,7 +91,7 @@ def _add_option(parser: argparse.ArgumentParser, entry: Field[Any], default: Any
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
-    from flmm_core.pipeline import resolve_device
+    from flmm_core.devices import resolve_device
 
     stage: Stage = args.stage
     settings = stage.settings(**{entry.name: getattr(args, entry.name) for entry in _options(stage.settings)})

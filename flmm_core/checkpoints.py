@@ -1,26 +1,25 @@
 """Strict loading and saving of heads and SAM. Foreign key names and file layouts are known here only.
 
-Every failure is a :class:`LoadError` of one line that names the file, what was expected and what was found.
+Every failure is a :class:`~flmm_core.errors.LoadError` of one line that names the file, what was expected and what was found.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
+from flmm_core.devices import check_device
+from flmm_core.errors import LoadError, explained
+from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_core.frozen_lmm import FrozenLmm, LmmShape
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig
@@ -48,31 +47,22 @@ _PUBLISHED = {
 """Which published LMMs have so many attention channels."""
 
 
-class LoadError(ValueError):
-    """A file that cannot be used, and why, on one line."""
-
-
 @dataclass(frozen=True)
 class HeadsOrigin:
-    """Which LMM and SAM heads were trained on; written next to the weights for people to read."""
+    """Which LMM and SAM heads were trained on; written next to the weights, names for people and fingerprints to check."""
 
     lmm: str = ""
     sam: str = ""
+    lmm_fingerprint: str = ""
+    """Of :func:`~flmm_core.fingerprints.lmm_fingerprint`; empty if unknown, and then not checked."""
+    sam_fingerprint: str = ""
 
-
-@contextmanager
-def _explained(what: str, source: str | Path) -> Iterator[None]:
-    """Turn the many ways in which reading a file fails into one line."""
-    try:
-        yield
-    except LoadError:
-        raise
-    except (
-        OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError, AttributeError,
-        SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise LoadError(f"{what} {source}: cannot be loaded, the file may be damaged or of another kind ({reason})") from error
+    @classmethod
+    def of(cls, *, lmm: str | Path, sam: str | Path) -> HeadsOrigin:
+        """From the sources of both, as for :func:`load_lmm` and :func:`load_sam`."""
+        return cls(
+            lmm=Path(lmm).name, sam=Path(sam).name, lmm_fingerprint=lmm_fingerprint(lmm), sam_fingerprint=sam_fingerprint(sam)
+        )
 
 
 def _require(path: Path, what: str) -> None:
@@ -81,27 +71,42 @@ def _require(path: Path, what: str) -> None:
 
 
 def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> FrozenLmm:
-    """Load an LMM from a folder or a Hugging Face name; see :meth:`FrozenLmm.from_pretrained`."""
-    _check_lmm_source(source)
-    with _explained("LMM", source):
+    """Load an LMM from a folder or a Hugging Face name; see :meth:`FrozenLmm.from_pretrained`.
+
+    Raises:
+        LoadError: of the type that the cause has.
+        DeviceError: this machine has no such device.
+    """
+    check_device(device)
+    source = _lmm_source(source)
+    with explained("LMM", source):
         return FrozenLmm.from_pretrained(source, device=device, dtype=dtype, **options)
 
 
 def lmm_shape(source: str | Path) -> LmmShape:
     """Numbers of an LMM from its config alone, so that unfit heads are refused before gigabytes are read."""
-    _check_lmm_source(source)
-    with _explained("LMM", source):
+    source = _lmm_source(source)
+    with explained("LMM", source):
         return LmmShape.from_pretrained(source)
 
 
-def _check_lmm_source(source: str | Path) -> None:
-    """A path must exist; ``owner/name`` may be on the Hub."""
-    path = Path(source).expanduser()
+def _lmm_source(source: str | Path) -> str:
+    """The folder, or a name ``owner/name`` that may be on the Hub."""
+    path = _path(source, "LMM")
     looks_like_name = str(source).count("/") == 1 and not str(source).startswith((".", "~", "/"))
     if not path.exists() and not looks_like_name:
         raise LoadError(f"LMM {source}: expected an existing folder or a Hugging Face name (owner/name), got nothing there")
     if path.is_dir() and not (path / CONFIG_FILE).is_file():
         raise LoadError(f"LMM {source}: expected a {CONFIG_FILE} in the folder, got none")
+    return str(path)
+
+
+def _path(source: str | Path, what: str) -> Path:
+    """``source`` with ``~`` and ``~user`` as home directories."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError as error:
+        raise LoadError(f"{what} {source}: expected the home directory of a user, got none of that name") from error
 
 
 def load_sam(source: str | Path) -> Sam:
@@ -111,9 +116,9 @@ def load_sam(source: str | Path) -> Sam:
         source: a folder written by :func:`save_tiny_sam`, or a ``.pth`` file of ``segment_anything`` (ViT-B, -L, -H or
             any other size: sizes are read from the weights).
     """
-    path = Path(source).expanduser()
+    path = _path(source, "SAM")
     _require(path, "SAM")
-    with _explained("SAM", path):
+    with explained("SAM", path):
         if path.is_dir():
             fields = _read_config(path, TINY_SAM_FORMAT, "SAM")
             sam, state = build_tiny_sam(TinySamConfig(**fields)), _read_safetensors(path / WEIGHTS_FILE, "SAM")
@@ -142,9 +147,9 @@ def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHea
     Raises:
         LoadError: if the heads belong to another LMM or SAM, or the file is damaged.
     """
-    path = Path(source).expanduser()
+    path = _path(source, "heads")
     _require(path, "heads")
-    with _explained("heads", path):
+    with explained("heads", path):
         if path.is_dir():
             fields = _read_config(path, HEADS_FORMAT, "heads")
             config = HeadsConfig(
@@ -162,6 +167,40 @@ def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHea
         state = {key: value for key, value in state.items() if not key.startswith(_IGNORED)}
         _load_strictly(heads, state, what="heads", source=path, may_miss=_FROM_SAM + _IGNORED)
     return heads.float().eval()
+
+
+def check_origin(heads: str | Path, *, lmm: str | Path, sam: str | Path) -> None:
+    """Refuse heads that were trained on another LMM or with another SAM of the same sizes.
+
+    Published ``.pth`` heads do not say what they were trained on, and are not checked.
+
+    Args:
+        heads: as for :func:`load_heads`.
+        lmm: as for :func:`load_lmm`. The weights of a Hugging Face name are downloaded here if need be.
+        sam: as for :func:`load_sam`.
+
+    Raises:
+        LoadError: names what the heads were trained on and what was given.
+    """
+    path = _path(heads, "heads")
+    _require(path, "heads")
+    _require(_path(sam, "SAM"), "SAM")
+    if not path.is_dir():
+        return
+    with explained("heads", path):
+        origin = HeadsOrigin(**_read_config(path, HEADS_FORMAT, "heads").get("origin", {}))
+    parts: tuple[tuple[str, str, str, str | Path, Callable[[str | Path], str]], ...] = (
+        ("LMM", origin.lmm, origin.lmm_fingerprint, lmm, lmm_fingerprint),
+        ("SAM", origin.sam, origin.sam_fingerprint, sam, sam_fingerprint),
+    )
+    for what, name, expected, source, fingerprint in parts:
+        with explained(what, source):
+            got = fingerprint(source) if expected else ""
+        if got != expected:
+            raise LoadError(
+                f"heads {path}: expected the {what} that they were trained on, {name} with fingerprint {expected[:12]}, got"
+                f" {source} with fingerprint {got[:12]}"
+            )
 
 
 def save_heads(
@@ -222,7 +261,7 @@ def _load_strictly(
 
 
 def _read_pth(path: Path, what: str) -> dict[str, Tensor]:
-    with _explained(what, path):
+    with explained(what, path):
         state = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
@@ -233,14 +272,14 @@ def _read_pth(path: Path, what: str) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
     _require(path, what)
-    with _explained(what, path):
+    with explained(what, path):
         return load_file(path)
 
 
 def _read_config(folder: Path, kind: str, what: str) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     _require(path, what)
-    with _explained(what, path):
+    with explained(what, path):
         fields = json.loads(path.read_text(encoding="utf-8"))
         found = (fields.pop("format", None), fields.pop("version", None))
     if found != (kind, FORMAT_VERSION):

@@ -1,16 +1,25 @@
-"""Noun chunks of English by rule: ``determiner? modifier* noun+``, with no model and no download.
+"""Noun chunks of English: spaCy's where it is installed with an English model, else by rule.
 
-The published heads pick the words to ground with a part-of-speech tagger's noun chunks. Here every word that is not in a
-closed list (prepositions, verbs that are common in descriptions, pronouns, ...) counts as a modifier or a noun, so the lists
-decide where a chunk ends. It errs towards too many chunks. Words about the picture itself (image, left, middle, ...) and bare
-adjectives give no chunk.
+The published heads pick the words to ground with spaCy's noun chunks. It is not a requirement: without it the rule
+``determiner? modifier* noun+`` needs no model and no download. Every word that is not in a closed list (prepositions, verbs
+that are common in descriptions, pronouns, ...) counts as a modifier or a noun, so the lists decide where a chunk ends. The rule
+errs towards too many chunks. Words about the picture itself (image, left, middle, ...) and bare adjectives give no chunk.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 Range = tuple[int, int]
+
+SPACY_MODEL = "en_core_web_sm"
+"""The model of the published demo; another installed English one is taken where it is missing."""
+
+_log = logging.getLogger(__name__)
 
 
 def _words(text: str) -> frozenset[str]:
@@ -60,7 +69,7 @@ _ABSTRACT = _words(
     "image picture photo photograph scene view background foreground left right side sides front rear middle center centre"
     " top bottom corner edge part parts color colour colors colours position kind type sort variety number group total lot"
     " set pair addition fact moment time day way area areas distance direction one ones object objects item items thing"
-    " things overall end close-up"
+    " things overall end close-up one back"
 )
 _ING_NOUNS = _words(
     "building buildings painting paintings ceiling ceilings clothing string ring king thing wing spring railing awning"
@@ -69,17 +78,63 @@ _ING_NOUNS = _words(
 _LY_NOUNS = _words("family fly butterfly jelly lily belly trolley doily ally bully gully")
 _BOUNDARIES = (_PREPOSITIONS | _OTHER | _VERBS) - DETERMINERS
 
-_AMBIGUOUS = _words("can cans drink drinks watch watches cover rest light point ring play park")
-"""Verbs above that are nouns right behind an article, a number or an adjective: "the can"."""
+_AMBIGUOUS = _words("can cans drink drinks watch watches cover rest light point ring play park back")
+"""Verbs and others above that are nouns or modifiers right behind an article, a number or an adjective: "the can"."""
+
+_ADJECTIVES_AND_NOUNS = _words("orange light")
+"""Adjectives that are things behind a determiner: "the orange", but "it is orange"."""
+
+_SIDES = _words("left right")
+"""Behind a noun they begin something else: "the mug [left of] the lemon"."""
 
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+|[^\w\s]|_")
 
 
 def noun_chunks(text: str) -> list[Range]:
-    """Character ranges of the noun chunks of ``text``, half-open, in reading order.
+    """Character ranges of the noun chunks of ``text``, half-open, in reading order; see :func:`noun_chunker`.
 
-    Things that are said to be absent ("no banana") give no chunk, and neighbours joined by "and", "or" or a comma stay
-    apart, except adjectives of one noun ("black and white ball").
+    Things that are said to be absent ("no banana"), pronouns and words about the picture itself give no chunk.
+    """
+    return noun_chunker()(text)
+
+
+@cache
+def noun_chunker() -> Callable[[str], list[Range]]:
+    """The way in which this process finds noun chunks, decided at the first call and said in a debug log line."""
+    pipeline = _spacy_pipeline()
+    if pipeline is None:
+        _log.debug("noun chunks: by rule, spaCy or an English model of it is not installed")
+        return rule_noun_chunks
+    _log.debug("noun chunks: spaCy with %s_%s", pipeline.meta["lang"], pipeline.meta["name"])
+    return lambda text: _spacy_noun_chunks(pipeline, text)
+
+
+def _spacy_pipeline() -> Any | None:
+    try:
+        import spacy
+    except ImportError:
+        return None
+    # The published demo's first, the others in the order of their names.
+    installed = sorted(name for name in spacy.util.get_installed_models() if name.startswith("en_"))
+    if not installed:
+        return None
+    return spacy.load(SPACY_MODEL if SPACY_MODEL in installed else installed[0])
+
+
+def _spacy_noun_chunks(pipeline: Any, text: str) -> list[Range]:
+    chunks = []
+    for chunk in pipeline(text).noun_chunks:
+        words = [token.lower_ for token in chunk]
+        of_the_picture = all(word in DETERMINERS or word in _ABSTRACT for word in words)
+        if words[0] != "no" and chunk.root.pos_ != "PRON" and not of_the_picture:
+            chunks.append((chunk.start_char, chunk.end_char))
+    return chunks
+
+
+def rule_noun_chunks(text: str) -> list[Range]:
+    """Noun chunks by the rule of this file.
+
+    Neighbours joined by "and", "or" or a comma stay apart, except adjectives of one noun ("black and white ball").
     """
     chunks: list[Range] = []
     run: list[tuple[str, int, int]] = []
@@ -109,8 +164,10 @@ def _ends_chunk(word: str, following: str, run: list[tuple[str, int, int]]) -> b
     if not run:
         return False
     before = run[-1][0]
-    if joins_adjectives(before, word, following):
+    if joins_adjectives(before, word, following) or (word == "one" and before in ADJECTIVES):
         return False
+    if word in _SIDES and before not in DETERMINERS | ADJECTIVES | _ABSTRACT:
+        return True
     if word in _AMBIGUOUS and (before in ADJECTIVES or before in DETERMINERS - {"that", "this", "these", "those"}):
         return False
     return word in DETERMINERS or word in _BOUNDARIES or not word[0].isalnum() or _is_verb_form(word, before)
@@ -123,7 +180,7 @@ def _begins_chunk(word: str) -> bool:
 def _is_verb_form(word: str, before: str) -> bool:
     """An -ing, -ed or -ly form after a noun: "man [sitting]", "car [parked]", but "a [parked] car"."""
     after_noun = before not in DETERMINERS and before not in ADJECTIVES
-    return after_noun and (_loose_ing(word) or _adverb(word) or (word.endswith("ed") and len(word) > 4))
+    return after_noun and (_participle(word) or _adverb(word))
 
 
 def _loose_ing(word: str) -> bool:
@@ -136,10 +193,26 @@ def _adverb(word: str) -> bool:
 
 def _close(run: list[tuple[str, int, int]], chunks: list[Range]) -> None:
     """End a chunk, if it names something that is there."""
-    named = [word for word, _, _ in run if word not in DETERMINERS and not word.isdigit()]
-    if not named or run[0][0] == "no":
-        return
-    noun = named[-1]
-    participle = len(run) == 1 and noun.endswith("ed") and len(noun) > 4
-    if noun not in ADJECTIVES and noun not in _ABSTRACT and not _adverb(noun) and not participle:
+    words = [word for word, _, _ in run]
+    if words and words[0] != "no" and _names_a_thing(words):
         chunks.append((run[0][1], run[-1][2]))
+
+
+def _names_a_thing(words: list[str]) -> bool:
+    """Judge a whole chunk: one noun is enough, whatever stands beside it ("traffic light", "TV set")."""
+    *others, last = words
+    if last in _ADJECTIVES_AND_NOUNS and others and (others[0] in DETERMINERS or others[0].isdigit()):
+        return True
+    if any(_is_noun(word) and not _participle(word) for word in others):
+        return True
+    return _is_noun(last) and not (_participle(last) and not others)
+
+
+def _is_noun(word: str) -> bool:
+    """Whether a word of a chunk can be a noun: in no closed list, and no number."""
+    closed = word in DETERMINERS or word in ADJECTIVES or word in _ABSTRACT or word in _BOUNDARIES - _AMBIGUOUS
+    return not closed and not word.isdigit() and not _adverb(word)
+
+
+def _participle(word: str) -> bool:
+    return _loose_ing(word) or (word.endswith("ed") and len(word) > 4)

@@ -13,11 +13,14 @@ from PIL import Image
 
 from flmm_core import checkpoints
 from flmm_core.config import GroundingConfig
+from flmm_core.devices import resolve_device
+from flmm_core.errors import LoadError, explained
 from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
 from flmm_core.heads import GroundingHeads
 from flmm_core.image_geometry import mask_box
 from flmm_core.keyword_spans import select_keywords
 from flmm_core.lmm_trace import LmmTrace
+from flmm_core.noun_chunks import noun_chunker
 from flmm_core.sam_refiner import SamImage
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, KeywordSpan, StageSeconds
 
@@ -43,6 +46,8 @@ class GroundingPipeline:
         self.lmm = lmm
         self.heads = heads.to(lmm.device).eval()
         self.config = config or GroundingConfig()
+        if self.heads.keyword_selector is None:
+            noun_chunker()  # what it loads belongs to the start, not to the first answer
         self._image: SetImage | None = None
         self._image_seconds = 0.0
 
@@ -59,7 +64,8 @@ class GroundingPipeline:
             options: the other entries of :class:`~flmm_core.config.GroundingConfig`, for instance ``device``.
 
         Raises:
-            checkpoints.LoadError: says which file cannot be used, what was expected and what was found.
+            LoadError: says which file cannot be used, what was expected and what was found.
+            DeviceError: this machine has no such device.
         """
         config = GroundingConfig(lmm=str(lmm or ""), heads=str(heads or ""), sam=str(sam or ""), **options)  # type: ignore[arg-type]
         return cls.from_config(config)
@@ -73,12 +79,14 @@ class GroundingPipeline:
         parts = {part: getattr(config, part) or SHIPPED / part for part in ("lmm", "heads", "sam")}
         for part, source in parts.items():
             if not getattr(config, part) and not Path(source).exists():
-                raise checkpoints.LoadError(f"shipped {part}: expected {source} in the package, got nothing there")
+                raise LoadError(f"shipped {part}: expected {source} in the package, got nothing there")
         shape = checkpoints.lmm_shape(parts["lmm"])
         heads = checkpoints.load_heads(parts["heads"], shape=shape, sam=checkpoints.load_sam(parts["sam"]))
+        checkpoints.check_origin(parts["heads"], lmm=parts["lmm"], sam=parts["sam"])
         options = {"refer_prompt": config.refer_prompt, "reuse_prefix": config.reuse_prefix}
         lmm = checkpoints.load_lmm(parts["lmm"], device=device, dtype=dtype, **options)
-        return cls(lmm=lmm, heads=heads, config=config)
+        with explained("heads", parts["heads"]):  # they move to the LMM's device here
+            return cls(lmm=lmm, heads=heads, config=config)
 
     def set_image(self, picture: np.ndarray | Image.Image) -> None:
         """Encode a picture for the commands that follow.
@@ -221,19 +229,3 @@ def rgb_array(picture: np.ndarray | Image.Image) -> np.ndarray:
     if 0 in picture.shape:
         raise ValueError(f"picture: expected at least one pixel, got {list(picture.shape)}")
     return np.ascontiguousarray(picture)
-
-
-def resolve_device(config: GroundingConfig) -> tuple[torch.device, torch.dtype]:
-    """Where to compute and in which number format the LMM runs."""
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: expected one that this machine has (cpu), got {name!r}")
-    if config.dtype == "auto":
-        return device, torch.bfloat16 if device.type == "cuda" else torch.float32
-    return device, getattr(torch, config.dtype)

@@ -11,8 +11,8 @@ import torch
 from tiny_dataset import write_tiny_dataset
 from tiny_models import save_model
 
-from flmm_core.checkpoints import LoadError
 from flmm_core.config import GroundingConfig
+from flmm_core.errors import LoadError
 from flmm_core.evaluation import metrics
 from flmm_core.evaluation.attention_figure import CELL, draw_attention
 from flmm_core.evaluation.attention_maps import HeadRanking, attention_rows, peaks, rank_heads, telling_turns

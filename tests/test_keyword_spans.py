@@ -1,6 +1,8 @@
 """Which words get a mask: trained selector and noun chunks."""
 
+import logging
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +10,15 @@ import torch
 
 from flmm_core.keyword_spans import KeywordSelector, phrase_ranges, select_keywords, spans_from_ranges
 from flmm_core.lmm_trace import LmmTrace
-from flmm_core.noun_chunks import noun_chunks
+from flmm_core.noun_chunks import noun_chunker, noun_chunks, rule_noun_chunks
+
+
+@pytest.fixture
+def fresh_choice():
+    """The choice between spaCy and the rule is made anew in the test, and after it."""
+    noun_chunker.cache_clear()
+    yield
+    noun_chunker.cache_clear()
 
 
 def tokens(text):
@@ -76,7 +86,8 @@ def test_selector_reads_the_last_hidden_state():
     assert select_keywords(trace_of("", hidden[:, :0]), selector, threshold=0.5) == ()
 
 
-def test_without_selector_noun_chunks_are_used():
+def test_without_selector_noun_chunks_are_used(monkeypatch, fresh_choice):
+    monkeypatch.setitem(sys.modules, "spacy", None)
     spans = select_keywords(trace_of("There is a red mug, and the lemon."), None, threshold=0.5)
     assert [(span.text, span.token_start, span.token_end, span.score) for span in spans] == [
         ("a red mug", 2, 5, 1.0),
@@ -103,6 +114,12 @@ def test_characters_outside_the_answer():
         ("No, there is no banana.", []),
         ("Yes.", []),
         ("The mug is red.", ["The mug"]),
+        ("The mug is orange, the light is orange and red.", ["The mug", "the light"]),
+        ("It is black and white.", []),
+        ("The orange one and the light blue ones.", []),
+        ("A TV set, a table top and a back wheel at the back.", ["A TV set", "a table top", "a back wheel"]),
+        ("The mug left of the lemon is the first one on the left side.", ["The mug", "the lemon"]),
+        ("The image shows the top left corner.", []),
         ("lemon", ["lemon"]),
         ("3 cups", ["3 cups"]),
         ("", []),
@@ -110,12 +127,106 @@ def test_characters_outside_the_answer():
     ],
 )  # fmt: skip
 def test_noun_chunks(text, chunks):
-    assert [text[a:b] for a, b in noun_chunks(text)] == chunks
+    assert [text[a:b] for a, b in rule_noun_chunks(text)] == chunks
 
 
 def test_noun_chunks_of_odd_text_are_ranges():
     for text in ("\x00\x01 mug", "a" * 5000, "柠檬在哪里", "the the the", "a\n\nb_c-d 'e' f's", "’s ’s"):
         end = 0
-        for a, b in noun_chunks(text):
+        for a, b in rule_noun_chunks(text):
             assert end <= a < b <= len(text)
             end = b
+
+
+COCO = (
+    "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter bench bird"
+    " cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis snowboard"
+    " sports_ball kite baseball_bat baseball_glove skateboard surfboard tennis_racket bottle wine_glass cup fork knife spoon"
+    " bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair couch potted_plant bed dining_table"
+    " toilet tv laptop mouse remote keyboard cell_phone microwave oven toaster sink refrigerator book clock vase scissors"
+    " teddy_bear hair_drier toothbrush"
+)
+PLURALS = {"person": "people", "mouse": "mice", "knife": "knives"}
+SAME = ("skis", "scissors", "sheep", "broccoli")
+
+
+def plural(name):
+    if name in SAME:
+        return name
+    return PLURALS.get(name, name + ("es" if name.endswith(("s", "x", "ch", "sh")) else "s"))
+
+
+@pytest.mark.parametrize("name", [name.replace("_", " ") for name in COCO.split()])
+def test_names_of_coco_are_found_whole(name):
+    article = "an" if name[0] in "aeiou" else "a"
+    many = plural(name)
+    for text, chunks in (
+        (f"There is {article} {name} on the left.", [f"{article} {name}"]),
+        (f"I see two {many} and a red {name}.", [f"two {many}", f"a red {name}"]),
+        (f"The {name} is next to the man.", [f"The {name}", "the man"]),
+        (f"{many.capitalize()} are near the {name}.", [many.capitalize(), f"the {name}"]),
+        (f"The man holds {article} {name}, and there are no {many}.", ["The man", f"{article} {name}"]),
+    ):
+        assert [text[a:b] for a, b in rule_noun_chunks(text)] == chunks
+
+
+def test_there_are_80_names_of_coco():
+    assert len(set(COCO.split())) == 80
+
+
+class FakeSpacy:
+    """What is used of spaCy: installed models, and a pipeline whose chunks are pairs of words and part of speech."""
+
+    def __init__(self, models, chunks=()):
+        self.loaded = []
+        self.models, self.chunks = models, chunks
+        self.util = SimpleNamespace(get_installed_models=lambda: self.models)
+
+    def load(self, name):
+        self.loaded.append(name)
+        language, _, rest = name.partition("_")
+        return Pipeline(meta={"lang": language, "name": rest}, chunks=self.chunks)
+
+
+class Pipeline:
+    def __init__(self, meta, chunks):
+        self.meta, self.chunks = meta, chunks
+
+    def __call__(self, text):
+        return SimpleNamespace(noun_chunks=[Chunk(text, *chunk) for chunk in self.chunks])
+
+
+class Chunk(list):
+    def __init__(self, text, words, pos):
+        super().__init__(SimpleNamespace(lower_=word.lower()) for word in words.split())
+        self.start_char = text.index(words)
+        self.end_char = self.start_char + len(words)
+        self.root = SimpleNamespace(pos_=pos)
+
+
+def test_spacy_is_used_where_it_is_installed(monkeypatch, fresh_choice, caplog):
+    chunks = [("It", "PRON"), ("a dark mug", "NOUN"), ("the left side", "NOUN"), ("no lemon", "NOUN")]
+    spacy = FakeSpacy(["de_core_news_sm", "en_core_web_lg", "en_core_web_sm"], chunks)
+    monkeypatch.setitem(sys.modules, "spacy", spacy)
+    text = "It is a dark mug on the left side with no lemon."
+    with caplog.at_level(logging.DEBUG, logger="flmm_core.noun_chunks"):
+        assert [text[a:b] for a, b in noun_chunks(text)] == ["a dark mug"]
+        # Decided once: what is installed later changes nothing in this process.
+        monkeypatch.setitem(sys.modules, "spacy", None)
+        noun_chunks(text)
+        spans = select_keywords(trace_of(text), None, threshold=0.5)
+    assert [span.text for span in spans] == ["a dark mug"]
+    assert spacy.loaded == ["en_core_web_sm"]
+    assert [record.getMessage() for record in caplog.records] == ["noun chunks: spaCy with en_core_web_sm"]
+
+
+@pytest.mark.parametrize(
+    ("models", "loaded"), [(["en_core_web_trf", "en_core_web_lg"], ["en_core_web_lg"]), (["de_core_news_sm"], []), ([], [])]
+)
+def test_which_model_of_spacy(monkeypatch, fresh_choice, caplog, models, loaded):
+    spacy = FakeSpacy(models)
+    monkeypatch.setitem(sys.modules, "spacy", spacy)
+    with caplog.at_level(logging.DEBUG, logger="flmm_core.noun_chunks"):
+        assert (noun_chunker() is rule_noun_chunks) == (not loaded)
+    assert spacy.loaded == loaded
+    assert len(caplog.records) == 1

@@ -10,8 +10,9 @@ from PIL import Image
 from tiny_models import picture, save_model, tiny_heads
 
 import flmm_core
-from flmm_core.checkpoints import LoadError, save_heads
+from flmm_core.checkpoints import save_heads
 from flmm_core.config import GroundingConfig, tunables
+from flmm_core.errors import LoadError
 from flmm_core.pipeline import GroundingPipeline, rgb_array
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -111,11 +112,26 @@ def test_no_data_set(tmp_path):
 
 def test_frames_are_what_the_lmm_sees(data, pictures, llava):
     frames = load_frames(data, pictures, 64)
-    assert frames.shape == (8, 64, 64, 3) and (data / "frames-64.npy").exists()
+    assert frames.shape == (8, 64, 64, 3) and (data / "frames-64" / "frames.npy").exists()
     seen = llava.family.prepare(Image.fromarray(pictures[3].image())).pixel_values
     assert torch.allclose(normalised(frames[3:4], CPU), seen, atol=1e-5)
-    with pytest.raises(ValueError, match="expected 7 frames, one for each picture, got 8; delete it to make it anew"):
+    with pytest.raises(ValueError, match=r"manifest\.json: pictures: expected 7, got 8; delete .*frames-64 to make them anew"):
         load_frames(data, pictures[:7], 64)
+
+
+def test_frames_of_changed_pictures_are_refused(tmp_path):
+    folder = write_tiny_dataset(tmp_path / "set", count=2)
+    own = list(read_dataset(folder))
+    before = load_frames(folder, own, 16).copy()
+    shutil.copytree(folder, tmp_path / "copy")
+    copied = list(read_dataset(tmp_path / "copy"))
+    assert (load_frames(tmp_path / "copy", copied, 16) == before).all()
+    Image.fromarray(255 - own[1].image()).save(own[1].path)
+    with pytest.raises(ValueError, match=r"manifest\.json: files: expected .*; delete .*frames-16 to make them anew"):
+        load_frames(folder, own, 16)
+    shutil.rmtree(folder / "frames-16")
+    after = load_frames(folder, own, 16)
+    assert (after[0] == before[0]).all() and (after[1] != before[1]).any()
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +273,27 @@ def test_the_learning_rate_changes_the_result(tmp_path):
     assert not torch.equal(one["0.weight"], other["0.weight"])
 
 
+def test_a_run_goes_on_under_its_own_configuration_only(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(Stop):
+        run_loop(out, stop_at=3)
+    checkpoint = (out / "checkpoint.pt").read_bytes()
+    for changes, words in (
+        ({"steps": 7}, r"config\.json: loop\.steps: expected 7, got 6; give another folder, or delete .*checkpoint\.pt"),
+        ({"betas": (0.9, 0.98)}, r"loop\.betas: expected \[0\.9, 0\.98\], got \[0\.9, 0\.999\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run_loop(out, **changes)
+    assert (out / "checkpoint.pt").read_bytes() == checkpoint
+    (out / "config.json").rename(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"expected the run's config\.json beside it, got none"):
+        run_loop(out)
+    # Without a checkpoint there is nothing to go on with.
+    (out / "checkpoint.pt").unlink()
+    run_loop(out, steps=7)
+    assert json.loads((out / "config.json").read_text())["loop"]["steps"] == 7
+
+
 def test_bad_loops(tmp_path):
     with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
         LoopConfig(steps=0, learning_rate=1.0)
@@ -265,11 +302,12 @@ def test_bad_loops(tmp_path):
             nn.Linear(1, 1), lambda _: {"loss": torch.tensor(math.nan, requires_grad=True)}, out=tmp_path / "nan",
             config=LoopConfig(steps=1, learning_rate=1.0), settings=LmmSettings(tmp_path, tmp_path, tmp_path), device=CPU,
         )  # fmt: skip
-    run_loop(tmp_path / "other")
+    other = tmp_path / "other"
+    run_loop(other)
     with pytest.raises(ValueError, match="expected weights of this stage's model, got"):
         train(
-            nn.Linear(1, 1), lambda _: {}, out=tmp_path / "other", config=LoopConfig(steps=6, learning_rate=1.0),
-            settings=LmmSettings(tmp_path, tmp_path, tmp_path), device=CPU,
+            nn.Linear(1, 1), lambda _: {}, out=other, config=LoopConfig(6, 0.05, checkpoint_seconds=0.0, bf16=False),
+            settings=LmmSettings(other, other, other), device=CPU,
         )  # fmt: skip
 
 

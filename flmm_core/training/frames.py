@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from flmm_core.cache_manifest import require_manifest
+from flmm_core.fingerprints import files_fingerprint
 from flmm_core.image_geometry import long_side_geometry, place_in_frame
 from flmm_core.training.dataset import Picture, read_image
 
@@ -23,14 +25,20 @@ def load_frames(folder: Path, pictures: Sequence[Picture], frame: int) -> np.nda
     """Frames of all pictures of a data set.
 
     Args:
-        folder: the data set; the frames are kept there as ``frames-<frame>.npy``.
+        folder: the data set; the frames are kept there in the folder ``frames-<frame>``.
         pictures: of that data set, in order.
         frame: side of the square frame, pixels.
 
     Returns:
         ``[pictures, frame, frame, 3]`` uint8, memory-mapped.
+
+    Raises:
+        ValueError: the frames that are kept were made from other pictures.
     """
-    path = folder / f"frames-{frame}.npy"
+    cache = folder / f"frames-{frame}"
+    files = files_fingerprint(picture.path for picture in pictures)
+    require_manifest(cache, {"pictures": len(pictures), "files": files, "frame": frame})
+    path = cache / "frames.npy"
     if not path.exists():
         temporary = path.with_suffix(".tmp")
         shape = (len(pictures), frame, frame, 3)
@@ -41,12 +49,7 @@ def load_frames(folder: Path, pictures: Sequence[Picture], frame: int) -> np.nda
                 frames[index] = pixels
         frames.flush()
         temporary.rename(path)
-    frames = np.load(path, mmap_mode="r")
-    if len(frames) != len(pictures):
-        raise ValueError(
-            f"{path}: expected {len(pictures)} frames, one for each picture, got {len(frames)}; delete it to make it anew"
-        )
-    return frames
+    return np.load(path, mmap_mode="r")
 
 
 def normalised(frames: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from flmm_core.cache_manifest import require_equal, write_record
 from flmm_core.training.settings import LoopConfig
 
 Losses = dict[str, torch.Tensor]
@@ -44,9 +45,12 @@ def train(
         settings: the stage's own dataclass, kept in ``config.json``.
         device: where the module computes.
         every: a period in steps, and what to measure then; the figures are logged.
+
+    Raises:
+        ValueError: ``out`` holds a checkpoint of another configuration.
     """
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps({"loop": asdict(config), "settings": asdict(settings)}, indent=2, default=str))
+    _require_config(out, {"loop": asdict(config), "settings": asdict(settings)})
     parameters = [p for p in module.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim > 1]
     rest = [p for p in parameters if p.ndim <= 1]
@@ -88,6 +92,17 @@ def train(
             if last or time.monotonic() - saved > config.checkpoint_seconds:
                 _save(out / "checkpoint.pt", module, optimizer, scheduler, step + 1)
                 saved = time.monotonic()
+
+
+def _require_config(out: Path, config: dict[str, Any]) -> None:
+    """Keep the configuration of a new run; refuse to go on with a run of another one."""
+    path, checkpoint = out / "config.json", out / "checkpoint.pt"
+    if not checkpoint.exists():
+        write_record(path, config)
+    elif not path.exists():
+        raise ValueError(f"{checkpoint}: expected the run's config.json beside it, got none; delete {checkpoint} to start anew")
+    else:
+        require_equal(path, config, remedy=f"give another folder, or delete {checkpoint} to start anew")
 
 
 def _schedule(step: int, config: LoopConfig) -> float:

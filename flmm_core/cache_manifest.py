@@ -1,0 +1,75 @@
+"""Manifests of cached files: what they were made from, so that nothing stale is ever read.
+
+A cache is a folder with a ``manifest.json``. It knows nothing of what is cached.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST_FILE = "manifest.json"
+
+
+def require_manifest(folder: Path, made_from: Mapping[str, str | int | float]) -> None:
+    """Make a new folder for cached files, or make sure that those in it were made from the same.
+
+    Args:
+        folder: made if it does not exist.
+        made_from: all that the cached files depend on, for instance fingerprints, counts and seeds.
+
+    Raises:
+        ValueError: the folder holds files that were made from something else, or it is not known from what.
+    """
+    path = folder / MANIFEST_FILE
+    if path.exists():
+        require_equal(path, made_from, remedy=f"delete {folder} to make them anew")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ValueError(f"{folder}: expected {MANIFEST_FILE} beside cached files, got none; delete {folder} to make them anew")
+    write_record(path, made_from)
+
+
+def require_equal(path: Path, record: Mapping[str, Any], *, remedy: str) -> None:
+    """Make sure that a file of :func:`write_record` holds an equal record.
+
+    Args:
+        path: the file.
+        record: expected, of any nesting.
+        remedy: what to do otherwise, for the message.
+
+    Raises:
+        ValueError: names the first entry that differs.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}; {remedy}") from error
+    expected, got = dict(_entries(json.loads(_json(record)))), dict(_entries(found))
+    for name in (*expected, *got):
+        if name not in expected or name not in got or expected[name] != got[name]:
+            wanted, given = (json.dumps(own[name]) if name in own else "no such entry" for own in (expected, got))
+            raise ValueError(f"{path}: {name}: expected {wanted}, got {given}; {remedy}")
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, whole or not at all; what JSON does not know, as paths, is written as text."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(_json(record), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=2, default=str) + "\n"
+
+
+def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Entries of nested objects by dotted names."""
+    if isinstance(value, dict):
+        for key, own in value.items():
+            yield from _entries(own, f"{name}.{key}" if name else key)
+    else:
+        yield name, value

@@ -1,0 +1,41 @@
+"""Where to compute, and in which number format."""
+
+from __future__ import annotations
+
+import torch
+
+from flmm_core.config import GroundingConfig
+from flmm_core.errors import DeviceError
+
+
+def resolve_device(config: GroundingConfig) -> tuple[torch.device, torch.dtype]:
+    """Where to compute and in which number format the LMM runs.
+
+    Raises:
+        DeviceError: there is no such device; see :func:`check_device`.
+    """
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+    check_device(device)
+    if config.dtype == "auto":
+        return device, torch.bfloat16 if device.type == "cuda" else torch.float32
+    return device, getattr(torch, config.dtype)
+
+
+def check_device(device: torch.device) -> None:
+    """Refuse a device that this machine does not have, before anything is loaded for it.
+
+    Raises:
+        DeviceError: names the devices that there are.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device: expected auto, cpu, cuda or cuda:N, got {str(device)!r}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise DeviceError(f"device: expected one that this machine has ({there}), got {str(device)!r}")
