@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
     config = grounding_config(args)
 
+    from flmm_core.data.dataset import read_dataset
     from flmm_core.evaluation.report import report_of, table_rows, write_json
     from flmm_core.evaluation.tabletop import evaluate_pictures
-    from flmm_core.training.dataset import read_dataset
 
     data = args.data or rendered_scenes(args.count, args.seed, args.workers)
     began = time.monotonic()

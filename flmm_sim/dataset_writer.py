@@ -1,4 +1,4 @@
-"""Writes data sets of simulated scenes in the layout of :mod:`flmm_core.training.dataset`.
+"""Writes data sets of simulated scenes in the layout of :mod:`flmm_core.data.dataset`.
 
 Beyond that layout each COCO image carries its scene's ``seed``, ``intrinsics`` and ``camera_pose``, and each annotation the
 object's ``position`` in the table frame and its place in the view frame.
@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from flmm_core.training.dataset import Turn
+from flmm_core.data.dataset import Turn
 from flmm_sim.language import questions
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import KINDS, Scene

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from flmm_core.config import GroundingConfig
-from flmm_core.training.dataset import REFER, Span, Turn
+from flmm_core.data.dataset import REFER, Span, Turn
 from flmm_sim import wording
 from flmm_sim.scene import COLORS, KIND_COLORS, KINDS, Scene, SceneObject
 

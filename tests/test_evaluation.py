@@ -13,6 +13,7 @@ from tiny_models import save_model
 
 from flmm_core.checkpoints import LoadError
 from flmm_core.config import GroundingConfig
+from flmm_core.data.dataset import REFER, Span, Turn, read_dataset
 from flmm_core.evaluation import metrics
 from flmm_core.evaluation.attention_figure import CELL, draw_attention
 from flmm_core.evaluation.attention_maps import HeadRanking, attention_rows, peaks, rank_heads, telling_turns
@@ -21,7 +22,6 @@ from flmm_core.evaluation.metrics import Overlap, Retrieval, normalise_answer
 from flmm_core.evaluation.report import report_of, table_rows, write_json
 from flmm_core.evaluation.tabletop import PictureEvaluation, coarse_mask, evaluate_pictures, is_relational
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.training.dataset import REFER, Span, Turn, read_dataset
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, StageSeconds
 
 

@@ -14,10 +14,10 @@ from transformers import AutoModel
 
 from flmm_core import tabletop_tower
 from flmm_core.checkpoints import load_heads, load_lmm, load_sam
+from flmm_core.data.dataset import REFER, read_dataset, read_image
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.training import packed_turns
-from flmm_core.training.dataset import REFER, read_dataset, read_image
 from flmm_core.training.frames import load_frames, normalised
 from flmm_core.training.heads import HeadsSettings, train_heads
 from flmm_core.training.lmm import (

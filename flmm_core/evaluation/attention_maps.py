@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from flmm_core.data.dataset import REFER, Picture, Span, Turn
 from flmm_core.evaluation.matching import match_phrases
 from flmm_core.evaluation.metrics import Figure, Overlap, normalise_answer, share
 from flmm_core.evaluation.tabletop import coarse_mask
 from flmm_core.image_geometry import unpad
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.training.dataset import REFER, Picture, Span, Turn
 from flmm_core.types import CoarseMasks, GroundedAnswer
 
 

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from flmm_core.config import GroundingConfig
+from flmm_core.data.dataset import REFER, Picture, Turn
 from flmm_core.evaluation.matching import match_phrases, overlaps
 from flmm_core.evaluation.metrics import Overlap, Range, Retrieval, normalise_answer, phrase_retrieval, word_retrieval
 from flmm_core.keyword_spans import select_keywords
 from flmm_core.noun_chunks import noun_chunks
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.training.dataset import REFER, Picture, Turn
 from flmm_core.types import CoarseMasks, GroundedAnswer, StageSeconds
 
 

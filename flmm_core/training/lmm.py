@@ -26,10 +26,10 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from flmm_core.data.dataset import Turn, read_dataset
 from flmm_core.families.llava import LlavaFamily
 from flmm_core.tabletop_tower import TabletopTowerConfig
 from flmm_core.training import packed_turns
-from flmm_core.training.dataset import Turn, read_dataset
 from flmm_core.training.frames import MEAN, STD, load_frames, normalised, rebrightened
 from flmm_core.training.loop import LoopConfig, Losses, train
 from flmm_core.training.packed_turns import Packing
