@@ -113,7 +113,7 @@ def _draw(outcomes: list[Outcome], out: Path) -> None:
     """An overlay for each command, a contact sheet of all, and the figures as JSON."""
     from PIL import Image
 
-    from flmm_core.overlay import contact_sheet, draw_overlay
+    from flmm_core.drawing.overlay import contact_sheet, draw_overlay
 
     overlays = []
     for number, outcome in enumerate(outcomes, start=1):

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         from PIL import Image
 
-        from flmm_core.overlay import draw_overlay
+        from flmm_core.drawing.overlay import draw_overlay
 
         args.out.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw_overlay(picture, answer, command=command)).save(args.out)

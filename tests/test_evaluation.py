@@ -14,8 +14,8 @@ from tiny_models import save_model
 from flmm_core.checkpoints import LoadError
 from flmm_core.config import GroundingConfig
 from flmm_core.data.dataset import REFER, Span, Turn, read_dataset
+from flmm_core.drawing.attention_figure import CELL, draw_attention
 from flmm_core.evaluation import metrics
-from flmm_core.evaluation.attention_figure import CELL, draw_attention
 from flmm_core.evaluation.attention_maps import HeadRanking, attention_rows, peaks, rank_heads, telling_turns
 from flmm_core.evaluation.matching import match_phrases
 from flmm_core.evaluation.metrics import Overlap, Retrieval, normalise_answer

@@ -1,7 +1,7 @@
 """Where the frozen LMM looks while it says the name of a thing, head by head.
 
 This is the evidence that grounding comes from the LMM: no mask, box or coordinate ever reached it, yet single heads point at
-what it names. :mod:`flmm_core.evaluation.attention_figure` draws it.
+what it names. :mod:`flmm_core.drawing.attention_figure` draws it.
 """
 
 from __future__ import annotations
