@@ -14,7 +14,7 @@ from flmm_cli.node_options import add_node_options, node_arguments
 from flmm_cli.table import format_table, printable
 
 if TYPE_CHECKING:
-    from flmm_ros.demo import Outcome
+    from flmm_cli.demo_run import Outcome
 
 STAGES = {
     "waiting": "wait",
@@ -50,20 +50,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo."""
-    from flmm_ros import demo
+    from flmm_cli import demo_run
 
     for name in ("count", "scenes"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(args, name)}")
-    os.environ.update(demo.demo_environment())
+    os.environ.update(demo_run.demo_environment())
     if args.out.exists():
         shutil.rmtree(args.out)
     args.out.mkdir(parents=True)
     print(f"rendering {args.scenes} scenes ...", flush=True)
-    asks = demo.plan(args.count, args.scenes, args.seed)
+    asks = demo_run.plan(args.count, args.scenes, args.seed)
     print(f"starting the camera and the grounding node (logs in {args.out}) ...", flush=True)
     began = time.monotonic()
-    outcomes = demo.run_demo(
+    outcomes = demo_run.run_demo(
         asks,
         args.out,
         node_arguments(args),
