@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flmm_cli.model_options import add_model_options, grounding_config, model_names
+from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline, model_names
 from flmm_cli.table import printable
 
 if TYPE_CHECKING:
@@ -38,10 +38,9 @@ def run(args: argparse.Namespace) -> int:
     config = grounding_config(args)
 
     from flmm_core.data.dataset import read_image
-    from flmm_core.pipeline import GroundingPipeline
 
     picture = read_image(args.image)
-    pipeline = GroundingPipeline.from_config(config)
+    pipeline = load_pipeline(config)
     pipeline.set_image(picture)
     answer = pipeline.refer(args.text) if args.refer else pipeline.chat(args.text[0])
     command = "; ".join(args.text)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from flmm_core.config import GroundingConfig, Tunable, tunables
+
+if TYPE_CHECKING:
+    from flmm_core.pipeline import GroundingPipeline
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +30,14 @@ def grounding_config(args: argparse.Namespace) -> GroundingConfig:
         ValueError: a value is out of range.
     """
     return GroundingConfig(**{tunable.name: getattr(args, tunable.name) for tunable in tunables()})
+
+
+def load_pipeline(config: GroundingConfig) -> GroundingPipeline:
+    """The pipeline that a configuration asks for, of the shipped model or any other; imports PyTorch."""
+    import flmm_tabletop  # noqa: F401  makes the shipped model known
+    from flmm_core.pipeline import GroundingPipeline
+
+    return GroundingPipeline.from_config(config)
 
 
 def model_names(config: GroundingConfig) -> dict[str, str]:

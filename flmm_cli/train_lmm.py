@@ -31,6 +31,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
-    from flmm_core.training.lmm import LmmSettings, train_lmm
+    from flmm_tabletop.training.lmm import LmmSettings, train_lmm
 
     return run_stage(args, STAGE, LmmSettings, train_lmm)

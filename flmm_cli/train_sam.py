@@ -30,6 +30,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
-    from flmm_core.training.sam import SamSettings, train_sam
+    from flmm_tabletop.training.sam import SamSettings, train_sam
 
     return run_stage(args, STAGE, SamSettings, train_sam)

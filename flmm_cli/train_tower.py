@@ -29,6 +29,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
-    from flmm_core.training.tower import TowerSettings, train_tower
+    from flmm_tabletop.training.tower import TowerSettings, train_tower
 
     return run_stage(args, STAGE, TowerSettings, train_tower)

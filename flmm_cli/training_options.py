@@ -75,6 +75,7 @@ def run_stage(
         settings: the stage's dataclass.
         train: the stage's function.
     """
+    import flmm_tabletop  # noqa: F401  makes its vision tower and its SAM known
     from flmm_core.pipeline import resolve_device
     from flmm_core.training.loop import LoopConfig
 

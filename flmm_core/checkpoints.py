@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,12 +25,10 @@ from flmm_core.frozen_lmm import FrozenLmm, LmmShape
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig
 from flmm_core.sam_refiner import SamRefiner
-from flmm_core.sam_tiny import TinySamConfig, build_tiny_sam
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 HEADS_FORMAT = "flmm-heads"
-TINY_SAM_FORMAT = "flmm-tiny-sam"
 FORMAT_VERSION = 1
 
 _FROM_SAM = ("sam.model.prompt_encoder.pe_layer.",)
@@ -46,6 +44,9 @@ _PUBLISHED = {
     144: "MGM-2B",
 }
 """Which published LMMs have so many attention channels."""
+
+_SAM_FORMATS: dict[str, Callable[..., Sam]] = {}
+"""Builders of the SAMs that folders may hold, by format; see :func:`register_sam_format`."""
 
 
 class LoadError(ValueError):
@@ -108,15 +109,18 @@ def load_sam(source: str | Path) -> Sam:
     """Load a SAM, in evaluation mode.
 
     Args:
-        source: a folder written by :func:`save_tiny_sam`, or a ``.pth`` file of ``segment_anything`` (ViT-B, -L, -H or
-            any other size: sizes are read from the weights).
+        source: a folder written by :func:`save_sam` in a registered format, or a ``.pth`` file of ``segment_anything``
+            (ViT-B, -L, -H or any other size: sizes are read from the weights).
+
+    Raises:
+        LoadError: the file is damaged, of another kind, or of a format that is not registered.
     """
     path = Path(source).expanduser()
     _require(path, "SAM")
     with _explained("SAM", path):
         if path.is_dir():
-            fields = _read_config(path, TINY_SAM_FORMAT, "SAM")
-            sam, state = build_tiny_sam(TinySamConfig(**fields)), _read_safetensors(path / WEIGHTS_FILE, "SAM")
+            kind, fields = _read_config(path, _SAM_FORMATS, "SAM")
+            sam, state = _SAM_FORMATS[kind](**fields), _read_safetensors(path / WEIGHTS_FILE, "SAM")
         else:
             state = _read_pth(path, "SAM")
             if "image_encoder.pos_embed" not in state:
@@ -126,9 +130,27 @@ def load_sam(source: str | Path) -> Sam:
     return sam.eval()
 
 
-def save_tiny_sam(sam: Sam, config: TinySamConfig, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write a SAM of :func:`build_tiny_sam` for :func:`load_sam`."""
-    _write(Path(folder), TINY_SAM_FORMAT, asdict(config), sam.state_dict(), dtype)
+def register_sam_format(kind: str, build: Callable[..., Sam]) -> None:
+    """Let :func:`load_sam` read SAMs that are not those of ``segment_anything``.
+
+    Args:
+        kind: ``format`` in ``config.json`` of the folder.
+        build: makes the SAM with weights that do not matter; its keyword arguments are the other fields of ``config.json``.
+    """
+    _SAM_FORMATS[kind] = build
+
+
+def save_sam(sam: Sam, folder: str | Path, *, kind: str, fields: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:
+    """Write a SAM of a registered format for :func:`load_sam`.
+
+    Args:
+        sam: what the format's builder makes of ``fields``.
+        folder: made if need be.
+        kind: the format.
+        fields: what ``config.json`` holds beside format and version.
+        dtype: of the weights on disk.
+    """
+    _write(Path(folder), kind, fields, sam.state_dict(), dtype)
 
 
 def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHeads:
@@ -146,7 +168,7 @@ def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHea
     _require(path, "heads")
     with _explained("heads", path):
         if path.is_dir():
-            fields = _read_config(path, HEADS_FORMAT, "heads")
+            _, fields = _read_config(path, (HEADS_FORMAT,), "heads")
             config = HeadsConfig(
                 unet=UNetConfig(**fields["unet"]),
                 layers=fields["layers"],
@@ -237,18 +259,20 @@ def _read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
         return load_file(path)
 
 
-def _read_config(folder: Path, kind: str, what: str) -> dict[str, Any]:
+def _read_config(folder: Path, kinds: Collection[str], what: str) -> tuple[str, dict[str, Any]]:
+    """Format and other fields of a folder's ``config.json``."""
     path = folder / CONFIG_FILE
     _require(path, what)
     with _explained(what, path):
         fields = json.loads(path.read_text(encoding="utf-8"))
-        found = (fields.pop("format", None), fields.pop("version", None))
-    if found != (kind, FORMAT_VERSION):
-        raise LoadError(f"{what} {path}: expected format {kind} version {FORMAT_VERSION}, got {found[0]} version {found[1]}")
-    return fields
+        kind, version = fields.pop("format", None), fields.pop("version", None)
+    if kind not in kinds or version != FORMAT_VERSION:
+        known = " or ".join(sorted(kinds)) or "(none is registered)"
+        raise LoadError(f"{what} {path}: expected format {known} version {FORMAT_VERSION}, got {kind} version {version}")
+    return kind, fields
 
 
-def _write(folder: Path, kind: str, config: dict[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def _write(folder: Path, kind: str, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     fields = {"format": kind, "version": FORMAT_VERSION, **config}
     (folder / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -53,6 +53,7 @@ class Pipeline(Protocol):
 
 def load_pipeline(config: GroundingConfig) -> Pipeline:
     """The real pipeline; imports PyTorch, which takes seconds."""
+    import flmm_tabletop  # noqa: F401  makes the shipped model known
     from flmm_core.pipeline import GroundingPipeline
 
     return GroundingPipeline.from_config(config)

@@ -8,8 +8,20 @@ from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from tiny_models import SAM_CONFIG, save_llava, tiny_heads, tiny_sam
 
-from flmm_core.checkpoints import HeadsOrigin, LoadError, lmm_shape, load_heads, load_lmm, load_sam, save_heads, save_tiny_sam
+from flmm_core import checkpoints
+from flmm_core.checkpoints import (
+    HeadsOrigin,
+    LoadError,
+    lmm_shape,
+    load_heads,
+    load_lmm,
+    load_sam,
+    register_sam_format,
+    save_heads,
+    save_sam,
+)
 from flmm_core.frozen_lmm import LmmShape
+from flmm_tabletop.sam_tiny import save_tiny_sam
 
 SHAPE = LmmShape(layers=3, heads=4, hidden_size=32)
 
@@ -195,6 +207,20 @@ def test_configs_of_another_kind(tmp_path, sam_folder):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(LoadError, match="cannot be loaded"):
         load_sam(tmp_path)
+
+
+def test_sam_formats_are_registered_from_outside(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_SAM_FORMATS", {})
+    save_sam(tiny_sam(), tmp_path, kind="plain", fields={"seed": 5})
+    with pytest.raises(LoadError, match=r"expected format \(none is registered\) version 1, got plain version 1"):
+        load_sam(tmp_path)
+    register_sam_format("plain", tiny_sam)
+    assert same(tiny_sam().half().float().state_dict(), load_sam(tmp_path).state_dict())
+    register_sam_format("other", tiny_sam)
+    save_sam(tiny_sam(), tmp_path, kind="unknown", fields={})
+    with pytest.raises(LoadError, match="expected format other or plain version 1, got unknown version 1") as error:
+        load_sam(tmp_path)
+    one_line(error)
 
 
 def test_broken_lmms(tmp_path):

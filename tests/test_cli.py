@@ -82,7 +82,8 @@ def test_options_become_the_configuration():
 @pytest.mark.parametrize("name", STAGES)
 def test_defaults_of_a_stage_are_those_of_its_settings(capsys, name):
     stage = importlib.import_module(f"flmm_cli.train_{name}").STAGE
-    settings = getattr(importlib.import_module(f"flmm_core.training.{name}"), f"{name.capitalize()}Settings")
+    package = "flmm_core" if name == "heads" else "flmm_tabletop"
+    settings = getattr(importlib.import_module(f"{package}.training.{name}"), f"{name.capitalize()}Settings")
     fields = {field.name: field for field in dataclasses.fields(settings)}
     for option in stage.options:
         default = fields[option.name].default

@@ -19,7 +19,7 @@ from flmm_core.config import tunables
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "MODEL_CARD.md", "CONTRIBUTING.md", "CHANGELOG.md")
-PACKAGES = ("flmm_core", "flmm_ros", "flmm_sim", "flmm_cli")
+PACKAGES = ("flmm_core", "flmm_tabletop", "flmm_ros", "flmm_sim", "flmm_cli")
 REPORT = ROOT / "docs" / "eval_tabletop.json"
 """Written by ``flmm eval tabletop --out``; the figures in the documents are its figures."""
 

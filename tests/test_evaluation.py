@@ -11,6 +11,7 @@ import torch
 from tiny_dataset import write_tiny_dataset
 from tiny_models import save_model
 
+from flmm_cli.model_options import load_pipeline
 from flmm_core.checkpoints import LoadError
 from flmm_core.config import GroundingConfig
 from flmm_core.data.dataset import REFER, Span, Turn, read_dataset
@@ -244,7 +245,7 @@ def test_tiny_models_in_one_and_in_two_processes(pictures, config):
     report = report_of(here)
     assert report.selector is not None and report.selector.words.count == report.chunks.words.count > 0
     assert 0 <= report.refer_masks["all"].coarse_ciou.value <= 1
-    assert timeless(evaluate_pictures(pictures[:2], config, per_kind=1, workers=2)) == timeless(here)
+    assert timeless(evaluate_pictures(pictures[:2], config, per_kind=1, workers=2, load=load_pipeline)) == timeless(here)
 
 
 def test_refusals(pictures, config):
