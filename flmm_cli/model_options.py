@@ -42,7 +42,7 @@ def load_pipeline(config: GroundingConfig) -> GroundingPipeline:
 
 def model_names(config: GroundingConfig) -> dict[str, str]:
     """Which LMM, heads and SAM a configuration names, for people to read."""
-    return {part: getattr(config, part) or "shipped" for part in ("lmm", "heads", "sam")}
+    return {part: getattr(config, part) for part in ("lmm", "heads", "sam")}
 
 
 def _help(tunable: Tunable) -> str:
@@ -51,5 +51,5 @@ def _help(tunable: Tunable) -> str:
         allowed = f"; one of {', '.join(tunable.choices)}"
     elif tunable.minimum is not None and tunable.maximum is not None:
         allowed = f"; {tunable.minimum:g} to {tunable.maximum:g}"
-    default = f" (default: {tunable.default if tunable.default != '' else 'empty'}{allowed})"
+    default = f" (default: {tunable.default}{allowed})"
     return tunable.description.replace("%", "%%") + default

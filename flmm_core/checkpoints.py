@@ -45,6 +45,9 @@ _PUBLISHED = {
 }
 """Which published LMMs have so many attention channels."""
 
+_MODELS: dict[str, Path] = {}
+"""Folders of models that have a name; see :func:`register_model`."""
+
 _SAM_FORMATS: dict[str, Callable[..., Sam]] = {}
 """Builders of the SAMs that folders may hold, by format; see :func:`register_sam_format`."""
 
@@ -81,8 +84,40 @@ def _require(path: Path, what: str) -> None:
         raise LoadError(f"{what} {path}: expected an existing file or folder, got nothing there")
 
 
+def register_model(name: str, folder: Path) -> None:
+    """Give a model a name by which its parts can be loaded.
+
+    Args:
+        name: stands for the parts wherever one is asked for; a folder of the same name is reached as ``./name``.
+        folder: holds the folders ``lmm``, ``heads`` and ``sam``.
+    """
+    _MODELS[name] = folder
+
+
+def _located(part: str, source: str | Path) -> str:
+    """The folder, file or Hugging Face name that ``source`` means.
+
+    Args:
+        part: ``lmm``, ``heads`` or ``sam``.
+        source: what the user gave: one of these, or the name of a registered model.
+
+    Raises:
+        LoadError: ``source`` is a bare word that no model is registered under and no file or folder has.
+    """
+    name = str(source)
+    if name in _MODELS:
+        return str(_MODELS[name] / part)
+    path = Path(name).expanduser()
+    if not name or (path.name == name and not path.exists()):
+        known = ", ".join(sorted(_MODELS)) or "none"
+        other = "Hugging Face name (owner/name)" if part == "lmm" else "file"
+        raise LoadError(f"{part}: expected a folder, a {other} or a registered model (known: {known}), got {name!r}")
+    return str(path) if path.exists() else name
+
+
 def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> FrozenLmm:
-    """Load an LMM from a folder or a Hugging Face name; see :meth:`FrozenLmm.from_pretrained`."""
+    """Load an LMM from a folder, a Hugging Face name or a registered model; see :meth:`FrozenLmm.from_pretrained`."""
+    source = _located("lmm", source)
     _check_lmm_source(source)
     with _explained("LMM", source):
         return FrozenLmm.from_pretrained(source, device=device, dtype=dtype, **options)
@@ -90,15 +125,16 @@ def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **
 
 def lmm_shape(source: str | Path) -> LmmShape:
     """Numbers of an LMM from its config alone, so that unfit heads are refused before gigabytes are read."""
+    source = _located("lmm", source)
     _check_lmm_source(source)
     with _explained("LMM", source):
         return LmmShape.from_pretrained(source)
 
 
-def _check_lmm_source(source: str | Path) -> None:
+def _check_lmm_source(source: str) -> None:
     """A path must exist; ``owner/name`` may be on the Hub."""
-    path = Path(source).expanduser()
-    looks_like_name = str(source).count("/") == 1 and not str(source).startswith((".", "~", "/"))
+    path = Path(source)
+    looks_like_name = source.count("/") == 1 and not source.startswith((".", "~", "/"))
     if not path.exists() and not looks_like_name:
         raise LoadError(f"LMM {source}: expected an existing folder or a Hugging Face name (owner/name), got nothing there")
     if path.is_dir() and not (path / CONFIG_FILE).is_file():
@@ -109,13 +145,13 @@ def load_sam(source: str | Path) -> Sam:
     """Load a SAM, in evaluation mode.
 
     Args:
-        source: a folder written by :func:`save_sam` in a registered format, or a ``.pth`` file of ``segment_anything``
-            (ViT-B, -L, -H or any other size: sizes are read from the weights).
+        source: a folder written by :func:`save_sam` in a registered format, a ``.pth`` file of ``segment_anything``
+            (ViT-B, -L, -H or any other size: sizes are read from the weights), or a registered model.
 
     Raises:
         LoadError: the file is damaged, of another kind, or of a format that is not registered.
     """
-    path = Path(source).expanduser()
+    path = Path(_located("sam", source))
     _require(path, "SAM")
     with _explained("SAM", path):
         if path.is_dir():
@@ -157,14 +193,14 @@ def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHea
     """Load grounding heads, in evaluation mode and float32.
 
     Args:
-        source: a folder written by :func:`save_heads`, or a published ``.pth`` file.
+        source: a folder written by :func:`save_heads`, a published ``.pth`` file, or a registered model.
         shape: of the LMM that the heads are to run on.
         sam: loaded SAM; its prompt encoder and mask decoder are overwritten by the heads'.
 
     Raises:
         LoadError: if the heads belong to another LMM or SAM, or the file is damaged.
     """
-    path = Path(source).expanduser()
+    path = Path(_located("heads", source))
     _require(path, "heads")
     with _explained("heads", path):
         if path.is_dir():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from tiny_models import SAM_CONFIG, save_llava, tiny_heads, tiny_sam
+from tiny_models import SAM_CONFIG, save_llava, save_model, tiny_heads, tiny_sam
 
 from flmm_core import checkpoints
 from flmm_core.checkpoints import (
@@ -16,6 +16,7 @@ from flmm_core.checkpoints import (
     load_heads,
     load_lmm,
     load_sam,
+    register_model,
     register_sam_format,
     save_heads,
     save_sam,
@@ -207,6 +208,29 @@ def test_configs_of_another_kind(tmp_path, sam_folder):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(LoadError, match="cannot be loaded"):
         load_sam(tmp_path)
+
+
+def test_models_are_registered_from_outside(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_MODELS", {})
+    parts = save_model(tmp_path / "model")
+    loads = {
+        "lmm": lmm_shape,
+        "heads": lambda source: load_heads(source, shape=SHAPE, sam=tiny_sam()).state_dict(),
+        "sam": lambda source: load_sam(source).state_dict(),
+    }
+    for part, load in loads.items():
+        other = r"Hugging Face name \(owner/name\)" if part == "lmm" else "file"
+        expected = rf"{part}: expected a folder, a {other} or a registered model \(known: none\), got 'mine'"
+        with pytest.raises(LoadError, match=expected) as error:
+            load("mine")
+        one_line(error)
+        with pytest.raises(LoadError, match="got ''"):
+            load("")
+    register_model("mine", tmp_path / "model")
+    assert loads["lmm"]("mine") == loads["lmm"](parts["lmm"])
+    assert all(same(loads[part](parts[part]), loads[part]("mine")) for part in ("heads", "sam"))
+    with pytest.raises(LoadError, match="known: mine"):
+        load_sam("yours")
 
 
 def test_sam_formats_are_registered_from_outside(tmp_path, monkeypatch):
