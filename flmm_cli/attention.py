@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from flmm_cli.held_out import rendered_scenes
-from flmm_cli.model_options import add_model_options, grounding_config, model_names
+from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline, model_names
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,13 +45,12 @@ def run(args: argparse.Namespace) -> int:
 
     from PIL import Image
 
-    from flmm_core.evaluation.attention_figure import draw_attention
+    from flmm_core.data.dataset import read_dataset, read_image
+    from flmm_core.drawing.attention_figure import draw_attention
     from flmm_core.evaluation.attention_maps import AttentionRow, attention_rows, rank_heads, telling_turns
-    from flmm_core.pipeline import GroundingPipeline
-    from flmm_core.training.dataset import read_dataset, read_image
 
     first = args.rank if args.first is None else args.first
-    pipeline = GroundingPipeline.from_config(config)
+    pipeline = load_pipeline(config)
     data = args.data or rendered_scenes(first + 3 * args.rows, args.seed, 1)
     pictures = list(read_dataset(data))
     ranking = rank_heads(pipeline, list(islice(pictures, args.rank)))

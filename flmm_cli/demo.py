@@ -16,7 +16,7 @@ from flmm_cli.node_options import add_node_options, node_arguments
 from flmm_cli.table import format_table, printable
 
 if TYPE_CHECKING:
-    from flmm_ros.demo import Outcome
+    from flmm_cli.demo_run import Outcome
 
 STAGES = {
     "waiting": "wait",
@@ -61,19 +61,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo."""
-    from flmm_ros import demo
+    from flmm_cli import demo_run
 
     for name in ("count", "scenes"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(args, name)}")
-    os.environ.update(demo.demo_environment())
+    os.environ.update(demo_run.demo_environment())
     args.out.mkdir(parents=True, exist_ok=True)
-    remove_earlier(args.out, demo.KINDS)
+    remove_earlier(args.out, demo_run.KINDS)
     print(f"rendering {args.scenes} scenes ...", flush=True)
-    asks = demo.plan(args.count, args.scenes, args.seed)
+    asks = demo_run.plan(args.count, args.scenes, args.seed)
     print(f"starting the camera and the grounding node (logs in {args.out}) ...", flush=True)
     began = time.monotonic()
-    outcomes = demo.run_demo(
+    outcomes = demo_run.run_demo(
         asks,
         args.out,
         node_arguments(args),
@@ -137,7 +137,7 @@ def _draw(outcomes: list[Outcome], out: Path) -> None:
     """An overlay for each command, a contact sheet of all, and the figures as JSON."""
     from PIL import Image
 
-    from flmm_core.overlay import contact_sheet, draw_overlay
+    from flmm_core.drawing.overlay import contact_sheet, draw_overlay
 
     overlays = []
     for number, outcome in enumerate(outcomes, start=1):

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from flmm_cli.held_out import rendered_scenes
-from flmm_cli.model_options import add_model_options, grounding_config, model_names
+from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline, model_names
 from flmm_cli.table import format_table
 
 QUICK_PICTURES = 40
@@ -50,14 +50,14 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
     config = grounding_config(args)
 
+    from flmm_core.data.dataset import read_dataset
     from flmm_core.evaluation.report import report_of, table_rows, write_json
     from flmm_core.evaluation.tabletop import evaluate_pictures
-    from flmm_core.training.dataset import read_dataset
 
     data = args.data or rendered_scenes(args.count, args.seed, args.workers)
     began = time.monotonic()
     pictures = list(islice(read_dataset(data), args.limit))
-    report = report_of(evaluate_pictures(pictures, config, per_kind=args.per_kind, workers=args.workers))
+    report = report_of(evaluate_pictures(pictures, config, per_kind=args.per_kind, workers=args.workers, load=load_pipeline))
     seconds = time.monotonic() - began
     print(format_table(("figure", "value", "95 % interval", "cases"), table_rows(report), width=120))
     stages = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.0f}" for name, value in vars(report.chat_seconds).items())

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flmm_cli.model_options import add_model_options, grounding_config, model_names
+from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline, model_names
 from flmm_cli.table import printable
 
 if TYPE_CHECKING:
@@ -37,11 +37,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"text: expected one question in quotes, got {len(args.text)} arguments")
     config = grounding_config(args)
 
-    from flmm_core.pipeline import GroundingPipeline
-    from flmm_core.training.dataset import read_image
+    from flmm_core.data.dataset import read_image
 
     picture = read_image(args.image)
-    pipeline = GroundingPipeline.from_config(config)
+    pipeline = load_pipeline(config)
     pipeline.set_image(picture)
     answer = pipeline.refer(args.text) if args.refer else pipeline.chat(args.text[0])
     command = "; ".join(args.text)
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         from PIL import Image
 
-        from flmm_core.overlay import draw_overlay
+        from flmm_core.drawing.overlay import draw_overlay
 
         args.out.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw_overlay(picture, answer, command=command)).save(args.out)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from flmm_core.config import GroundingConfig, Tunable, tunables
+
+if TYPE_CHECKING:
+    from flmm_core.pipeline import GroundingPipeline
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +32,17 @@ def grounding_config(args: argparse.Namespace) -> GroundingConfig:
     return GroundingConfig(**{tunable.name: getattr(args, tunable.name) for tunable in tunables()})
 
 
+def load_pipeline(config: GroundingConfig) -> GroundingPipeline:
+    """The pipeline that a configuration asks for, of the shipped model or any other; imports PyTorch."""
+    import flmm_tabletop  # noqa: F401  makes the shipped model known
+    from flmm_core.pipeline import GroundingPipeline
+
+    return GroundingPipeline.from_config(config)
+
+
 def model_names(config: GroundingConfig) -> dict[str, str]:
     """Which LMM, heads and SAM a configuration names, for people to read."""
-    return {part: getattr(config, part) or "shipped" for part in ("lmm", "heads", "sam")}
+    return {part: getattr(config, part) for part in ("lmm", "heads", "sam")}
 
 
 def _help(tunable: Tunable) -> str:
@@ -39,5 +51,5 @@ def _help(tunable: Tunable) -> str:
         allowed = f"; one of {', '.join(tunable.choices)}"
     elif tunable.minimum is not None and tunable.maximum is not None:
         allowed = f"; {tunable.minimum:g} to {tunable.maximum:g}"
-    default = f" (default: {tunable.default if tunable.default != '' else 'empty'}{allowed})"
+    default = f" (default: {tunable.default}{allowed})"
     return tunable.description.replace("%", "%%") + default

@@ -8,9 +8,9 @@ import argparse
 def add_node_options(parser: argparse.ArgumentParser) -> None:
     """Options that choose the model."""
     group = parser.add_argument_group("model")
-    group.add_argument("--lmm", default="", help="LMM folder or name; default: the shipped model")
-    group.add_argument("--heads", default="", help="grounding heads folder or file; default: the shipped ones")
-    group.add_argument("--sam", default="", help="SAM folder or file; default: the shipped one")
+    group.add_argument("--lmm", default="", help="LMM folder or name; default: the node's")
+    group.add_argument("--heads", default="", help="grounding heads folder, file or name; default: the node's")
+    group.add_argument("--sam", default="", help="SAM folder, file or name; default: the node's")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     group.add_argument("--params-file", default="", help="YAML file with parameters of the node")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flmm_core.config import GroundingConfig
-from flmm_core.training.settings import HeadsSettings, LmmSettings, LoopConfig, SamSettings, StageSettings, TowerSettings
+from flmm_core.training.settings import HeadsSettings, LoopConfig, StageSettings
+from flmm_tabletop.training.settings import LmmSettings, SamSettings, TowerSettings
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,15 @@ def _trainer(name: str) -> Callable[..., None]:
     """The function of a stage: imported when it is needed, as it brings PyTorch."""
     match name:
         case "tower":
-            from flmm_core.training.tower import train_tower
+            from flmm_tabletop.training.tower import train_tower
 
             return train_tower
         case "lmm":
-            from flmm_core.training.lmm import train_lmm
+            from flmm_tabletop.training.lmm import train_lmm
 
             return train_lmm
         case "sam":
-            from flmm_core.training.sam import train_sam
+            from flmm_tabletop.training.sam import train_sam
 
             return train_sam
         case "heads":

@@ -6,7 +6,7 @@ Every failure is a :class:`~flmm_core.errors.LoadError` of one line that names t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,10 @@ from flmm_core.frozen_lmm import FrozenLmm, LmmShape
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig
 from flmm_core.sam_refiner import SamRefiner
-from flmm_core.sam_tiny import TinySamConfig, build_tiny_sam
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 HEADS_FORMAT = "flmm-heads"
-TINY_SAM_FORMAT = "flmm-tiny-sam"
 FORMAT_VERSION = 1
 
 _FROM_SAM = ("sam.model.prompt_encoder.pe_layer.",)
@@ -46,6 +44,12 @@ _PUBLISHED = {
 }
 """Which published LMMs have so many attention channels."""
 
+_MODELS: dict[str, Path] = {}
+"""Folders of models that have a name; see :func:`register_model`."""
+
+_SAM_FORMATS: dict[str, Callable[..., Sam]] = {}
+"""Builders of the SAMs that folders may hold, by format; see :func:`register_sam_format`."""
+
 
 @dataclass(frozen=True)
 class HeadsOrigin:
@@ -60,6 +64,7 @@ class HeadsOrigin:
     @classmethod
     def of(cls, *, lmm: str | Path, sam: str | Path) -> HeadsOrigin:
         """From the sources of both, as for :func:`load_lmm` and :func:`load_sam`."""
+        lmm, sam = _located("lmm", lmm), _located("sam", sam)
         return cls(
             lmm=Path(lmm).name, sam=Path(sam).name, lmm_fingerprint=lmm_fingerprint(lmm), sam_fingerprint=sam_fingerprint(sam)
         )
@@ -70,8 +75,42 @@ def _require(path: Path, what: str) -> None:
         raise LoadError(f"{what} {path}: expected an existing file or folder, got nothing there")
 
 
+def register_model(name: str, folder: Path) -> None:
+    """Give a model a name by which its parts can be loaded.
+
+    Args:
+        name: stands for the parts wherever one is asked for; a folder of the same name is reached as ``./name``.
+        folder: holds the folders ``lmm``, ``heads`` and ``sam``.
+    """
+    _MODELS[name] = folder
+
+
+def _located(part: str, source: str | Path) -> str:
+    """The folder, file or Hugging Face name that ``source`` means.
+
+    Args:
+        part: ``lmm``, ``heads`` or ``sam``.
+        source: what the user gave: one of these, or the name of a registered model.
+
+    Raises:
+        LoadError: ``source`` is a bare word that no model is registered under and no file or folder has.
+    """
+    name = str(source)
+    if name in _MODELS:
+        return str(_MODELS[name] / part)
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:
+        raise LoadError(f"{part} {name}: expected the home directory of a user, got none of that name") from error
+    if not name or (path.name == name and not path.exists()):
+        known = ", ".join(sorted(_MODELS)) or "none"
+        other = "Hugging Face name (owner/name)" if part == "lmm" else "file"
+        raise LoadError(f"{part}: expected a folder, a {other} or a registered model (known: {known}), got {name!r}")
+    return str(path) if path.exists() else name
+
+
 def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> FrozenLmm:
-    """Load an LMM from a folder or a Hugging Face name; see :meth:`FrozenLmm.from_pretrained`.
+    """Load an LMM from a folder, a Hugging Face name or a registered model; see :meth:`FrozenLmm.from_pretrained`.
 
     Raises:
         LoadError: of the type that the cause has.
@@ -92,8 +131,9 @@ def lmm_shape(source: str | Path) -> LmmShape:
 
 def _lmm_source(source: str | Path) -> str:
     """The folder, or a name ``owner/name`` that may be on the Hub."""
-    path = _path(source, "LMM")
-    looks_like_name = str(source).count("/") == 1 and not str(source).startswith((".", "~", "/"))
+    source = _located("lmm", source)
+    path = Path(source)
+    looks_like_name = source.count("/") == 1 and not source.startswith((".", "~", "/"))
     if not path.exists() and not looks_like_name:
         raise LoadError(f"LMM {source}: expected an existing folder or a Hugging Face name (owner/name), got nothing there")
     if path.is_dir() and not (path / CONFIG_FILE).is_file():
@@ -101,27 +141,22 @@ def _lmm_source(source: str | Path) -> str:
     return str(path)
 
 
-def _path(source: str | Path, what: str) -> Path:
-    """``source`` with ``~`` and ``~user`` as home directories."""
-    try:
-        return Path(source).expanduser()
-    except RuntimeError as error:
-        raise LoadError(f"{what} {source}: expected the home directory of a user, got none of that name") from error
-
-
 def load_sam(source: str | Path) -> Sam:
     """Load a SAM, in evaluation mode.
 
     Args:
-        source: a folder written by :func:`save_tiny_sam`, or a ``.pth`` file of ``segment_anything`` (ViT-B, -L, -H or
-            any other size: sizes are read from the weights).
+        source: a folder written by :func:`save_sam` in a registered format, a ``.pth`` file of ``segment_anything``
+            (ViT-B, -L, -H or any other size: sizes are read from the weights), or a registered model.
+
+    Raises:
+        LoadError: the file is damaged, of another kind, or of a format that is not registered.
     """
-    path = _path(source, "SAM")
+    path = Path(_located("sam", source))
     _require(path, "SAM")
     with explained("SAM", path):
         if path.is_dir():
-            fields = _read_config(path, TINY_SAM_FORMAT, "SAM")
-            sam, state = build_tiny_sam(TinySamConfig(**fields)), _read_safetensors(path / WEIGHTS_FILE, "SAM")
+            kind, fields = _read_config(path, _SAM_FORMATS, "SAM")
+            sam, state = _SAM_FORMATS[kind](**fields), _read_safetensors(path / WEIGHTS_FILE, "SAM")
         else:
             state = _read_pth(path, "SAM")
             if "image_encoder.pos_embed" not in state:
@@ -131,27 +166,45 @@ def load_sam(source: str | Path) -> Sam:
     return sam.eval()
 
 
-def save_tiny_sam(sam: Sam, config: TinySamConfig, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write a SAM of :func:`build_tiny_sam` for :func:`load_sam`."""
-    _write(Path(folder), TINY_SAM_FORMAT, asdict(config), sam.state_dict(), dtype)
+def register_sam_format(kind: str, build: Callable[..., Sam]) -> None:
+    """Let :func:`load_sam` read SAMs that are not those of ``segment_anything``.
+
+    Args:
+        kind: ``format`` in ``config.json`` of the folder.
+        build: makes the SAM with weights that do not matter; its keyword arguments are the other fields of ``config.json``.
+    """
+    _SAM_FORMATS[kind] = build
+
+
+def save_sam(sam: Sam, folder: str | Path, *, kind: str, fields: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:
+    """Write a SAM of a registered format for :func:`load_sam`.
+
+    Args:
+        sam: what the format's builder makes of ``fields``.
+        folder: made if need be.
+        kind: the format.
+        fields: what ``config.json`` holds beside format and version.
+        dtype: of the weights on disk.
+    """
+    _write(Path(folder), kind, fields, sam.state_dict(), dtype)
 
 
 def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHeads:
     """Load grounding heads, in evaluation mode and float32.
 
     Args:
-        source: a folder written by :func:`save_heads`, or a published ``.pth`` file.
+        source: a folder written by :func:`save_heads`, a published ``.pth`` file, or a registered model.
         shape: of the LMM that the heads are to run on.
         sam: loaded SAM; its prompt encoder and mask decoder are overwritten by the heads'.
 
     Raises:
         LoadError: if the heads belong to another LMM or SAM, or the file is damaged.
     """
-    path = _path(source, "heads")
+    path = Path(_located("heads", source))
     _require(path, "heads")
     with explained("heads", path):
         if path.is_dir():
-            fields = _read_config(path, HEADS_FORMAT, "heads")
+            _, fields = _read_config(path, (HEADS_FORMAT,), "heads")
             config = HeadsConfig(
                 unet=UNetConfig(**fields["unet"]),
                 layers=fields["layers"],
@@ -182,13 +235,13 @@ def check_origin(heads: str | Path, *, lmm: str | Path, sam: str | Path) -> None
     Raises:
         LoadError: names what the heads were trained on and what was given.
     """
-    path = _path(heads, "heads")
+    path, lmm, sam = Path(_located("heads", heads)), _located("lmm", lmm), _located("sam", sam)
     _require(path, "heads")
-    _require(_path(sam, "SAM"), "SAM")
+    _require(Path(sam), "SAM")
     if not path.is_dir():
         return
     with explained("heads", path):
-        origin = HeadsOrigin(**_read_config(path, HEADS_FORMAT, "heads").get("origin", {}))
+        origin = HeadsOrigin(**_read_config(path, (HEADS_FORMAT,), "heads")[1].get("origin", {}))
     parts: tuple[tuple[str, str, str, str | Path, Callable[[str | Path], str]], ...] = (
         ("LMM", origin.lmm, origin.lmm_fingerprint, lmm, lmm_fingerprint),
         ("SAM", origin.sam, origin.sam_fingerprint, sam, sam_fingerprint),
@@ -276,18 +329,20 @@ def _read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
         return load_file(path)
 
 
-def _read_config(folder: Path, kind: str, what: str) -> dict[str, Any]:
+def _read_config(folder: Path, kinds: Collection[str], what: str) -> tuple[str, dict[str, Any]]:
+    """Format and other fields of a folder's ``config.json``."""
     path = folder / CONFIG_FILE
     _require(path, what)
     with explained(what, path):
         fields = json.loads(path.read_text(encoding="utf-8"))
-        found = (fields.pop("format", None), fields.pop("version", None))
-    if found != (kind, FORMAT_VERSION):
-        raise LoadError(f"{what} {path}: expected format {kind} version {FORMAT_VERSION}, got {found[0]} version {found[1]}")
-    return fields
+        kind, version = fields.pop("format", None), fields.pop("version", None)
+    if kind not in kinds or version != FORMAT_VERSION:
+        known = " or ".join(sorted(kinds)) or "(none is registered)"
+        raise LoadError(f"{what} {path}: expected format {known} version {FORMAT_VERSION}, got {kind} version {version}")
+    return kind, fields
 
 
-def _write(folder: Path, kind: str, config: dict[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def _write(folder: Path, kind: str, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     fields = {"format": kind, "version": FORMAT_VERSION, **config}
     (folder / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+DEFAULT_MODEL = "flmm-tabletop"
+"""Name of the model that comes with the project; whoever starts a pipeline must have registered it."""
+
 
 @dataclass(frozen=True)
 class Tunable:
@@ -51,12 +54,17 @@ class GroundingConfig:
     """How to ground. Unknown names are refused by the constructor, wrong values by :meth:`Tunable.check`."""
 
     lmm: str = _tunable(
-        "", "LMM: a folder or a Hugging Face name, for instance llava-hf/llava-1.5-7b-hf. Empty: the shipped model."
+        DEFAULT_MODEL,
+        "LMM: a folder, a Hugging Face name, for instance llava-hf/llava-1.5-7b-hf, or the name of a registered model.",
     )
     heads: str = _tunable(
-        "", "Grounding heads: a folder written by this project or a published .pth file. Empty: the shipped heads."
+        DEFAULT_MODEL,
+        "Grounding heads: a folder written by this project, a published .pth file, or the name of a registered model.",
     )
-    sam: str = _tunable("", "SAM: a folder written by this project or a segment-anything .pth file. Empty: the shipped SAM.")
+    sam: str = _tunable(
+        DEFAULT_MODEL,
+        "SAM: a folder written by this project, a segment-anything .pth file, or the name of a registered model.",
+    )
     device: str = _tunable("auto", "Where to compute: auto (cuda if there is one), cpu, cuda, cuda:1, ...")
     dtype: str = _tunable(
         "auto",

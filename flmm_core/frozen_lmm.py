@@ -69,8 +69,6 @@ class LmmShape:
 
 
 def _read_config(source: str | Path) -> PreTrainedConfig:
-    from flmm_core import tabletop_tower as _tower  # noqa: F401  registers the shipped vision tower
-
     return AutoConfig.from_pretrained(str(source))
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from flmm_core import checkpoints
 from flmm_core.config import GroundingConfig
 from flmm_core.devices import resolve_device
-from flmm_core.errors import LoadError, explained
+from flmm_core.errors import explained
 from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
 from flmm_core.heads import GroundingHeads
 from flmm_core.image_geometry import mask_box
@@ -23,9 +23,6 @@ from flmm_core.lmm_trace import LmmTrace
 from flmm_core.noun_chunks import noun_chunker
 from flmm_core.sam_refiner import SamImage
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, KeywordSpan, StageSeconds
-
-SHIPPED = Path(__file__).parent / "models" / "flmm-tabletop"
-"""The model that comes with the package."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +50,16 @@ class GroundingPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, lmm: str | Path | None = None, heads: str | Path | None = None, sam: str | Path | None = None, **options: object
+        cls,
+        lmm: str | Path = GroundingConfig.lmm,
+        heads: str | Path = GroundingConfig.heads,
+        sam: str | Path = GroundingConfig.sam,
+        **options: object,
     ) -> GroundingPipeline:
         """Load the three parts.
 
         Args:
-            lmm: folder or Hugging Face name; None for the shipped one, as for the other two.
+            lmm: folder, Hugging Face name, or the name of a registered model, as for the other two.
             heads: folder, or published ``.pth`` file.
             sam: folder, or ``.pth`` file of segment-anything.
             options: the other entries of :class:`~flmm_core.config.GroundingConfig`, for instance ``device``.
@@ -67,7 +68,7 @@ class GroundingPipeline:
             LoadError: says which file cannot be used, what was expected and what was found.
             DeviceError: this machine has no such device.
         """
-        config = GroundingConfig(lmm=str(lmm or ""), heads=str(heads or ""), sam=str(sam or ""), **options)  # type: ignore[arg-type]
+        config = GroundingConfig(lmm=str(lmm), heads=str(heads), sam=str(sam), **options)  # type: ignore[arg-type]
         return cls.from_config(config)
 
     @classmethod
@@ -76,16 +77,12 @@ class GroundingPipeline:
         device, dtype = resolve_device(config)
         if config.cpu_threads:
             torch.set_num_threads(config.cpu_threads)
-        parts = {part: getattr(config, part) or SHIPPED / part for part in ("lmm", "heads", "sam")}
-        for part, source in parts.items():
-            if not getattr(config, part) and not Path(source).exists():
-                raise LoadError(f"shipped {part}: expected {source} in the package, got nothing there")
-        shape = checkpoints.lmm_shape(parts["lmm"])
-        heads = checkpoints.load_heads(parts["heads"], shape=shape, sam=checkpoints.load_sam(parts["sam"]))
-        checkpoints.check_origin(parts["heads"], lmm=parts["lmm"], sam=parts["sam"])
+        shape = checkpoints.lmm_shape(config.lmm)
+        heads = checkpoints.load_heads(config.heads, shape=shape, sam=checkpoints.load_sam(config.sam))
+        checkpoints.check_origin(config.heads, lmm=config.lmm, sam=config.sam)
         options = {"refer_prompt": config.refer_prompt, "reuse_prefix": config.reuse_prefix}
-        lmm = checkpoints.load_lmm(parts["lmm"], device=device, dtype=dtype, **options)
-        with explained("heads", parts["heads"]):  # they move to the LMM's device here
+        lmm = checkpoints.load_lmm(config.lmm, device=device, dtype=dtype, **options)
+        with explained("heads", config.heads):  # they move to the LMM's device here
             return cls(lmm=lmm, heads=heads, config=config)
 
     def set_image(self, picture: np.ndarray | Image.Image) -> None:

@@ -18,7 +18,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
 from flmm_core.config import GroundingConfig
-from flmm_core.overlay import draw_overlay
+from flmm_core.drawing.overlay import draw_overlay
 from flmm_core.types import GroundedAnswer
 from flmm_ros import conversions, parameters, qos
 from flmm_ros.msg import GroundedAnswer as GroundedAnswerMsg
@@ -53,6 +53,7 @@ class Pipeline(Protocol):
 
 def load_pipeline(config: GroundingConfig) -> Pipeline:
     """The real pipeline; imports PyTorch, which takes seconds."""
+    import flmm_tabletop  # noqa: F401  makes the shipped model known
     from flmm_core.pipeline import GroundingPipeline
 
     return GroundingPipeline.from_config(config)

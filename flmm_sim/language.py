@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from flmm_core.config import GroundingConfig
-from flmm_core.training.dataset import MISTAKE, NO_ANSWERS, REFER, REFER_ABSENT, Span, Turn
+from flmm_core.data.dataset import MISTAKE, NO_ANSWERS, REFER, REFER_ABSENT, Span, Turn
 from flmm_sim import wording
 from flmm_sim.foreign_words import CHAT, UNKNOWN_WORDS
 from flmm_sim.scene import COLORS, KIND_COLORS, KINDS, Scene, SceneObject

@@ -6,11 +6,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from tiny_models import SAM_CONFIG, save_llava, tiny_heads, tiny_sam
+from tiny_models import SAM_CONFIG, save_llava, save_model, tiny_heads, tiny_sam
 
-from flmm_core.checkpoints import HeadsOrigin, lmm_shape, load_heads, load_lmm, load_sam, save_heads, save_tiny_sam
+from flmm_core import checkpoints
+from flmm_core.checkpoints import (
+    HeadsOrigin,
+    lmm_shape,
+    load_heads,
+    load_lmm,
+    load_sam,
+    register_model,
+    register_sam_format,
+    save_heads,
+    save_sam,
+)
 from flmm_core.errors import LoadError
 from flmm_core.frozen_lmm import LmmShape
+from flmm_tabletop.sam_tiny import save_tiny_sam
 
 SHAPE = LmmShape(layers=3, heads=4, hidden_size=32)
 
@@ -197,6 +209,43 @@ def test_configs_of_another_kind(tmp_path, sam_folder):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(LoadError, match="cannot be loaded"):
         load_sam(tmp_path)
+
+
+def test_models_are_registered_from_outside(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_MODELS", {})
+    parts = save_model(tmp_path / "model")
+    loads = {
+        "lmm": lmm_shape,
+        "heads": lambda source: load_heads(source, shape=SHAPE, sam=tiny_sam()).state_dict(),
+        "sam": lambda source: load_sam(source).state_dict(),
+    }
+    for part, load in loads.items():
+        other = r"Hugging Face name \(owner/name\)" if part == "lmm" else "file"
+        expected = rf"{part}: expected a folder, a {other} or a registered model \(known: none\), got 'mine'"
+        with pytest.raises(LoadError, match=expected) as error:
+            load("mine")
+        one_line(error)
+        with pytest.raises(LoadError, match="got ''"):
+            load("")
+    register_model("mine", tmp_path / "model")
+    assert loads["lmm"]("mine") == loads["lmm"](parts["lmm"])
+    assert all(same(loads[part](parts[part]), loads[part]("mine")) for part in ("heads", "sam"))
+    with pytest.raises(LoadError, match="known: mine"):
+        load_sam("yours")
+
+
+def test_sam_formats_are_registered_from_outside(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_SAM_FORMATS", {})
+    save_sam(tiny_sam(), tmp_path, kind="plain", fields={"seed": 5})
+    with pytest.raises(LoadError, match=r"expected format \(none is registered\) version 1, got plain version 1"):
+        load_sam(tmp_path)
+    register_sam_format("plain", tiny_sam)
+    assert same(tiny_sam().half().float().state_dict(), load_sam(tmp_path).state_dict())
+    register_sam_format("other", tiny_sam)
+    save_sam(tiny_sam(), tmp_path, kind="unknown", fields={})
+    with pytest.raises(LoadError, match="expected format other or plain version 1, got unknown version 1") as error:
+        load_sam(tmp_path)
+    one_line(error)
 
 
 def test_broken_lmms(tmp_path):

@@ -11,17 +11,18 @@ import torch
 from tiny_dataset import write_tiny_dataset
 from tiny_models import save_model
 
+from flmm_cli.model_options import load_pipeline
 from flmm_core.config import GroundingConfig
+from flmm_core.data.dataset import REFER, Span, Turn, read_dataset
+from flmm_core.drawing.attention_figure import CELL, draw_attention
 from flmm_core.errors import LoadError
 from flmm_core.evaluation import metrics
-from flmm_core.evaluation.attention_figure import CELL, draw_attention
 from flmm_core.evaluation.attention_maps import HeadRanking, attention_rows, peaks, rank_heads, telling_turns
 from flmm_core.evaluation.matching import match_phrases
 from flmm_core.evaluation.metrics import Overlap, Retrieval, normalise_answer
 from flmm_core.evaluation.report import report_of, table_rows, write_json
 from flmm_core.evaluation.tabletop import PictureEvaluation, coarse_mask, evaluate_pictures, is_relational
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.training.dataset import REFER, Span, Turn, read_dataset
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, StageSeconds
 
 
@@ -244,7 +245,7 @@ def test_tiny_models_in_one_and_in_two_processes(pictures, config):
     report = report_of(here)
     assert report.selector is not None and report.selector.words.count == report.chunks.words.count > 0
     assert 0 <= report.refer_masks["all"].coarse_ciou.value <= 1
-    assert timeless(evaluate_pictures(pictures[:2], config, per_kind=1, workers=2)) == timeless(here)
+    assert timeless(evaluate_pictures(pictures[:2], config, per_kind=1, workers=2, load=load_pipeline)) == timeless(here)
 
 
 def test_refusals(pictures, config):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from flmm_core.training.dataset import REFER, Turn
+from flmm_core.data.dataset import REFER, Turn
 from flmm_sim.language import QUESTION_KINDS, questions
 from flmm_sim.offscreen import RenderingUnavailableError
 from flmm_sim.renderer import TabletopRenderer

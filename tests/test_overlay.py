@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flmm_core.overlay import PALETTE, color_of, contact_sheet, draw_overlay
+from flmm_core.drawing.overlay import PALETTE, color_of, contact_sheet, draw_overlay
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 GRAY = np.full((240, 320, 3), 120, np.uint8)

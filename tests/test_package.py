@@ -81,7 +81,9 @@ def without(blocked, code):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["flmm_core.pipeline", "flmm_core.overlay", "flmm_ros.grounding_node", "flmm_ros.ask"])
+@pytest.mark.parametrize(
+    "module", ["flmm_core.pipeline", "flmm_core.drawing.overlay", "flmm_ros.grounding_node", "flmm_cli.ask_client"]
+)
 def test_a_robot_needs_neither_simulation_nor_training(module):
     if module.startswith("flmm_ros."):
         pytest.importorskip("rclpy", reason="rclpy is not installed")
@@ -147,6 +149,46 @@ def test_every_package_is_installed_by_cmake():
     for script in ("grounding_node", "camera_node", "flmm"):
         assert (ROOT / "scripts" / script).stat().st_mode & 0o111
         ast.parse((ROOT / "scripts" / script).read_text())
+
+
+ROS = {"rclpy", "rcl_interfaces", "sensor_msgs", "std_msgs", "builtin_interfaces", "cv_bridge"}
+MAY_IMPORT = {
+    "flmm_core": set(),
+    "flmm_tabletop": {"flmm_core"},
+    "flmm_sim": {"flmm_core"},
+    "flmm_ros": {"flmm_core", "flmm_tabletop", "flmm_sim", *ROS},
+    "flmm_cli": {"flmm_core", "flmm_tabletop", "flmm_sim", "flmm_ros", *ROS},
+}
+"""What each package may import of the others and of ROS; nothing imports what is above it."""
+
+
+def imported_packages(path):
+    """Top-level names of everything that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_layers(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert len(files) > 5
+    forbidden = {*MAY_IMPORT, *ROS} - {package} - MAY_IMPORT[package]
+    for path in files:
+        assert not forbidden & set(imported_packages(path)), path
+
+
+def test_every_package_has_its_layer():
+    assert set(MAY_IMPORT) == {path.parent.name for path in ROOT.glob("flmm_*/__init__.py")}
+
+
+def test_simulation_and_evaluation_know_nothing_of_training():
+    for folder in ("flmm_sim", "flmm_core/evaluation", "flmm_core/data", "flmm_core/drawing"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert "flmm_core.training" not in path.read_text(encoding="utf-8"), path
 
 
 def test_parameter_file_holds_every_parameter_and_its_default():

@@ -1,15 +1,11 @@
 """The whole path on tiny random models: both modes, what is paid once, and refusals."""
 
-import ast
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny_models import picture, save_model, tiny_heads
 
-import flmm_core
 from flmm_core.checkpoints import save_heads
 from flmm_core.config import GroundingConfig, tunables
 from flmm_core.errors import LoadError
@@ -189,17 +185,3 @@ def test_config():
             GroundingConfig(**{name: value})
         assert str(error.value) == message
     assert GroundingConfig(mask_threshold=0.3).mask_threshold == 0.3
-
-
-def test_flmm_core_imports_no_ros():
-    files = list(Path(flmm_core.__file__).parent.rglob("*.py"))
-    assert len(files) > 10
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            for name in names:
-                assert name.split(".")[0] not in {"rclpy", "flmm_ros", "sensor_msgs", "std_msgs", "cv_bridge"}, file

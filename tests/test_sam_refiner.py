@@ -6,7 +6,7 @@ import torch
 from segment_anything import SamPredictor
 
 from flmm_core.sam_refiner import RefinerConfig, SamRefiner
-from flmm_core.sam_tiny import TinySamConfig, build_tiny_sam
+from flmm_tabletop.sam_tiny import TinySamConfig, build_tiny_sam
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,17 @@ from tiny_dataset import COLORS, HEIGHT, WIDTH, write_tiny_dataset
 from torch import nn
 from transformers import AutoModel
 
-from flmm_core import tabletop_tower
 from flmm_core.checkpoints import load_heads, load_lmm, load_sam
+from flmm_core.data.dataset import REFER, read_dataset, read_image
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.training import packed_turns
-from flmm_core.training.dataset import REFER, read_dataset, read_image
-from flmm_core.training.frames import load_frames, normalised
 from flmm_core.training.heads import HeadsSettings, train_heads
-from flmm_core.training.lmm import (
+from flmm_core.training.loop import LoopConfig, train
+from flmm_core.training.losses import mask_losses
+from flmm_tabletop import vision_tower
+from flmm_tabletop.training import packed_turns
+from flmm_tabletop.training.frames import load_frames, normalised
+from flmm_tabletop.training.lmm import (
     ALIGNED_LAYERS,
     IGNORED,
     LmmSettings,
@@ -33,11 +35,9 @@ from flmm_core.training.lmm import (
     hidden_states,
     train_lmm,
 )
-from flmm_core.training.loop import LoopConfig, train
-from flmm_core.training.losses import mask_losses
-from flmm_core.training.packed_turns import Packing
-from flmm_core.training.sam import SamSettings, imitate_coarse, train_sam
-from flmm_core.training.tower import TowerSettings, WordVotes, train_tower
+from flmm_tabletop.training.packed_turns import Packing
+from flmm_tabletop.training.sam import SamSettings, imitate_coarse, train_sam
+from flmm_tabletop.training.tower import TowerSettings, WordVotes, train_tower
 
 CPU = torch.device("cpu")
 TINY = {"hidden_size": 32, "layers": 2, "heads": 2, "head_size": 16, "intermediate_size": 64, "vocabulary": 320}
@@ -321,7 +321,7 @@ def test_words_look_at_the_cells_that_vote_for_them(data, pictures):
     tokenizer = build_tokenizer((turn for picture in pictures for turn in picture.turns), 640)
     model = build_lmm(tokenizer, settings).eval()
     weight = torch.nn.functional.normalize(torch.randn(len(words), 192), dim=1)
-    positions = tabletop_tower.position_code(16, 32)
+    positions = vision_tower.position_code(16, 32)
     things = dict(zip([word for word in words if " " not in word], torch.randperm(256).tolist(), strict=False))
     content = 0.3 * torch.randn(256, 192)
     for word, cell in things.items():

@@ -15,12 +15,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from flmm_core.checkpoints import save_heads, save_tiny_sam
+from flmm_core.checkpoints import save_heads
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig
 from flmm_core.sam_refiner import SamRefiner
-from flmm_core.sam_tiny import TinySamConfig, build_tiny_sam
-from flmm_core.tabletop_tower import TabletopTowerConfig
+from flmm_tabletop.sam_tiny import TinySamConfig, build_tiny_sam, save_tiny_sam
+from flmm_tabletop.vision_tower import TabletopTowerConfig
 
 TEXTS = [
     "USER: Please give me a description of the image. ASSISTANT: There is a red mug and a blue bowl on the table.",

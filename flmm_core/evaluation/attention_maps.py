@@ -1,7 +1,7 @@
 """Where the frozen LMM looks while it says the name of a thing, head by head.
 
 This is the evidence that grounding comes from the LMM: no mask, box or coordinate ever reached it, yet single heads point at
-what it names. :mod:`flmm_core.evaluation.attention_figure` draws it.
+what it names. :mod:`flmm_core.drawing.attention_figure` draws it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from flmm_core.data.dataset import REFER, Picture, Span, Turn
 from flmm_core.evaluation.matching import match_phrases
 from flmm_core.evaluation.metrics import Figure, Overlap, normalise_answer, share
 from flmm_core.evaluation.tabletop import coarse_mask
 from flmm_core.image_geometry import unpad
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.training.dataset import REFER, Picture, Span, Turn
 from flmm_core.types import CoarseMasks, GroundedAnswer
 
 

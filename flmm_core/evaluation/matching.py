@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from flmm_core.data.dataset import Picture, Turn
 from flmm_core.evaluation.metrics import Overlap, normalise_answer
-from flmm_core.training.dataset import Picture, Turn
 from flmm_core.types import GroundedPhrase
 
 

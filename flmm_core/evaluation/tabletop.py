@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from flmm_core.config import GroundingConfig
+from flmm_core.data.dataset import REFER, Picture, Turn
 from flmm_core.evaluation.matching import match_phrases, overlaps
 from flmm_core.evaluation.metrics import Overlap, Range, Retrieval, normalise_answer, phrase_retrieval, word_retrieval
 from flmm_core.keyword_spans import select_keywords
 from flmm_core.noun_chunks import noun_chunks
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.training.dataset import REFER, Picture, Turn
 from flmm_core.types import CoarseMasks, GroundedAnswer, StageSeconds
 
 
@@ -176,8 +176,16 @@ def _span_counts(text: str, found: Sequence[Range], true: Sequence[Range]) -> Sp
     return SpanCounts(phrase_retrieval(found, true), word_retrieval(text, found, true))
 
 
+Load = Callable[[GroundingConfig], GroundingPipeline]
+
+
 def evaluate_pictures(
-    pictures: Sequence[Picture], config: GroundingConfig, *, per_kind: int | None = None, workers: int = 1
+    pictures: Sequence[Picture],
+    config: GroundingConfig,
+    *,
+    per_kind: int | None = None,
+    workers: int = 1,
+    load: Load = GroundingPipeline.from_config,
 ) -> list[PictureRecord]:
     """Evaluate a model on pictures, with a progress bar.
 
@@ -186,6 +194,7 @@ def evaluate_pictures(
         config: the model.
         per_kind: most questions of each kind and picture; None for all.
         workers: processes, each with the model; they share the processor's cores.
+        load: builds the pipeline; with several workers a function of a module, which each of them imports.
 
     Returns:
         One record for each picture, in order.
@@ -194,22 +203,22 @@ def evaluate_pictures(
         raise ValueError(f"workers: expected at least 1, got {workers}")
     if not pictures:
         raise ValueError("pictures: expected at least one, got none")
-    with _mapped(pictures, config, per_kind, min(workers, len(pictures))) as records:
+    with _mapped(pictures, config, per_kind, min(workers, len(pictures)), load) as records:
         return list(tqdm(records, total=len(pictures), desc="evaluation", unit="picture"))
 
 
 @contextmanager
 def _mapped(
-    pictures: Sequence[Picture], config: GroundingConfig, per_kind: int | None, workers: int
+    pictures: Sequence[Picture], config: GroundingConfig, per_kind: int | None, workers: int, load: Load
 ) -> Iterator[Iterator[PictureRecord]]:
     """The pictures' records as they come."""
     if workers == 1:
-        yield map(PictureEvaluation(GroundingPipeline.from_config(config), per_kind=per_kind).run, pictures)
+        yield map(PictureEvaluation(load(config), per_kind=per_kind).run, pictures)
         return
     if not config.cpu_threads:
         config = replace(config, cpu_threads=max(1, (os.cpu_count() or 1) // workers))
     spawn = multiprocessing.get_context("spawn")  # forked threads of PyTorch hang
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(config, per_kind)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(config, per_kind, load)) as pool:
         yield pool.map(_evaluate_in_worker, pictures, chunksize=1)
 
 
@@ -219,17 +228,18 @@ class _Worker:
 
     config: GroundingConfig = field(default_factory=GroundingConfig)
     per_kind: int | None = None
+    load: Load = GroundingPipeline.from_config
     evaluation: PictureEvaluation | None = None
 
 
 _worker = _Worker()
 
 
-def _start_worker(config: GroundingConfig, per_kind: int | None) -> None:
-    _worker.config, _worker.per_kind = config, per_kind
+def _start_worker(config: GroundingConfig, per_kind: int | None, load: Load) -> None:
+    _worker.config, _worker.per_kind, _worker.load = config, per_kind, load
 
 
 def _evaluate_in_worker(picture: Picture) -> PictureRecord:
     if _worker.evaluation is None:
-        _worker.evaluation = PictureEvaluation(GroundingPipeline.from_config(_worker.config), per_kind=_worker.per_kind)
+        _worker.evaluation = PictureEvaluation(_worker.load(_worker.config), per_kind=_worker.per_kind)
     return _worker.evaluation.run(picture)

@@ -1,1 +1,1 @@
-"""Trainers of flmm-tabletop: vision tower, LMM, SAM and heads. Each is one command, seeded and resumable."""
+"""Training of grounding heads on any frozen LMM, and the loop, losses and traces for it: seeded and resumable."""

@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from flmm_core.checkpoints import HeadsOrigin, lmm_shape, load_sam, save_heads
+from flmm_core.data.dataset import Picture, read_dataset
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig
 from flmm_core.sam_refiner import SamImage, SamRefiner
-from flmm_core.training.dataset import Picture, read_dataset
 from flmm_core.training.loop import LoopConfig, Losses, train
 from flmm_core.training.losses import mask_losses
 from flmm_core.training.traces import AnswerTrace, load_traces

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from flmm_core.data.dataset import MISTAKE, Picture, Turn, read_dataset
 from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
-from flmm_core.training.dataset import MISTAKE, Picture, Turn, read_dataset
 from flmm_core.types import ImageGeometry
 
 CHUNK = 50

@@ -15,8 +15,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from bench import Bench
 
-from flmm_ros.ask import AskClient
-from flmm_ros.processes import NodeProcesses
+from flmm_cli.ask_client import AskClient
+from flmm_cli.node_processes import NodeProcesses
 
 SCRIPTED = str(Path(__file__).parent / "scripted_node.py")
 

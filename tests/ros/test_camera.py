@@ -7,7 +7,7 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 
-from flmm_ros.ask import AskClient
+from flmm_cli.ask_client import AskClient
 from flmm_sim.offscreen import RenderingUnavailableError
 from flmm_sim.renderer import TabletopRenderer
 

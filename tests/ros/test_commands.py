@@ -14,8 +14,8 @@ import pytest
 from test_start import models  # noqa: F401
 
 from flmm_cli.demo import remove_earlier
+from flmm_cli.demo_run import KINDS, compare, plan
 from flmm_core.types import GroundedAnswer, GroundedPhrase
-from flmm_ros.demo import KINDS, compare, plan
 from flmm_sim.language import QUESTION_KINDS
 from flmm_sim.offscreen import RenderingUnavailableError
 from flmm_sim.renderer import TabletopRenderer

@@ -9,8 +9,8 @@ import pytest
 from bench import Bench, image_of
 from tiny_models import save_model, tiny_heads
 
+from flmm_cli.ask_client import AskClient
 from flmm_core.checkpoints import save_heads
-from flmm_ros.ask import AskClient
 from flmm_ros.msg import GroundedAnswer
 
 

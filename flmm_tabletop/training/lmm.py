@@ -26,14 +26,14 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from flmm_core.data.dataset import Turn, read_dataset
 from flmm_core.families.llava import LlavaFamily
-from flmm_core.tabletop_tower import TabletopTowerConfig
-from flmm_core.training import packed_turns
-from flmm_core.training.dataset import Turn, read_dataset
-from flmm_core.training.frames import MEAN, STD, load_frames, normalised, rebrightened
 from flmm_core.training.loop import LoopConfig, Losses, train
-from flmm_core.training.packed_turns import Packing
-from flmm_core.training.tower import WordVotes
+from flmm_tabletop.training import packed_turns
+from flmm_tabletop.training.frames import MEAN, STD, load_frames, normalised, rebrightened
+from flmm_tabletop.training.packed_turns import Packing
+from flmm_tabletop.training.tower import WordVotes
+from flmm_tabletop.vision_tower import TabletopTowerConfig
 
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 IGNORED = -100

@@ -7,12 +7,19 @@ half the input's resolution.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from flmm_core.checkpoints import register_sam_format, save_sam
+
+FORMAT = "flmm-tiny-sam"
+"""Of the folders that :func:`save_tiny_sam` writes."""
 
 STRIDE = 8
 """Input pixels for each cell of the embedding."""
@@ -128,3 +135,15 @@ def build_tiny_sam(config: TinySamConfig | None = None) -> Sam:
         ),
     )
     return sam.eval()
+
+
+def save_tiny_sam(sam: Sam, config: TinySamConfig, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
+    """Write a SAM of :func:`build_tiny_sam` for :func:`flmm_core.checkpoints.load_sam`."""
+    save_sam(sam, folder, kind=FORMAT, fields=asdict(config), dtype=dtype)
+
+
+def _from_fields(**fields: int) -> Sam:
+    return build_tiny_sam(TinySamConfig(**fields))
+
+
+register_sam_format(FORMAT, _from_fields)

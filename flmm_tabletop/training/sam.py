@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from flmm_core.checkpoints import save_tiny_sam
+from flmm_core.data.dataset import Picture, read_dataset
 from flmm_core.sam_refiner import RefinerConfig, SamImage, SamRefiner
-from flmm_core.sam_tiny import TinySamConfig, build_tiny_sam
-from flmm_core.training.dataset import Picture, read_dataset
 from flmm_core.training.loop import Losses, train
 from flmm_core.training.losses import mask_losses
-from flmm_core.training.settings import LoopConfig, SamSettings
+from flmm_core.training.settings import LoopConfig
+from flmm_tabletop.sam_tiny import TinySamConfig, build_tiny_sam, save_tiny_sam
+from flmm_tabletop.training.settings import SamSettings
 
 COARSE = 64
 """Long side of the imitated coarse masks, cells."""

@@ -100,7 +100,7 @@ class TabletopTower(PreTrainedModel):
         return self.norm(self.stages(pixel_values.to(self.dtype)).flatten(2).transpose(1, 2))
 
     def features(self, votes: torch.Tensor) -> torch.Tensor:
-        """What leaves the tower, ``[b, cells, hidden_size]``: evidence for each word, and where the cell is if something is there.
+        """What leaves the tower, ``[b, cells, hidden_size]``: evidence for words, and where the cell is if something is there.
 
         Args:
             votes: ``[b, cells, words]``, logarithms of how many things a cell adds to a word's number.
@@ -118,8 +118,8 @@ class TabletopTower(PreTrainedModel):
 def position_code(grid: int, channels: int) -> torch.Tensor:
     """Cosines of each axis (DCT-II) as ``[grid * grid, channels]``: first all of x, then all of y, low frequencies first.
 
-    The k-th frequency is divided by sqrt(k). The lowest rises steadily from one side to the other, so that left and right can be
-    read off one channel; together they tell any two cells apart.
+    The k-th frequency is divided by sqrt(k). The lowest rises steadily from one side to the other, so that left and right can
+    be read off one channel; together they tell any two cells apart.
 
     Raises:
         ValueError: an odd number of channels.

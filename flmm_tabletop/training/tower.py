@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from flmm_core.tabletop_tower import TabletopTower, TabletopTowerConfig
-from flmm_core.training.dataset import Picture, read_dataset
-from flmm_core.training.frames import load_frames, normalised, rebrightened
+from flmm_core.data.dataset import Picture, read_dataset
 from flmm_core.training.loop import LoopConfig, Losses, train
+from flmm_tabletop.training.frames import load_frames, normalised, rebrightened
+from flmm_tabletop.vision_tower import TabletopTower, TabletopTowerConfig
 
 ANY = "object"
 """The word that is true of every thing."""

@@ -19,12 +19,12 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 
+from flmm_cli.ask_client import AskClient, NoReplyError
+from flmm_cli.node_processes import NodeProcesses, start_camera_and_node
 from flmm_core.evaluation.metrics import normalise_answer
 from flmm_core.types import GroundedAnswer, GroundedPhrase
-from flmm_ros.ask import AskClient, NoReplyError
 from flmm_ros.conversions import phrase_from_message, picture_from_message
 from flmm_ros.msg import GroundedAnswer as Reply
-from flmm_ros.processes import NodeProcesses, start_camera_and_node
 from flmm_sim.language import Span, Turn, questions
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import Scene, scene_seed

@@ -1,0 +1,1 @@
+"""Pictures for people: grounded answers, contact sheets, attention maps."""
