@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     remove_earlier(args.out, demo_run.KINDS)
     print(f"rendering {args.scenes} scenes ...", flush=True)
     asks = demo_run.plan(args.count, args.scenes, args.seed)
-    print(f"starting the camera and the grounding node (logs in {args.out}) ...", flush=True)
+    domain = os.environ["ROS_DOMAIN_ID"]
+    print(f"starting the camera and the grounding node in ROS domain {domain} (logs in {args.out}) ...", flush=True)
     began = time.monotonic()
     outcomes = demo_run.run_demo(
         asks,

@@ -1,4 +1,4 @@
-"""Errors of loading, one type for each cause, and the translation of what libraries raise into them.
+"""Errors that callers tell apart, one type for each cause, and the translation of what libraries raise into them.
 
 Every message is one line that names the file, says what was expected and got, and, where the file is not to blame, what to do.
 """
@@ -25,6 +25,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors import SafetensorError
+
+
+class CommandError(ValueError):
+    """The words of a command cannot be used; the model and the picture are not to blame."""
 
 
 class LoadError(ValueError):

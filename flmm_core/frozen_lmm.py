@@ -20,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from flmm_core import attention_tap, config
 from flmm_core.attention_tap import KeptQueries
 from flmm_core.config import GroundingConfig
+from flmm_core.errors import CommandError
 from flmm_core.families import LmmFamily, family_of
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.lmm_words import LmmWords
@@ -131,11 +132,11 @@ class FrozenLmm:
             output = self.model(
                 input_ids=self._tensor(prefix),
                 mm_encoder_outputs={"image": features},
-                past_key_values=DynamicCache(),
+                cache=DynamicCache(),
                 use_cache=True,
                 logits_to_keep=1,
             )
-            cache = tuple((layer.keys, layer.values) for layer in output.past_key_values.layers)
+            cache = tuple((layer.keys, layer.values) for layer in output.cache.layers)
         return EncodedImage(prepared.geometry, features, image_tokens, prefix, cache)
 
     @torch.no_grad()
@@ -154,6 +155,9 @@ class FrozenLmm:
             text: the user's words.
             max_new_tokens: longest answer.
             on_text: called with the whole answer so far after each token.
+
+        Raises:
+            CommandError: ``text`` holds special tokens, or more than the context.
         """
         config.check("max_new_tokens", max_new_tokens)
         ids = self.words.prompt_ids(text, image.image_tokens)
@@ -163,7 +167,7 @@ class FrozenLmm:
             output = self.model.generate(
                 self._tensor(ids),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.device),
-                past_key_values=cache,
+                cache=cache,
                 mm_encoder_outputs=images,
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
@@ -179,7 +183,7 @@ class FrozenLmm:
                 # At the length limit the last word was never fed back. Feed it, so that its row exists too.
                 fed = self.model(
                     input_ids=self._tensor(emitted[-1:]),
-                    past_key_values=output.past_key_values,
+                    cache=output.cache,
                     use_cache=True,
                     output_hidden_states=True,
                 )
@@ -209,7 +213,7 @@ class FrozenLmm:
             output = self.model(
                 input_ids=self._tensor(sequence[seen:]),
                 mm_encoder_outputs=images,
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
                 output_hidden_states=True,
                 logits_to_keep=1,
@@ -242,11 +246,17 @@ class FrozenLmm:
 
     def _check_length(self, length: int, image_tokens: int, new_tokens: int) -> None:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and length + new_tokens > limit:
+        if limit is None or length + new_tokens <= limit:
+            return
+        if (room := limit - image_tokens - new_tokens) < 1:
             raise ValueError(
-                f"text: expected at most {limit - image_tokens - new_tokens} tokens with the prompt's own (context of {limit},"
-                f" less {image_tokens} for the picture and {new_tokens} for the answer), got {length - image_tokens}"
+                f"max_new_tokens: expected fewer than {limit - image_tokens} (context of {limit}, less {image_tokens} for the"
+                f" picture), got {new_tokens}"
             )
+        raise CommandError(
+            f"text: expected at most {room} tokens with the prompt's own (context of {limit}, less {image_tokens} for the"
+            f" picture and {new_tokens} for the answer), got {length - image_tokens}"
+        )
 
     def _start(self, image: EncodedImage, ids: Sequence[int]) -> tuple[DynamicCache, dict[str, Any]]:
         """The cache to go on from, and the image features if the sequence is to be read from its beginning."""

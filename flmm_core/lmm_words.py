@@ -11,6 +11,7 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
+from flmm_core.errors import CommandError
 from flmm_core.families import LmmFamily
 
 Offsets = tuple[tuple[int, int], ...]
@@ -38,10 +39,14 @@ class LmmWords:
         self.family = family
 
     def check(self, text: str) -> None:
-        """Refuse words that the tokenizer would take for its own markers, such as ``<image>``."""
+        """Refuse words that the tokenizer would take for its own markers, such as ``<image>``.
+
+        Raises:
+            CommandError: names the marker.
+        """
         for special in sorted({*self.tokenizer.all_special_tokens, self.family.image_token}):
             if special in text:
-                raise ValueError(f"text: expected no special tokens of the LMM, got {special!r}")
+                raise CommandError(f"text: expected no special tokens of the LMM, got {special!r}")
 
     def prompt_ids(self, text: str, image_tokens: int) -> tuple[int, ...]:
         """Ids of the user's words in the family's chat format, with that many image tokens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 from flmm_core import checkpoints
 from flmm_core.config import GroundingConfig
 from flmm_core.devices import resolve_device
-from flmm_core.errors import explained
+from flmm_core.errors import CommandError, explained
 from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
 from flmm_core.heads import GroundingHeads
 from flmm_core.image_geometry import mask_box
@@ -89,8 +89,9 @@ class GroundingPipeline:
         """Encode a picture for the commands that follow.
 
         Args:
-            picture: ``[H, W, 3]`` uint8 RGB, or a PIL image.
+            picture: ``[H, W, 3]`` uint8 RGB, or a PIL image. If it cannot be encoded there is no picture afterwards.
         """
+        self._image = None
         pixels = rgb_array(picture)
         clock = _Clock(self.lmm.device)
         self._image = SetImage(self.lmm.encode_image(Image.fromarray(pixels)), self.heads.sam.encode_image(pixels))
@@ -111,6 +112,9 @@ class GroundingPipeline:
             max_new_tokens: longest answer; None for the configured one.
             on_text: called with the whole answer so far after each token.
             on_coarse: called with the phrases' masks before they are refined.
+
+        Raises:
+            CommandError: ``text`` is empty, or holds special tokens of the LMM or more than its context.
         """
         image = self._require(text=text)
         clock = _Clock(self.lmm.device)
@@ -126,6 +130,12 @@ class GroundingPipeline:
         Args:
             phrases: one phrase or several; the masks come in the same order.
             on_coarse: called with the phrases' masks before they are refined.
+
+        Returns:
+            An answer whose text is the phrase as given; several are joined by full stops, as the LMM reads them.
+
+        Raises:
+            CommandError: a phrase is empty, or holds special tokens of the LMM or more than its context.
         """
         given = [phrases] if isinstance(phrases, str) else list(phrases)
         if not given:
@@ -134,7 +144,8 @@ class GroundingPipeline:
             image = self._require(text=phrase)
         clock = _Clock(self.lmm.device)
         trace, spans = self.lmm.read_phrases(image.lmm, given)
-        return self._ground(trace, spans, image, clock.lap(), clock, on_coarse)
+        answer = self._ground(trace, spans, image, clock.lap(), clock, on_coarse)
+        return replace(answer, text=answer.text[: spans[-1].end])  # without the full stop that only the LMM needs
 
     def read(self, text: str, answer: str) -> LmmTrace:
         """Let the LMM read a given answer to ``text`` as if it had written it; nothing is generated or grounded.
@@ -195,7 +206,7 @@ class GroundingPipeline:
     def _require(self, *, text: str) -> SetImage:
         """The picture, once a command can be taken."""
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"text: expected at least one word, got {text!r}")
+            raise CommandError(f"text: expected at least one word, got {text!r}")
         self.lmm.words.check(text)
         if self._image is None:
             raise ValueError("picture: expected set_image() before a command, got no picture yet")

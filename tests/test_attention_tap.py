@@ -66,8 +66,8 @@ def test_the_model_does_not_notice(folder):
         with torch.no_grad():
             logits, cache = [], None
             for part, images in ((ids[:, :-5], pixels), (ids[:, -5:-1], None), (ids[:, -1:], None), (ids[:, -1:], None)):
-                output = model(input_ids=part, pixel_values=images, past_key_values=cache, use_cache=True)
-                cache = output.past_key_values
+                output = model(input_ids=part, pixel_values=images, cache=cache, use_cache=True)
+                cache = output.cache
                 logits.append(output.logits)
             return torch.cat(logits, dim=1)
 

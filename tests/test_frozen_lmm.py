@@ -1,5 +1,6 @@
 """The frozen LMM: greedy ids of the plain model, one path for chat and reading, exact offsets."""
 
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from tiny_models import picture, save_llava
 from transformers import LlavaForConditionalGeneration
 
+from flmm_core.errors import CommandError
 from flmm_core.frozen_lmm import FrozenLmm, LmmShape
 from flmm_core.lmm_words import AnswerTokens
 
@@ -95,6 +97,15 @@ def test_reuse_and_whole_agree(folder):
     torch.testing.assert_close(whole.hidden_states, prefix.hidden_states, atol=1e-5, rtol=1e-4)
 
 
+def test_nothing_deprecated_is_used(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lmm = FrozenLmm.from_pretrained(folder)
+        image = lmm.encode_image(picture())
+        lmm.generate(image, QUESTIONS[0], max_new_tokens=2)
+        lmm.read_phrases(image, ["lemon"])
+
+
 def test_phrases_are_found_by_offsets(folder):
     lmm = FrozenLmm.from_pretrained(folder)
     phrases = ["red mug", "lemon", "the lemon's été", "柠檬", "red mug"]
@@ -133,9 +144,9 @@ def test_text_arrives_while_it_is_written(folder):
 def test_markers_in_the_users_words_are_refused(folder, text):
     lmm = FrozenLmm.from_pretrained(folder)
     image = lmm.encode_image(picture())
-    with pytest.raises(ValueError, match="expected no special tokens of the LMM, got '<"):
+    with pytest.raises(CommandError, match="expected no special tokens of the LMM, got '<"):
         lmm.generate(image, text)
-    with pytest.raises(ValueError, match="expected no special tokens of the LMM, got '<"):
+    with pytest.raises(CommandError, match="expected no special tokens of the LMM, got '<"):
         lmm.read_answer(image, "where?", text)
 
 

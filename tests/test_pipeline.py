@@ -8,7 +8,7 @@ from tiny_models import picture, save_model, tiny_heads
 
 from flmm_core.checkpoints import save_heads
 from flmm_core.config import GroundingConfig, tunables
-from flmm_core.errors import LoadError
+from flmm_core.errors import CommandError, LoadError
 from flmm_core.pipeline import GroundingPipeline, rgb_array
 
 
@@ -39,13 +39,15 @@ def test_refer(pipeline):
     pipeline.set_image(picture(50, 70))
     answer = pipeline.refer(["red mug", "lemon"])
     assert [phrase.text for phrase in answer.phrases] == ["red mug", "lemon"]
-    assert answer.text == "red mug. lemon."
+    assert answer.text == "red mug. lemon"  # without the full stop that the LMM reads behind the last one
     assert [answer.text[p.start : p.end] for p in answer.phrases] == ["red mug", "lemon"]
     assert (answer.picture_height, answer.picture_width) == (50, 70)
     for phrase in answer.phrases:
         check_phrase(phrase, 50, 70)
-    alone = pipeline.refer("red mug")
-    assert len(alone.phrases) == 1
+    for phrase in ("red mug", "the lemon's été", "a mug."):
+        alone = pipeline.refer(phrase)
+        assert alone.text == phrase
+        assert [(p.text, p.start, p.end) for p in alone.phrases] == [(phrase, 0, len(phrase))]
 
 
 def test_chat(pipeline):
@@ -120,6 +122,20 @@ def test_bad_pictures(pipeline, value, got):
         pipeline.set_image(np.zeros((0, 4, 3), np.uint8))
 
 
+def test_a_picture_that_cannot_be_encoded_leaves_none(pipeline, monkeypatch):
+    def fail(_):
+        raise RuntimeError("out of memory")
+
+    for bad in (None, picture()):
+        pipeline.set_image(picture())
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline.heads.sam, "encode_image", fail)
+            with pytest.raises((ValueError, RuntimeError), match=r"picture: expected uint8 RGB|out of memory"):
+                pipeline.set_image(bad)
+        with pytest.raises(ValueError, match=r"picture: expected set_image\(\) before a command, got no picture yet"):
+            pipeline.refer("lemon")
+
+
 def test_other_picture_layouts_are_taken():
     flipped = np.asarray(picture())[:, ::-1]
     assert rgb_array(flipped).flags.c_contiguous
@@ -133,20 +149,24 @@ def test_bad_commands(parts, pipeline):
         fresh.chat("where is the lemon?")
     pipeline.set_image(picture())
     for text in ("", "  \n", None, 3):
-        with pytest.raises(ValueError, match="text: expected at least one word, got"):
+        with pytest.raises(CommandError, match="text: expected at least one word, got"):
             pipeline.chat(text)
-        with pytest.raises(ValueError, match="text: expected at least one word, got"):
+        with pytest.raises(CommandError, match="text: expected at least one word, got"):
             pipeline.refer([text])
     with pytest.raises(ValueError, match="phrases: expected at least one, got none"):
         pipeline.refer([])
-    with pytest.raises(ValueError, match="expected no special tokens of the LMM, got '<image>'"):
-        pipeline.chat("an <image>")
+    for ask in (pipeline.chat, pipeline.refer):
+        with pytest.raises(CommandError, match="expected no special tokens of the LMM, got '<image>'"):
+            ask("an <image>")
+        with pytest.raises(CommandError, match=r"text: expected at most \d+ tokens"):
+            ask("word " * 3000)
+    with pytest.raises(ValueError, match=r"max_new_tokens: expected fewer than 496 \(context of 512") as error:
+        pipeline.chat("lemon", max_new_tokens=600)
+    assert not isinstance(error.value, CommandError)  # no words would fit
     with pytest.raises(ValueError, match="max_new_tokens: expected 1 to 1024 tokens, got 0"):
         pipeline.chat("lemon", max_new_tokens=0)
     for odd in ("\x00\x07 lemon", "柠檬在哪里", "é" * 50, "?"):
         pipeline.chat(odd, max_new_tokens=2)
-    with pytest.raises(ValueError, match=r"text: expected at most \d+ tokens"):
-        pipeline.chat("word " * 3000)
 
 
 def test_bad_options(parts):
