@@ -28,15 +28,24 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """One command on its way through the node."""
+    """One command on its way through the node. Whoever replies to it claims it first, so that it gets one reply."""
 
     request_id: int
     mode: int
     """MODE_CHAT or MODE_REFER of GroundedAnswer."""
     text: str
     """As it arrived."""
+    stamp: int
+    """When its sender published it, in nanoseconds of the sender's system clock; 0 if the middleware does not say."""
     arrived: float = field(default_factory=time.monotonic)
     """Seconds on the monotonic clock."""
+    replied: threading.Event = field(default_factory=threading.Event, compare=False)
+    """Set when the reply has been handed to the middleware."""
+    _unclaimed: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def claim(self) -> bool:
+        """Take the right, and the duty, to reply: True for the first caller, whatever its thread, and False for others."""
+        return self._unclaimed.acquire(blocking=False)
 
 
 def decode_text(serialized: bytes) -> str:
@@ -113,13 +122,17 @@ def decode_image(arrival: Arrival) -> Image:
     """Read the message.
 
     Raises:
-        RefusedError: it is malformed.
+        RefusedError: it is malformed, or has a stamp that no clock gives.
     """
     try:
-        return deserialize_message(arrival.serialized, Image)
+        message = deserialize_message(arrival.serialized, Image)
     except Exception as error:
         reason = "the newest picture message is malformed"
         raise RefusedError(GroundedAnswer.STATUS_BAD_IMAGE, reason) from error
+    if (sec := message.header.stamp.sec) < 0:
+        reason = f"the newest picture has a negative stamp: expected seconds >= 0, got {sec}"
+        raise RefusedError(GroundedAnswer.STATUS_BAD_IMAGE, reason, message.header)
+    return message
 
 
 def check_age(arrival: Arrival, header: Header, now: Time, limit: float) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,11 +17,15 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from flmm_ros.parameters import ParameterError, unknown
+from flmm_ros.signals import stop_on_signals
 
 _PERIOD = 0.1
 """Seconds until the executor looks at signals again."""
+# Launch loses patience 5 s after it asked a node to end. A node is to be gone within 3 s, these two and _PERIOD included.
+_GRACE = 1.5
+"""Seconds in which a node ends what it is doing."""
 _LAST_WORDS = 0.3
-"""Seconds for which a node that was told to stop still answers what reaches it."""
+"""Seconds for which it then still answers what reaches it."""
 
 
 class RunnableNode(Node):
@@ -32,9 +34,8 @@ class RunnableNode(Node):
     failure: str | None = None
     """Why it cannot go on; None while all is well."""
 
-    def close(self) -> bool:
-        """End in order; False if a thread of it still runs."""
-        return True
+    def close(self, timeout: float) -> None:
+        """End what it is doing, within ``timeout`` seconds."""
 
     def set_parameters_atomically(self, parameter_list: list[Parameter[Any]]) -> SetParametersResult:
         """As rclpy does, which all its services use; but a parameter that does not exist is refused by name."""
@@ -46,15 +47,16 @@ class RunnableNode(Node):
 
 
 def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> int:
-    """Make a node and spin it until SIGINT or SIGTERM, or until it fails.
+    """Make a node and spin it until SIGINT or SIGTERM, or until it fails; it then ends within 3 s.
 
-    The signals are handled here and not by rclpy, whose handler ends the context at once: a node must still be able to
-    publish its last replies.
+    The signals are handled by :mod:`flmm_ros.signals` and not by rclpy, whose handler ends the context at once: a node
+    must still be able to publish its last replies.
 
     Returns:
-        Exit status: 0 after a signal, 1 if the node failed, 2 if its parameters are wrong.
+        Exit status 1 or 2 if there is no node to run, because it failed or because its parameters are wrong. Else it ends
+        the process: with status 0 after a signal, 1 if the node failed.
     """
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     try:
         rclpy.init(args=list(sys.argv if args is None else args), signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:
@@ -69,34 +71,20 @@ def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> in
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     _spin(executor, node, lambda: stop.is_set() or node.failure is not None)
-    ended = node.close()
+    failure = node.failure  # one that comes while it ends is of no interest
+    node.close(_GRACE)
     last = time.monotonic() + _LAST_WORDS
     _spin(executor, node, lambda: time.monotonic() > last)  # what came meanwhile gets its refusal too
-    executor.shutdown(timeout_sec=1.0)
-    if node.failure is not None:
-        node.get_logger().fatal(node.failure)
-    status = 0 if node.failure is None else 1
-    if not ended:  # a thread is deep in a model and cannot be told to stop: leave without the interpreter's clean-up
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    if failure is not None:
+        node.get_logger().fatal(failure)
+    executor.shutdown(timeout_sec=0.1)
     node.destroy_node()
     rclpy.try_shutdown()
-    return status
-
-
-def _stop_on_signals() -> threading.Event:
-    """An event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""
-    stop = threading.Event()
-
-    def on_signal(number: int, _: object) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
-    return stop
+    # Without the interpreter's clean-up: that of PyTorch takes more than a second, and a thread may be deep in a model and
+    # cannot be told to stop.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if failure is None else 1)
 
 
 def _spin(executor: SingleThreadedExecutor, node: RunnableNode, done: Callable[[], bool]) -> None:
@@ -108,5 +96,6 @@ def _spin(executor: SingleThreadedExecutor, node: RunnableNode, done: Callable[[
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks, 500 characters at most; its type if it has no message."""
-    return " ".join(str(error).split())[:500] or type(error).__name__
+    """The message of an error without line breaks, 500 characters at most, fit to be sent; its type if it has none."""
+    text = str(error).encode("utf-8", "replace").decode("utf-8")  # names of files may hold what is no text
+    return " ".join(text.split())[:500] or type(error).__name__

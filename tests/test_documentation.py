@@ -113,9 +113,9 @@ def topics(module):
     return found
 
 
-@pytest.mark.parametrize("node", ["grounding_node", "camera_node"])
+@pytest.mark.parametrize("node", ["grounding", "camera"])
 def test_topics(node):
-    rows = table(document("README.md"), "Topics", node)
+    rows = table(document("README.md"), "Topics", f"{node}_node")
     documented = {(names(name)[0], direction, names(kind)[0]) for name, direction, kind, _ in rows}
     assert topics(node)
     assert documented == topics(node)
@@ -151,7 +151,7 @@ def test_parameters_of_the_grounding_node():
 
 
 def test_parameters_of_the_camera():
-    camera = pytest.importorskip("flmm_ros.camera_node")
+    camera = pytest.importorskip("flmm_ros.camera")
     rows = table(document("README.md"), "Parameters", "camera_node")
     assert [row[:5] for row in rows] == [parameter_row(entry, entry.name == "seed") for entry in camera.CAMERA_TUNABLES]
 
@@ -260,7 +260,7 @@ def test_options_in_the_text(parser):
 def test_ros_commands_name_what_exists(name):
     """Parameters and remapped topics of nodes that are started from a shell block."""
     parameters = {entry.name for entry in tunables()}
-    inputs = {topic for topic, direction, _ in topics("grounding_node") if direction == "in"}
+    inputs = {topic for topic, direction, _ in topics("grounding") if direction == "in"}
     for words in commands_in(name):
         ros_arguments = words[words.index("--ros-args") :] if "--ros-args" in words else []
         for flag, word in pairwise(ros_arguments):

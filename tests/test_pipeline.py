@@ -134,7 +134,7 @@ def test_a_picture_that_cannot_be_encoded_leaves_none(pipeline, monkeypatch):
         pipeline.set_image(picture())
         with monkeypatch.context() as patched:
             patched.setattr(pipeline.heads.sam, "encode_image", fail)
-            with pytest.raises((ValueError, RuntimeError), match="picture: expected uint8 RGB|out of memory"):
+            with pytest.raises((ValueError, RuntimeError), match=r"picture: expected uint8 RGB|out of memory"):
                 pipeline.set_image(bad)
         with pytest.raises(ValueError, match=r"picture: expected set_image\(\) before a command, got no picture yet"):
             pipeline.refer("lemon")

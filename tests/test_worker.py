@@ -1,4 +1,4 @@
-"""Whatever happens, each command that is offered is given back exactly once."""
+"""Whatever happens, each command that is offered is given back, and none is handled and abandoned but the one in work."""
 
 import threading
 import time
@@ -42,11 +42,33 @@ def test_close_abandons_what_waits_and_lets_the_one_in_work_finish():
     log.worker.offer("wait")
     assert log.entered.wait(10)
     log.worker.offer("a")
-    assert not log.worker.close(0.05)  # still in work
-    assert log.abandoned == ["a"] and not log.worker.offer("b")
+    threading.Timer(0.2, log.gate.set).start()
+    assert log.worker.close(10)
+    assert (log.handled, log.abandoned) == (["wait"], ["a"]) and not log.worker.offer("b")
+
+
+def test_close_abandons_the_one_in_work_when_it_takes_too_long():
+    log = Log()
+    log.worker.offer("wait")
+    assert log.entered.wait(10)
+    log.worker.offer("a")
+    assert not log.worker.close(0.05)  # the thread still runs
+    assert log.abandoned == ["a", "wait"]
     log.gate.set()
     assert log.worker.close(10)
-    assert log.handled == ["wait"]
+    assert (log.handled, log.abandoned) == (["wait"], ["a", "wait"])
+
+
+def test_close_does_not_wait_for_the_preparation():
+    gate = threading.Event()
+    log = Log(prepare=lambda: gate.wait(10))
+    log.worker.offer("a")
+    began = time.monotonic()
+    assert not log.worker.close(10)
+    assert time.monotonic() - began < 5
+    assert log.abandoned == ["a"]
+    gate.set()
+    assert log.worker.close(10) and not log.handled
 
 
 @pytest.mark.parametrize("where", ["prepare", "handle"])
@@ -66,7 +88,7 @@ def test_a_failure_stops_the_worker_and_abandons_what_waits(where):
         time.sleep(0.01)
     assert log.worker.close(10)
     assert [str(error) for error in log.failures] == ["raised"]
-    assert log.abandoned == (["raise", "a", "b"] if where == "prepare" else ["a", "b"])
+    assert log.abandoned == ["raise", "a", "b"]
     assert log.worker.closed and not log.worker.offer("c")
 
 

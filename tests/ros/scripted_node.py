@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from flmm_core.errors import CommandError
 from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
 from flmm_ros.grounding_node import main
 
@@ -14,7 +15,9 @@ class ScriptedPipeline:
 
     def __init__(self, config):
         self.config = config
-        self.images = 0
+        self.images = self.calls = 0
+        if config.refer_prompt == "slow":  # a model that takes long to load
+            time.sleep(60)
 
     def set_image(self, picture):
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
@@ -27,6 +30,15 @@ class ScriptedPipeline:
             raise RuntimeError("scripted\nfailure")
         if word == "sleep":
             time.sleep(float(argument))
+        if word == "forbidden":
+            raise CommandError("text: expected other words")
+        if word == "quit":
+            raise SystemExit("scripted end")
+        if word == "unsendable":
+            return self._answer("\ud800", 0)
+        if word == "count":
+            self.calls += 1
+            return self._answer(f"call {self.calls}", 0)
         if word == "nothing":
             return self._answer("Nothing.", 0)
         if word == "many":

@@ -138,6 +138,17 @@ def test_picture_with_a_broken_text_field(bench):
     assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE and "unsupported encoding" in reply.reason
 
 
+def test_picture_with_a_negative_stamp(bench):
+    message = image_of(PICTURE)
+    message.header.stamp.sec = -5
+    bench.images.publish(message)
+    bench.client.spin(0.2)
+    reply = bench.ask()
+    assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE
+    assert reply.reason == "the newest picture has a negative stamp: expected seconds >= 0, got -5"
+    assert reply.header == message.header
+
+
 # --- commands -------------------------------------------------------------------------------------------------------------
 
 
@@ -263,3 +274,19 @@ def test_model_failure_is_one_line(bench):
     bench.show()
     reply = bench.ask("fail")
     assert (reply.status, reply.reason) == (GroundedAnswer.STATUS_MODEL_FAILURE, "the model failed: scripted failure")
+
+
+def test_words_that_the_model_cannot_take_are_the_commands_fault(bench):
+    bench.show()
+    reply = bench.ask("forbidden")
+    expected = "the command cannot be used: text: expected other words"
+    assert (reply.status, reply.reason) == (GroundedAnswer.STATUS_BAD_COMMAND, expected)
+
+
+def test_an_answer_that_cannot_be_sent_is_refused_once(bench):
+    bench.show()
+    reply = bench.ask("unsendable")
+    assert reply.status == GroundedAnswer.STATUS_MODEL_FAILURE
+    assert reply.reason.startswith("the answer cannot be sent: ")
+    bench.ask()
+    assert [other.command for other in bench.replies] == ["hello"]  # none came after it

@@ -1,6 +1,11 @@
 """What the node publishes, its parameters, and how it ends."""
 
+import re
 import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from std_msgs.msg import String
 from flmm_ros import qos
 from flmm_ros.conversions import phrase_from_message
 from flmm_ros.msg import GroundedAnswer
+from flmm_ros.requests import Request
 
 
 def pixels_of(message, dtype=np.uint8):
@@ -152,25 +158,107 @@ def test_every_parameter_is_described(bench):
 # --- the end --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_shutdown_answers_what_is_in_work_and_refuses_what_waits(start_scripted, log_dir, number):
-    name = f"ending{int(number)}"
+@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT, signal.SIGTERM)])
+def test_shutdown_answers_what_is_in_work_and_refuses_what_waits(start_scripted, log_dir, signals):
+    name = f"ending{len(signals)}{signals[0].name.lower()}"
     ending = start_scripted(name)
     ending.still_serves()
     ending.replies.clear()
     for text in ("sleep 1.0", "second", "third"):
         ending.commands.publish(String(data=text))
     ending.client.spin(0.4)
-    ending.process.send_signal(number)
-    ending.until(lambda: len(ending.replies) == 3)
-    statuses = {reply.command: reply.status for reply in ending.replies}
-    assert statuses == {
-        "sleep 1.0": GroundedAnswer.STATUS_ANSWERED,
-        "second": GroundedAnswer.STATUS_SHUTTING_DOWN,
-        "third": GroundedAnswer.STATUS_SHUTTING_DOWN,
-    }
-    assert ending.process.wait(timeout=10) == 0
+    for number in signals:
+        ending.process.send_signal(number)
+        ending.client.spin(0.1)
+    assert ending.process.wait(timeout=3) == 0
+    ending.client.spin(0.3)
+    assert sorted((reply.command, reply.status) for reply in ending.replies) == [
+        ("second", GroundedAnswer.STATUS_SHUTTING_DOWN),
+        ("sleep 1.0", GroundedAnswer.STATUS_ANSWERED),
+        ("third", GroundedAnswer.STATUS_SHUTTING_DOWN),
+    ]
     assert "Traceback" not in (log_dir / f"{name}.log").read_text()
+
+
+@pytest.mark.parametrize("seconds", [2.1, 30])  # 2.1: the answer is ready while the node says its last words
+def test_shutdown_does_not_wait_for_a_slow_answer(start_scripted, log_dir, seconds):
+    name = f"slow{int(seconds)}"
+    slow = start_scripted(name)
+    slow.still_serves()
+    slow.replies.clear()
+    texts = ["after it", f"sleep {seconds}"]
+    for text in reversed(texts):
+        slow.commands.publish(String(data=text))
+    slow.client.spin(0.4)
+    slow.process.send_signal(signal.SIGTERM)
+    assert slow.process.wait(timeout=3) == 0
+    slow.client.spin(0.3)
+    assert sorted(reply.command for reply in slow.replies) == texts
+    assert {reply.status for reply in slow.replies} == {GroundedAnswer.STATUS_SHUTTING_DOWN}
+    assert "Traceback" not in (log_dir / f"{name}.log").read_text()
+
+
+def test_shutdown_while_the_model_loads(start_scripted):
+    loading = start_scripted("loads", "refer_prompt:=slow")
+    texts = ["first", "second"]
+    for text in texts:
+        loading.commands.publish(String(data=text))
+    loading.client.spin(0.4)
+    loading.process.send_signal(signal.SIGINT)
+    assert loading.process.wait(timeout=3) == 0
+    loading.client.spin(0.3)
+    assert sorted(reply.command for reply in loading.replies) == texts
+    assert {reply.status for reply in loading.replies} == {GroundedAnswer.STATUS_SHUTTING_DOWN}
+
+
+def handles(process, number):
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("node", ["grounding_node", "camera_node"])
+def test_a_node_that_is_still_importing_ends_at_once_and_quietly(processes, log_dir, node, number):
+    name = f"importing_{node}_{number.name}"
+    process = processes.start(name, f"flmm_ros.{node}")
+    deadline = time.monotonic() + 30
+    while not handles(process, signal.SIGTERM):  # which it does first of all
+        assert time.monotonic() < deadline
+    process.send_signal(number)
+    assert process.wait(timeout=3) == 0
+    assert (log_dir / f"{name}.log").read_text() == ""
+
+
+def test_a_model_that_ends_its_thread_leaves_no_command_without_a_reply(start_scripted):
+    quitting = start_scripted("quits")
+    quitting.show()
+    quitting.replies.clear()
+    texts = ["sleep 0.5", "quit", "waits"]
+    for text in texts:
+        quitting.commands.publish(String(data=text))
+    quitting.until(lambda: len(quitting.replies) >= 3)
+    assert quitting.process.wait(timeout=3) == 1
+    quitting.client.spin(0.3)
+    failure = (GroundedAnswer.STATUS_MODEL_FAILURE, "cannot serve: scripted end")
+    assert [reply.command for reply in quitting.replies] == texts
+    assert [(reply.status, reply.reason) for reply in quitting.replies[1:]] == [failure, failure]
+
+
+def test_a_request_is_claimed_once():
+    request = Request(1, 0, "text", 0)
+    barrier, claims = threading.Barrier(8), []
+
+    def claim(request):
+        barrier.wait()
+        claims.append(request.claim())
+
+    threads = [threading.Thread(target=claim, args=(replace(request, text=f"{i}"),)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claims) == [False] * 7 + [True]  # copies with another text are the same request
 
 
 def test_commands_that_come_with_the_signal_get_their_replies(start_scripted):

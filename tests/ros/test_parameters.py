@@ -5,7 +5,7 @@ import rclpy
 from rclpy.parameter import Parameter
 
 from flmm_core.config import GroundingConfig, tunables
-from flmm_ros.camera_node import CAMERA_TUNABLES
+from flmm_ros.camera import CAMERA_TUNABLES
 from flmm_ros.parameters import NODE_TUNABLES, ParameterError, declare_grounding, value
 
 

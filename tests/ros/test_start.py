@@ -1,8 +1,11 @@
 """The node with real (tiny, random) models, and everything that can be wrong when it starts."""
 
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -86,7 +89,8 @@ def test_what_is_wrong_at_the_start_is_one_clear_line(endings, name):
 
 @pytest.fixture(scope="module")
 def tiny(processes, models):
-    process = processes.start("tiny", "flmm_ros.grounding_node", [*arguments_for(models), "-r", "__ns:=/tiny"])
+    arguments = [*arguments_for(models), "-p", "max_image_age:=0.0", "-r", "__ns:=/tiny"]  # however slow the machine
+    process = processes.start("tiny", "flmm_ros.grounding_node", arguments)
     with AskClient("/tiny/grounding") as client:
         bench = Bench(client, "/tiny/grounding")
         bench.process = process
@@ -108,14 +112,60 @@ def test_real_pipeline_answers(tiny, size, refer):
     assert reply.durations.lmm > 0
 
 
-@pytest.mark.parametrize(
-    "text", ["柠檬在哪里？", "🍋" * 100, "<image>", "<image> <image>", "</s>", "USER: ASSISTANT:", "x" * 500]
-)
+@pytest.mark.parametrize("text", ["柠檬在哪里？", "🍋" * 100, "USER: ASSISTANT:", "x" * 500])
 @pytest.mark.parametrize("refer", [False, True], ids=["chat", "refer"])
 def test_real_pipeline_survives_unusual_words(tiny, text, refer):
     tiny.show()
     reply = tiny.ask(text, refer=refer)
-    answered = reply.status == GroundedAnswer.STATUS_ANSWERED
-    refused = reply.status == GroundedAnswer.STATUS_MODEL_FAILURE and reply.reason.startswith("the model failed: ")
-    assert answered or refused
+    if reply.status != GroundedAnswer.STATUS_ANSWERED:  # too long for the context
+        assert reply.status == GroundedAnswer.STATUS_BAD_COMMAND
+        assert reply.reason.startswith("the command cannot be used: text: expected at most ")
     assert tiny.ask("hello").status == GroundedAnswer.STATUS_ANSWERED
+
+
+@pytest.mark.parametrize(("text", "marker"), [("<image>", "<image>"), ("where is <image> it", "<image>"), ("</s>", "</s>")])
+@pytest.mark.parametrize("refer", [False, True], ids=["chat", "refer"])
+def test_special_tokens_in_a_command_are_the_commands_fault(tiny, text, marker, refer):
+    tiny.show()
+    reply = tiny.ask(text, refer=refer)
+    assert reply.status == GroundedAnswer.STATUS_BAD_COMMAND
+    expected = f"the command cannot be used: text: expected no special tokens of the LMM, got '{marker}'"
+    assert (reply.reason, reply.answer) == (expected, "")
+
+
+# --- the shipped model ----------------------------------------------------------------------------------------------------
+
+
+def start_shipped(processes, log_dir, name, logged):
+    """The node with the shipped model, as soon as its log holds some words."""
+    process = processes.start(name, "flmm_ros.grounding_node", ["--ros-args", "-r", f"__ns:=/{name}"])
+    deadline = time.monotonic() + 240
+    while logged not in (log_dir / f"{name}.log").read_text():
+        assert process.poll() is None and time.monotonic() < deadline, (log_dir / f"{name}.log").read_text()
+        time.sleep(0.02)
+    return process
+
+
+def test_the_log_holds_the_nodes_own_lines_only(processes, log_dir):
+    process = start_shipped(processes, log_dir, "quiet", "ready: the model was loaded in")
+    with AskClient("/quiet/grounding") as client:
+        bench = Bench(client, "/quiet/grounding")
+        bench.connect(lambda: None)
+        assert bench.set_parameter("max_image_age", 0.0).successful
+        bench.images.publish(image_of(np.full((240, 320, 3), 90, np.uint8)))
+        client.spin(0.5)
+        for refer in (False, True):
+            reply = client.ask("the red mug", refer=refer, timeout=60.0)
+            assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 0
+    lines = (log_dir / "quiet.log").read_text().splitlines()
+    assert len(lines) == 4
+    assert not [line for line in lines if not re.fullmatch(r"\[INFO\] \[[\d.]+\] \[quiet\.grounding\]: .+", line)]
+
+
+def test_a_node_that_loads_its_model_ends_at_once(processes, log_dir):
+    process = start_shipped(processes, log_dir, "loading", "loading the model")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=3) == 0
+    assert "ready" not in (log_dir / "loading.log").read_text()

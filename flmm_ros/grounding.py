@@ -1,0 +1,306 @@
+"""The node: commands and pictures in, grounded answers out.
+
+It translates between topics and a grounding pipeline and does no maths. Pictures are kept unread until a command needs the
+newest one; commands are worked off by one thread, so the executor is never blocked; each command gets exactly one reply.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+from builtin_interfaces.msg import Time as TimeMsg
+from rclpy.qos import QoSProfile
+from rclpy.subscription import MessageInfo
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header, String
+
+from flmm_core.config import GroundingConfig
+from flmm_core.errors import CommandError
+from flmm_core.overlay import draw_overlay
+from flmm_core.types import GroundedAnswer
+from flmm_ros import conversions, parameters, qos
+from flmm_ros.msg import GroundedAnswer as GroundedAnswerMsg
+from flmm_ros.msg import StageDurations
+from flmm_ros.requests import (
+    Arrival,
+    LatestImage,
+    RefusedError,
+    Request,
+    check_age,
+    clean_text,
+    decode_image,
+    decode_text,
+    no_image,
+)
+from flmm_ros.spinning import RunnableNode, one_line
+from flmm_ros.worker import Worker
+
+_SENDING = 0.3
+"""Seconds for an answer that is ready at the last moment to be handed to the middleware."""
+
+
+class Pipeline(Protocol):
+    """What the node needs of :class:`flmm_core.pipeline.GroundingPipeline`."""
+
+    def set_image(self, picture: np.ndarray) -> Any:
+        """Encode ``[H, W, 3]`` uint8 RGB for the commands that follow."""
+
+    def chat(self, text: str, *, max_new_tokens: int | None = None) -> GroundedAnswer:
+        """Answer and ground."""
+
+    def refer(self, phrases: Sequence[str]) -> GroundedAnswer:
+        """Ground given phrases."""
+
+
+def load_pipeline(config: GroundingConfig) -> Pipeline:
+    """The real pipeline; imports transformers, which takes seconds, and keeps its bars and advice out of the node's log."""
+    from transformers.utils import logging
+
+    from flmm_core.pipeline import GroundingPipeline
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return GroundingPipeline.from_config(config)
+
+
+class GroundingNode(RunnableNode):
+    """Answers commands about the newest picture.
+
+    Args:
+        load: builds the pipeline; called once, in the worker's thread.
+    """
+
+    def __init__(self, *, load: Callable[[GroundingConfig], Pipeline] = load_pipeline) -> None:
+        super().__init__("grounding")
+        self._load = load
+        self._config = parameters.declare_grounding(self)
+        self._ids = itertools.count(1)
+        self._latest = LatestImage()
+        self._encoded: tuple[Arrival, np.ndarray, Header] | None = None
+        """The picture that the pipeline holds."""
+        self._worker: Worker[Request] = Worker(
+            parameters.value(self, "queue_size"), self._handle, self._abandon, prepare=self._prepare, failed=self._on_failure
+        )
+        self._make_publishers()
+        self._make_subscriptions()
+        self._worker.start()
+
+    def _make_publishers(self) -> None:
+        own = qos.overridable()
+        self._answers = self.create_publisher(GroundedAnswerMsg, "~/answer", qos.commands(), qos_overriding_options=own)
+        self._texts = self.create_publisher(String, "~/answer_text", qos.commands(), qos_overriding_options=own)
+        self._label_maps = self.create_publisher(Image, "~/label_mask", qos.pictures(), qos_overriding_options=own)
+        self._overlays = self.create_publisher(Image, "~/overlay", qos.pictures(), qos_overriding_options=own)
+
+    def _make_subscriptions(self) -> None:
+        chat, refer = GroundedAnswerMsg.MODE_CHAT, GroundedAnswerMsg.MODE_REFER
+        self._subscribe(Image, "image", self._on_image, qos.camera())
+        self._subscribe(String, "command", lambda serialized, info: self._on_command(serialized, info, chat), qos.commands())
+        self._subscribe(String, "phrase", lambda serialized, info: self._on_command(serialized, info, refer), qos.commands())
+
+    def _subscribe(self, kind: type, topic: str, callback: Callable[[bytes, MessageInfo], None], profile: QoSProfile) -> None:
+        """Receive serialized messages: a malformed one is refused like any other, and most pictures are never read."""
+        self.create_subscription(kind, topic, callback, profile, raw=True, qos_overriding_options=qos.overridable())
+
+    def close(self, timeout: float) -> None:
+        """Refuse what waits, and let the command in work finish; refuse it too if it takes longer than ``timeout``."""
+        self._worker.close(timeout)
+
+    # --- executor's thread ------------------------------------------------------------------------------------------------
+
+    def _on_image(self, serialized: bytes, _: MessageInfo) -> None:
+        try:
+            self._latest.put(serialized, self.get_clock().now())
+        except Exception as error:
+            self.get_logger().error(f"picture dropped: {one_line(error)}")
+
+    def _on_command(self, serialized: bytes, info: MessageInfo, mode: int) -> None:
+        request = Request(next(self._ids), mode, "", info["source_timestamp"])
+        try:
+            request = replace(request, text=decode_text(serialized))
+            clean_text(request.text, parameters.value(self, "max_command_length"))
+            if not self._worker.offer(request):
+                raise self._no_room()
+        except RefusedError as refusal:
+            self._refuse(request, refusal)
+        except Exception as error:
+            self._refuse(request, _model_failure(error))
+
+    def _no_room(self) -> RefusedError:
+        if self._worker.closed:
+            return self._stopped()
+        size = parameters.value(self, "queue_size")
+        return RefusedError(GroundedAnswerMsg.STATUS_BUSY, f"busy: {size} commands are waiting already (queue_size)")
+
+    def _stopped(self) -> RefusedError:
+        if self.failure is not None:
+            return RefusedError(GroundedAnswerMsg.STATUS_MODEL_FAILURE, self.failure)
+        return RefusedError(GroundedAnswerMsg.STATUS_SHUTTING_DOWN, "the node is shutting down")
+
+    # --- worker's thread --------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        began = time.monotonic()
+        self.get_logger().info("loading the model ...")
+        self._pipeline = self._load(self._config)
+        # A first pass over a grey picture in both modes: the first command is then as fast as the others, and parts that
+        # do not fit together are noticed now.
+        self._pipeline.set_image(np.full((240, 320, 3), 128, np.uint8))
+        self._pipeline.refer(["thing"])
+        self._pipeline.chat("thing", max_new_tokens=2)
+        self.get_logger().info(f"ready: the model was loaded in {time.monotonic() - began:.1f} s")
+
+    def _on_failure(self, error: BaseException) -> None:
+        self.failure = f"cannot serve: {one_line(error)}"
+
+    def _handle(self, request: Request) -> None:
+        try:
+            self._answer(request)
+        except RefusedError as refusal:
+            self._refuse(request, refusal)
+        except CommandError as error:
+            reason = f"the command cannot be used: {one_line(error)}"
+            self._refuse(request, RefusedError(GroundedAnswerMsg.STATUS_BAD_COMMAND, reason))
+        except Exception as error:
+            self._encoded = None  # what the pipeline holds is unknown now
+            self._refuse(request, _model_failure(error))
+
+    def _answer(self, request: Request) -> None:
+        began = time.monotonic()
+        arrival, replaced = self._latest.get()
+        if arrival is None:
+            topic = self.resolve_topic_name("image")
+            raise no_image(topic, self.count_publishers(topic))
+        picture, header, conversion = self._set_image(arrival)
+        words = clean_text(request.text, parameters.value(self, "max_command_length"))
+        if request.mode == GroundedAnswerMsg.MODE_REFER:
+            answer = self._pipeline.refer([words])
+        else:
+            answer = self._pipeline.chat(words, max_new_tokens=parameters.value(self, "max_new_tokens"))
+        grounded = time.monotonic()
+        message = GroundedAnswerMsg(
+            header=header,
+            request_id=request.request_id,
+            command_stamp=_time_message(request.stamp),
+            mode=request.mode,
+            command=request.text,
+            status=GroundedAnswerMsg.STATUS_ANSWERED,
+            answer=answer.text,
+            phrases=conversions.phrase_messages(answer.phrases, header),
+            image_height=answer.picture_height,
+            image_width=answer.picture_width,
+        )
+        conversion += time.monotonic() - grounded
+        message.durations = conversions.durations_message(
+            answer.seconds,
+            waiting=began - request.arrived,
+            conversion=conversion,
+            total=time.monotonic() - request.arrived,
+        )
+        if not self._reply(request, message):
+            return  # the node is ending and has refused it, or it cannot be sent
+        self._publish_pictures(message, answer, picture)
+        self.get_logger().info(
+            f"request {request.request_id}: {len(answer.phrases)} phrases in {message.durations.total:.2f} s"
+            f" ({replaced} pictures skipped since the last)"
+        )
+
+    def _set_image(self, arrival: Arrival) -> tuple[np.ndarray, Header, float]:
+        """Give the newest picture to the pipeline, unless it holds it already.
+
+        Returns:
+            Picture, its header, and the seconds of conversion.
+        """
+        began = time.monotonic()
+        if self._encoded is not None and self._encoded[0] is arrival:
+            _, picture, header = self._encoded
+            self._check_age(arrival, header)
+            return picture, header, time.monotonic() - began
+        message = decode_image(arrival)
+        self._check_age(arrival, message.header)
+        try:
+            picture = conversions.picture_from_message(message, parameters.value(self, "max_image_pixels"))
+        except conversions.BadImageError as error:
+            raise RefusedError(GroundedAnswerMsg.STATUS_BAD_IMAGE, one_line(error), message.header) from error
+        conversion = time.monotonic() - began
+        self._encoded = None
+        self._pipeline.set_image(picture)
+        self._encoded = (arrival, picture, message.header)
+        return picture, message.header, conversion
+
+    def _check_age(self, arrival: Arrival, header: Header) -> None:
+        check_age(arrival, header, self.get_clock().now(), parameters.value(self, "max_image_age", float))
+
+    def _publish_pictures(self, message: GroundedAnswerMsg, answer: GroundedAnswer, picture: np.ndarray) -> None:
+        """What goes with an answer. The reply is out: what goes wrong here is no refusal any more."""
+        try:
+            if message.mode == GroundedAnswerMsg.MODE_CHAT:
+                self._texts.publish(String(data=answer.text))
+            self._label_maps.publish(conversions.label_map(answer, message.header))
+            if self._overlays.get_subscription_count() > 0:
+                overlay = draw_overlay(picture, answer, command=message.command)
+                self._overlays.publish(conversions.image_message(overlay, "rgb8", message.header))
+        except Exception as error:
+            self.get_logger().error(f"request {message.request_id}: no label mask or overlay: {one_line(error)}")
+
+    # --- either thread ----------------------------------------------------------------------------------------------------
+
+    def _abandon(self, request: Request) -> None:
+        self._refuse(request, self._stopped())
+        request.replied.wait(_SENDING)  # the worker may have claimed it just now: its answer must be out before the node ends
+
+    def _reply(self, request: Request, message: GroundedAnswerMsg) -> bool:
+        """Send the one reply to a request; False if it has another one, or if a refusal went out in place of this one."""
+        if not request.claim():
+            return False
+        if failure := self._publish(message):
+            refusal = RefusedError(GroundedAnswerMsg.STATUS_MODEL_FAILURE, f"the answer cannot be sent: {failure}")
+            self.get_logger().error(f"request {request.request_id} refused: {refusal.reason}")
+            self._publish(_refusal_message(request, refusal, request.text))
+        request.replied.set()
+        return not failure
+
+    def _publish(self, message: GroundedAnswerMsg) -> str:
+        """Hand a reply to the middleware; returns why that failed, or nothing."""
+        try:
+            self._answers.publish(message)
+        except Exception as error:
+            return one_line(error)
+        return ""
+
+    def _refuse(self, request: Request, refusal: RefusedError) -> None:
+        too_long = refusal.status == GroundedAnswerMsg.STATUS_COMMAND_TOO_LONG
+        command = request.text[: parameters.value(self, "max_command_length")] if too_long else request.text
+        if not self._reply(request, _refusal_message(request, refusal, command)):
+            return
+        line = f"request {request.request_id} refused: {refusal.reason}"
+        if refusal.status == GroundedAnswerMsg.STATUS_MODEL_FAILURE:
+            self.get_logger().error(line)
+        else:  # rclpy allows one severity for each line of code
+            self.get_logger().warning(line)
+
+
+def _refusal_message(request: Request, refusal: RefusedError, command: str) -> GroundedAnswerMsg:
+    return GroundedAnswerMsg(
+        header=refusal.header or Header(),
+        request_id=request.request_id,
+        command_stamp=_time_message(request.stamp),
+        mode=request.mode,
+        command=command,
+        status=refusal.status,
+        reason=refusal.reason,
+        durations=StageDurations(total=time.monotonic() - request.arrived),
+    )
+
+
+def _time_message(nanoseconds: int) -> TimeMsg:
+    return TimeMsg(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+
+
+def _model_failure(error: Exception) -> RefusedError:
+    return RefusedError(GroundedAnswerMsg.STATUS_MODEL_FAILURE, f"the model failed: {one_line(error)}")
