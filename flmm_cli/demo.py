@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True)
     print(f"rendering {args.scenes} scenes ...", flush=True)
     asks = demo.plan(args.count, args.scenes, args.seed)
-    print(f"starting the camera and the grounding node (logs in {args.out}) ...", flush=True)
+    domain = os.environ["ROS_DOMAIN_ID"]
+    print(f"starting the camera and the grounding node in ROS domain {domain} (logs in {args.out}) ...", flush=True)
     began = time.monotonic()
     outcomes = demo.run_demo(
         asks,

@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 _SETTLING = 0.3
 """Seconds between seeing the node and sending: the node must have seen this client too."""
+_ROUNDING = 1000
+"""Nanoseconds by which a stamp may differ from the clock that it was read from: middlewares keep binary fractions."""
 
 
 class NoReplyError(RuntimeError):
@@ -88,15 +90,24 @@ class AskClient:
     ) -> GroundedAnswer:
         """Send a command, or with ``refer`` a phrase, and return its reply, which may be a refusal.
 
+        Other clients may ask the same words: the reply is the one to a command that was published while this method was
+        publishing, by this machine's clock.
+
         Raises:
             NoReplyError: nothing came within ``timeout`` seconds.
         """
         self.replies.clear()
+        before = time.time_ns() - _ROUNDING
         (self._phrases if refer else self._commands).publish(String(data=text))
+        after = time.time_ns() + _ROUNDING
         mode = GroundedAnswer.MODE_REFER if refer else GroundedAnswer.MODE_CHAT
 
+        def is_mine(reply: GroundedAnswer) -> bool:
+            sent = reply.command_stamp.sec * 10**9 + reply.command_stamp.nanosec
+            return before <= sent <= after and reply.mode == mode and _is_about(reply, text)
+
         def reply() -> GroundedAnswer | None:
-            return next((reply for reply in self.replies if reply.mode == mode and _is_about(reply, text)), None)
+            return next((reply for reply in self.replies if is_mine(reply)), None)
 
         return self.wait_until(reply, timeout, f"no reply to {text[:60]!r} within {timeout:g} s", meanwhile)
 

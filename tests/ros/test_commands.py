@@ -6,14 +6,18 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack
 
 import cv2
 import numpy as np
 import pytest
+from std_msgs.msg import String
 from test_start import models  # noqa: F401
 
 from flmm_core.types import GroundedAnswer, GroundedPhrase
+from flmm_ros.ask import AskClient
 from flmm_ros.demo import KINDS, compare, plan
 from flmm_sim.language import QUESTION_KINDS
 from flmm_sim.offscreen import RenderingUnavailableError
@@ -56,6 +60,29 @@ def test_ask_prints_the_answer_and_where(waiting, tmp_path):
     lines = done.stdout.splitlines()
     assert lines[:2] == ["It said: where is it", "  It: x 0-16, y 0-24, score 0.75"]
     assert cv2.imread(str(tmp_path / "overlay.png")).shape[1] >= 480
+
+
+def test_clients_that_ask_the_same_words_get_their_own_replies(waiting):
+    """The first client's reply is the first to come, and must not be taken by the others."""
+    answers = {}
+
+    def ask(client, name):
+        answers[name] = client.ask("count", timeout=60.0).answer
+
+    with ExitStack() as stack:
+        clients = [stack.enter_context(AskClient("/shared/grounding")) for _ in range(3)]
+        for client in clients:
+            client.wait_for_node(60.0)
+        waiting.commands.publish(String(data="sleep 2"))
+        threads = [threading.Thread(target=ask, args=(client, name)) for name, client in enumerate(clients)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.3)
+        assert not answers
+        for thread in threads:
+            thread.join()
+    first = int(answers[0].removeprefix("call "))
+    assert answers == {0: f"call {first}", 1: f"call {first + 1}", 2: f"call {first + 2}"}
 
 
 def test_ask_refer(waiting):
@@ -117,8 +144,10 @@ def test_demo_compares_masks_with_what_the_phrases_name(opengl):
 
 def test_demo_answers_everything_and_draws_it(models, opengl, tmp_path):  # noqa: F811
     out = tmp_path / "out"
-    done = flmm("demo", "--count", "4", "--scenes", "2", "--out", str(out), *options_of(models))
+    domain = other_domain()
+    done = flmm("demo", "--count", "4", "--scenes", "2", "--out", str(out), *options_of(models), ROS_DOMAIN_ID=domain)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"starting the camera and the grounding node in ROS domain {domain} " in done.stdout
     assert "4 of 4 commands answered" in done.stdout and "total ms" in done.stdout
     records = json.loads((out / "answers.json").read_text())
     assert len({record["kind"] for record in records}) >= 3 and not any(record["reason"] for record in records)
