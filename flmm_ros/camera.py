@@ -41,10 +41,9 @@ class CameraNode(RunnableNode):
         self._infos = self.create_publisher(CameraInfo, "~/camera_info", qos.camera_output(), qos_overriding_options=own)
         self.create_timer(1.0 / parameters.value(self, "rate", float), self._on_timer)
 
-    def close(self, timeout: float) -> bool:
+    def close(self, timeout: float) -> None:
         """Free the OpenGL context."""
         self._renderer.close()
-        return True
 
     def _on_timer(self) -> None:
         try:

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from builtin_interfaces.msg import Time as TimeMsg
-from rclpy.duration import Duration
 from rclpy.qos import QoSProfile
 from rclpy.subscription import MessageInfo
 from sensor_msgs.msg import Image
@@ -62,6 +61,7 @@ def load_pipeline(config: GroundingConfig) -> Pipeline:
     """The real pipeline; imports transformers, which takes seconds, and keeps its bars and advice out of the node's log."""
     from transformers.utils import logging
 
+    import flmm_tabletop  # noqa: F401  makes the shipped model known
     from flmm_core.pipeline import GroundingPipeline
 
     logging.set_verbosity_error()
@@ -108,17 +108,9 @@ class GroundingNode(RunnableNode):
         """Receive serialized messages: a malformed one is refused like any other, and most pictures are never read."""
         self.create_subscription(kind, topic, callback, profile, raw=True, qos_overriding_options=qos.overridable())
 
-    def close(self, timeout: float) -> bool:
-        """Refuse what waits, and let the command in work finish; refuse it too if it takes longer than ``timeout``.
-
-        Returns:
-            Whether the worker ended in time.
-        """
-        return self._worker.close(timeout)
-
-    def deliver(self, timeout: float) -> None:
-        """Wait until every client has its replies."""
-        self._answers.wait_for_all_acked(Duration(seconds=timeout))
+    def close(self, timeout: float) -> None:
+        """Refuse what waits, and let the command in work finish; refuse it too if it takes longer than ``timeout``."""
+        self._worker.close(timeout)
 
     # --- executor's thread ------------------------------------------------------------------------------------------------
 
@@ -212,7 +204,7 @@ class GroundingNode(RunnableNode):
             total=time.monotonic() - request.arrived,
         )
         if not self._reply(request, message):
-            return  # the node is ending, and has refused it
+            return  # the node is ending and has refused it, or it cannot be sent
         self._publish_pictures(message, answer, picture)
         self.get_logger().info(
             f"request {request.request_id}: {len(answer.phrases)} phrases in {message.durations.total:.2f} s"
@@ -266,18 +258,23 @@ class GroundingNode(RunnableNode):
         request.replied.wait(_SENDING)  # the worker may have claimed it just now: its answer must be out before the node ends
 
     def _reply(self, request: Request, message: GroundedAnswerMsg) -> bool:
-        """Send the one reply to a request; False if it has or gets another one."""
+        """Send the one reply to a request; False if it has another one, or if a refusal went out in place of this one."""
         if not request.claim():
             return False
+        if failure := self._publish(message):
+            refusal = RefusedError(GroundedAnswerMsg.STATUS_MODEL_FAILURE, f"the answer cannot be sent: {failure}")
+            self.get_logger().error(f"request {request.request_id} refused: {refusal.reason}")
+            self._publish(_refusal_message(request, refusal, request.text))
+        request.replied.set()
+        return not failure
+
+    def _publish(self, message: GroundedAnswerMsg) -> str:
+        """Hand a reply to the middleware; returns why that failed, or nothing."""
         try:
             self._answers.publish(message)
-        except Exception as error:  # an answer that cannot be sent; a refusal can
-            refusal = RefusedError(GroundedAnswerMsg.STATUS_MODEL_FAILURE, f"the answer cannot be sent: {one_line(error)}")
-            self._answers.publish(_refusal_message(request, refusal, request.text))
-            self.get_logger().error(f"request {request.request_id} refused: {refusal.reason}")
-        finally:
-            request.replied.set()
-        return True
+        except Exception as error:
+            return one_line(error)
+        return ""
 
     def _refuse(self, request: Request, refusal: RefusedError) -> None:
         too_long = refusal.status == GroundedAnswerMsg.STATUS_COMMAND_TOO_LONG

@@ -21,13 +21,11 @@ from flmm_ros.signals import stop_on_signals
 
 _PERIOD = 0.1
 """Seconds until the executor looks at signals again."""
-# Launch kills a node 5 s after it asked it to end. These and _PERIOD add up to 2.2 s, so that 3 s suffice.
+# Launch loses patience 5 s after it asked a node to end. A node is to be gone within 3 s, these two and _PERIOD included.
 _GRACE = 1.5
 """Seconds in which a node ends what it is doing."""
 _LAST_WORDS = 0.3
 """Seconds for which it then still answers what reaches it."""
-_DELIVERY = 0.3
-"""Seconds in which what it said must arrive."""
 
 
 class RunnableNode(Node):
@@ -36,12 +34,8 @@ class RunnableNode(Node):
     failure: str | None = None
     """Why it cannot go on; None while all is well."""
 
-    def close(self, timeout: float) -> bool:
-        """End what it is doing within ``timeout`` seconds; False if a thread of it still runs."""
-        return True
-
-    def deliver(self, timeout: float) -> None:
-        """Wait ``timeout`` seconds at most until what it said has arrived."""
+    def close(self, timeout: float) -> None:
+        """End what it is doing, within ``timeout`` seconds."""
 
     def set_parameters_atomically(self, parameter_list: list[Parameter[Any]]) -> SetParametersResult:
         """As rclpy does, which all its services use; but a parameter that does not exist is refused by name."""
@@ -59,7 +53,8 @@ def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> in
     must still be able to publish its last replies.
 
     Returns:
-        Exit status: 0 after a signal, 1 if the node failed, 2 if its parameters are wrong.
+        Exit status 1 or 2 if there is no node to run, because it failed or because its parameters are wrong. Else it ends
+        the process: with status 0 after a signal, 1 if the node failed.
     """
     stop = stop_on_signals()
     try:
@@ -77,21 +72,19 @@ def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> in
     executor.add_node(node)
     _spin(executor, node, lambda: stop.is_set() or node.failure is not None)
     failure = node.failure  # one that comes while it ends is of no interest
-    ended = node.close(_GRACE)
+    node.close(_GRACE)
     last = time.monotonic() + _LAST_WORDS
     _spin(executor, node, lambda: time.monotonic() > last)  # what came meanwhile gets its refusal too
-    node.deliver(_DELIVERY)
     if failure is not None:
         node.get_logger().fatal(failure)
     executor.shutdown(timeout_sec=0.1)
     node.destroy_node()
     rclpy.try_shutdown()
-    status = 0 if failure is None else 1
-    if not ended:  # a thread is deep in a model and cannot be told to stop: leave without the interpreter's clean-up
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return status
+    # Without the interpreter's clean-up: that of PyTorch takes more than a second, and a thread may be deep in a model and
+    # cannot be told to stop.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if failure is None else 1)
 
 
 def _spin(executor: SingleThreadedExecutor, node: RunnableNode, done: Callable[[], bool]) -> None:
