@@ -47,8 +47,9 @@ def run(args: argparse.Namespace) -> int:
 
     from flmm_core.evaluation.attention_figure import draw_attention
     from flmm_core.evaluation.attention_maps import AttentionRow, attention_rows, rank_heads, telling_turns
+    from flmm_core.image_files import read_image
     from flmm_core.pipeline import GroundingPipeline
-    from flmm_core.training.dataset import read_dataset, read_image
+    from flmm_core.training.dataset import read_dataset
 
     first = args.rank if args.first is None else args.first
     pipeline = GroundingPipeline.from_config(config)

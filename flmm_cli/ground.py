@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"text: expected one question in quotes, got {len(args.text)} arguments")
     config = grounding_config(args)
 
+    from flmm_core.image_files import read_image
     from flmm_core.pipeline import GroundingPipeline
-    from flmm_core.training.dataset import read_image
 
     picture = read_image(args.image)
     pipeline = GroundingPipeline.from_config(config)

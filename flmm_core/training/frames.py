@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from flmm_core.cache_manifest import require_manifest
 from flmm_core.fingerprints import files_fingerprint
+from flmm_core.image_files import read_image
 from flmm_core.image_geometry import long_side_geometry, place_in_frame
-from flmm_core.training.dataset import Picture, read_image
+from flmm_core.training.dataset import Picture
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
