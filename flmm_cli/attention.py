@@ -45,9 +45,10 @@ def run(args: argparse.Namespace) -> int:
 
     from PIL import Image
 
-    from flmm_core.data.dataset import read_dataset, read_image
+    from flmm_core.data.dataset import read_dataset
     from flmm_core.drawing.attention_figure import draw_attention
     from flmm_core.evaluation.attention_maps import AttentionRow, attention_rows, rank_heads, telling_turns
+    from flmm_core.image_files import read_image
 
     first = args.rank if args.first is None else args.first
     pipeline = load_pipeline(config)

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"text: expected one question in quotes, got {len(args.text)} arguments")
     config = grounding_config(args)
 
-    from flmm_core.data.dataset import read_image
+    from flmm_core.image_files import read_image
 
     picture = read_image(args.image)
     pipeline = load_pipeline(config)

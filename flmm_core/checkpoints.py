@@ -6,7 +6,8 @@ Every failure is a :class:`~flmm_core.errors.LoadError` of one line that names t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from flmm_core.devices import check_device
 from flmm_core.errors import LoadError, explained
@@ -110,7 +112,9 @@ def _located(part: str, source: str | Path) -> str:
 
 
 def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> FrozenLmm:
-    """Load an LMM from a folder, a Hugging Face name or a registered model; see :meth:`FrozenLmm.from_pretrained`.
+    """Load an LMM from a folder, a Hugging Face name or a registered model, without progress bars or advice.
+
+    See :meth:`FrozenLmm.from_pretrained`.
 
     Raises:
         LoadError: of the type that the cause has.
@@ -118,8 +122,22 @@ def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **
     """
     check_device(device)
     source = _lmm_source(source)
-    with explained("LMM", source):
+    with explained("LMM", source), _quiet():
         return FrozenLmm.from_pretrained(source, device=device, dtype=dtype, **options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let transformers neither draw progress bars nor warn while it loads: what matters is raised."""
+    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def lmm_shape(source: str | Path) -> LmmShape:

@@ -17,6 +17,7 @@ from flmm_core.devices import resolve_device
 from flmm_core.errors import CommandError, explained
 from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
 from flmm_core.heads import GroundingHeads
+from flmm_core.image_files import as_seen
 from flmm_core.image_geometry import mask_box
 from flmm_core.keyword_spans import select_keywords
 from flmm_core.lmm_trace import LmmTrace
@@ -89,7 +90,8 @@ class GroundingPipeline:
         """Encode a picture for the commands that follow.
 
         Args:
-            picture: ``[H, W, 3]`` uint8 RGB, or a PIL image. If it cannot be encoded there is no picture afterwards.
+            picture: ``[H, W, 3]`` uint8 RGB, or a PIL image, which is turned upright: masks lie in the upright picture. If it
+                cannot be encoded there is no picture afterwards.
         """
         self._image = None
         pixels = rgb_array(picture)
@@ -228,9 +230,9 @@ class _Clock:
 
 
 def rgb_array(picture: np.ndarray | Image.Image) -> np.ndarray:
-    """Check a picture and return it as contiguous ``[H, W, 3]`` uint8 RGB."""
+    """Check a picture and return it as contiguous ``[H, W, 3]`` uint8 RGB; a PIL image :func:`as people see it <as_seen>`."""
     if isinstance(picture, Image.Image):
-        picture = np.asarray(picture.convert("RGB"))
+        picture = as_seen(picture)
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
         raise ValueError(f"picture: expected uint8 RGB of shape [H, W, 3] or a PIL image, got {got}")

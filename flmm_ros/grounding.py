@@ -20,8 +20,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
 from flmm_core.config import GroundingConfig
-from flmm_core.errors import CommandError
 from flmm_core.drawing.overlay import draw_overlay
+from flmm_core.errors import CommandError
 from flmm_core.types import GroundedAnswer
 from flmm_ros import conversions, parameters, qos
 from flmm_ros.msg import GroundedAnswer as GroundedAnswerMsg

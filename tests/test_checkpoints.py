@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from tiny_models import SAM_CONFIG, save_llava, save_model, tiny_heads, tiny_sam
+from transformers.utils import logging as transformers_logging
 
 from flmm_core import checkpoints
 from flmm_core.checkpoints import (
@@ -246,6 +247,18 @@ def test_sam_formats_are_registered_from_outside(tmp_path, monkeypatch):
     with pytest.raises(LoadError, match="expected format other or plain version 1, got unknown version 1") as error:
         load_sam(tmp_path)
     one_line(error)
+
+
+def test_loading_an_lmm_is_quiet(tmp_path, capfd):
+    folder = save_llava(tmp_path / "lmm")
+    # An entry that the model does not use makes transformers warn.
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, "model.unused": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    before = (transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity())
+    capfd.readouterr()
+    load_lmm(folder, device=torch.device("cpu"), dtype=torch.float32)
+    assert capfd.readouterr() == ("", "")
+    assert (transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()) == before
 
 
 def test_broken_lmms(tmp_path):

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
+
+from flmm_core.image_files import read_image
 
 REFER = "refer"
 """The kind of turn that refer mode reads: names of objects, each followed by a full stop."""
@@ -76,18 +77,6 @@ class Picture:
     def mask(self, objects: tuple[int, ...]) -> np.ndarray:
         """Decode the union of some objects' masks, ``[H, W]`` bool."""
         return coco_mask.decode(coco_mask.merge([self.rles[i] for i in objects])).astype(bool)
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read a picture file, ``[H, W, 3]`` uint8 RGB.
-
-    Raises:
-        ValueError: the file is missing or is no picture.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
-    if image is None:
-        raise ValueError(f"expected a picture at {path}, got " + ("a file that is none" if path.exists() else "no such file"))
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def read_dataset(folder: Path) -> Iterator[Picture]:

@@ -16,10 +16,10 @@ import pytest
 from std_msgs.msg import String
 from test_start import models  # noqa: F401
 
+from flmm_cli.ask_client import AskClient
 from flmm_cli.demo import remove_earlier
 from flmm_cli.demo_run import KINDS, compare, plan
 from flmm_core.types import GroundedAnswer, GroundedPhrase
-from flmm_cli.ask_client import AskClient
 from flmm_sim.language import QUESTION_KINDS
 from flmm_sim.offscreen import RenderingUnavailableError
 from flmm_sim.renderer import TabletopRenderer

@@ -1,0 +1,81 @@
+"""Picture files and PIL images as people see them: upright, in sRGB, 8 bits for each channel.
+
+The one reader for commands and data sets.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+_log = logging.getLogger(__name__)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read a picture file, ``[H, W, 3]`` uint8 RGB; see :func:`as_seen`.
+
+    Raises:
+        ValueError: the file is missing, is no picture, or is damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"expected a picture at {path}, got no such file")
+    try:
+        with Image.open(path) as image:
+            return as_seen(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"expected a picture at {path}, got a file that is none") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"expected a picture at {path}, got one that cannot be read ({error})") from error
+
+
+def as_seen(image: Image.Image) -> np.ndarray:
+    """A PIL image as people see it, ``[H, W, 3]`` uint8 RGB.
+
+    The EXIF orientation is applied, an embedded colour profile is converted to sRGB, 16 bits become the upper 8, and what is
+    transparent shows white.
+
+    Raises:
+        ValueError: the values have no known range, as floating-point ones.
+    """
+    upright = ImageOps.exif_transpose(image)
+    profile = upright.info.get("icc_profile")
+    image = _eight_bits(upright)
+    alpha = image.getchannel("A") if "A" in image.getbands() else None
+    colours = _to_srgb(image, profile) if profile else image.convert("RGB")
+    if alpha is not None:
+        white = Image.new("RGB", colours.size, "white")
+        colours = Image.composite(colours, white, alpha)
+    return np.array(colours)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image in L, LA, RGB, RGBA, CMYK, LAB or YCbCr."""
+    if image.mode == "F":
+        raise ValueError("picture: expected 8 or 16 bits for each channel, got floating-point values")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.size and not 0 <= values.min() <= values.max() <= 0xFFFF:
+            raise ValueError(f"picture: expected values of 16 bits, got {values.min()} to {values.max()}")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("P", "PA") or "transparency" in image.info:
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return image
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert from the colours of an embedded profile; one that is damaged or of other channels is ignored, as browsers do."""
+    source = image.convert("RGB") if image.mode == "RGBA" else image.convert("L") if image.mode == "LA" else image
+    try:
+        converted = ImageCms.profileToProfile(
+            source, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (ImageCms.PyCMSError, OSError) as error:
+        _log.warning("picture: its colour profile is ignored, it cannot be used (%s)", error)
+        return image.convert("RGB")
+    return converted if converted is not None else image.convert("RGB")
