@@ -13,8 +13,9 @@ from tiny_models import save_model
 
 from flmm_cli import main as cli
 from flmm_cli.model_options import add_model_options, grounding_config
-from flmm_cli.table import format_table, printable
+from flmm_cli.table import format_table
 from flmm_core.config import GroundingConfig, tunables
+from flmm_core.plain_text import printable
 
 NAMES = [name.replace("_", "-") for name in cli.COMMANDS]
 STAGES = ("tower", "lmm", "sam", "heads")
