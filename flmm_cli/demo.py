@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_cli.node_options import add_node_options, node_arguments
-from flmm_cli.table import format_table, printable
+from flmm_cli.table import format_table
+from flmm_core.plain_text import printable
 
 if TYPE_CHECKING:
     from flmm_cli.demo_run import Outcome

@@ -22,7 +22,7 @@ from sensor_msgs.msg import Image
 
 from flmm_cli.ask_client import AskClient, NoReplyError
 from flmm_cli.node_processes import NodeProcesses, start_camera_and_node
-from flmm_core.evaluation.metrics import normalise_answer
+from flmm_core.evaluation.metrics import Overlap, normalise_answer
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 from flmm_ros.conversions import phrase_from_message, picture_from_message
 from flmm_ros.msg import GroundedAnswer as Reply
@@ -217,7 +217,11 @@ class Demo:
 
 def compare(answer: GroundedAnswer, ask: Ask) -> tuple[float | None, ...]:
     """IoU of each phrase's mask with the true one; None for a phrase that names nothing in the scene."""
-    return tuple(_iou(phrase, _true_mask(phrase, answer, ask)) for phrase in answer.phrases)
+    truths = (_true_mask(phrase, answer, ask) for phrase in answer.phrases)
+    return tuple(
+        None if truth is None else Overlap.of(phrase.mask, truth).iou
+        for phrase, truth in zip(answer.phrases, truths, strict=True)
+    )
 
 
 def _true_mask(phrase: GroundedPhrase, answer: GroundedAnswer, ask: Ask) -> np.ndarray | None:
@@ -230,13 +234,6 @@ def _true_mask(phrase: GroundedPhrase, answer: GroundedAnswer, ask: Ask) -> np.n
         text = phrase.text.lower()
         named = [thing for thing in things if thing.name in text] or [thing for thing in things if thing.kind in text]
     return np.any([thing.mask for thing in named], axis=0) if named else None
-
-
-def _iou(phrase: GroundedPhrase, truth: np.ndarray | None) -> float | None:
-    if truth is None:
-        return None
-    union = int((phrase.mask | truth).sum())
-    return int((phrase.mask & truth).sum()) / union if union else 0.0
 
 
 def run_demo(

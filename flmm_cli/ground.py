@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline, model_names
-from flmm_cli.table import printable
+from flmm_core.plain_text import printable
 
 if TYPE_CHECKING:
     from flmm_core.types import GroundedAnswer

@@ -30,11 +30,6 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, width
     return "\n".join(table)
 
 
-def printable(text: str) -> str:
-    """On one line and without control characters: a model's words must not steer the terminal."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-
-
 def _format_row(row: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
     cells = [_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
     lines = []

@@ -1,7 +1,7 @@
 """The vision tower of flmm-tabletop: how much each cell of a picture looks like each word, and where the cell is.
 
 It stands where CLIP stands in a large LLaVA, and is registered with ``AutoModel``. A small residual convolutional network sees
-the cells, a linear layer votes for words; nothing else leaves the tower, so a decoder that names a thing must have looked at it.
+the cells, a linear layer votes for words; nothing else leaves the tower, so who names a thing must have looked at it.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class TabletopTower(PreTrainedModel):
             or ANY not in config.words
         ):
             raise ValueError(
-                f"expected patch_size 2 ** (len(stage_widths) + 1), {ANY!r} among the words, and hidden_size the number of "
-                f"words and position_channels, got patch_size {config.patch_size}, hidden_size {config.hidden_size}, stage_widths"
-                f" {list(config.stage_widths)}, {len(config.words)} words, position_channels {config.position_channels}"
+                f"expected patch_size 2 ** (len(stage_widths) + 1), {ANY!r} among the words, and hidden_size the number of words"
+                f" and position_channels, got patch_size {config.patch_size}, hidden_size {config.hidden_size},"
+                f" stage_widths {list(config.stage_widths)}, {len(config.words)} words, {config.position_channels} positions"
             )
         layers: list[nn.Module] = []
         width_in = config.num_channels

@@ -16,9 +16,10 @@ from flmm_cli import main as cli
 from flmm_cli import train
 from flmm_cli.demo import remove_earlier
 from flmm_cli.model_options import add_model_options, grounding_config
-from flmm_cli.table import format_table, printable
+from flmm_cli.table import format_table
 from flmm_cli.train import STAGES
 from flmm_core.config import GroundingConfig, tunables
+from flmm_core.plain_text import printable
 
 NAMES = list(cli.declare(argparse.ArgumentParser().add_subparsers()))
 

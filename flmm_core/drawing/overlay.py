@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from flmm_core.plain_text import printable
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 Color = tuple[int, int, int]
@@ -150,7 +151,7 @@ def _draw_labels(image: Image.Image, phrases: Sequence[GroundedPhrase], masks: S
         box = boxes[index]
         if box is None:
             continue
-        text = _shortened(_printable(phrase.text), 32)
+        text = _shortened(printable(phrase.text), 32)
         length, pad = draw.textlength(text, font=font), font.size * 0.4
         size = (length + 2 * pad, font.size * 1.5)
         others = [other for other in boxes if other is not None and other is not box]
@@ -227,10 +228,10 @@ def _panel(width: int, answer: GroundedAnswer, command: str, refusal: str, detai
     large, small = _font(max(15, width // 36)), _font(max(13, width // 52))
     y = float(margin * 0.8)
     if command:
-        shown = _shortened(_printable(command), 300)
+        shown = _shortened(printable(command), 300)
         y = _draw_words(draw, [_Word(word, None) for word in shown.split(" ")], large, y, margin, width, _FAINT)
     if refusal:
-        y = _draw_words(draw, [_Word(word, None) for word in _printable(refusal).split()], large, y, margin, width, _ALERT)
+        y = _draw_words(draw, [_Word(word, None) for word in printable(refusal).split()], large, y, margin, width, _ALERT)
     else:
         y = _draw_words(draw, list(_words_of(answer)), large, y, margin, width, _TEXT)
     if answer.phrases:
@@ -242,7 +243,7 @@ def _words_of(answer: GroundedAnswer) -> Iterator[_Word]:
     """The words of the answer; a word that any phrase touches takes the phrase's colour."""
     for match in re.finditer(r"\S+", _shortened(answer.text, 1000)):
         touching = (i for i, p in enumerate(answer.phrases) if p.start < match.end() and match.start() < p.end)
-        yield _Word(_printable(match.group()), next(touching, None))
+        yield _Word(printable(match.group()), next(touching, None))
 
 
 def _draw_words(
@@ -296,8 +297,8 @@ def _draw_legend(
     """A swatch, the phrase, its score and its remark for each phrase; returns where the next line begins."""
     x, line, swatch = float(margin), font.size * 1.6, font.size
     for index, phrase in enumerate(phrases):
-        remark = _printable(details[index]) if index < len(details) else ""
-        name = _shortened(_printable(phrase.text), 40)
+        remark = printable(details[index]) if index < len(details) else ""
+        name = _shortened(printable(phrase.text), 40)
         facts = "  ".join(part for part in (f"{phrase.score:.2f}" if phrase.mask.any() else "no mask", remark) if part)
         name_width, facts_width = draw.textlength(name, font=font), draw.textlength(facts, font=font)
         needed = swatch * 1.5 + name_width + swatch * 0.6 + facts_width
@@ -308,11 +309,6 @@ def _draw_legend(
         draw.text((x + swatch * 2.1 + name_width, y), facts, font=font, fill=_FAINT)
         x += needed + swatch * 1.6
     return y + line
-
-
-def _printable(text: str) -> str:
-    """On one line and without control characters, which fonts cannot draw."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def _shortened(text: str, length: int) -> str:
