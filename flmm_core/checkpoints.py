@@ -228,6 +228,7 @@ def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHea
                 layers=fields["layers"],
                 hidden_size=fields["hidden_size"],
                 keyword_selector=fields["keyword_selector"],
+                presence=fields["presence"],
             )
             state = _read_safetensors(path / WEIGHTS_FILE, "heads")
         else:
@@ -305,7 +306,8 @@ def _published_config(state: Mapping[str, Tensor], path: Path) -> HeadsConfig:
         unet=UNetConfig(in_channels=first.shape[1], base_channels=first.shape[0]),
         layers=weights.shape[0],
         hidden_size=projection.shape[1],
-        keyword_selector="keyword_selector.linear.weight" in state,
+        keyword_selector=False,
+        presence=False,
     )
 
 

@@ -75,6 +75,13 @@ class GroundingConfig:
     selector_threshold: float = _tunable(
         0.5, "A token belongs to a phrase from this probability on.", unit="probability", minimum=0.0, maximum=1.0
     )
+    presence_threshold: float = _tunable(
+        0.5,
+        "A phrase whose thing is there with less than this probability gets an empty mask and is marked as absent.",
+        unit="probability",
+        minimum=0.0,
+        maximum=1.0,
+    )
     mask_threshold: float = _tunable(
         0.5, "A pixel belongs to a mask above this probability.", unit="probability", minimum=0.01, maximum=0.99
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from flmm_core.image_geometry import unpad
 from flmm_core.keyword_spans import KeywordSelector
 from flmm_core.mask_head import UNetConfig, UNetHead
+from flmm_core.presence import PresenceHead
 from flmm_core.sam_refiner import SamRefiner
 from flmm_core.types import CoarseMasks, ImageGeometry
 
@@ -25,10 +27,12 @@ class HeadsConfig:
     """Hidden size of the LMM."""
     keyword_selector: bool = True
     """Whether a trained keyword selector belongs to the heads; the published ones have none."""
+    presence: bool = True
+    """Whether a presence score belongs to the heads; the published ones have none."""
 
 
 class GroundingHeads(nn.Module):
-    """U-Net, text projection, SAM refiner and keyword selector. Always float32."""
+    """U-Net, text projection, SAM refiner, keyword selector and presence score. Always float32."""
 
     def __init__(self, *, config: HeadsConfig, sam: SamRefiner) -> None:
         super().__init__()
@@ -37,7 +41,9 @@ class GroundingHeads(nn.Module):
         self.text_layer_weights = nn.Parameter(torch.ones(config.layers))
         self.text_proj = nn.Linear(config.hidden_size, sam.text_size)
         self.sam = sam
-        self.keyword_selector = KeywordSelector(config.hidden_size) if config.keyword_selector else None
+        size = (config.layers, config.hidden_size)
+        self.keyword_selector = KeywordSelector(*size) if config.keyword_selector else None
+        self.presence = PresenceHead(*size, config.unet.in_channels) if config.presence else None
 
     def coarse_masks(self, maps: Tensor, geometry: ImageGeometry) -> CoarseMasks:
         """Coarse masks that cover exactly the picture.
@@ -52,6 +58,17 @@ class GroundingHeads(nn.Module):
         """Text prompt tokens ``[t, 256]`` from the decoder layers' outputs ``[l, t, d]``, any float dtype."""
         weights = self.text_layer_weights.softmax(dim=0)
         return self.text_proj((weights[:, None, None] * hidden_states.float()).sum(dim=0))
+
+    def presence_of(self, states: Sequence[Tensor], maps: Tensor) -> Tensor:
+        """Probability ``[n]`` that what each phrase names is there; 1 without a presence score.
+
+        Args:
+            states: ``n`` tensors ``[l, t, d]``, decoder layers' outputs for each phrase's tokens.
+            maps: ``[n, c, h, w]`` attention merged over each phrase's tokens.
+        """
+        if self.presence is None:
+            return torch.ones(len(states))
+        return self.presence(states, maps).sigmoid()
 
     def trained_state(self) -> dict[str, Tensor]:
         """State dict without the frozen image encoder, as heads are saved."""

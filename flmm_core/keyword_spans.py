@@ -10,10 +10,11 @@ import re
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.noun_chunks import DETERMINERS, joins_adjectives, noun_chunks
+from flmm_core.token_probe import TokenProbe
 from flmm_core.types import KeywordSpan
 
 Range = tuple[int, int]
@@ -21,16 +22,12 @@ Range = tuple[int, int]
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
-class KeywordSelector(nn.Module):
-    """Probability that a token belongs to something that can be pointed at."""
+class KeywordSelector(TokenProbe):
+    """Probability that a token belongs to something that can be pointed at (F-LMM, keyword selector)."""
 
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(hidden_size, 1)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits ``[...]`` from the LMM's last hidden states ``[..., d]``, any float dtype."""
-        return self.linear(hidden.float())[..., 0]
+    def forward(self, states: Tensor) -> Tensor:
+        """Logits ``[t]`` from the decoder layers' outputs ``[l, t, d]``, any float dtype."""
+        return self.logits(self.units(states))
 
 
 def select_keywords(trace: LmmTrace, selector: KeywordSelector | None, *, threshold: float) -> tuple[KeywordSpan, ...]:
@@ -46,7 +43,7 @@ def select_keywords(trace: LmmTrace, selector: KeywordSelector | None, *, thresh
     if selector is None:
         return spans_from_ranges(trace, noun_chunks(trace.text))
     with torch.no_grad():
-        probabilities = selector(trace.hidden_states[-1]).sigmoid().tolist()
+        probabilities = selector(trace.hidden_states).sigmoid().tolist()
     ranges = phrase_ranges(trace.text, trace.token_offsets, probabilities, threshold)
     return spans_from_ranges(trace, ranges, probabilities)
 

@@ -161,9 +161,9 @@ class GroundingPipeline:
     @torch.no_grad()
     def coarse_masks(self, trace: LmmTrace, spans: Sequence[KeywordSpan]) -> CoarseMasks:
         """Attention of the phrases' tokens through the U-Net, un-padded."""
-        maps = trace.merged_attention([(span.token_start, span.token_end) for span in spans])
-        return self.heads.coarse_masks(maps, trace.geometry)
+        return self.heads.coarse_masks(_attention(trace, spans), trace.geometry)
 
+    @torch.no_grad()
     def _ground(
         self,
         trace: LmmTrace,
@@ -174,36 +174,42 @@ class GroundingPipeline:
         on_coarse: Callable[[CoarseMasks], None] | None,
     ) -> GroundedAnswer:
         keywords_seconds = clock.lap()
-        coarse = self.coarse_masks(trace, spans)
+        maps = _attention(trace, spans)
+        presence = self.heads.presence_of([_states(trace, span) for span in spans], maps).tolist()
+        coarse = self.heads.coarse_masks(maps, trace.geometry)
         mask_head_seconds = clock.lap()
         if on_coarse is not None:
             on_coarse(coarse)
             clock.lap()
-        phrases = self._refine(trace, spans, coarse, image.sam)
+        phrases = self._refine(trace, spans, presence, coarse, image.sam)
         seconds = StageSeconds(self._image_seconds, lmm_seconds, keywords_seconds, mask_head_seconds, clock.lap())
         self._image_seconds = 0.0
         return GroundedAnswer(trace.text, phrases, image.sam.picture_height, image.sam.picture_width, seconds)
 
-    @torch.no_grad()
     def _refine(
-        self, trace: LmmTrace, spans: Sequence[KeywordSpan], coarse: CoarseMasks, image: SamImage
+        self, trace: LmmTrace, spans: Sequence[KeywordSpan], presence: Sequence[float], coarse: CoarseMasks, image: SamImage
     ) -> tuple[GroundedPhrase, ...]:
-        tokens = self.heads.text_tokens(trace.hidden_states)
-        texts = [tokens[span.token_start : span.token_end] for span in spans]
-        refined = self.heads.sam(image, coarse.logits, texts)
+        """Phrases with their masks; those whose thing is not there are not refined and get an empty one."""
+        present = [i for i, probability in enumerate(presence) if probability >= self.config.presence_threshold]
+        texts = [self.heads.text_tokens(_states(trace, spans[i])) for i in present]
+        refined = self.heads.sam(image, coarse.logits[present], texts)
+        nothing = np.zeros((image.picture_height, image.picture_width), bool)
+        phrases = [
+            GroundedPhrase(span.text, span.start, span.end, nothing, (0, 0, 0, 0), 0.0, probability, absent=True)
+            for span, probability in zip(spans, presence, strict=True)
+        ]
         # One phrase at a time: masks of a whole answer at picture size can be large.
-        return tuple(
-            self._phrase(span, self.heads.sam.to_picture(low_res[None], image)[0])
-            for span, low_res in zip(spans, refined.low_res, strict=True)
-        )
+        for i, low_res in zip(present, refined.low_res, strict=True):
+            phrases[i] = self._phrase(spans[i], presence[i], self.heads.sam.to_picture(low_res[None], image)[0])
+        return tuple(phrases)
 
-    def _phrase(self, span: KeywordSpan, logits: torch.Tensor) -> GroundedPhrase:
+    def _phrase(self, span: KeywordSpan, presence: float, logits: torch.Tensor) -> GroundedPhrase:
         """A phrase with its mask, from logits ``[H, W]``."""
         threshold = self.config.mask_threshold
         mask = logits > float(np.log(threshold / (1 - threshold)))
         box = mask_box(mask)
         score = float(logits[mask].sigmoid().mean()) if box else 0.0
-        return GroundedPhrase(span.text, span.start, span.end, mask.cpu().numpy(), box or (0, 0, 0, 0), score)
+        return GroundedPhrase(span.text, span.start, span.end, mask.cpu().numpy(), box or (0, 0, 0, 0), score, presence)
 
     def _require(self, *, text: str) -> SetImage:
         """The picture, once a command can be taken."""
@@ -213,6 +219,16 @@ class GroundingPipeline:
         if self._image is None:
             raise ValueError("picture: expected set_image() before a command, got no picture yet")
         return self._image
+
+
+def _attention(trace: LmmTrace, spans: Sequence[KeywordSpan]) -> torch.Tensor:
+    """Maps ``[n, c, h, w]`` of the phrases."""
+    return trace.merged_attention([(span.token_start, span.token_end) for span in spans])
+
+
+def _states(trace: LmmTrace, span: KeywordSpan) -> torch.Tensor:
+    """Hidden states ``[l, t, d]`` of a phrase's tokens."""
+    return trace.hidden_states[:, span.token_start : span.token_end]
 
 
 class _Clock:

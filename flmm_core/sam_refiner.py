@@ -7,7 +7,7 @@ prompts; it knows nothing of LMMs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,10 @@ class SamImage:
     input_height: int
     """The picture's height inside SAM's square input, which is padded at the right and the bottom."""
     input_width: int
+
+    def to(self, device: torch.device) -> SamImage:
+        """With its embedding in float32 on a device."""
+        return replace(self, embedding=self.embedding.to(device, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,15 @@ class SamRefiner(nn.Module):
         Returns:
             Normalised and padded pixels ``[1, 3, frame, frame]``, and the picture's height and width in there.
         """
-        height, width = ResizeLongestSide.get_preprocess_shape(picture.shape[0], picture.shape[1], self.frame)
-        size = (max(1, width), max(1, height))  # SAM's own rounding leaves nothing of a one-pixel line
-        resized = np.array(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+        height, width = self.input_size(*picture.shape[:2])
+        resized = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
         pixels = torch.as_tensor(resized, device=self.model.device).permute(2, 0, 1)[None]
-        return self.model.preprocess(pixels), (size[1], size[0])
+        return self.model.preprocess(pixels), (height, width)
+
+    def input_size(self, picture_height: int, picture_width: int) -> tuple[int, int]:
+        """Height and width of a picture inside SAM's input, pixels."""
+        height, width = ResizeLongestSide.get_preprocess_shape(picture_height, picture_width, self.frame)
+        return max(1, height), max(1, width)  # SAM's own rounding leaves nothing of a one-pixel line
 
     @torch.no_grad()
     def encode_image(self, picture: np.ndarray) -> SamImage:

@@ -66,8 +66,8 @@ class TabletopTower(PreTrainedModel):
             or ANY not in config.words
         ):
             raise ValueError(
-                f"expected patch_size 2 ** (len(stage_widths) + 1), {ANY!r} among the words, and hidden_size the number of words"
-                f" and position_channels, got patch_size {config.patch_size}, hidden_size {config.hidden_size},"
+                f"expected patch_size 2 ** (len(stage_widths) + 1), {ANY!r} among the words, and hidden_size words and"
+                f" position_channels, got patch_size {config.patch_size}, hidden_size {config.hidden_size},"
                 f" stage_widths {list(config.stage_widths)}, {len(config.words)} words, {config.position_channels} positions"
             )
         layers: list[nn.Module] = []

@@ -61,9 +61,9 @@ def test_own_sam_comes_back(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("selector", [True, False])
-def test_own_heads_come_back(tmp_path, dtype, selector):
-    heads = tiny_heads(selector=selector)
+@pytest.mark.parametrize("probes", [True, False])
+def test_own_heads_come_back(tmp_path, dtype, probes):
+    heads = tiny_heads(selector=probes, presence=probes)
     save_heads(heads, tmp_path, origin=HeadsOrigin(lmm="a", sam="b"), dtype=dtype)
     loaded = load_heads(tmp_path, shape=SHAPE, sam=tiny_sam())
     expected = {key: value.to(dtype).float() for key, value in heads.trained_state().items()}
@@ -77,13 +77,13 @@ def test_own_heads_come_back(tmp_path, dtype, selector):
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_published_heads(tmp_path, nested):
-    heads, path = tiny_heads(selector=False), tmp_path / "heads.pth"
+    heads, path = tiny_heads(selector=False, presence=False), tmp_path / "heads.pth"
     state = published(heads)
     torch.save({"state_dict": state, "meta": {"epoch": 8}} if nested else state, path)
     sam = tiny_sam()
     loaded = load_heads(path, shape=SHAPE, sam=sam)
     assert same(heads.trained_state(), loaded.trained_state(), skip="pe_layer")
-    assert loaded.keyword_selector is None
+    assert loaded.keyword_selector is None and loaded.presence is None
     # The buffer that the file leaves out is SAM's own.
     buffer = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
     assert torch.equal(loaded.sam.model.state_dict()[buffer], tiny_sam().state_dict()[buffer])
@@ -115,7 +115,7 @@ def test_segment_anything_sizes_are_read_from_the_weights(tmp_path):
 
 def test_heads_of_another_lmm(tmp_path):
     path = tmp_path / "heads.pth"
-    torch.save(published(tiny_heads(layers=32, heads=32, hidden=8, selector=False)), path)
+    torch.save(published(tiny_heads(layers=32, heads=32, hidden=8, selector=False, presence=False)), path)
     with pytest.raises(LoadError) as error:
         load_heads(path, shape=SHAPE, sam=tiny_sam())
     message = one_line(error)
@@ -133,7 +133,7 @@ def test_same_channels_but_other_layers_are_refused(tmp_path):
 
 
 def test_missing_unknown_and_misshapen_entries(tmp_path):
-    path, good = tmp_path / "heads.pth", published(tiny_heads(selector=False))
+    path, good = tmp_path / "heads.pth", published(tiny_heads(selector=False, presence=False))
 
     def fails(state):
         torch.save(state, path)
@@ -155,7 +155,7 @@ def test_missing_unknown_and_misshapen_entries(tmp_path):
 @pytest.mark.parametrize("keep", [0, 1, 100, 5000, -1])
 def test_truncated_files(tmp_path, keep, sam_folder):
     heads = tmp_path / "heads.pth"
-    torch.save(published(tiny_heads(selector=False)), heads)
+    torch.save(published(tiny_heads(selector=False, presence=False)), heads)
     heads.write_bytes(heads.read_bytes()[:keep])
     with pytest.raises(LoadError, match="cannot be loaded, the file may be damaged") as error:
         load_heads(heads, shape=SHAPE, sam=tiny_sam())

@@ -11,7 +11,7 @@ from tiny_models import SAM_CONFIG, save_llava, save_model, tiny_heads, tiny_sam
 from transformers import LlavaForConditionalGeneration
 
 from flmm_core.cache_manifest import require_manifest
-from flmm_core.checkpoints import HeadsOrigin, check_origin, load_lmm, save_heads, save_tiny_sam
+from flmm_core.checkpoints import HeadsOrigin, check_origin, load_lmm, save_heads
 from flmm_core.config import GroundingConfig
 from flmm_core.errors import HubUnreachableError, LoadError
 from flmm_core.fingerprints import (
@@ -22,6 +22,7 @@ from flmm_core.fingerprints import (
     settings_fingerprint,
 )
 from flmm_core.pipeline import GroundingPipeline
+from flmm_tabletop.sam_tiny import save_tiny_sam
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,11 @@ def test_heads_without_origin_are_not_checked(root, tmp_path):
     config = json.loads((tmp_path / "named" / "config.json").read_text())
     config["origin"] = {"lmm": "lmm", "sam": "sam"}  # as before there were fingerprints
     (tmp_path / "named" / "config.json").write_text(json.dumps(config))
-    published = {name: value for name, value in tiny_heads(selector=False).trained_state().items() if "pe_layer" not in name}
+    published = {
+        name: value
+        for name, value in tiny_heads(selector=False, presence=False).trained_state().items()
+        if "pe_layer" not in name
+    }
     torch.save(published, tmp_path / "heads.pth")
     for heads in ("unknown", "named", "heads.pth"):
         check_origin(tmp_path / heads, lmm=root / "other_lmm", sam=root / "other_sam")

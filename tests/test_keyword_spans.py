@@ -71,18 +71,29 @@ def test_threshold_is_inclusive():
     assert phrase_ranges("mug", [(0, 3)], [0.0], 0.0) == [(0, 3)]
 
 
-def test_selector_reads_the_last_hidden_state():
+def test_the_selector_reads_a_mixture_of_layers():
     text = "There is a red mug here."
     hidden = torch.zeros(2, 7, 4)
-    hidden[0] = 9.0  # layers before the last do not count
-    hidden[1, :, 0] = torch.tensor([-5.0, -5, -5, 5, 3, -5, -5])
-    selector = KeywordSelector(4)
+    hidden[0, :, 0] = torch.tensor([-5.0, -5, -5, 5, 3, -5, -5])
+    hidden[1, :, 0] = torch.tensor([5.0, -5, -5, -5, -5, -5, -5])
+    selector = KeywordSelector(2, 4)
     with torch.no_grad():
-        selector.linear.weight.copy_(torch.tensor([[1.0, 0, 0, 0]]))
-        selector.linear.bias.zero_()
-    (span,) = select_keywords(trace_of(text, hidden), selector, threshold=0.5)
+        selector.hidden.weight.zero_()
+        selector.hidden.weight[0, 0] = 1.0
+        selector.hidden.bias.zero_()
+        selector.out.weight.zero_()
+        selector.out.weight[0, 0] = 4.0
+        selector.out.bias.fill_(-1.0)
+
+    def chosen(weights):
+        selector.layer_weights.data = torch.tensor(weights)
+        return select_keywords(trace_of(text, hidden), selector, threshold=0.5)
+
+    (span,) = chosen([9.0, -9.0])
     assert (span.text, span.start, span.end, span.token_start, span.token_end) == ("red mug", 11, 18, 3, 5)
-    assert span.score == pytest.approx(float(torch.tensor([5.0, 3.0]).sigmoid().mean()))
+    probabilities = selector(hidden).sigmoid()
+    assert span.score == pytest.approx(float(probabilities[3:5].mean()))
+    assert [span.text for span in chosen([-9.0, 9.0])] == ["There"]
     assert select_keywords(trace_of("", hidden[:, :0]), selector, threshold=0.5) == ()
 
 

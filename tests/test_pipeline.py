@@ -16,7 +16,7 @@ from flmm_core.pipeline import GroundingPipeline, rgb_array
 def parts(tmp_path_factory):
     root = tmp_path_factory.mktemp("model")
     save_model(root, kv_heads=2)
-    save_heads(tiny_heads(selector=False), root / "plain_heads")
+    save_heads(tiny_heads(selector=False, presence=False), root / "plain_heads")
     return root
 
 

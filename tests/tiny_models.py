@@ -91,9 +91,10 @@ def tiny_sam(seed=0):
     return build_tiny_sam(SAM_CONFIG)
 
 
-def tiny_heads(*, layers=3, heads=4, hidden=32, selector=True, seed=1):
+def tiny_heads(*, layers=3, heads=4, hidden=32, selector=True, presence=True, seed=1):
     torch.manual_seed(seed)
-    config = HeadsConfig(UNetConfig(layers * heads, base_channels=4), layers, hidden, keyword_selector=selector)
+    unet = UNetConfig(layers * heads, base_channels=4)
+    config = HeadsConfig(unet, layers, hidden, keyword_selector=selector, presence=presence)
     heads_module = GroundingHeads(config=config, sam=SamRefiner(sam=tiny_sam(seed)))
     with torch.no_grad():
         heads_module.text_layer_weights.normal_()

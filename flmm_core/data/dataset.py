@@ -20,6 +20,9 @@ from pycocotools import mask as coco_mask
 
 from flmm_core.image_files import read_image
 
+DATASET_FILES = ("questions.json", "annotations.json")
+"""What a data-set folder must hold beside its pictures."""
+
 REFER = "refer"
 """The kind of turn that refer mode reads: names of objects, each followed by a full stop."""
 
@@ -85,7 +88,7 @@ def read_dataset(folder: Path) -> Iterator[Picture]:
     Raises:
         ValueError: the folder holds no data set.
     """
-    for name in ("annotations.json", "questions.json"):
+    for name in DATASET_FILES:
         if not (folder / name).is_file():
             raise ValueError(f"expected a data set of `flmm scenes` at {folder}, got a folder without {name}")
     coco = json.loads((folder / "annotations.json").read_text())

@@ -1,11 +1,13 @@
-"""Last stage: everything that F-LMM trains learns on top of the frozen LMM.
+"""Trains everything that F-LMM learns on top of a frozen LMM.
 
-U-Net, text projection, layer weights, SAM's prompt encoder and mask decoder, and the keyword selector (F-LMM, section 4; the
-selector's loss has weight 0.3).
+U-Net, text projection, layer weights, SAM's prompt encoder and mask decoder (F-LMM, section 4), the keyword selector (weight
+0.3), and beyond the paper the presence score, which learns from names of what is not there. What never changes is computed
+once: the LMM's traces and SAM's image embeddings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,33 +20,20 @@ from torch.nn import functional as F
 from flmm_core.checkpoints import HeadsOrigin, lmm_shape, load_sam, save_heads
 from flmm_core.data.dataset import Picture, read_dataset
 from flmm_core.heads import GroundingHeads, HeadsConfig
+from flmm_core.image_geometry import unpad
 from flmm_core.mask_head import UNetConfig
 from flmm_core.sam_refiner import SamImage, SamRefiner
-from flmm_core.training.loop import LoopConfig, Losses, train
+from flmm_core.training.embeddings import load_embeddings
+from flmm_core.training.loop import Losses, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
+from flmm_core.training.settings import HeadsSettings, LoopConfig
 from flmm_core.training.traces import AnswerTrace, load_traces
 
-SELECTOR_WEIGHT = 0.3
+PROBE_WEIGHT = 0.3
+"""Of the keyword selector's loss (F-LMM, section 4), and of the presence score's."""
 
-
-@dataclass(frozen=True)
-class HeadsSettings:
-    """What the stage depends on beside its loop."""
-
-    data: Path
-    val: Path
-    lmm: Path
-    sam: Path
-    pictures: int = 4000
-    """Pictures of ``data`` whose answers the LMM reads."""
-    turns: int = 6
-    """Answers for each picture."""
-    batch: int = 8
-    """Pictures of a step."""
-    phrases: int = 3
-    """Most phrases of a picture in one step."""
-    base_channels: int = 32
-    seed: int = 0
+SAM_RATE = 0.3
+"""Learning rate of SAM's parts, which are trained already, as a share of the others'."""
 
 
 def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: torch.device) -> None:
@@ -54,93 +43,161 @@ def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: to
     unet = UNetConfig(in_channels=shape.channels, base_channels=settings.base_channels)
     config = HeadsConfig(unet=unet, layers=shape.layers, hidden_size=shape.hidden_size)
     heads = GroundingHeads(config=config, sam=SamRefiner(sam=load_sam(settings.sam))).to(device)
-    pictures, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))
-    read = partial(load_traces, lmm=settings.lmm, turns=settings.turns, seed=settings.seed)
-    traces = _by_picture(read(out / "traces", data=settings.data, pictures=settings.pictures))
-    val_traces = _by_picture(read(out / "val_traces", data=settings.val, pictures=100))
     stage = HeadsStage(heads, device, settings)
+    read = partial(_load_examples, heads=heads, settings=settings)
+    examples = read(out / "train", data=settings.data, pictures=settings.pictures)
+    held_out = read(out / "val", data=settings.val, pictures=settings.val_pictures)
 
     def loss_at(step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, 4, step])
-        chosen = rng.choice(len(traces), settings.batch, replace=False)
-        return stage.losses([(pictures[traces[i][0].picture], traces[i]) for i in chosen], rng)
+        chosen = rng.choice(len(examples), settings.batch, replace=False)
+        return stage.losses([examples[i] for i in chosen], rng)
 
-    def measure(_: int) -> dict[str, float]:
-        return stage.measure([(held_out[own[0].picture], own) for own in val_traces])
+    sam = list(heads.sam.parameters())
+    others = [parameter for name, parameter in heads.named_parameters() if not name.startswith("sam.")]
+    optimizer = adamw(parameter_groups(others, loop) + parameter_groups(sam, loop, factor=SAM_RATE), loop)
+    every = (250, lambda _: stage.measure(held_out))
+    train(heads.train(), loss_at, out=out, config=loop, settings=settings, device=device, optimizers=[optimizer], every=every)
+    save_heads(heads, out / "heads", origin=HeadsOrigin.of(lmm=settings.lmm, sam=settings.sam))
 
-    train(heads.train(), loss_at, out=out, config=loop, settings=settings, device=device, every=(250, measure))
-    save_heads(heads, out / "heads", origin=HeadsOrigin(lmm=settings.lmm.name, sam=settings.sam.name))
+
+@dataclass(frozen=True)
+class Phrase:
+    """A phrase of an answer that the LMM read."""
+
+    trace: AnswerTrace
+    index: int
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """The picture's objects that it names; none if it names what is not there."""
+        return self.trace.objects[self.index]
+
+    @property
+    def states(self) -> torch.Tensor:
+        """``[l, t, d]`` hidden states of its tokens."""
+        return self.trace.phrase_states(self.index)
+
+    @property
+    def map(self) -> torch.Tensor:
+        """``[c, h, w]`` its attention."""
+        return self.trace.maps[self.index]
 
 
-def _by_picture(traces: list[AnswerTrace]) -> list[list[AnswerTrace]]:
-    """Traces of each picture together, without pictures whose answers name nothing."""
+@dataclass(frozen=True)
+class Example:
+    """A picture with all that the LMM read about it, and what SAM's frozen encoder sees."""
+
+    picture: Picture
+    traces: tuple[AnswerTrace, ...]
+    image: SamImage
+
+    @property
+    def phrases(self) -> list[Phrase]:
+        """All phrases of all answers."""
+        return [Phrase(trace, i) for trace in self.traces for i in range(len(trace.objects))]
+
+    def targets(self, phrases: Sequence[Phrase]) -> torch.Tensor:
+        """True masks ``[n, H, W]`` float32 in {0, 1}."""
+        return torch.stack([torch.from_numpy(self.picture.mask(phrase.objects)) for phrase in phrases]).float()
+
+
+def _load_examples(folder: Path, *, data: Path, pictures: int, heads: GroundingHeads, settings: HeadsSettings) -> list[Example]:
+    """Examples of some pictures of a data set whose answers name something; traces and embeddings are kept in ``folder``."""
+    samples = list(read_dataset(data))
+    traces = load_traces(
+        folder / "traces", data=data, lmm=settings.lmm, pictures=pictures, turns=settings.turns, seed=settings.seed
+    )
     grouped: dict[int, list[AnswerTrace]] = {}
     for trace in traces:
         grouped.setdefault(trace.picture, []).append(trace)
-    return [own for own in grouped.values() if any(trace.objects for trace in own)]
+    images = load_embeddings(folder / "embeddings", [samples[i].path for i in grouped], sam=settings.sam, refiner=heads.sam)
+    examples = [Example(samples[i], tuple(own), image) for (i, own), image in zip(grouped.items(), images, strict=True)]
+    return [example for example in examples if any(phrase.objects for phrase in example.phrases)]
 
 
 class HeadsStage:
     """Heads on stored traces: losses for training, figures for held-out pictures."""
 
     def __init__(self, heads: GroundingHeads, device: torch.device, settings: HeadsSettings) -> None:
-        if heads.keyword_selector is None:
-            raise ValueError("heads: expected a keyword selector to train, got heads without one")
+        if heads.keyword_selector is None or heads.presence is None:
+            raise ValueError("heads: expected a keyword selector and a presence score to train, got heads without them")
         self.heads = heads
         self.selector: nn.Module = heads.keyword_selector
         self.device = device
         self.settings = settings
 
-    def losses(self, batch: list[tuple[Picture, list[AnswerTrace]]], rng: np.random.Generator) -> Losses:
-        """Losses of some phrases of each picture, and of the selector on all its answers."""
+    def losses(self, batch: Sequence[Example], rng: np.random.Generator) -> Losses:
+        """Mask losses of some phrases of each picture, and losses of selector and presence score on all its answers."""
         terms: dict[str, list[torch.Tensor]] = {"bce": [], "dice": [], "sam_bce": [], "sam_dice": []}
-        states = torch.cat([trace.last_states.float() for _, own in batch for trace in own]).to(self.device)
-        named = torch.cat([trace.named for _, own in batch for trace in own]).float().to(self.device)
-        for picture, own in batch:
-            phrases = [(trace, i) for trace in own for i in range(len(trace.objects))]
-            chosen = [phrases[i] for i in rng.permutation(len(phrases))[: self.settings.phrases]]
-            image = self.heads.sam.encode_image(picture.image())
-            coarse, refined = self._masks(image, chosen)
-            targets = self._targets(picture, chosen)
+        chosen = [self._choose(example, rng) for example in batch]
+        for example, phrases, coarse in zip(batch, chosen, self._coarse(chosen), strict=True):
+            targets = example.targets(phrases).to(self.device)
             small = F.interpolate(targets[:, None], coarse.shape[-2:], mode="area")[:, 0]
-            for name, value in zip(terms, (*mask_losses(coarse, small), *mask_losses(refined, targets)), strict=True):
-                terms[name].append(value)
+            refined = slice(self.settings.refined)
+            logits = self._refined(example, phrases[refined], coarse[refined])
+            pairs = (*mask_losses(coarse, small), *mask_losses(logits, targets[refined]))
+            for own, value in zip(terms.values(), pairs, strict=True):
+                own.append(value)
         losses = {name: torch.stack(values).mean() for name, values in terms.items()}
-        selected = F.binary_cross_entropy_with_logits(self.selector(states), named)
-        return {**losses, "selector": SELECTOR_WEIGHT * selected}
+        traces = [trace for example in batch for trace in example.traces]
+        picked = torch.cat([self.selector(trace.states.to(self.device)) for trace in traces])
+        named = torch.cat([trace.named for trace in traces]).float().to(self.device)
+        phrases = [phrase for example in batch for phrase in example.phrases]
+        there = torch.tensor([bool(phrase.objects) for phrase in phrases], device=self.device).float()
+        losses["selector"] = PROBE_WEIGHT * F.binary_cross_entropy_with_logits(picked, named)
+        losses["presence"] = PROBE_WEIGHT * F.binary_cross_entropy_with_logits(self._presence(phrases), there)
+        return losses
 
     @torch.no_grad()
-    def measure(self, batch: list[tuple[Picture, list[AnswerTrace]]]) -> dict[str, float]:
-        """Measure cIoU of coarse and refined masks, and F1 of the selector on tokens."""
+    def measure(self, examples: Sequence[Example]) -> dict[str, float]:
+        """CIoU of coarse and refined masks, F1 of the selector on tokens, and how well the presence score tells absence."""
         self.heads.eval()
-        sums = np.zeros((2, 2))
-        right = found = true = 0
-        for picture, own in batch:
-            image = self.heads.sam.encode_image(picture.image())
-            for trace in own:
-                chosen = [(trace, i) for i in range(len(trace.objects))]
-                selected = self.selector(trace.last_states.to(self.device)).cpu() > 0
-                right += int((selected & trace.named).sum())
-                found, true = found + int(selected.sum()), true + int(trace.named.sum())
-                if not chosen:
-                    continue
-                targets = self._targets(picture, chosen) > 0
-                coarse, refined = self._masks(image, chosen)
-                coarse = F.interpolate(coarse[:, None], targets.shape[-2:], mode="bilinear")[:, 0]
-                for row, logits in zip(sums, (coarse, refined), strict=True):
-                    row += [int(((logits > 0) & targets).sum()), int(((logits > 0) | targets).sum())]
+        overlaps = np.zeros((2, 2))
+        tokens = np.zeros(3)
+        kept: list[bool] = []
+        caught: list[bool] = []
+        for example in examples:
+            for trace in example.traces:
+                picked = self.selector(trace.states.to(self.device)).cpu() > 0
+                tokens += [int((picked & trace.named).sum()), int(picked.sum()), int(trace.named.sum())]
+            phrases = example.phrases
+            for phrase, logit in zip(phrases, self._presence(phrases).tolist(), strict=True):
+                (kept if phrase.objects else caught).append((logit > 0) == bool(phrase.objects))
+            phrases = [phrase for phrase in phrases if phrase.objects]
+            true = example.targets(phrases).to(self.device) > 0
+            (coarse,) = self._coarse([phrases])
+            refined = self._refined(example, phrases, coarse)
+            coarse = F.interpolate(coarse[:, None], true.shape[-2:], mode="bilinear")[:, 0]
+            for row, logits in zip(overlaps, (coarse, refined), strict=True):
+                row += [int(((logits > 0) & true).sum()), int(((logits > 0) | true).sum())]
         self.heads.train()
-        ciou = sums[:, 0] / np.maximum(sums[:, 1], 1)
-        return {"unet_ciou": ciou[0], "sam_ciou": ciou[1], "selector_f1": 2 * right / max(1, found + true)}
+        unet, sam = overlaps[:, 0] / np.maximum(overlaps[:, 1], 1)
+        f1 = 2 * tokens[0] / max(1, tokens[1] + tokens[2])
+        present, absent = (float(np.mean(own)) if own else float("nan") for own in (kept, caught))
+        return {"unet_ciou": unet, "sam_ciou": sam, "selector_f1": f1, "present_kept": present, "absent_caught": absent}
 
-    def _masks(self, image: SamImage, phrases: list[tuple[AnswerTrace, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the U-Net ``[n, h', w']`` and of SAM ``[n, H, W]``."""
-        maps = torch.stack([trace.maps[i].float() for trace, i in phrases]).to(self.device)
-        coarse = self.heads.coarse_masks(maps, phrases[0][0].geometry).logits.float()
-        texts = [self.heads.text_tokens(trace.phrase_states[i].to(self.device)) for trace, i in phrases]
-        low_res = self.heads.sam(image, coarse, texts).low_res
-        return coarse, self.heads.sam.to_picture(low_res.float(), image)
+    def _choose(self, example: Example, rng: np.random.Generator) -> list[Phrase]:
+        present = [phrase for phrase in example.phrases if phrase.objects]
+        return [present[i] for i in rng.permutation(len(present))[: self.settings.phrases]]
 
-    def _targets(self, picture: Picture, phrases: list[tuple[AnswerTrace, int]]) -> torch.Tensor:
-        masks = [torch.from_numpy(picture.mask(trace.objects[i])) for trace, i in phrases]
-        return torch.stack(masks).float().to(self.device)
+    def _coarse(self, groups: Sequence[Sequence[Phrase]]) -> list[torch.Tensor]:
+        """Logits ``[n, h', w']`` of the U-Net for each group of phrases about one picture; one pass where maps are alike."""
+        maps = [torch.stack([phrase.map for phrase in phrases]).float().to(self.device) for phrases in groups]
+        if len({own.shape[1:] for own in maps}) == 1:
+            logits = self.heads.mask_head(torch.cat(maps)).float().split([len(own) for own in maps])
+        else:
+            logits = tuple(self.heads.mask_head(own).float() for own in maps)
+        return [unpad(own, phrases[0].trace.geometry) for own, phrases in zip(logits, groups, strict=True)]
+
+    def _refined(self, example: Example, phrases: Sequence[Phrase], coarse: torch.Tensor) -> torch.Tensor:
+        """Logits ``[n, H, W]`` of SAM."""
+        texts = [self.heads.text_tokens(phrase.states.to(self.device)) for phrase in phrases]
+        image = example.image.to(self.device)
+        return self.heads.sam.to_picture(self.heads.sam(image, coarse, texts).low_res.float(), image)
+
+    def _presence(self, phrases: Sequence[Phrase]) -> torch.Tensor:
+        """Logits ``[n]``."""
+        assert self.heads.presence is not None
+        maps = torch.stack([phrase.map for phrase in phrases]).to(self.device)
+        return self.heads.presence([phrase.states.to(self.device) for phrase in phrases], maps)

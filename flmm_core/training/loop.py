@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,30 @@ Losses = dict[str, torch.Tensor]
 """Named losses of one step; their sum is minimised. Names that begin with "_" are only logged."""
 
 
+def parameter_groups(parameters: Iterable[nn.Parameter], config: LoopConfig, *, factor: float = 1.0) -> list[dict[str, Any]]:
+    """Groups of an optimiser: matrices with the configured decay, norms and biases without.
+
+    Args:
+        parameters: those that require no gradient are left out.
+        config: learning rate and weight decay.
+        factor: of the learning rate.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    rate = factor * config.learning_rate
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    rest = [parameter for parameter in trained if parameter.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "lr": rate, "weight_decay": config.weight_decay},
+        {"params": rest, "lr": rate, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(groups: Iterable[dict[str, Any]], config: LoopConfig) -> torch.optim.Optimizer:
+    """AdamW on some parameter groups, with the configured betas."""
+    return torch.optim.AdamW(list(groups), betas=(config.beta1, config.beta2))
+
+
 def train(
     module: nn.Module,
     loss_at: Callable[[int], Losses],
@@ -33,6 +57,7 @@ def train(
     config: LoopConfig,
     settings: Any,
     device: torch.device,
+    optimizers: Sequence[torch.optim.Optimizer],
     every: tuple[int, Callable[[int], dict[str, float]]] | None = None,
 ) -> None:
     """Train what requires a gradient in ``module``; a run that stopped goes on from ``out/checkpoint.pt``.
@@ -44,6 +69,7 @@ def train(
         config: how long and how fast.
         settings: the stage's own dataclass, kept in ``config.json``.
         device: where the module computes.
+        optimizers: of the module's parameters; the schedule scales the learning rate of each of their groups.
         every: a period in steps, and what to measure then; the figures are logged.
 
     Raises:
@@ -52,14 +78,11 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     _require_config(out, {"loop": asdict(config), "settings": asdict(settings)})
     parameters = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim > 1]
-    rest = [p for p in parameters if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, config))
-    first = _resume(out / "checkpoint.pt", module, optimizer, scheduler)
+    schedulers = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, config)) for optimizer in optimizers
+    ]
+    stateful: list[Any] = [*optimizers, *schedulers]
+    first = _resume(out / "checkpoint.pt", module, stateful)
     saved = time.monotonic()
     averages: dict[str, float] = {}
     with (
@@ -71,14 +94,15 @@ def train(
                 losses = loss_at(step)
             total = torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
             if not torch.isfinite(total):
-                raise FloatingPointError(f"step {step}: expected a finite loss, got {float(total)}")
-            optimizer.zero_grad(set_to_none=True)
+                raise FloatingPointError(f"step {step}: expected a finite loss, got {total.item()}")
+            module.zero_grad(set_to_none=True)
             total.backward()
             nn.utils.clip_grad_norm_(parameters, config.clip)
-            optimizer.step()
-            scheduler.step()
+            for part in stateful:
+                part.step()
             for name, value in losses.items():
-                averages[name] = 0.98 * averages.get(name, float(value)) + 0.02 * float(value)
+                figure = value.item()
+                averages[name] = 0.98 * averages.get(name, figure) + 0.02 * figure
             bar.update()
             bar.set_postfix({name: f"{value:.4f}" for name, value in averages.items()}, refresh=False)
             last = step + 1 == config.steps
@@ -90,7 +114,7 @@ def train(
                 log.write(json.dumps({"step": step + 1, **figures}) + "\n")
                 bar.write(f"step {step + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
             if last or time.monotonic() - saved > config.checkpoint_seconds:
-                _save(out / "checkpoint.pt", module, optimizer, scheduler, step + 1)
+                _save(out / "checkpoint.pt", module, stateful, step + 1)
                 saved = time.monotonic()
 
 
@@ -112,17 +136,15 @@ def _schedule(step: int, config: LoopConfig) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
 
 
-def _save(path: Path, module: nn.Module, optimizer: Any, scheduler: Any, step: int) -> None:
+def _save(path: Path, module: nn.Module, stateful: Sequence[Any], step: int) -> None:
     trained = {name for name, p in module.named_parameters() if p.requires_grad} | {name for name, _ in module.named_buffers()}
     weights = {name: value for name, value in module.state_dict().items() if name in trained}
     temporary = path.with_suffix(".tmp")
-    torch.save(
-        {"weights": weights, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "step": step}, temporary
-    )
+    torch.save({"weights": weights, "states": [part.state_dict() for part in stateful], "step": step}, temporary)
     temporary.replace(path)
 
 
-def _resume(path: Path, module: nn.Module, optimizer: Any, scheduler: Any) -> int:
+def _resume(path: Path, module: nn.Module, stateful: Sequence[Any]) -> int:
     if not path.exists():
         return 0
     saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -131,6 +153,6 @@ def _resume(path: Path, module: nn.Module, optimizer: Any, scheduler: Any) -> in
         raise ValueError(
             f"{path}: expected weights of this stage's model, got {unexpected[0]} and {len(unexpected) - 1} more unknown names"
         )
-    optimizer.load_state_dict(saved["optimizer"])
-    scheduler.load_state_dict(saved["scheduler"])
+    for part, state in zip(stateful, saved["states"], strict=True):
+        part.load_state_dict(state)
     return int(saved["step"])

@@ -40,7 +40,7 @@ class LoopConfig(Checked):
     learning_rate: float = field(metadata=option("the highest"))
     weight_decay: float = field(default=0.01, metadata=option("decay of matrices; norms and biases have none"))
     beta2: float = field(default=0.999, metadata=option("decay of AdamW's second moment"))
-    bf16: bool = field(default=True, metadata=option("compute in bfloat16 where autocast allows it; weights stay float32"))
+    bf16: bool = field(default=False, metadata=option("compute in bfloat16 where autocast allows it; weights stay float32"))
     beta1: float = 0.9
     warmup: float = 0.03
     """Share of the steps."""
@@ -72,9 +72,11 @@ class HeadsSettings(StageSettings):
 
     lmm: Path = field(default=Path("runs/lmm/lmm"), metadata=option("the frozen LMM", earlier=True))
     sam: Path = field(default=Path("runs/sam/sam"), metadata=option("the trained SAM", earlier=True))
-    pictures: int = field(default=4000, metadata=option("pictures of the data set whose answers the LMM reads", minimum=1))
-    turns: int = field(default=6, metadata=option("answers of each picture", minimum=1))
+    pictures: int = field(default=2400, metadata=option("pictures of the data set whose answers the LMM reads", minimum=1))
+    val_pictures: int = field(default=30, metadata=option("held-out pictures to measure on", minimum=1))
+    turns: int = field(default=13, metadata=option("answers of each picture", minimum=1))
     batch: int = field(default=8, metadata=option("pictures of a step", minimum=1))
     phrases: int = field(default=3, metadata=option("most phrases of a picture in one step", minimum=1))
+    refined: int = field(default=1, metadata=option("most of them that SAM refines, too", minimum=1))
     base_channels: int = field(default=32, metadata=option("channels of the first stage of the U-Net", minimum=1))
     seed: int = field(default=0, metadata=option(SEED, minimum=0))

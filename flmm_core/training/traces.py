@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from flmm_core.data.dataset import MISTAKE, Picture, Turn, read_dataset
+from flmm_core.cache_manifest import require_manifest
+from flmm_core.data.dataset import DATASET_FILES, MISTAKE, Picture, Turn, read_dataset
+from flmm_core.fingerprints import file_fingerprint, lmm_fingerprint
 from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
 from flmm_core.types import ImageGeometry
 
@@ -53,9 +55,14 @@ def load_traces(
 ) -> list[AnswerTrace]:
     """Read answers of ``pictures`` pictures spread over a data set, up to ``turns`` each, one of every kind first.
 
-    They are cached in ``folder``.
+    They are cached in ``folder``, with a manifest of what they were made from.
+
+    Raises:
+        ValueError: the folder holds traces of another LMM, of other turns or of another seed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    questions, annotations = (file_fingerprint(data / name) for name in DATASET_FILES)
+    made_from = {"lmm": lmm_fingerprint(lmm), "questions": questions, "annotations": annotations}
+    require_manifest(folder, {**made_from, "pictures": pictures, "turns": turns, "seed": seed})
     available = sum(1 for _ in read_dataset(data))
     total = min(pictures, available)
     chosen = [i * available // total for i in range(total)]

@@ -28,7 +28,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from flmm_core.data.dataset import Turn, read_dataset
 from flmm_core.families.llava import LlavaFamily
-from flmm_core.training.loop import LoopConfig, Losses, train
+from flmm_core.training.loop import LoopConfig, Losses, adamw, parameter_groups, train
 from flmm_tabletop.training import packed_turns
 from flmm_tabletop.training.frames import MEAN, STD, load_frames, normalised, rebrightened
 from flmm_tabletop.training.packed_turns import Packing
@@ -103,7 +103,8 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
 
     for part in aligned_parts(model):
         part.requires_grad_(False)
-    train(model, loss_at, out=out, config=loop, settings=settings, device=device, every=(500, measure))
+    optimizer = adamw(parameter_groups(model.parameters(), loop), loop)
+    train(model, loss_at, out=out, config=loop, settings=settings, device=device, optimizers=[optimizer], every=(500, measure))
     model.set_attn_implementation({"text_config": "sdpa"})
     model.half().save_pretrained(out / "lmm")
     tokenizer.save_pretrained(out / "lmm")

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flmm_core.data.dataset import Picture, read_dataset
-from flmm_core.training.loop import LoopConfig, Losses, train
+from flmm_core.training.loop import LoopConfig, Losses, adamw, parameter_groups, train
 from flmm_tabletop.training.frames import load_frames, normalised, rebrightened
 from flmm_tabletop.vision_tower import TabletopTower, TabletopTowerConfig
 
@@ -105,7 +105,8 @@ def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: to
     def measure(_: int) -> dict[str, float]:
         return _measure(model.eval(), val_frames, val_targets, device)
 
-    train(model, loss_at, out=out, config=loop, settings=settings, device=device, every=(500, measure))
+    optimizer = adamw(parameter_groups(model.parameters(), loop), loop)
+    train(model, loss_at, out=out, config=loop, settings=settings, device=device, optimizers=[optimizer], every=(500, measure))
     model.tower.save_pretrained(out / "tower")
     WordVotes(tuple(vocabulary), model.votes.weight.detach(), model.votes.bias.detach()).save(out / "tower")
 

@@ -1,0 +1,38 @@
+"""A small network that reads something off the frozen LMM's hidden states, token by token.
+
+Keyword selector and presence score are such probes. They look at a learnt mixture of the decoder layers: the last layer alone
+knows the next token better than the one that it stands for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+WIDTH = 64
+"""Units of the hidden layer."""
+
+
+class TokenProbe(nn.Module):
+    """Layer mixture, LayerNorm, one hidden layer, one logit for each token.
+
+    Args:
+        layers: decoder layers of the LMM.
+        hidden_size: of the LMM.
+    """
+
+    def __init__(self, layers: int, hidden_size: int) -> None:
+        super().__init__()
+        self.layer_weights = nn.Parameter(torch.zeros(layers))
+        self.norm = nn.LayerNorm(hidden_size)
+        self.hidden = nn.Linear(hidden_size, WIDTH)
+        self.out = nn.Linear(WIDTH, 1)
+
+    def units(self, states: Tensor) -> Tensor:
+        """Hidden units before their ReLU, ``[t, WIDTH]``, from the decoder layers' outputs ``[l, t, d]``, any float dtype."""
+        mixed = (self.layer_weights.softmax(dim=0)[:, None, None] * states.float()).sum(dim=0)
+        return self.hidden(self.norm(mixed))
+
+    def logits(self, units: Tensor) -> Tensor:
+        """One logit for each token, ``[t]``, from hidden units ``[t, WIDTH]``."""
+        return self.out(units.relu())[..., 0]
