@@ -16,7 +16,7 @@ from transformers import LlavaForConditionalGeneration
 from transformers.utils import hub as transformers_hub
 
 from flmm_core import checkpoints
-from flmm_core.checkpoints import lmm_shape, load_heads, load_lmm, load_sam, save_heads, save_tiny_sam
+from flmm_core.checkpoints import lmm_shape, load_heads, load_lmm, load_sam, save_heads
 from flmm_core.config import GroundingConfig
 from flmm_core.devices import resolve_device
 from flmm_core.errors import (
@@ -31,6 +31,7 @@ from flmm_core.errors import (
 from flmm_core.frozen_lmm import LmmShape
 from flmm_core.heads import GroundingHeads
 from flmm_core.pipeline import GroundingPipeline
+from flmm_tabletop.sam_tiny import save_tiny_sam
 
 CPU = torch.device("cpu")
 SHAPE = LmmShape(layers=3, heads=4, hidden_size=32)
