@@ -67,8 +67,11 @@ def _show(answer: GroundedAnswer) -> None:
     print(printable(answer.text))
     for phrase in answer.phrases:
         x1, y1, x2, y2 = phrase.box
+        if phrase.absent:
+            print(f"  {printable(phrase.text)}: not there (presence {phrase.presence:.2f})")
+            continue
         place = f"x {x1}-{x2}, y {y1}-{y2}, {int(phrase.mask.sum())} pixels" if x2 > x1 else "no mask"
-        print(f"  {printable(phrase.text)}: {place}, score {phrase.score:.2f}")
+        print(f"  {printable(phrase.text)}: {place}, score {phrase.score:.2f}, presence {phrase.presence:.2f}")
     print(f"  ({answer.seconds.total:.2f} s)")
 
 
@@ -96,6 +99,8 @@ def _record(answer: GroundedAnswer) -> dict[str, object]:
                 "end": phrase.end,
                 "box": phrase.box,
                 "score": round(phrase.score, 4),
+                "presence": round(phrase.presence, 4),
+                "absent": phrase.absent,
                 "area": int(phrase.mask.sum()),
                 "mask": {"size": rle["size"], "counts": rle["counts"].decode()},
             }

@@ -9,13 +9,12 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -26,6 +25,7 @@ from flmm_core.frozen_lmm import FrozenLmm, LmmShape
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig
 from flmm_core.sam_refiner import SamRefiner
+from flmm_core.sam_vit import sam_vit_like
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -179,7 +179,7 @@ def load_sam(source: str | Path) -> Sam:
             state = _read_pth(path, "SAM")
             if "image_encoder.pos_embed" not in state:
                 raise LoadError(f"SAM {path}: expected segment-anything weights with image_encoder.pos_embed, got none")
-            sam = _sam_like(state)
+            sam = sam_vit_like(state)
         _load_strictly(sam, state, what="SAM", source=path)
     return sam.eval()
 
@@ -367,51 +367,3 @@ def _write(folder: Path, kind: str, config: Mapping[str, Any], state: Mapping[st
     fields = {"format": kind, "version": FORMAT_VERSION, **config}
     (folder / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}, folder / WEIGHTS_FILE)
-
-
-def _sam_like(state: Mapping[str, Tensor]) -> Sam:
-    """An untrained SAM with a ViT image encoder, of the sizes that these weights have."""
-    embedding, grid = state["image_encoder.pos_embed"], state["image_encoder.pos_embed"].shape[1]
-    patch = state["image_encoder.patch_embed.proj.weight"].shape[-1]
-    dim, side = embedding.shape[-1], grid * patch
-    depth = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("image_encoder.blocks."))
-    spans = [state[f"image_encoder.blocks.{i}.attn.rel_pos_h"].shape for i in range(depth)]
-    # A relative position table has 2 * size - 1 rows: the whole grid for global blocks, the window for the others.
-    everywhere = [i for i, (rows, _) in enumerate(spans) if rows == 2 * grid - 1]
-    windows = [(rows + 1) // 2 for i, (rows, _) in enumerate(spans) if i not in everywhere]
-    out = state["image_encoder.neck.0.weight"].shape[0]
-    layers = {key.split(".")[3] for key in state if key.startswith("mask_decoder.transformer.layers.")}
-    return Sam(
-        image_encoder=ImageEncoderViT(
-            img_size=side,
-            patch_size=patch,
-            embed_dim=dim,
-            depth=depth,
-            num_heads=dim // spans[0][1],
-            mlp_ratio=state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0] / dim,
-            out_chans=out,
-            qkv_bias="image_encoder.blocks.0.attn.qkv.bias" in state,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
-            window_size=windows[0] if windows else 0,
-            global_attn_indexes=tuple(everywhere),
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=out,
-            image_embedding_size=(grid, grid),
-            input_image_size=(side, side),
-            mask_in_chans=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=state["mask_decoder.mask_tokens.weight"].shape[0] - 1,
-            transformer=TwoWayTransformer(
-                depth=len(layers),
-                embedding_dim=out,
-                mlp_dim=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
-                num_heads=8,
-            ),
-            transformer_dim=out,
-            iou_head_depth=3,
-            iou_head_hidden_dim=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
-        ),
-    )

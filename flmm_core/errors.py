@@ -103,6 +103,8 @@ def _with_cause(what: str, source: str | Path, error: BaseException) -> ValueErr
     # A folder on disk needs no Hub, whatever libraries tried on their way.
     refusals = (_hub_refusal(what, source, cause) for cause in (() if Path(source).exists() else chain))
     refusal = next((refusal for refusal in refusals if refusal), None)
+    if refusal is None and isinstance(error, PermissionError):
+        return LoadError(f"{what} {source}: expected files that this user may read, got {_first_line(error)}")
     if refusal is None and isinstance(error, _DAMAGED):
         reason = _first_line(error)
         return LoadError(f"{what} {source}: cannot be loaded, the file may be damaged or of another kind ({reason})")

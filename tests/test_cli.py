@@ -151,6 +151,22 @@ def test_ground_writes_what_it_found(capsys, tmp_path, model, data):
     assert cv2.imread(str(out / "overlay.png")).shape[1] >= WIDTH
 
 
+def test_ground_says_what_is_not_there(capsys, tmp_path, model, data):
+    command = ["ground", data / "images" / "000001.png", "red mug", "--refer", *model, "--json", tmp_path / "answer.json"]
+
+    def grounded(threshold):
+        assert run(*command, "--presence-threshold", threshold) == 0
+        (phrase,) = json.loads((tmp_path / "answer.json").read_text())["phrases"]
+        return capsys.readouterr().out.splitlines()[1], phrase
+
+    line, phrase = grounded(1.0)
+    assert line == f"  red mug: not there (presence {phrase['presence']:.2f})"
+    assert phrase["absent"] and phrase["area"] == 0 and 0 < phrase["presence"] < 1
+    line, phrase = grounded(0.0)
+    assert line.endswith(f"presence {phrase['presence']:.2f}") and "not there" not in line
+    assert not phrase["absent"]
+
+
 def test_ground_chat(capsys, model, data):
     assert run("ground", data / "images" / "000000.png", "what is there?", *model) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -163,6 +163,13 @@ def test_a_folder_never_blames_the_hub(monkeypatch, parts):
     assert "(Can't load the tokenizer)" in refused(LoadError, load, blames_the_file=True)
 
 
+def test_files_that_may_not_be_read(monkeypatch, parts):
+    file = f"{parts['sam']}/model.safetensors"
+    monkeypatch.setattr("flmm_core.checkpoints.load_file", fail_with(PermissionError(errno.EACCES, "Permission denied", file)))
+    line = refused(LoadError, lambda: load_sam(parts["sam"]))
+    assert line == f"SAM {file}: expected files that this user may read, got [Errno 13] Permission denied: '{file}'"
+
+
 def test_mistakes_of_the_code_are_not_blamed_on_files():
     with pytest.raises(ZeroDivisionError), explained("SAM", "file"):
         _ = 1 / 0
