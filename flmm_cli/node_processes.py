@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 _PR_SET_PDEATHSIG = 1
-_PATIENCE = ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
+_PATIENCE = ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 """Signals in the order in which a child gets them, and the seconds it has after each.
 
 SIGTERM ends a node in order as SIGINT does, and quietly while it is still importing.

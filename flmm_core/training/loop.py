@@ -87,7 +87,7 @@ def train(
     averages: dict[str, float] = {}
     with (
         tqdm(total=config.steps, initial=first, desc=out.name, unit="step", mininterval=2.0) as bar,
-        (out / "log.jsonl").open("a") as log,
+        (out / "log.jsonl").open("a", buffering=1) as log,
     ):
         for step in range(first, config.steps):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
@@ -108,7 +108,6 @@ def train(
             last = step + 1 == config.steps
             if (step + 1) % 50 == 0 or last:
                 log.write(json.dumps({"step": step + 1, **{n: round(v, 5) for n, v in averages.items()}}) + "\n")
-                log.flush()
             if every is not None and ((step + 1) % every[0] == 0 or last):
                 figures = every[1](step + 1)
                 log.write(json.dumps({"step": step + 1, **figures}) + "\n")
