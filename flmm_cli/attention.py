@@ -71,9 +71,9 @@ def run(args: argparse.Namespace) -> int:
     best, (layer, head) = ranking.pointing(channels[0]), ranking.layer_and_head(channels[0])
     print(
         f"best head (layer {layer}, head {head}, counted from 0): its peak lies on the named thing for {best.value:.1%} of"
-        f" {best.count} names (95 % interval {best.low:.1%} to {best.high:.1%}), a random point does for"
-        f" {ranking.random_pointing:.1%}; {ranking.attention_share(channels[0]):.1%} of its attention falls on the thing's cells,"
-        f" of even attention {ranking.random_attention:.1%} would"
+        f" {best.count} names (95 % interval {best.low:.1%} to {best.high:.1%}; at random {ranking.random_pointing:.1%});"
+        f" {ranking.attention_share(channels[0]):.1%} of its attention falls on the cells of the thing (spread evenly"
+        f" {ranking.random_attention:.1%})"
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(draw_attention(rows, ranking, channels)).save(args.out)

@@ -53,7 +53,7 @@ def test_any_text_can_be_drawn(text):
     things = [phrase(text[:20], 0, (0, 0, 320, 240)), phrase("", 0, (5, 5, 6, 6)), phrase("gone", 0, (3, 3, 3, 3))]
     drawn = draw_overlay(GRAY, answer(text, *things), command=text, details=[text[:30]])
     assert drawn.shape[1] == 960
-    assert draw_overlay(GRAY, answer(""), command=text, refusal=text or "no").shape[1] == 960
+    assert draw_overlay(GRAY, answer(""), command=text, fault=text or "no").shape[1] == 960
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (17, 33)])

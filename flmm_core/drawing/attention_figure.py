@@ -53,11 +53,12 @@ def draw_attention(rows: Sequence[AttentionRow], ranking: HeadRanking, channels:
 
 def _introduction(width: int, ranking: HeadRanking) -> Image.Image:
     lines = (
-        "The language model was trained with words alone: no mask, box or coordinate. While it reads a name, its attention heads look at"
-        " the image.",
-        "Bright: where a head looks.  Cross: where it looks most, green on the named thing, red beside it.  Green outline: the true mask.",
-        f"From the maps of all heads a U-Net makes a coarse mask, and SAM a sharp one.  By chance a peak would lie on the thing for"
-        f" {ranking.random_pointing:.0%} of the names.",
+        "No mask, box or coordinate ever reached the language model. Each of its attention heads looks at the"
+        " image while it reads a name.",
+        "Bright: where a head looks.  Cross: where it looks most, green if that is on the named thing, red if not.  Green"
+        " outline: the true mask.",
+        "From the maps of all heads a U-Net makes a coarse mask, and SAM a sharp one.  A random point would lie on the named"
+        f" thing for {ranking.random_pointing:.0%} of the names.",
     )
     pieces = [piece for line in lines for piece in _wrapped(line, _font(15), width - 2 * GAP)]
     block = Image.new("RGB", (width, 52 + 22 * len(pieces)), _PAPER)

@@ -157,8 +157,8 @@ class PictureEvaluation:
         return records
 
     def _keywords(self, turn: Turn) -> tuple[SpanCounts | None, SpanCounts]:
-        """Phrases of the true answer that the trained selector and the noun-chunk rule pick."""
-        true = [(span.start, span.end) for span in turn.spans]
+        """Phrases of the true answer that the trained selector and the noun-chunk rule pick; "no red mug" is none to pick."""
+        true = [(span.start, span.end) for span in turn.present]
         chunks = _span_counts(turn.answer, noun_chunks(turn.answer), true)
         if self.pipeline.heads.keyword_selector is None:
             return None, chunks
