@@ -112,7 +112,7 @@ def test_mistakes_give_one_line(capsys, tmp_path, model, data):
     assert "mask_threshold: expected 0.01 to 0.99" in fails(capsys, "ground", picture, "hi", "--mask-threshold", 1)
     missing = fails(capsys, "ground", picture, "hi", *model, "--lmm", tmp_path / "no")
     assert "expected an existing folder or a Hugging Face name" in missing
-    assert "got a folder without annotations.json" in fails(capsys, "eval", "tabletop", "--data", tmp_path)
+    assert "got a folder without questions.json" in fails(capsys, "eval", "tabletop", "--data", tmp_path)
     assert "--per-kind: expected at least 1, got 0" in fails(capsys, "eval", "tabletop", "--per-kind", 0)
     assert "--rank: expected at least 1, got 0" in fails(capsys, "attention", "--rank", 0)
     assert "expected one question in quotes" in fails(capsys, "attention", picture)
@@ -214,10 +214,7 @@ def test_scenes(capsys, tmp_path):
         pytest.skip(str(error))
     from flmm_core.data.dataset import read_dataset
 
-    assert (
-        run("scenes", "--out", tmp_path / "a", "--seed", 3, "--count", 2, "--split", "odd", "--per-kind", 1, "--workers", 1)
-        == 0
-    )
+    assert run("scenes", "--out", tmp_path / "a", "--seed", 3, "--count", 2, "--split", "odd", "--workers", 1) == 0
     assert "2 scenes" in capsys.readouterr().out
     (first, second) = read_dataset(tmp_path / "a")
     assert first.image().shape == second.image().shape and first.rles != second.rles
