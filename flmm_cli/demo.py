@@ -125,7 +125,11 @@ def _table(outcomes: list[Outcome]) -> str:
 def _facts(pointing: Pointing) -> str:
     """As the legend of a picture shows it."""
     state = "not there" if pointing.phrase.absent else f"{pointing.phrase.score:.2f}"
-    return ", ".join(part for part in (state, pointing.remark) if part)
+    return ", ".join(part for part in (state, _iou_text(pointing)) if part)
+
+
+def _iou_text(pointing: Pointing) -> str:
+    return "" if pointing.iou is None or pointing.phrase.absent else f"IoU {pointing.iou:.2f}"
 
 
 def _summary(outcomes: list[Outcome]) -> str:
@@ -149,7 +153,7 @@ def _draw(outcomes: list[Outcome], out: Path) -> None:
             outcome.answer,
             command=outcome.ask.text,
             fault=f"WRONG, {outcome.fault}" if outcome.fault else "",
-            details=[pointing.remark for pointing in outcome.pointings],
+            details=[_iou_text(pointing) for pointing in outcome.pointings],
         )
         Image.fromarray(overlay).save(out / f"{number:02d}_{outcome.ask.turn.kind}.png")
         overlays.append(overlay)
@@ -162,15 +166,19 @@ def _draw(outcomes: list[Outcome], out: Path) -> None:
 def lead_answers(outcomes: Sequence[Outcome]) -> list[int]:
     """Indices of the best answer with several phrases, the best relation and the best absence, as far as there are such."""
 
-    def goodness(index: int) -> tuple[bool, float, int]:
-        ious = [pointing.iou or 0.0 for pointing in outcomes[index].pointings]
-        return not outcomes[index].fault, sum(ious) / max(1, len(ious)), -index
+    def shown(index: int) -> list[float]:
+        return [p.iou for p in outcomes[index].pointings if p.iou is not None and not p.phrase.absent]
+
+    def goodness(index: int) -> tuple[bool, float, bool, int]:
+        ious = shown(index)
+        return not outcomes[index].fault, sum(ious) / max(1, len(ious)), outcomes[index].ask.turn.kind == "absence", -index
 
     chosen: list[int] = []
+    turns = [outcome.ask.turn for outcome in outcomes]
     wanted = (
-        [i for i, o in enumerate(outcomes) if len(o.pointings) > 1 and o.ask.turn.kind != "relation"],
-        [i for i, o in enumerate(outcomes) if o.ask.turn.kind == "relation" and o.pointings],
-        [i for i, o in enumerate(outcomes) if o.answered and not o.ask.turn.present and o.ask.turn.spans],
+        [i for i, turn in enumerate(turns) if len(shown(i)) > 1 and turn.kind != "relation"],
+        [i for i, turn in enumerate(turns) if shown(i) and turn.kind == "relation"],
+        [i for i, turn in enumerate(turns) if outcomes[i].answered and turn.spans and not turn.present],
     )
     for candidates in wanted:
         chosen += [max(candidates, key=goodness)] if candidates else []

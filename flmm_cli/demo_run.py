@@ -23,7 +23,7 @@ from sensor_msgs.msg import Image
 from flmm_cli.ask_client import AskClient, NoReplyError
 from flmm_cli.node_processes import NodeProcesses, start_camera_and_node
 from flmm_core.data.dataset import REFER, REFER_ABSENT, Span, Turn
-from flmm_core.evaluation.matching import Overlap, is_right, true_masks
+from flmm_core.evaluation.matching import Overlap, is_right, match_phrases, true_masks
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 from flmm_ros.conversions import phrase_from_message, picture_from_message
 from flmm_ros.msg import GroundedAnswer as Reply
@@ -40,8 +40,16 @@ KINDS = (
 """Kinds of commands, in the order in which the demo plans them."""
 _REFER = (REFER, REFER_ABSENT)
 
-_PREFERRED = {"relation": "left", "attribute": "color"}
-"""A word that the demo likes to have in a question of this kind."""
+LEAST_IOU = 0.5
+"""A mask that shares less with the true one is called wrong."""
+
+_PREFERRED = {
+    "relation": ("left",),
+    "attribute": ("color",),
+    "unknown": HELD_OUT_UNKNOWN_WORDS,
+    REFER_ABSENT: HELD_OUT_UNKNOWN_WORDS,
+}
+"""Words of which the demo likes to have one in a command of this kind."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +88,9 @@ class Pointing:
         """What is wrong about it; empty if it rightly points somewhere, or rightly nowhere."""
         if self.iou is None:
             return "nothing to point at" if self.phrase.mask.any() else ""
-        return "it is there" if self.phrase.absent else ""
-
-    @property
-    def remark(self) -> str:
-        """For a legend or a table."""
-        if self.fault:
-            return f"WRONG: {self.fault}"
-        return "" if self.iou is None else f"IoU {self.iou:.2f}"
+        if self.phrase.absent:
+            return "it is there"
+        return "" if self.iou >= LEAST_IOU else f"IoU {self.iou:.2f}"
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,16 @@ class Outcome:
 
     @property
     def fault(self) -> str:
-        """What is wrong, in words for people; empty if the words are the true answer and no phrase is at fault."""
+        """What is wrong, in words for people; empty if the words are the true answer and each thing is rightly pointed at."""
         if not self.answered:
             return f"refused: {self.reply.reason}"
-        if not is_right(self.answer.text, self.ask.turn.answer):
-            return f"expected: {self.ask.turn.answer}"
-        faulty = (pointing for pointing in self.pointings if pointing.fault)
-        return "; ".join(f"“{pointing.phrase.text}”: {pointing.fault}" for pointing in faulty)
+        turn = self.ask.turn
+        if not is_right(self.answer.text, turn.answer):
+            return f"expected: {turn.answer}"
+        spans = [turn.spans[s] for p, s in match_phrases(self.answer.phrases, turn, right=True) if p is None and s is not None]
+        missed = [(turn.answer[span.start : span.end], "not pointed at") for span in spans if span.objects]
+        faulty = [(pointing.phrase.text, pointing.fault) for pointing in self.pointings if pointing.fault]
+        return "; ".join(f"“{words}”: {fault}" for words, fault in faulty + missed)
 
 
 def plan(count: int, scenes: int, seed: int) -> list[Ask]:
@@ -130,10 +136,10 @@ def plan(count: int, scenes: int, seed: int) -> list[Ask]:
     with TabletopRenderer() as renderer:
         rendered = [renderer.sample(scene) for scene in seeds]
     amounts = dict.fromkeys(KINDS, 6)
-    turns = [
-        questions(scene, np.random.default_rng(at), turns=amounts, unknown_words=HELD_OUT_UNKNOWN_WORDS)
-        for at, scene in zip(seeds, rendered, strict=True)
-    ]
+    turns = []
+    for at, scene in zip(seeds, rendered, strict=True):
+        asked = questions(scene, np.random.default_rng(at), turns=amounts, unknown_words=HELD_OUT_UNKNOWN_WORDS)
+        turns.append([own for turn in asked for own in (_phrases(turn) if turn.kind in _REFER else [turn])])
     asks: list[tuple[int, Ask]] = []
     missed = 0
     kinds = itertools.cycle(KINDS)
@@ -157,17 +163,20 @@ def _take(turns: list[Turn], kind: str) -> Turn | None:
     found = [turn for turn in turns if turn.kind == kind]
     if not found:
         return None
-    word = _PREFERRED.get(kind, "")
-    chosen = next((turn for turn in found if word in turn.question.lower()), found[0])
+    words = _PREFERRED.get(kind, ())
+    chosen = next((turn for turn in found if any(word in turn.question.lower() for word in words)), found[0])
     turns.remove(chosen)
-    return _one_phrase(chosen) if kind in _REFER else chosen
+    return chosen
 
 
-def _one_phrase(turn: Turn) -> Turn:
-    """A turn of refer mode cut to one phrase, which is all that a message holds: of what is there, or of what is not."""
-    span = next(span for span in turn.spans if bool(span.objects) == (turn.kind == REFER))
-    phrase = turn.answer[span.start : span.end]
-    return Turn(turn.kind, phrase, phrase, (Span(0, len(phrase), span.objects),))
+def _phrases(turn: Turn) -> list[Turn]:
+    """A turn of refer mode as turns of one phrase each, which is all that a message holds: of what is there, or is not."""
+    spans = [span for span in turn.spans if bool(span.objects) == (turn.kind == REFER)]
+    phrases = [turn.answer[span.start : span.end] for span in spans]
+    return [
+        Turn(turn.kind, phrase, phrase, (Span(0, len(phrase), span.objects),))
+        for phrase, span in zip(phrases, spans, strict=True)
+    ]
 
 
 def demo_environment() -> dict[str, str]:

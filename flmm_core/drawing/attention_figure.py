@@ -122,25 +122,23 @@ def _head_chart(width: int, ranking: HeadRanking) -> Image.Image:
 
 
 def _row(row: AttentionRow) -> Image.Image:
-    tiles: list[tuple[np.ndarray, str, tuple[int, int, int]]] = [
-        (_outlined(row.picture, row.truth, _TRUTH), _area(row), _FAINT)
-    ]
+    tiles = [(_outlined(row.picture, row.truth, _TRUTH), _area(row))]
     for index in range(len(row.maps)):
         hit = row.truth is not None and bool(row.truth[row.peak(index)[1], row.peak(index)[0]])
         color = _FAINT if row.truth is None else _GOOD if hit else _BAD
-        tiles.append((_heat(row, index, color), _percent(row.attention_share(index), "of attention on it"), color))
+        tiles.append((_heat(row, index, color), _percent(row.attention_share(index), "of its attention on the thing")))
     for mask in (row.coarse, row.refined):
-        tiles.append((_outlined(_tinted(row.picture, mask), row.truth, _TRUTH), _percent(row.iou(mask), "IoU"), _FAINT))
-    height = max(tile.shape[0] for tile, _, _ in tiles)
+        tiles.append((_outlined(_tinted(row.picture, mask), row.truth, _TRUTH), _percent(row.iou(mask), "IoU")))
+    height = max(tile.shape[0] for tile, _ in tiles)
     block = Image.new("RGB", (GAP + len(tiles) * (CELL + GAP), _TITLE + height + _NOTE), _PAPER)
     draw = ImageDraw.Draw(block)
     said = f"   asked: {row.question}   answer: {row.answer}" if row.question else "   (a given name)"
     draw.text((GAP, 8), printable(f"“{row.phrase}”"), _INK, _font(18))
     draw.text((GAP + draw.textlength(printable(f"“{row.phrase}”"), _font(18)), 11), printable(said), _FAINT, _font(15))
-    for index, (tile, note, color) in enumerate(tiles):
+    for index, (tile, note) in enumerate(tiles):
         x = GAP + index * (CELL + GAP)
         block.paste(Image.fromarray(tile), (x, _TITLE))
-        draw.text((x, _TITLE + tile.shape[0] + 4), note, color, _font(13))
+        draw.text((x, _TITLE + tile.shape[0] + 4), note, _FAINT, _font(13))
     return block
 
 
