@@ -28,9 +28,10 @@ def provenance(args: argparse.Namespace, config: GroundingConfig) -> dict[str, A
     Raises:
         LoadError: a part of the model is not there.
     """
-    import flmm_tabletop  # noqa: F401  makes the shipped model known
+    import flmm_tabletop
     from flmm_core.checkpoints import fingerprints
 
+    flmm_tabletop.register()
     sources = {part: getattr(config, part) for part in ("lmm", "heads", "sam")}
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     return {
