@@ -53,7 +53,12 @@ def _show(reply: GroundedAnswer) -> None:
     for phrase in reply.phrases:
         roi = phrase.roi
         place = f"x {roi.x_offset}-{roi.x_offset + roi.width}, y {roi.y_offset}-{roi.y_offset + roi.height}"
-        print(f"  {printable(phrase.text)}: {place if roi.width else 'no mask'}, score {phrase.score:.2f}")
+        found = (
+            f"not there (presence {phrase.presence:.2f})"
+            if phrase.absent
+            else f"{place if roi.width else 'no mask'}, score {phrase.score:.2f}"
+        )
+        print(f"  {printable(phrase.text)}: {found}")
     print(f"  ({reply.durations.total:.2f} s)")
 
 

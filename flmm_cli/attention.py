@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from itertools import islice
 from pathlib import Path
 
 from flmm_cli.held_out import rendered_scenes
-from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline, model_names
+from flmm_cli.json_files import provenance, write_json
+from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--rows", type=int, default=6, help="phrases to show (default: %(default)s)")
     parser.add_argument("--first", type=int, help="first picture of the data set to show; default: after those of --rank")
     parser.add_argument("--out", type=Path, default=Path("attention.png"), help="the drawing (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write the pointing accuracy of every head to this file")
+    parser.add_argument("--json", type=Path, help="write how well every head points to this file")
     add_model_options(parser)
 
 
@@ -47,9 +47,10 @@ def run(args: argparse.Namespace) -> int:
 
     from flmm_core.data.dataset import read_dataset
     from flmm_core.drawing.attention_figure import draw_attention
-    from flmm_core.evaluation.attention_maps import AttentionRow, attention_rows, rank_heads, telling_turns
+    from flmm_core.evaluation.attention_maps import AttentionRow, attention_rows, clear_names, rank_heads
     from flmm_core.image_files import read_image
 
+    context = provenance(args, config)
     first = args.rank if args.first is None else args.first
     pipeline = load_pipeline(config)
     data = args.data or rendered_scenes(first + 3 * args.rows, args.seed, 1)
@@ -62,25 +63,23 @@ def run(args: argparse.Namespace) -> int:
             : args.rows
         ]
     else:
-        for picture, turn in telling_turns(pictures[first:]):
+        for picture, turn in clear_names(pictures[first:]):
             if len(rows) < args.rows:
                 names = [turn.answer[span.start : span.end] for span in turn.spans]
                 rows += attention_rows(pipeline, picture.image(), names, channels, (picture, turn))
         rows = rows[: args.rows]
-    best = ranking.accuracy(channels[0])
+    best, (layer, head) = ranking.pointing(channels[0]), ranking.layer_and_head(channels[0])
     print(
-        f"best head ({ranking.name(channels[0])}): its peak lies on the named thing in {best.value:.1%} of {best.count} phrases"
-        f" (95 % interval {best.low:.1%} to {best.high:.1%}); a random point would in {ranking.chance:.1%}"
+        f"best head (layer {layer}, head {head}, counted from 0): its peak lies on the named thing for {best.value:.1%} of"
+        f" {best.count} names (95 % interval {best.low:.1%} to {best.high:.1%}; at random {ranking.random_pointing:.1%});"
+        f" {ranking.attention_share(channels[0]):.1%} of its attention falls on the cells of the thing (spread evenly"
+        f" {ranking.random_attention:.1%})"
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(draw_attention(rows, ranking, channels)).save(args.out)
     print(f"attention maps: {args.out}")
     if args.json:
-        accuracy = {ranking.name(c): round(ranking.accuracy(c).value, 4) for c in range(len(ranking.hits))}
         source = str(args.data) if args.data else f"flmm scenes --split test --seed {args.seed}"
-        record = {"model": model_names(config), "data": source, "pictures": min(args.rank, len(pictures))}
-        record |= {"phrases": ranking.phrases, "chance": round(ranking.chance, 4), "pointing_accuracy": accuracy}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(args.json, {**context, "data": source, **ranking.record()})
         print(f"figures: {args.json}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -12,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_cli.json_files import write_json
 from flmm_cli.node_options import add_node_options, node_arguments
 from flmm_cli.table import format_table
 from flmm_core.plain_text import printable
 
 if TYPE_CHECKING:
-    from flmm_cli.demo_run import Outcome
+    from flmm_cli.demo_run import Outcome, Pointing
 
 STAGES = {
     "waiting": "wait",
@@ -32,6 +32,7 @@ STAGES = {
 """Fields of StageDurations and their column headers."""
 
 CONTACT_SHEET = "contact_sheet.png"
+LEAD = "lead.png"
 ANSWERS = "answers.json"
 LOGS = ("camera.log", "grounding.log")
 
@@ -44,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Starts a simulated robot camera and the grounding node as processes of their own, sends commands of"
         " every kind, prints what came back, and draws it. Exit status 0 if every command was answered.",
     )
-    parser.add_argument("--count", type=int, default=12, help="commands (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=13, help="commands (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=6, help="different scenes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of scenes and questions (default: %(default)s)")
     parser.add_argument(
@@ -82,11 +83,11 @@ def run(args: argparse.Namespace) -> int:
         timeout=args.timeout,
         start_timeout=args.start_timeout,
         on_started=lambda seconds: print(f"both are ready after {seconds:.1f} s", flush=True),
-        on_outcome=lambda outcome: print(f"  {outcome.ask.text}\n    {_said(outcome)}", flush=True),
+        on_outcome=lambda outcome: print(f"  {printable(outcome.ask.text)}\n    {_said(outcome)}", flush=True),
     )
     _draw(outcomes, args.out)
     print(f"\n{_table(outcomes)}\n\n{_summary(outcomes)}")
-    print(f"{time.monotonic() - began:.0f} s; pictures: {args.out / CONTACT_SHEET} and one for each command beside it")
+    print(f"{time.monotonic() - began:.0f} s; pictures: {args.out / CONTACT_SHEET}, {LEAD} and one for each command beside it")
     return 0 if len(outcomes) == args.count and all(outcome.answered for outcome in outcomes) else 1
 
 
@@ -95,48 +96,52 @@ def remove_earlier(out: Path, kinds: Sequence[str]) -> None:
 
     Args:
         out: an existing folder.
-        kinds: of questions, as they stand in the names of pictures.
+        kinds: of commands, as they stand in the names of pictures.
     """
-    names = "|".join(re.escape(name) for name in (CONTACT_SHEET, ANSWERS, *LOGS))
-    picture = rf"\d{{2,}}_({'|'.join(map(re.escape, (*kinds, 'refer')))})\.png"
+    names = "|".join(re.escape(name) for name in (CONTACT_SHEET, LEAD, ANSWERS, *LOGS))
+    picture = rf"\d{{2,}}_({'|'.join(map(re.escape, kinds))})\.png"
     for path in out.iterdir():
         if re.fullmatch(f"{names}|{picture}", path.name) and not path.is_dir():
             path.unlink()
 
 
 def _said(outcome: Outcome) -> str:
-    return printable(outcome.answer.text) if outcome.answered else f"REFUSED: {outcome.reply.reason}"
+    """The answer, and what is wrong with it."""
+    words = [printable(outcome.answer.text)] if outcome.answered else []
+    return "\n".join([*words, f"WRONG, {printable(outcome.fault)}"] if outcome.fault else words)
 
 
 def _table(outcomes: list[Outcome]) -> str:
-    headers = ("#", "kind", "command", "answer", "right", "phrase: score, IoU", *(f"{name} ms" for name in STAGES.values()))
+    headers = ("#", "kind", "command", "answer", "phrase: score, IoU", *(f"{name} ms" for name in STAGES.values()))
     rows = []
     for number, outcome in enumerate(outcomes, start=1):
-        phrases = "\n".join(
-            f"{printable(phrase.text)}: {phrase.score:.2f}, {_iou_text(iou)}"
-            for phrase, iou in zip(outcome.answer.phrases, outcome.ious, strict=True)
-        )
+        phrases = "\n".join(f"{printable(pointing.phrase.text)}: {_facts(pointing)}" for pointing in outcome.pointings)
         stages = [f"{1000 * getattr(outcome.reply.durations, field):.0f}" for field in STAGES]
-        right = "-" if outcome.ask.refer else "yes" if outcome.right else "no"
-        rows.append((str(number), outcome.ask.kind, outcome.ask.text, _said(outcome), right, phrases or "-", *stages))
+        command = printable(outcome.ask.text)
+        rows.append((str(number), outcome.ask.turn.kind, command, _said(outcome), phrases or "-", *stages))
     return format_table(headers, rows, width=max(shutil.get_terminal_size((180, 24)).columns, 140))
 
 
-def _iou_text(iou: float | None) -> str:
-    return "not there" if iou is None else f"{iou:.2f}"
+def _facts(pointing: Pointing) -> str:
+    """As the legend of a picture shows it."""
+    state = "not there" if pointing.phrase.absent else f"{pointing.phrase.score:.2f}"
+    return ", ".join(part for part in (state, _iou_text(pointing)) if part)
+
+
+def _iou_text(pointing: Pointing) -> str:
+    return "" if pointing.iou is None or pointing.phrase.absent else f"IoU {pointing.iou:.2f}"
 
 
 def _summary(outcomes: list[Outcome]) -> str:
-    ious = [iou or 0.0 for outcome in outcomes for iou in outcome.ious]
+    ious = [pointing.iou for outcome in outcomes for pointing in outcome.pointings if pointing.iou is not None]
     answered = sum(outcome.answered for outcome in outcomes)
-    spoken = [outcome for outcome in outcomes if not outcome.ask.refer]
-    right = sum(outcome.right for outcome in spoken)
+    right = sum(not outcome.fault for outcome in outcomes)
     mean = f"mean IoU of {len(ious)} masks {sum(ious) / len(ious):.2f}" if ious else "no masks"
-    return f"{answered} of {len(outcomes)} commands answered, {right} of {len(spoken)} answers right, {mean}"
+    return f"{answered} of {len(outcomes)} commands answered, {right} right, {mean}"
 
 
 def _draw(outcomes: list[Outcome], out: Path) -> None:
-    """An overlay for each command, a contact sheet of all, and the figures as JSON."""
+    """An overlay for each command, a contact sheet of all, a picture of the best, and the figures as JSON."""
     from PIL import Image
 
     from flmm_core.drawing.overlay import contact_sheet, draw_overlay
@@ -147,27 +152,59 @@ def _draw(outcomes: list[Outcome], out: Path) -> None:
             outcome.picture,
             outcome.answer,
             command=outcome.ask.text,
-            refusal="" if outcome.answered else outcome.reply.reason,
-            details=[f"IoU {_iou_text(iou)}" for iou in outcome.ious],
+            fault=f"WRONG, {outcome.fault}" if outcome.fault else "",
+            details=[_iou_text(pointing) for pointing in outcome.pointings],
         )
-        Image.fromarray(overlay).save(out / f"{number:02d}_{outcome.ask.kind}.png")
+        Image.fromarray(overlay).save(out / f"{number:02d}_{outcome.ask.turn.kind}.png")
         overlays.append(overlay)
     Image.fromarray(contact_sheet(overlays)).save(out / CONTACT_SHEET)
-    (out / ANSWERS).write_text(json.dumps([_record(outcome) for outcome in outcomes], indent=1))
+    if leads := lead_answers(outcomes):
+        Image.fromarray(contact_sheet([overlays[index] for index in leads])).save(out / LEAD)
+    write_json(out / ANSWERS, [_record(outcome) for outcome in outcomes])
+
+
+def lead_answers(outcomes: Sequence[Outcome]) -> list[int]:
+    """Indices of the best answer with several phrases, the best relation and the best absence, as far as there are such."""
+
+    def shown(index: int) -> list[float]:
+        return [p.iou for p in outcomes[index].pointings if p.iou is not None and not p.phrase.absent]
+
+    def goodness(index: int) -> tuple[bool, float, bool, int]:
+        ious = shown(index)
+        return not outcomes[index].fault, sum(ious) / max(1, len(ious)), outcomes[index].ask.turn.kind == "absence", -index
+
+    chosen: list[int] = []
+    turns = [outcome.ask.turn for outcome in outcomes]
+    wanted = (
+        [i for i, turn in enumerate(turns) if len(shown(i)) > 1 and turn.kind != "relation"],
+        [i for i, turn in enumerate(turns) if shown(i) and turn.kind == "relation"],
+        [i for i, turn in enumerate(turns) if outcomes[i].answered and turn.spans and not turn.present],
+    )
+    for candidates in wanted:
+        chosen += [max(candidates, key=goodness)] if candidates else []
+    return chosen
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:
     phrases = [
-        {"text": phrase.text, "start": phrase.start, "end": phrase.end, "score": round(phrase.score, 4), "iou": iou}
-        for phrase, iou in zip(outcome.answer.phrases, outcome.ious, strict=True)
+        {
+            "text": pointing.phrase.text,
+            "start": pointing.phrase.start,
+            "end": pointing.phrase.end,
+            "score": round(pointing.phrase.score, 4),
+            "presence": round(pointing.phrase.presence, 4),
+            "absent": pointing.phrase.absent,
+            "iou": pointing.iou,
+        }
+        for pointing in outcome.pointings
     ]
     return {
         "seed": outcome.ask.seed,
-        "kind": outcome.ask.kind,
+        "kind": outcome.ask.turn.kind,
         "command": outcome.ask.text,
         "answer": outcome.answer.text,
         "true_answer": outcome.ask.turn.answer,
-        "right": outcome.right,
+        "fault": outcome.fault,
         "reason": outcome.reply.reason,
         "phrases": phrases,
         "seconds": {field: round(getattr(outcome.reply.durations, field), 4) for field in STAGES},

@@ -22,21 +22,34 @@ from sensor_msgs.msg import Image
 
 from flmm_cli.ask_client import AskClient, NoReplyError
 from flmm_cli.node_processes import NodeProcesses, start_camera_and_node
-from flmm_core.evaluation.metrics import Overlap, normalise_answer
+from flmm_core.data.dataset import REFER, REFER_ABSENT, Span, Turn
+from flmm_core.evaluation.matching import Overlap, is_right, match_phrases, true_masks
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 from flmm_ros.conversions import phrase_from_message, picture_from_message
 from flmm_ros.msg import GroundedAnswer as Reply
-from flmm_sim.language import Span, Turn, questions
+from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS
+from flmm_sim.language import questions
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import Scene, scene_seed
 
 T = TypeVar("T")
 
-KINDS = ("list", "where", "fetch", "relation", "presence", "absence", "count", "attribute")
-"""Kinds of questions, in the order in which the demo asks them; refer mode comes last."""
+KINDS = (
+    "list", "relation", "absence", "where", "fetch", "attribute", "count", "presence", "unknown", "talk", REFER, REFER_ABSENT,
+)  # fmt: skip
+"""Kinds of commands, in the order in which the demo plans them."""
+_REFER = (REFER, REFER_ABSENT)
 
-_PREFERRED = {"relation": "left", "attribute": "color"}
-"""A word that the demo likes to have in a question of this kind."""
+LEAST_IOU = 0.5
+"""A mask that shares less with the true one is called wrong."""
+
+_PREFERRED = {
+    "relation": ("left",),
+    "attribute": ("color",),
+    "unknown": HELD_OUT_UNKNOWN_WORDS,
+    REFER_ABSENT: HELD_OUT_UNKNOWN_WORDS,
+}
+"""Words of which the demo likes to have one in a command of this kind."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +59,38 @@ class Ask:
     seed: int
     scene: Scene
     turn: Turn
-    refer: bool
 
     @property
-    def kind(self) -> str:
-        """Kind of the question, or "refer"."""
-        return "refer" if self.refer else self.turn.kind
+    def refer(self) -> bool:
+        """Whether a phrase is sent, not a question."""
+        return self.turn.kind in _REFER
 
     @property
     def text(self) -> str:
         """What is sent."""
         return self.turn.question
+
+    def true_mask(self, objects: tuple[int, ...]) -> np.ndarray:
+        """Where some things of the scene are, ``[H, W]`` bool."""
+        return np.any([self.scene.objects[index].mask for index in objects], axis=0)
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """What the node made of a phrase, compared with the truth."""
+
+    phrase: GroundedPhrase
+    iou: float | None
+    """With the true mask; None if the phrase names nothing that is there."""
+
+    @property
+    def fault(self) -> str:
+        """What is wrong about it; empty if it rightly points somewhere, or rightly nowhere."""
+        if self.iou is None:
+            return "nothing to point at" if self.phrase.mask.any() else ""
+        if self.phrase.absent:
+            return "it is there"
+        return "" if self.iou >= LEAST_IOU else f"IoU {self.iou:.2f}"
 
 
 @dataclass(frozen=True)
@@ -68,8 +102,8 @@ class Outcome:
     picture: np.ndarray
     """``[H, W, 3]`` uint8 RGB: the camera's picture with the stamp of the reply."""
     answer: GroundedAnswer
-    ious: tuple[float | None, ...]
-    """For each phrase its IoU with the true mask; None if the phrase names nothing that is there."""
+    pointings: tuple[Pointing, ...]
+    """One for each phrase of the answer."""
 
     @property
     def answered(self) -> bool:
@@ -77,9 +111,17 @@ class Outcome:
         return bool(self.reply.status == Reply.STATUS_ANSWERED)
 
     @property
-    def right(self) -> bool:
-        """Whether the words are the true answer."""
-        return normalise_answer(self.answer.text) == normalise_answer(self.ask.turn.answer)
+    def fault(self) -> str:
+        """What is wrong, in words for people; empty if the words are the true answer and each thing is rightly pointed at."""
+        if not self.answered:
+            return f"refused: {self.reply.reason}"
+        turn = self.ask.turn
+        if not is_right(self.answer.text, turn.answer):
+            return f"expected: {turn.answer}"
+        spans = [turn.spans[s] for p, s in match_phrases(self.answer.phrases, turn, right=True) if p is None and s is not None]
+        missed = [(turn.answer[span.start : span.end], "not pointed at") for span in spans if span.objects]
+        faulty = [(pointing.phrase.text, pointing.fault) for pointing in self.pointings if pointing.fault]
+        return "; ".join(f"“{words}”: {fault}" for words, fault in faulty + missed)
 
 
 def plan(count: int, scenes: int, seed: int) -> list[Ask]:
@@ -94,22 +136,24 @@ def plan(count: int, scenes: int, seed: int) -> list[Ask]:
     with TabletopRenderer() as renderer:
         rendered = [renderer.sample(scene) for scene in seeds]
     amounts = dict.fromkeys(KINDS, 6)
-    turns = [questions(scene, np.random.default_rng(at), turns=amounts) for at, scene in zip(seeds, rendered, strict=True)]
-    rng = np.random.default_rng(seed)
+    turns = []
+    for at, scene in zip(seeds, rendered, strict=True):
+        asked = questions(scene, np.random.default_rng(at), turns=amounts, unknown_words=HELD_OUT_UNKNOWN_WORDS)
+        turns.append([own for turn in asked for own in (_phrases(turn) if turn.kind in _REFER else [turn])])
     asks: list[tuple[int, Ask]] = []
     missed = 0
-    kinds = itertools.cycle((*KINDS, "refer"))
+    kinds = itertools.cycle(KINDS)
     while len(asks) < count:
         kind = next(kinds)
         for at in ((len(asks) + offset) % scenes for offset in range(scenes)):
-            turn = _refer_turn(rendered[at], rng) if kind == "refer" else _take(turns[at], kind)
+            turn = _take(turns[at], kind)
             if turn is not None:
-                asks.append((at, Ask(seeds[at], rendered[at], turn, kind == "refer")))
+                asks.append((at, Ask(seeds[at], rendered[at], turn)))
                 missed = 0
                 break
         else:
             missed += 1
-        if missed > len(KINDS):
+        if missed >= len(KINDS):
             raise ValueError(f"{scenes} scenes have questions for {len(asks)} commands only: expected {count}; use more scenes")
     return [ask for _, ask in sorted(asks, key=lambda entry: entry[0])]
 
@@ -119,21 +163,20 @@ def _take(turns: list[Turn], kind: str) -> Turn | None:
     found = [turn for turn in turns if turn.kind == kind]
     if not found:
         return None
-    word = _PREFERRED.get(kind, "")
-    chosen = next((turn for turn in found if word in turn.question.lower()), found[0])
+    words = _PREFERRED.get(kind, ())
+    chosen = next((turn for turn in found if any(word in turn.question.lower() for word in words)), found[0])
     turns.remove(chosen)
     return chosen
 
 
-def _refer_turn(scene: Scene, rng: np.random.Generator) -> Turn | None:
-    """A thing whose name means it alone, as a phrase to ground."""
-    names = [thing.name for thing in scene.objects]
-    alone = [index for index, name in enumerate(names) if names.count(name) == 1]
-    if not alone:
-        return None
-    index = int(rng.choice(alone))
-    phrase = f"the {names[index]}"
-    return Turn("refer", phrase, phrase, (Span(0, len(phrase), (index,)),))
+def _phrases(turn: Turn) -> list[Turn]:
+    """A turn of refer mode as turns of one phrase each, which is all that a message holds: of what is there, or is not."""
+    spans = [span for span in turn.spans if bool(span.objects) == (turn.kind == REFER)]
+    phrases = [turn.answer[span.start : span.end] for span in spans]
+    return [
+        Turn(turn.kind, phrase, phrase, (Span(0, len(phrase), span.objects),))
+        for phrase, span in zip(phrases, spans, strict=True)
+    ]
 
 
 def demo_environment() -> dict[str, str]:
@@ -215,25 +258,13 @@ class Demo:
             del self._pictures[old]
 
 
-def compare(answer: GroundedAnswer, ask: Ask) -> tuple[float | None, ...]:
-    """IoU of each phrase's mask with the true one; None for a phrase that names nothing in the scene."""
-    truths = (_true_mask(phrase, answer, ask) for phrase in answer.phrases)
+def compare(answer: GroundedAnswer, ask: Ask) -> tuple[Pointing, ...]:
+    """Each phrase of an answer with the truth about it."""
+    truths = true_masks(answer, ask.turn, ask.true_mask)
     return tuple(
-        None if truth is None else Overlap.of(phrase.mask, truth).iou
+        Pointing(phrase, None if truth is None else Overlap.of(phrase.mask, truth).iou)
         for phrase, truth in zip(answer.phrases, truths, strict=True)
     )
-
-
-def _true_mask(phrase: GroundedPhrase, answer: GroundedAnswer, ask: Ask) -> np.ndarray | None:
-    """``[H, W]`` bool: what the phrase names. By its place in a right answer, by its words in any other."""
-    things = ask.scene.objects
-    if answer.text == ask.turn.answer:
-        spans = [span for span in ask.turn.spans if span.start < phrase.end and phrase.start < span.end]
-        named = [things[index] for span in spans for index in span.objects]
-    else:
-        text = phrase.text.lower()
-        named = [thing for thing in things if thing.name in text] or [thing for thing in things if thing.kind in text]
-    return np.any([thing.mask for thing in named], axis=0) if named else None
 
 
 def run_demo(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flmm_cli.json_files import write_json
 from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline, model_names
 from flmm_core.plain_text import printable
 
@@ -57,8 +57,7 @@ def run(args: argparse.Namespace) -> int:
         _write_masks(answer, args.masks)
     if args.json:
         record = {"image": str(args.image), "command": command, "mode": "refer" if args.refer else "chat"}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({**record, "model": model_names(config), **_record(answer)}, indent=1) + "\n")
+        write_json(args.json, {**record, "model": model_names(config), **_record(answer)})
         print(f"answer: {args.json}")
     return 0
 

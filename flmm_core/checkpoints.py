@@ -72,6 +72,15 @@ class HeadsOrigin:
         )
 
 
+def fingerprints(*, lmm: str | Path, heads: str | Path, sam: str | Path) -> dict[str, str]:
+    """Fingerprint of the weights of each part of a model, from its sources as for the loaders."""
+    return {
+        "lmm": lmm_fingerprint(_located("lmm", lmm)),
+        "heads": sam_fingerprint(_located("heads", heads)),
+        "sam": sam_fingerprint(_located("sam", sam)),
+    }
+
+
 def _require(path: Path, what: str) -> None:
     if not path.exists():
         raise LoadError(f"{what} {path}: expected an existing file or folder, got nothing there")

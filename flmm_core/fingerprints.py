@@ -43,7 +43,7 @@ def lmm_fingerprint(source: str | Path) -> str:
 
 
 def sam_fingerprint(source: str | Path) -> str:
-    """Fingerprint of the weights of a SAM: a folder with ``model.safetensors``, or a ``.pth`` file."""
+    """Fingerprint of the weights of a SAM, or of heads: a folder with ``model.safetensors``, or a ``.pth`` file."""
     path = Path(source).expanduser()
     return _weights_fingerprint([path / "model.safetensors" if path.is_dir() else path])
 

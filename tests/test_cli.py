@@ -19,6 +19,7 @@ from flmm_cli.model_options import add_model_options, grounding_config
 from flmm_cli.table import format_table
 from flmm_cli.train import STAGES
 from flmm_core.config import GroundingConfig, tunables
+from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_core.plain_text import printable
 
 NAMES = list(cli.declare(argparse.ArgumentParser().add_subparsers()))
@@ -111,7 +112,7 @@ def test_mistakes_give_one_line(capsys, tmp_path, model, data):
     assert "mask_threshold: expected 0.01 to 0.99" in fails(capsys, "ground", picture, "hi", "--mask-threshold", 1)
     missing = fails(capsys, "ground", picture, "hi", *model, "--lmm", tmp_path / "no")
     assert "expected an existing folder or a Hugging Face name" in missing
-    assert "got a folder without annotations.json" in fails(capsys, "eval", "tabletop", "--data", tmp_path)
+    assert "got a folder without questions.json" in fails(capsys, "eval", "tabletop", "--data", tmp_path)
     assert "--per-kind: expected at least 1, got 0" in fails(capsys, "eval", "tabletop", "--per-kind", 0)
     assert "--rank: expected at least 1, got 0" in fails(capsys, "attention", "--rank", 0)
     assert "expected one question in quotes" in fails(capsys, "attention", picture)
@@ -173,21 +174,35 @@ def test_ground_chat(capsys, model, data):
     assert lines[-1].strip().startswith("(") and lines[-1].endswith("s)")
 
 
-def test_eval_and_attention(capsys, tmp_path, model, data):
-    assert run("eval", "tabletop", "--data", data, "--quick", "--limit", 2, "--out", tmp_path / "figures.json", *model) == 0
+def test_eval_writes_its_table_and_what_it_was_made_with(capsys, tmp_path, model, data):
+    out = tmp_path / "new" / "figures.json"
+    assert run("eval", "tabletop", "--data", data, "--limit", 2, "--json", out, *model) == 0
     printed = capsys.readouterr().out
-    assert "right answers: all" in printed and "refer, names: cIoU, SAM" in printed and "2 pictures in" in printed
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["pictures"] == 2 and figures["per_kind"] == 1 and figures["answers"]["all"]["count"] == 10
-    assert figures["model"]["lmm"].endswith("lmm") and figures["command"].startswith("flmm ")
+    record = json.loads(out.read_text())
+    assert "2 pictures in" in printed and "chat, right answers: cIoU, SAM" in printed
+    rows = {row.pop("figure"): row for row in record["rows"]}
+    assert all(name in printed and set(row) == {"value", "low", "high", "count"} for name, row in rows.items())
+    assert rows["answers: all"]["count"] == 10 and rows["refer: cIoU, SAM"]["count"] > 0
+    assert (record["pictures"], record["per_kind"], record["data"]) == (2, 1, str(data))
+    assert record["command"].startswith("flmm eval tabletop --data ")
+    assert {"python", "torch", "transformers", "numpy", "flmm_ros"} == set(record["versions"])
+    source = dict(zip(model[::2], model[1::2], strict=True))
+    assert record["model"]["lmm"] == {"source": source["--lmm"], "fingerprint": lmm_fingerprint(source["--lmm"])}
+    assert record["model"]["heads"]["fingerprint"] == sam_fingerprint(source["--heads"])
+    assert not {"seconds", "finished", "workers"} & set(record), "a number of the machine"
 
+
+def test_attention_draws_and_ranks_all_heads(capsys, tmp_path, model, data):
     picture, out = data / "images" / "000002.png", tmp_path / "maps.png"
     options = ["--data", data, "--rank", 2, "--maps", 2, "--out", out, "--json", tmp_path / "heads.json"]
     assert run("attention", picture, "red mug", "lemon", "--refer", *options, *model) == 0
-    assert "its peak lies on the named thing in" in capsys.readouterr().out
+    assert "its peak lies on the named thing for" in capsys.readouterr().out
     assert cv2.imread(str(out)).shape[1] > 1000
-    accuracy = json.loads((tmp_path / "heads.json").read_text())["pointing_accuracy"]
-    assert len(accuracy) == 12 and all(0 <= value <= 1 for value in accuracy.values())
+    record = json.loads((tmp_path / "heads.json").read_text())
+    assert len({(row["layer"], row["head"]) for row in record["heads"]}) == 12
+    assert [row["pointing"] for row in record["heads"]] == sorted((row["pointing"] for row in record["heads"]), reverse=True)
+    assert record["pictures"] == 2 and {row["count"] for row in record["heads"]} == {record["names"]}
+    assert 0 < record["random"]["pointing"] < 1 and record["command"].startswith("flmm attention") and record["model"]
 
 
 def test_scenes(capsys, tmp_path):
@@ -199,17 +214,23 @@ def test_scenes(capsys, tmp_path):
         pytest.skip(str(error))
     from flmm_core.data.dataset import read_dataset
 
-    assert (
-        run("scenes", "--out", tmp_path / "a", "--seed", 3, "--count", 2, "--split", "odd", "--per-kind", 1, "--workers", 1)
-        == 0
-    )
+    assert run("scenes", "--out", tmp_path / "a", "--seed", 3, "--count", 2, "--split", "odd", "--workers", 1) == 0
     assert "2 scenes" in capsys.readouterr().out
     (first, second) = read_dataset(tmp_path / "a")
     assert first.image().shape == second.image().shape and first.rles != second.rles
 
 
 def test_demo_removes_its_own_files_alone(tmp_path):
-    own = ("01_list.png", "12_refer.png", "100_where.png", "contact_sheet.png", "answers.json", "camera.log", "grounding.log")
+    own = (
+        "01_list.png",
+        "12_refer.png",
+        "100_where.png",
+        "contact_sheet.png",
+        "lead.png",
+        "answers.json",
+        "camera.log",
+        "grounding.log",
+    )
     foreign = ("notes.txt", "1_list.png", "01_holiday.png", "01_list.png.bak", "my_answers.json", ".hidden", "node.log")
     for name in (*own, *foreign):
         (tmp_path / name).write_text(name)
@@ -217,7 +238,7 @@ def test_demo_removes_its_own_files_alone(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "answers.json").write_text("{}")
     (tmp_path / "03_count.png").symlink_to(tmp_path / "sub" / "answers.json")
-    remove_earlier(tmp_path, ("list", "where", "count"))
+    remove_earlier(tmp_path, ("list", "where", "count", "refer"))
     assert {path.name for path in tmp_path.iterdir()} == {*foreign, "02_where.png", "sub"}
     assert (tmp_path / "sub" / "answers.json").exists()
 

@@ -13,14 +13,22 @@ from tiny_models import save_model
 
 from flmm_cli.model_options import load_pipeline
 from flmm_core.config import GroundingConfig
-from flmm_core.data.dataset import REFER, Span, Turn, read_dataset
+from flmm_core.data.dataset import MISTAKE, REFER, REFER_ABSENT, Span, Turn, read_dataset
 from flmm_core.drawing.attention_figure import CELL, draw_attention
 from flmm_core.errors import LoadError
 from flmm_core.evaluation import metrics
-from flmm_core.evaluation.attention_maps import HeadRanking, attention_rows, peaks, rank_heads, telling_turns
-from flmm_core.evaluation.matching import match_phrases
-from flmm_core.evaluation.metrics import Overlap, Retrieval, normalise_answer
-from flmm_core.evaluation.report import report_of, table_rows, write_json
+from flmm_core.evaluation.attention_maps import (
+    HeadRanking,
+    attention_rows,
+    clear_names,
+    peaks,
+    rank_heads,
+    share_on,
+    touched_cells,
+)
+from flmm_core.evaluation.matching import Overlap, match_phrases, normalise_answer, overlaps, true_masks
+from flmm_core.evaluation.metrics import Retrieval, Tally
+from flmm_core.evaluation.report import report_of
 from flmm_core.evaluation.tabletop import PictureEvaluation, coarse_mask, evaluate_pictures, is_relational
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, StageSeconds
@@ -33,7 +41,22 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(data):
-    return list(read_dataset(data))
+    return [with_absences(picture) for picture in read_dataset(data)]
+
+
+def with_absences(picture):
+    """As the language has them: names of what is not there, in a true answer, in refer mode and in a wrong answer."""
+    named = []
+    for turn in picture.turns:
+        if turn.kind == "absence":
+            start = turn.answer.index("black pan")
+            turn = replace(turn, spans=(Span(start, start + len("black pan"), ()),))
+        named.append(turn)
+    prompt = GroundingConfig.refer_prompt
+    words = f"black pan. {picture.names[0]}."
+    refer = Turn(REFER_ABSENT, prompt, words, (Span(0, 9, ()), Span(11, len(words) - 1, (0,))))
+    mistake = Turn(MISTAKE, "Where is the pan?", "The pan is here.", (Span(4, 7, ()),))
+    return replace(picture, turns=(*named, refer, mistake))
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +74,25 @@ def test_answers_are_compared_without_case_punctuation_and_spacing():
     assert normalise_answer("a mug") != normalise_answer("mug")
 
 
-def test_wilson_interval():
-    figure = metrics.share(8, 10)  # textbook values
-    assert (figure.value, figure.count) == (0.8, 10)
-    assert figure.low == pytest.approx(0.4902, abs=1e-4) and figure.high == pytest.approx(0.9433, abs=1e-4)
-    assert metrics.share(10, 10).high == pytest.approx(1) and metrics.share(10, 10).low == pytest.approx(0.7225, abs=1e-4)
-    assert metrics.share(0, 10).low == 0.0
-    assert math.isnan(metrics.share(0, 0).value)
+def test_intervals_of_shares_resample_pictures_not_questions():
+    rng = np.random.default_rng(1)
+    alike = [
+        Tally(10 * right, 10) for right in rng.integers(0, 2, 100).tolist()
+    ]  # ten questions of a picture stand or fall together
+    mixed = [Tally(right, 10) for right in rng.binomial(10, sum(t.right for t in alike) / 1000, 100).tolist()]
+    together, apart = metrics.share(alike), metrics.share(mixed)
+    assert together.count == apart.count == 1000 and together.value == pytest.approx(apart.value, abs=0.03)
+    width = 2 * 1.96 * math.sqrt(together.value * (1 - together.value) / 100)
+    assert together.high - together.low == pytest.approx(width, rel=0.15)
+    assert apart.high - apart.low == pytest.approx(width / math.sqrt(10), rel=0.15)
+
+
+def test_a_share_of_all_or_nothing_is_no_certainty():
+    figure = metrics.share([Tally(5, 5)] * 10 + [Tally(0, 0)])  # Wilson's interval of 10 of 10, from a textbook
+    assert (figure.value, figure.high, figure.count) == (1, 1, 50) and figure.low == pytest.approx(0.7225, abs=1e-4)
+    figure = metrics.share([Tally(0, 5)] * 10)
+    assert (figure.value, figure.low) == (0, 0) and figure.high == pytest.approx(0.2775, abs=1e-4)
+    assert math.isnan(metrics.share([Tally(0, 0)]).value) and math.isnan(metrics.share([]).value)
 
 
 def test_overlaps():
@@ -94,6 +129,9 @@ def test_bootstrap_is_fixed_and_covers():
 def test_f1():
     assert metrics.f1([Retrieval(2, 3, 2), Retrieval(0, 0, 1)]).value == pytest.approx(2 * 2 / (3 + 3))
     assert metrics.phrase_retrieval([(0, 3), (5, 9)], [(0, 3), (5, 8)]) == Retrieval(1, 2, 2)
+    counts = [Retrieval(2, 3, 2), Retrieval(0, 1, 2)]
+    assert metrics.precision(counts).value == 2 / 4 and metrics.recall(counts).value == 2 / 4
+    assert metrics.precision(counts).count == 4 and sum(counts, Retrieval(0, 0, 0)) == Retrieval(2, 4, 4)
     text = "The red mug is left of the lemon."
     found, true = [(0, 11), (20, 22)], [(4, 11), (27, 32)]
     assert metrics.word_retrieval(text, found, true) == Retrieval(2, 4, 3)
@@ -102,9 +140,9 @@ def test_f1():
 # --- matching --------------------------------------------------------------------------------------------------------------
 
 
-def phrase(text, start, mask=None):
+def phrase(text, start, mask=None, absent=False):
     mask = np.zeros((2, 2), bool) if mask is None else mask
-    return GroundedPhrase(text, start, start + len(text), mask, (0, 0, 0, 0), 0.0)
+    return GroundedPhrase(text, start, start + len(text), mask, (0, 0, 0, 0), 0.0, 1.0 - absent, absent)
 
 
 def test_right_answers_match_by_place():
@@ -125,6 +163,21 @@ def test_wrong_answers_match_by_words():
     assert match_phrases(found, turn, right=False) == [(0, 1), (1, 0), (2, None)]
     assert match_phrases([], turn, right=False) == [(None, 0), (None, 1)]
     assert match_phrases([phrase("mug", 8)], turn, right=False) == [(None, 0), (None, 1), (0, None)]
+
+
+def test_names_of_what_is_not_there_have_no_true_mask():
+    turn = Turn("absence", "?", "no pan, but a can", (Span(3, 6, ()), Span(14, 17, (0,))))
+    can, made_up = np.zeros((2, 3, 3), bool)
+    can[0], made_up[2, :2] = True, True
+    masks = {(0,): can}.__getitem__
+    found = [phrase("pan", 3, made_up), phrase("can", 14, can), phrase("but", 8, np.zeros((3, 3), bool))]
+    pairs = match_phrases(found, turn, right=True)
+    assert overlaps(pairs, lambda i: found[i].mask, turn, masks) == (
+        Overlap(0, 2),
+        Overlap(3, 3),
+    )  # nothing in place of nothing
+    pan, other, third = true_masks(GroundedAnswer(turn.answer, tuple(found), 3, 3), turn, masks)
+    assert pan is None and third is None and (other == can).all()
 
 
 def test_relational_phrases():
@@ -148,49 +201,123 @@ class Oracle:
     def __init__(self, picture, spoil=lambda turn, answer: answer):
         self.picture, self.spoil = picture, spoil
         self.heads, self.config = SimpleNamespace(keyword_selector=None), GroundingConfig()
-        self.seen = 0
 
     def set_image(self, image):
-        self.seen += 1
         self.shape = image.shape[:2]
 
     def _answer(self, turn, on_coarse):
+        nothing = np.zeros(self.shape, bool)
         phrases = [
-            GroundedPhrase(turn.answer[s.start : s.end], s.start, s.end, self.picture.mask(s.objects), (0, 0, 1, 1), 1.0)
+            phrase(turn.answer[s.start : s.end], s.start, self.picture.mask(s.objects) if s.objects else nothing, not s.objects)
             for s in turn.spans
         ]
         seconds = StageSeconds(image=0.5 if turn.kind == "list" else 0.0, lmm=1.0)
         answer = self.spoil(turn, GroundedAnswer(turn.answer, tuple(phrases), *self.shape, seconds))
-        masks = torch.tensor(np.array([p.mask for p in answer.phrases], dtype=np.float32).reshape(-1, *self.shape))
-        on_coarse(CoarseMasks(masks * 20 - 10, None))
+        # The U-Net sees a thing in every name; what the presence score calls absent must not count all the same.
+        masks = [np.ones(self.shape, bool) if own.absent else own.mask for own in answer.phrases]
+        on_coarse(CoarseMasks(torch.tensor(np.array(masks, dtype=np.float32).reshape(-1, *self.shape)) * 20 - 10, None))
         return answer
 
     def chat(self, text, *, on_coarse):
         return self._answer(next(turn for turn in self.picture.turns if turn.question == text), on_coarse)
 
     def refer(self, phrases, *, on_coarse):
-        turn = next(turn for turn in self.picture.turns if turn.kind == REFER)
-        assert phrases == [turn.answer[s.start : s.end] for s in turn.spans]
-        return self._answer(turn, on_coarse)
+        turns = (turn for turn in self.picture.turns if turn.kind in (REFER, REFER_ABSENT))
+        return self._answer(
+            next(turn for turn in turns if phrases == [turn.answer[s.start : s.end] for s in turn.spans]), on_coarse
+        )
 
 
-def test_an_oracle_gets_full_marks(pictures, tmp_path):
-    records = [PictureEvaluation(Oracle(picture)).run(picture) for picture in pictures]
-    report = report_of(records)
-    assert report.pictures == 4 and set(report.answers) == {"list", "where", "relation", "count", "absence", "all"}
-    assert report.answers["all"].value == 1 and report.answers["all"].count == 20
-    assert report.absence_without_phrase.value == 1 and report.absence_without_phrase.count == 4
-    for masks in (report.chat_masks, report.chat_masks_right, *report.refer_masks.values()):
-        assert masks.coarse_ciou.value == masks.refined_ciou.value == masks.refined_miou.value == masks.coarse_miou.value == 1
-    assert report.chat_masks.refined_ciou.count == 4 * 6
-    assert [report.refer_masks[name].refined_ciou.count for name in ("names", "relations", "all")] == [4, 4, 8]
-    assert report.selector is None and 0 < report.chunks.words.value <= 1
-    assert report.chat_seconds.lmm == 1.0 and report.chat_seconds.image == 0.5
-    assert report.mistakes == ()
-    write_json(tmp_path / "new" / "figures.json", report, command="flmm eval")
-    written = json.loads((tmp_path / "new" / "figures.json").read_text())
-    assert written["command"] == "flmm eval" and written["answers"]["all"]["value"] == 1
-    assert any(row[:2] == ("refer, relations: cIoU, SAM", "1.000") for row in table_rows(report))
+def figures_of(pictures, spoil=lambda turn, answer: answer):
+    return report_of([PictureEvaluation(Oracle(picture, spoil)).run(picture) for picture in pictures]).figures
+
+
+MEASURES = ("cIoU, U-Net", "cIoU, SAM", "mean IoU, U-Net", "mean IoU, SAM")
+
+
+def test_an_oracle_gets_full_marks(pictures):
+    report = report_of([PictureEvaluation(Oracle(picture)).run(picture) for picture in pictures])
+    figures = report.figures
+    assert all(figure.value == 1 for name, figure in figures.items() if not name.startswith("noun chunks"))
+    answers = [name for name in figures if name.startswith("answers: ")]
+    assert answers == [f"answers: {kind}" for kind in ("list", "where", "relation", "count", "absence", "all")]
+    assert figures["answers: all"].count == 20
+    counts = {"chat": 24, "chat, right answers": 24, "refer": 12, "refer, names": 8, "refer, relations": 4, "chat, list": 8}
+    for place, count in {**counts, "right chat answers and refer names": 32}.items():
+        assert [figures[f"{place}: {measure}"].count for measure in MEASURES] == [count] * 4
+    assert not any(name.startswith("chat, absence") for name in figures)
+    assert [figures[f"absence without mask: {mode}"].count for mode in ("chat", "refer")] == [4, 4]
+    assert [figures[f"present things kept: {mode}"].count for mode in ("chat", "refer")] == [24, 12]
+    assert figures["noun chunks: F1 of words"].count == 4 * 12 and not any(name.startswith("selector") for name in figures)
+    assert report.seconds.lmm == 1.0 and report.seconds.image == 0.5 and report.mistakes == ()
+    record = json.loads(json.dumps(report.record()))
+    assert record["pictures"] == 4 and [row["figure"] for row in record["rows"]] == list(figures)
+    assert record["rows"][0] == {
+        "figure": "answers: list",
+        "value": 1,
+        "low": pytest.approx(0.51, abs=1e-3),
+        "high": 1,
+        "count": 4,
+    }
+    assert ("refer, relations: cIoU, SAM", "1.000") in [row[:2] for row in report.table()]
+
+
+def masked(answer, mask):
+    return replace(answer, phrases=tuple(replace(p, mask=mask(p), absent=False) for p in answer.phrases))
+
+
+FAULTS = {
+    "wrong words": (
+        lambda turn, answer: replace(answer, text="No.") if turn.kind == "where" else answer,
+        {"answers: where": 0, "answers: all": 0.8, "chat, where: cIoU, SAM": 1},
+    ),
+    "no mask in chat": (
+        lambda turn, answer: masked(answer, lambda p: p.mask & False) if turn.kind == "count" else answer,
+        {"chat, count: cIoU, U-Net": 0, "chat, count: mean IoU, SAM": 0, "chat: mean IoU, SAM": 5 / 6, "refer: cIoU, SAM": 1},
+    ),
+    "absent name pointed at in chat": (
+        lambda turn, answer: masked(answer, lambda p: ~p.mask) if turn.kind == "absence" else answer,
+        {
+            "absence without mask: chat": 0,
+            "answers: absence": 1,
+            "chat: mean IoU, SAM": 6 / 7,
+            "absence without mask: refer": 1,
+        },
+    ),
+    "absent name pointed at in refer": (
+        lambda turn, answer: masked(answer, lambda p: ~p.mask) if turn.kind == REFER_ABSENT else answer,
+        {"absence without mask: refer": 0, "refer, names: mean IoU, SAM": 1 / 3, "refer, relations: cIoU, SAM": 1},
+    ),
+    "present things called absent in refer": (
+        lambda turn, answer: (
+            replace(answer, phrases=tuple(replace(p, mask=p.mask & False, absent=True) for p in answer.phrases))
+            if turn.kind == REFER
+            else answer
+        ),
+        {"present things kept: refer": 1 / 3, "present things kept: chat": 1, "refer, relations: cIoU, U-Net": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "expected"), FAULTS.values(), ids=FAULTS)
+def test_each_fault_lowers_its_own_figures(pictures, spoil, expected):
+    figures = figures_of(pictures, spoil)
+    for name, value in expected.items():
+        assert figures[name].value == pytest.approx(value), name
+
+
+def test_the_pooled_row_leaves_out_wrong_answers_and_relations(pictures):
+    pooled = "right chat answers and refer names: mean IoU, U-Net"
+
+    def halved(turn, answer):
+        return masked(answer, lambda p: p.mask & (np.arange(p.mask.shape[1]) < 0)) if turn.kind == REFER else answer
+
+    def wrong(turn, answer):
+        return replace(answer, text="No.", phrases=()) if turn.kind == "list" else answer
+
+    assert figures_of(pictures, halved)[pooled].value == pytest.approx(28 / 32)  # the four names, not the four relations
+    assert figures_of(pictures, wrong)[pooled] == replace(figures_of(pictures)[pooled], count=24)
+    assert figures_of(pictures, wrong)["chat: mean IoU, U-Net"].value == pytest.approx(16 / 24)
 
 
 def test_a_wrong_answer_costs_what_it_missed_and_what_it_made_up(pictures):
@@ -208,32 +335,21 @@ def test_a_wrong_answer_costs_what_it_missed_and_what_it_made_up(pictures):
 
     record = next(r for r in PictureEvaluation(Oracle(picture, spoil)).run(picture).chat if r.kind == "relation")
     areas = [int(mask.sum()) for mask in named]
-    assert not record.right and record.phrases == 2
+    assert not record.right and [own.there for own in record.phrases] == [True, False]
     assert record.masks.refined == (Overlap(areas[0], areas[0]), Overlap(0, areas[1]), Overlap(0, 6))
     report = report_of([PictureEvaluation(Oracle(picture, spoil)).run(picture)])
-    every = sum(sum(int(picture.mask(s.objects).sum()) for s in t.spans) for t in picture.turns if t.kind != REFER)
-    assert report.chat_masks.refined_ciou.value == pytest.approx((every - areas[1]) / (every + 6))
-    assert report.chat_masks_right.refined_ciou.value == 1
-    assert report.answers["relation"].value == 0 and report.answers["all"].value == pytest.approx(4 / 5)
+    chat = [t for t in picture.turns if t.kind in ("list", "where", "relation", "count")]
+    every = sum(int(picture.mask(s.objects).sum()) for t in chat for s in t.spans)
+    assert report.figures["chat: cIoU, SAM"].value == pytest.approx((every - areas[1]) / (every + 6))
+    assert report.figures["chat, right answers: cIoU, SAM"].value == 1
     assert [m.question for m in report.mistakes] == [turn.question]
-
-
-def test_a_phrase_in_reply_to_an_absence_question_is_counted(pictures):
-    def spoil(asked, answer):
-        return (
-            replace(answer, phrases=(phrase("black pan", 16, np.ones((48, 64), bool)),)) if asked.kind == "absence" else answer
-        )
-
-    report = report_of([PictureEvaluation(Oracle(pictures[0], spoil)).run(pictures[0])])
-    assert report.absence_without_phrase.value == 0 and report.answers["absence"].value == 1
-    assert report.chat_masks.refined_ciou.value < 1
 
 
 def test_per_kind(pictures):
     doubled = replace(pictures[0], turns=pictures[0].turns * 2)
     assert len(PictureEvaluation(Oracle(doubled)).run(doubled).chat) == 10
     record = PictureEvaluation(Oracle(doubled), per_kind=1).run(doubled)
-    assert [r.kind for r in record.chat] == ["list", "where", "relation", "count", "absence"] and len(record.refer) == 2
+    assert [r.kind for r in record.chat] == ["list", "where", "relation", "count", "absence"] and len(record.refer) == 4
 
 
 def timeless(records):
@@ -242,9 +358,9 @@ def timeless(records):
 
 def test_tiny_models_in_one_and_in_two_processes(pictures, config):
     here = evaluate_pictures(pictures[:2], config, per_kind=1)
-    report = report_of(here)
-    assert report.selector is not None and report.selector.words.count == report.chunks.words.count > 0
-    assert 0 <= report.refer_masks["all"].coarse_ciou.value <= 1
+    figures = report_of(here).figures
+    assert figures["selector: F1 of words"].count == figures["noun chunks: F1 of words"].count == 24
+    assert 0 <= figures["refer: cIoU, U-Net"].value <= 1
     assert timeless(evaluate_pictures(pictures[:2], config, per_kind=1, workers=2, load=load_pipeline)) == timeless(here)
 
 
@@ -266,30 +382,53 @@ def test_peaks_are_cell_centres():
     assert peaks(maps, 30, 80) == [(70, 25), (10, 5)]
 
 
+def test_attention_on_the_cells_of_a_thing():
+    mask = np.zeros((6, 8), bool)
+    mask[1, 3:5] = True  # two cells of two by two pixels
+    assert touched_cells(mask, 3, 4).tolist() == [[False, True, True, False], [False] * 4, [False] * 4]
+    maps = np.ones((2, 3, 4), np.float32)
+    maps[1, 0, 1] = 10
+    assert share_on(maps, mask) == pytest.approx([2 / 12, 11 / 21])
+
+
 def test_ranking():
-    ranking = HeadRanking(np.array([1, 5, 5, 0, 9, 2]), phrases=10, chance=0.1, heads=3)
-    assert ranking.best(3) == [4, 1, 2] and ranking.name(4) == "layer 2 head 2"
-    assert ranking.accuracy(4).value == 0.9 and ranking.accuracy(4).count == 10
+    hits = np.array([[1, 3, 3, 0, 5, 1], [0, 2, 2, 0, 4, 1]])
+    attention = np.array([[0.1, 2.0, 3.0, 0.1, 0.5, 0.1]] * 2)
+    ranking = HeadRanking(hits, attention, np.array([6, 4]), random_pointing=0.1, random_attention=0.2, heads=3)
+    assert ranking.best(3) == [4, 2, 1] and ranking.layer_and_head(4) == (1, 1)  # of equal hits the steadier first
+    assert ranking.pointing(4).value == 0.9 and ranking.pointing(4).count == 10 and ranking.attention_share(4) == 0.1
+    record = json.loads(json.dumps(ranking.record()))
+    best, second, *_, worst = record["heads"]
+    assert best == {**best, "layer": 1, "head": 1, "pointing": 0.9, "attention": 0.1, "count": 10} and best["low"] < 0.9
+    assert (second["layer"], second["head"], second["pointing"]) == (0, 2, 0.5) and worst["pointing"] == 0
+    assert len(record["heads"]) == 6 and record["random"] == {"pointing": 0.1, "attention": 0.2}
+    assert (record["pictures"], record["names"]) == (2, 10)
 
 
 def test_attention_of_tiny_models(pictures, config):
     pipeline = GroundingPipeline.from_config(config)
     ranking = rank_heads(pipeline, pictures[:2])
-    assert ranking.hits.shape == (12,) and ranking.phrases == 2 * 8 and 0 < ranking.chance < 1
-    assert (ranking.hits <= ranking.phrases).all()
+    assert ranking.hits.shape == ranking.attention.shape == (2, 12)
+    assert ranking.names.tolist() == [9, 9]  # 6 in chat, 2 and 1 in refer; neither the absent ones nor the wrong answer's
+    assert 0 < ranking.random_pointing < ranking.random_attention < 1
+    assert (ranking.hits <= 9).all() and (ranking.attention <= 9).all()
     channels = ranking.best(2)
     picture = pictures[2]
     rows = attention_rows(pipeline, picture.image(), ["red mug", "lemon"], channels)
-    assert [row.phrase for row in rows] == ["red mug", "lemon"] and rows[0].truth is None and math.isnan(rows[0].mass(0))
+    assert (
+        [row.phrase for row in rows] == ["red mug", "lemon"]
+        and rows[0].truth is None
+        and math.isnan(rows[0].attention_share(0))
+    )
     assert rows[0].maps.shape == (2, 3, 4)  # 4 x 4 cells, less the padding of a 4:3 picture
     drawn = draw_attention(rows, ranking, channels)
     assert drawn.dtype == np.uint8 and drawn.shape[1] > 5 * CELL
     known = replace(rows[0], truth=picture.mask((0,)), refined=picture.mask((0,)))
-    assert 0 <= known.mass(0) <= 1 and known.iou(known.refined) == 1
+    assert 0 <= known.attention_share(0) <= 1 and known.iou(known.refined) == 1
     assert draw_attention([known], ranking, channels).shape[0] < drawn.shape[0]
     with pytest.raises(ValueError, match="rows: expected at least one phrase to draw, got none"):
         draw_attention([], ranking, channels)
-    for picture, turn in telling_turns(pictures):
+    for picture, turn in clear_names(pictures):
         assert [turn.answer[span.start : span.end] for span in turn.spans] == list(picture.names)
         rows = attention_rows(pipeline, picture.image(), list(picture.names), channels, (picture, turn))
         assert all((row.truth == picture.mask((i,))).all() for i, row in enumerate(rows)) and len(rows) == 2

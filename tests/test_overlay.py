@@ -1,5 +1,7 @@
 """Overlays: what is drawn where, and that nothing a model may say breaks the drawing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,23 @@ def test_pictures_of_full_size_are_not_enlarged():
     assert drawn.shape[1] == 1280 and drawn.shape[0] > 720
 
 
+def test_what_is_not_there_is_grey_and_has_no_swatch():
+    mug = phrase("mug", 0, (100, 80, 200, 160))
+    gone = replace(phrase("can", 8, (0, 0, 0, 0)), absent=True, presence=0.1)
+    panel = draw_overlay(GRAY, answer("mug and can", mug, gone))[720:]
+    assert (panel == color_of(0)).all(axis=-1).sum() > 100 and not (panel == color_of(1)).all(axis=-1).any()
+    there = draw_overlay(GRAY, answer("mug and can", mug, replace(gone, absent=False)))[720:]
+    assert (there == color_of(1)).all(axis=-1).sum() > 100
+
+
+def test_a_fault_stands_below_the_answer():
+    plain = draw_overlay(GRAY, answer("a mug"), command="what?")
+    marked = draw_overlay(GRAY, answer("a mug"), command="what?", fault="WRONG, expected: a can")
+    alert = (255, 120, 100)
+    assert (marked == alert).all(axis=-1).any() and not (plain == alert).all(axis=-1).any()
+    assert marked.shape[0] > plain.shape[0] and (marked[: plain.shape[0] - 20] == plain[:-20]).all()
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "word " * 500, "x" * 3000, "line\nbreak\x00\x1b[31m", "柠檬 🍋 ليمون", "a\tb"],
@@ -53,7 +72,7 @@ def test_any_text_can_be_drawn(text):
     things = [phrase(text[:20], 0, (0, 0, 320, 240)), phrase("", 0, (5, 5, 6, 6)), phrase("gone", 0, (3, 3, 3, 3))]
     drawn = draw_overlay(GRAY, answer(text, *things), command=text, details=[text[:30]])
     assert drawn.shape[1] == 960
-    assert draw_overlay(GRAY, answer(""), command=text, refusal=text or "no").shape[1] == 960
+    assert draw_overlay(GRAY, answer(""), command=text, fault=text or "no").shape[1] == 960
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (17, 33)])

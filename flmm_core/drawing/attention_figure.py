@@ -1,4 +1,8 @@
-"""Draws attention maps beside the masks that come of them: one row for each phrase, one column for each head."""
+"""Draws attention maps beside the masks that come of them: one row for each phrase, one column for each head.
+
+Written for readers who see such a figure for the first time: it says what each column and mark means. A chart of all heads says
+which of them point.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from flmm_core.evaluation.attention_maps import AttentionRow, HeadRanking
+from flmm_core.plain_text import printable
 
 CELL = 232
 """Width of a picture in the figure, pixels."""
 GAP = 10
-_HEADER, _TITLE, _NOTE = 62, 34, 22
+_TITLE, _NOTE, _COLUMNS = 34, 22, 62
 _PAPER, _INK, _FAINT = (255, 255, 255), (24, 26, 32), (104, 110, 122)
 _GOOD, _BAD = (0, 128, 60), (190, 40, 30)
 _TRUTH, _FOUND = (40, 230, 90), (255, 92, 70)
+_MOST_NUMBERS = 16
+"""Charts of more heads in a layer have no room for numbers."""
 
 
 def draw_attention(rows: Sequence[AttentionRow], ranking: HeadRanking, channels: Sequence[int]) -> np.ndarray:
@@ -33,48 +40,110 @@ def draw_attention(rows: Sequence[AttentionRow], ranking: HeadRanking, channels:
     """
     if not rows:
         raise ValueError("rows: expected at least one phrase to draw, got none")
-    heads = [(ranking.name(c), f"peak on the thing: {ranking.accuracy(c).value:.0%}") for c in channels]
-    columns = [("picture", "true mask outlined"), *heads, ("U-Net", "coarse mask"), ("SAM", "refined mask")]
-    blocks = [_row(row) for row in rows]
-    width = GAP + len(columns) * (CELL + GAP)
-    sheet = Image.new("RGB", (width, _HEADER + sum(block.height + GAP for block in blocks)), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for index, (title, note) in enumerate(columns):
-        x = GAP + index * (CELL + GAP)
-        draw.text((x, 12), title, _INK, _font(17))
-        draw.text((x, 36), note, _FAINT, _font(13))
-    top = _HEADER
+    width = GAP + (len(channels) + 3) * (CELL + GAP)
+    blocks = [_introduction(width, ranking), _column_titles(width, ranking, channels), *map(_row, rows)]
+    blocks.append(_head_chart(width, ranking))
+    sheet = Image.new("RGB", (width, sum(block.height + GAP for block in blocks)), _PAPER)
+    top = 0
     for block in blocks:
         sheet.paste(block, (0, top))
         top += block.height + GAP
     return np.asarray(sheet)
 
 
+def _introduction(width: int, ranking: HeadRanking) -> Image.Image:
+    lines = (
+        "No mask, box or coordinate ever reached the language model. Each of its attention heads looks at the"
+        " image while it reads a name.",
+        "Bright: where a head looks.  Cross: where it looks most, green if that is on the named thing, red if not.  Green"
+        " outline: the true mask.",
+        "From the maps of all heads a U-Net makes a coarse mask, and SAM a sharp one.  A random point would lie on the named"
+        f" thing for {ranking.random_pointing:.0%} of the names.",
+    )
+    pieces = [piece for line in lines for piece in _wrapped(line, _font(15), width - 2 * GAP)]
+    block = Image.new("RGB", (width, 52 + 22 * len(pieces)), _PAPER)
+    draw = ImageDraw.Draw(block)
+    draw.text((GAP, 10), "Where a frozen language model looks when it names a thing", _INK, _font(24))
+    for index, piece in enumerate(pieces):
+        draw.text((GAP, 48 + 22 * index), piece, _FAINT, _font(15))
+    return block
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _column_titles(width: int, ranking: HeadRanking, channels: Sequence[int]) -> Image.Image:
+    titles = [("image", "the named thing outlined")]
+    for channel in channels:
+        layer, head = ranking.layer_and_head(channel)
+        titles.append((f"layer {layer}, head {head}", f"peak on the thing: {ranking.pointing(channel).value:.0%} of names"))
+    titles += [("U-Net", "coarse mask from all maps"), ("SAM", "refined mask")]
+    block = Image.new("RGB", (width, _COLUMNS - GAP), _PAPER)
+    draw = ImageDraw.Draw(block)
+    for index, (title, note) in enumerate(titles):
+        x = GAP + index * (CELL + GAP)
+        draw.text((x, 6), title, _INK, _font(17))
+        draw.text((x, 30), note, _FAINT, _font(13))
+    return block
+
+
+def _head_chart(width: int, ranking: HeadRanking) -> Image.Image:
+    """How often each head's peak lies on the named thing: a line for each layer, a column for each head."""
+    layers, heads = ranking.hits.shape[1] // ranking.heads, ranking.heads
+    numbers = heads <= _MOST_NUMBERS
+    cell_width, cell_height = (64, 26) if numbers else (max(4, min(24, (width - 2 * GAP - 70) // heads)), 14)
+    left, top = GAP + 70, 62
+    block = Image.new("RGB", (width, top + layers * (cell_height + 2) + GAP), _PAPER)
+    draw = ImageDraw.Draw(block)
+    title = f"All heads: for how many of {int(ranking.names.sum())} names the peak lies on the thing"
+    draw.text((GAP, 6), title, _INK, _font(18))
+    for channel in range(layers * heads):
+        layer, head = ranking.layer_and_head(channel)
+        x, y = left + head * (cell_width + 2), top + layer * (cell_height + 2)
+        value = ranking.pointing(channel).value
+        shade = tuple(round(255 + (c - 255) * value) for c in _GOOD)
+        draw.rectangle((x, y, x + cell_width, y + cell_height), fill=(shade[0], shade[1], shade[2]))
+        if numbers:
+            ink = _INK if value < 0.6 else _PAPER
+            draw.text((x + cell_width / 2, y + cell_height / 2), f"{value:.0%}", ink, _font(13), anchor="mm")
+            if layer == 0:
+                draw.text((x + cell_width / 2, top - 10), f"head {head}", _FAINT, _font(13), anchor="mm")
+        if head == 0:
+            draw.text((GAP, y + cell_height / 2), f"layer {layer}", _FAINT, _font(13), anchor="lm")
+    return block
+
+
 def _row(row: AttentionRow) -> Image.Image:
-    tiles: list[tuple[np.ndarray, str, tuple[int, int, int]]] = [
-        (_outlined(row.picture, row.truth, _TRUTH), _area(row), _FAINT)
-    ]
+    tiles = [(_outlined(row.picture, row.truth, _TRUTH), _area(row))]
     for index in range(len(row.maps)):
         hit = row.truth is not None and bool(row.truth[row.peak(index)[1], row.peak(index)[0]])
         color = _FAINT if row.truth is None else _GOOD if hit else _BAD
-        tiles.append((_heat(row, index, color), _percent(row.mass(index), "of attention on it"), color))
+        tiles.append((_heat(row, index, color), _percent(row.attention_share(index), "of its attention on the thing")))
     for mask in (row.coarse, row.refined):
-        tiles.append((_outlined(_tinted(row.picture, mask), row.truth, _TRUTH), _percent(row.iou(mask), "IoU"), _FAINT))
-    height = max(tile.shape[0] for tile, _, _ in tiles)
+        tiles.append((_outlined(_tinted(row.picture, mask), row.truth, _TRUTH), _percent(row.iou(mask), "IoU")))
+    height = max(tile.shape[0] for tile, _ in tiles)
     block = Image.new("RGB", (GAP + len(tiles) * (CELL + GAP), _TITLE + height + _NOTE), _PAPER)
     draw = ImageDraw.Draw(block)
-    said = f"   {row.question}  |  {row.answer}" if row.question else "   (given phrase)"
-    draw.text((GAP, 8), _sayable(f"“{row.phrase}”"), _INK, _font(18))
-    draw.text((GAP + draw.textlength(_sayable(f"“{row.phrase}”"), _font(18)), 11), _sayable(said), _FAINT, _font(15))
-    for index, (tile, note, color) in enumerate(tiles):
+    said = f"   asked: {row.question}   answer: {row.answer}" if row.question else "   (a given name)"
+    draw.text((GAP, 8), printable(f"“{row.phrase}”"), _INK, _font(18))
+    draw.text((GAP + draw.textlength(printable(f"“{row.phrase}”"), _font(18)), 11), printable(said), _FAINT, _font(15))
+    for index, (tile, note) in enumerate(tiles):
         x = GAP + index * (CELL + GAP)
         block.paste(Image.fromarray(tile), (x, _TITLE))
-        draw.text((x, _TITLE + tile.shape[0] + 4), note, color, _font(13))
+        draw.text((x, _TITLE + tile.shape[0] + 4), note, _FAINT, _font(13))
     return block
 
 
 def _area(row: AttentionRow) -> str:
-    return _percent(float("nan") if row.truth is None else float(row.truth.mean()), "of the picture")
+    return _percent(float("nan") if row.truth is None else float(row.truth.mean()), "of the image")
 
 
 def _percent(value: float, what: str) -> str:
@@ -120,7 +189,3 @@ def _size(picture: np.ndarray) -> tuple[int, int]:
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
-
-
-def _sayable(text: str) -> str:
-    return "".join(sign if sign.isprintable() else " " for sign in text)

@@ -12,8 +12,10 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from flmm_core.image_geometry import mask_box
 from flmm_core.plain_text import printable
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
@@ -46,7 +48,7 @@ _LEAST_WIDTH = 960
 
 
 def draw_overlay(
-    picture: np.ndarray, answer: GroundedAnswer, *, command: str = "", refusal: str = "", details: Sequence[str] = ()
+    picture: np.ndarray, answer: GroundedAnswer, *, command: str = "", fault: str = "", details: Sequence[str] = ()
 ) -> np.ndarray:
     """Draw ``answer`` on ``picture``.
 
@@ -54,7 +56,7 @@ def draw_overlay(
         picture: ``[H, W, 3]`` uint8 RGB.
         answer: its masks are ``[H, W]``.
         command: what was asked; shown below the picture.
-        refusal: why there is no answer; shown instead of it.
+        fault: why there is no answer, or what is wrong with it; shown below it.
         details: one more remark for each phrase in the legend, for instance its IoU.
 
     Returns:
@@ -72,7 +74,7 @@ def draw_overlay(
         canvas = _tinted(canvas, masks[index], color_of(index))
     image = Image.fromarray(canvas)
     _draw_labels(image, answer.phrases, masks)
-    panel = _panel(max(image.width, _LEAST_WIDTH // 2), answer, command, refusal, details)
+    panel = _panel(max(image.width, _LEAST_WIDTH // 2), answer, command, fault, details)
     sheet = Image.new("RGB", (panel.width, image.height + panel.height), _PANEL)
     sheet.paste(image, ((panel.width - image.width) // 2, 0))
     sheet.paste(panel, (0, image.height))
@@ -110,6 +112,11 @@ def color_of(index: int) -> Color:
     return PALETTE[index % len(PALETTE)]
 
 
+def _shade(index: int, phrase: GroundedPhrase) -> Color:
+    """The colour of a phrase's words; grey for what is not there."""
+    return _FAINT if phrase.absent else color_of(index)
+
+
 def _resized(picture: np.ndarray, width: int) -> np.ndarray:
     height = max(1, round(picture.shape[0] * width / picture.shape[1]))
     shrinks = width < picture.shape[1]
@@ -145,7 +152,7 @@ def _tinted(canvas: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarray:
 def _draw_labels(image: Image.Image, phrases: Sequence[GroundedPhrase], masks: Sequence[np.ndarray]) -> None:
     draw = ImageDraw.Draw(image)
     font = _font(max(14, image.width // 48))
-    boxes = [_box_of(mask) for mask in masks]
+    boxes = [mask_box(torch.from_numpy(mask)) for mask in masks]
     taken: list[Box] = []
     for index, phrase in enumerate(phrases):
         box = boxes[index]
@@ -203,24 +210,19 @@ def _overlap(a: Box, b: Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _box_of(mask: np.ndarray) -> Box | None:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return None
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
-
-
 # --- the panel below the picture ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Word:
     text: str
-    phrase: int | None
+    phrase: int | None = None
     """Index of the phrase that the word belongs to."""
+    color: Color = _TEXT
+    """Of that phrase."""
 
 
-def _panel(width: int, answer: GroundedAnswer, command: str, refusal: str, details: Sequence[str]) -> Image.Image:
+def _panel(width: int, answer: GroundedAnswer, command: str, fault: str, details: Sequence[str]) -> Image.Image:
     """Command, answer with its phrases in their colours, and the legend."""
     margin = max(12, width // 48)
     panel = Image.new("RGB", (width, 10 * width + 1000), _PANEL)
@@ -229,11 +231,11 @@ def _panel(width: int, answer: GroundedAnswer, command: str, refusal: str, detai
     y = float(margin * 0.8)
     if command:
         shown = _shortened(printable(command), 300)
-        y = _draw_words(draw, [_Word(word, None) for word in shown.split(" ")], large, y, margin, width, _FAINT)
-    if refusal:
-        y = _draw_words(draw, [_Word(word, None) for word in printable(refusal).split()], large, y, margin, width, _ALERT)
-    else:
+        y = _draw_words(draw, [_Word(word) for word in shown.split(" ")], large, y, margin, width, _FAINT)
+    if answer.text or not fault:
         y = _draw_words(draw, list(_words_of(answer)), large, y, margin, width, _TEXT)
+    if fault:
+        y = _draw_words(draw, [_Word(word) for word in printable(fault).split()], large, y, margin, width, _ALERT)
     if answer.phrases:
         y = _draw_legend(draw, answer.phrases, details, small, y + margin * 0.35, margin, width)
     return panel.crop((0, 0, width, round(y + margin * 0.8)))
@@ -243,7 +245,9 @@ def _words_of(answer: GroundedAnswer) -> Iterator[_Word]:
     """The words of the answer; a word that any phrase touches takes the phrase's colour."""
     for match in re.finditer(r"\S+", _shortened(answer.text, 1000)):
         touching = (i for i, p in enumerate(answer.phrases) if p.start < match.end() and match.start() < p.end)
-        yield _Word(printable(match.group()), next(touching, None))
+        index = next(touching, None)
+        word = printable(match.group())
+        yield _Word(word) if index is None else _Word(word, index, _shade(index, answer.phrases[index]))
 
 
 def _draw_words(
@@ -266,12 +270,12 @@ def _draw_words(
                 x, y, previous = float(margin), y + line, None
             draw.text((x, y), piece, font=font, fill=color)
             if word.phrase is not None:
-                name, named_color = piece.rstrip(".,;:!?"), color_of(word.phrase)
+                name = piece.rstrip(".,;:!?")
                 begin = x - space if previous == word.phrase else x
                 under = y + font.size * 1.24
-                draw.text((x, y), name, font=font, fill=named_color)
+                draw.text((x, y), name, font=font, fill=word.color)
                 end = x + draw.textlength(name, font=font)
-                draw.line((begin, under, end, under), fill=named_color, width=max(2, round(font.size / 10)))
+                draw.line((begin, under, end, under), fill=word.color, width=max(2, round(font.size / 10)))
             x, previous = x + length + space, word.phrase
     return y + line
 
@@ -299,12 +303,15 @@ def _draw_legend(
     for index, phrase in enumerate(phrases):
         remark = printable(details[index]) if index < len(details) else ""
         name = _shortened(printable(phrase.text), 40)
-        facts = "  ".join(part for part in (f"{phrase.score:.2f}" if phrase.mask.any() else "no mask", remark) if part)
+        state = "not there" if phrase.absent else f"{phrase.score:.2f}" if phrase.mask.any() else "no mask"
+        facts = "  ".join(part for part in (state, remark) if part)
         name_width, facts_width = draw.textlength(name, font=font), draw.textlength(facts, font=font)
         needed = swatch * 1.5 + name_width + swatch * 0.6 + facts_width
         if x > margin and x + needed > width - margin:
             x, y = float(margin), y + line
-        draw.rounded_rectangle((x, y + 1, x + swatch, y + 1 + swatch), radius=swatch / 4, fill=color_of(index))
+        fill = None if phrase.absent else color_of(index)
+        place = (x, y + 1, x + swatch, y + 1 + swatch)
+        draw.rounded_rectangle(place, radius=swatch / 4, fill=fill, outline=_shade(index, phrase), width=2)
         draw.text((x + swatch * 1.5, y), name, font=font, fill=_TEXT)
         draw.text((x + swatch * 2.1 + name_width, y), facts, font=font, fill=_FAINT)
         x += needed + swatch * 1.6

@@ -8,44 +8,68 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from flmm_core.data.dataset import REFER, Picture, Span, Turn
-from flmm_core.evaluation.matching import match_phrases
-from flmm_core.evaluation.metrics import Figure, Overlap, normalise_answer, share
+from flmm_core.data.dataset import MISTAKE, NO_ANSWERS, REFER, Picture, Span, Turn
+from flmm_core.evaluation.matching import Overlap, true_masks
+from flmm_core.evaluation.metrics import Figure, Tally, share
 from flmm_core.evaluation.tabletop import coarse_mask
 from flmm_core.image_geometry import unpad
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.types import CoarseMasks, GroundedAnswer
+from flmm_core.types import CoarseMasks
 
 
 @dataclass(frozen=True)
 class HeadRanking:
-    """How often the peak of each attention head's map lies on the thing that is named."""
+    """How well each attention head points at the things that are named."""
 
     hits: np.ndarray
-    """``[c]`` int: phrases whose peak cell has its centre on the true mask."""
-    phrases: int
-    chance: float
+    """``[p, c]`` int: names of each picture for which the peak cell of the head's map has its centre on the true mask."""
+    attention: np.ndarray
+    """``[p, c]`` float: sums, over the names of each picture, of :func:`share_on`."""
+    names: np.ndarray
+    """``[p]`` int: names of each picture."""
+    random_pointing: float
     """Mean share of the picture that the named things cover: how often a random point would hit."""
+    random_attention: float
+    """Mean share of the cells that the named things touch: what attention spread evenly would get."""
     heads: int
     """Query heads of each layer."""
 
-    def best(self, count: int) -> list[int]:
-        """The channels that point best, best first."""
-        return np.argsort(-self.hits, kind="stable")[:count].tolist()
+    def best(self, count: int | None = None) -> list[int]:
+        """The channels that point best, best first; all of them without ``count``."""
+        order = np.lexsort((-self.attention.sum(0), -self.hits.sum(0)))
+        return order[:count].tolist()
 
-    def accuracy(self, channel: int) -> Figure:
-        """Pointing accuracy of one head."""
-        return share(int(self.hits[channel]), self.phrases)
+    def pointing(self, channel: int) -> Figure:
+        """Share of the names that one head's peak lies on."""
+        tallies = zip(self.hits[:, channel].tolist(), self.names.tolist(), strict=True)
+        return share([Tally(hits, names) for hits, names in tallies])
 
-    def name(self, channel: int) -> str:
-        """Layer and head, counted from 1."""
-        return f"layer {channel // self.heads + 1} head {channel % self.heads + 1}"
+    def attention_share(self, channel: int) -> float:
+        """Mean share of one head's attention to the picture that falls on the named thing's cells."""
+        return float(self.attention[:, channel].sum() / self.names.sum())
+
+    def layer_and_head(self, channel: int) -> tuple[int, int]:
+        """Both counted from 0, as in the code of transformers."""
+        return channel // self.heads, channel % self.heads
+
+    def record(self) -> dict[str, Any]:
+        """All heads, best first, as JSON holds them."""
+        rows = []
+        for channel in self.best():
+            layer, head = self.layer_and_head(channel)
+            figure = self.pointing(channel)
+            row = {"layer": layer, "head": head, "pointing": figure.value, "low": figure.low, "high": figure.high}
+            row = {key: round(value, 4) for key, value in row.items()}
+            rows.append({**row, "attention": round(self.attention_share(channel), 4), "count": figure.count})
+        chance = {"pointing": round(self.random_pointing, 4), "attention": round(self.random_attention, 4)}
+        return {"pictures": len(self.names), "names": int(self.names.sum()), "random": chance, "heads": rows}
 
 
 @dataclass(frozen=True)
@@ -71,13 +95,9 @@ class AttentionRow:
         """``(x, y)`` pixel where one of the maps is largest."""
         return peaks(self.maps[index : index + 1], *self.picture.shape[:2])[0]
 
-    def mass(self, index: int) -> float:
-        """Share of one map's attention to the picture that goes to the true thing; NaN if that is not known."""
-        if self.truth is None:
-            return float("nan")
-        heat = torch.nn.functional.interpolate(torch.from_numpy(self.maps[index])[None, None], self.truth.shape, mode="nearest")
-        values = heat[0, 0].numpy()
-        return float(values[self.truth].sum() / max(float(values.sum()), 1e-12))
+    def attention_share(self, index: int) -> float:
+        """Share of one map's attention to the picture that falls on the true thing; NaN if that is not known."""
+        return float("nan") if self.truth is None else float(share_on(self.maps[index : index + 1], self.truth)[0])
 
     def iou(self, mask: np.ndarray) -> float:
         """IoU of a mask with the truth; NaN if that is not known."""
@@ -91,27 +111,44 @@ def peaks(maps: np.ndarray, height: int, width: int) -> list[tuple[int, int]]:
     return [(int((at % columns + 0.5) * width / columns), int((at // columns + 0.5) * height / rows)) for at in largest]
 
 
+def touched_cells(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """``[rows, columns]`` bool: cells of a grid over a mask ``[H, W]`` that hold any of its pixels."""
+    pixels = torch.from_numpy(mask)[None, None].float()
+    return (torch.nn.functional.adaptive_max_pool2d(pixels, (rows, columns))[0, 0] > 0).numpy()
+
+
+def share_on(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Share ``[k]`` of each map ``[k, h, w]`` on the cells that a mask ``[H, W]`` of the same picture touches."""
+    cells = touched_cells(mask, *maps.shape[-2:])
+    return maps[:, cells].sum(axis=1) / np.maximum(maps.sum(axis=(1, 2)), 1e-12)
+
+
 def rank_heads(pipeline: GroundingPipeline, pictures: Sequence[Picture]) -> HeadRanking:
-    """Let every head point at everything that the true answers name, one answer of each kind for each picture.
+    """Let every head point at everything that the true answers name and that is there, one answer of each kind and picture.
 
     Args:
         pipeline: its LMM reads the answers; the heads on top of it play no part.
         pictures: held out, with their truth.
     """
-    hits = np.zeros(pipeline.lmm.shape.channels, int)
-    phrases, covered = 0, 0.0
-    for picture in tqdm(pictures, desc="pointing", unit="picture"):
+    channels = pipeline.lmm.shape.channels
+    hits, attention = np.zeros((len(pictures), channels), int), np.zeros((len(pictures), channels))
+    names, covered, touched = np.zeros(len(pictures), int), 0.0, 0.0
+    for index, picture in enumerate(tqdm(pictures, desc="pointing", unit="picture")):
         pipeline.set_image(picture.image())
-        firsts = {turn.kind: turn for turn in reversed(picture.turns) if turn.spans}
+        firsts = {turn.kind: turn for turn in reversed(picture.turns) if turn.present and turn.kind != MISTAKE}
         for turn in firsts.values():
-            maps = _maps(pipeline.read(turn.question, turn.answer), [(span.start, span.end) for span in turn.spans])
-            for own, span in zip(maps, turn.spans, strict=True):
+            maps = _maps(pipeline.read(turn.question, turn.answer), [(span.start, span.end) for span in turn.present])
+            for own, span in zip(maps, turn.present, strict=True):
                 truth = picture.mask(span.objects)
-                hits += [truth[y, x] for x, y in peaks(own, *truth.shape)]
-                phrases, covered = phrases + 1, covered + float(truth.mean())
-    if not phrases:
+                hits[index] += [truth[y, x] for x, y in peaks(own, *truth.shape)]
+                attention[index] += share_on(own, truth)
+                names[index] += 1
+                covered += float(truth.mean())
+                touched += float(touched_cells(truth, *own.shape[-2:]).mean())
+    total = int(names.sum())
+    if not total:
         raise ValueError("pictures: expected some whose answers name things, got none")
-    return HeadRanking(hits, phrases, covered / phrases, pipeline.lmm.shape.heads)
+    return HeadRanking(hits, attention, names, covered / total, touched / total, pipeline.lmm.shape.heads)
 
 
 def attention_rows(
@@ -140,7 +177,9 @@ def attention_rows(
         return []
     trace = pipeline.read(question or pipeline.lmm.refer_prompt, answer.text)
     maps = _maps(trace, [(phrase.start, phrase.end) for phrase in answer.phrases])
-    masks = _true_masks(answer, truth)
+    masks: list[np.ndarray | None] = [None] * len(answer.phrases)
+    if truth is not None:
+        masks = true_masks(answer, truth[1], truth[0].mask)
     return [
         AttentionRow(
             picture=picture,
@@ -156,15 +195,15 @@ def attention_rows(
     ]
 
 
-def telling_turns(pictures: Sequence[Picture]) -> list[tuple[Picture, Turn]]:
-    """Of each picture two names that mean one thing each, of its first relation or list with such, as a turn of refer mode."""
+def clear_names(pictures: Sequence[Picture]) -> list[tuple[Picture, Turn]]:
+    """Of each picture two names that mean one thing each, of its first relation or other answer with such, for refer mode."""
     chosen = []
     for picture in pictures:
         clear = {name for name in picture.names if picture.names.count(name) == 1}
         turns = [
             turn
             for turn in picture.turns
-            if turn.kind != REFER and len({turn.answer[s.start : s.end] for s in turn.spans[:2]} & clear) == 2
+            if turn.kind not in NO_ANSWERS and len({turn.answer[s.start : s.end] for s in turn.present[:2]} & clear) == 2
         ]
         turns.sort(key=lambda turn: turn.kind != "relation")
         if turns:
@@ -174,7 +213,7 @@ def telling_turns(pictures: Sequence[Picture]) -> list[tuple[Picture, Turn]]:
 
 def _refer_turn(turn: Turn) -> Turn:
     answer, spans = "", []
-    for span in turn.spans[:2]:
+    for span in turn.present[:2]:
         name = turn.answer[span.start : span.end]
         answer += " " if answer else ""
         spans.append(Span(len(answer), len(answer) + len(name), span.objects))
@@ -186,14 +225,3 @@ def _maps(trace: LmmTrace, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
     """Attention of some character ranges of an answer, ``[n, c, h, w]`` float32, cut to the picture."""
     merged = trace.merged_attention([trace.span_of(start, end) for start, end in ranges])
     return unpad(merged, trace.geometry).cpu().numpy()
-
-
-def _true_masks(answer: GroundedAnswer, truth: tuple[Picture, Turn] | None) -> list[np.ndarray | None]:
-    masks: list[np.ndarray | None] = [None] * len(answer.phrases)
-    if truth is not None:
-        picture, turn = truth
-        right = normalise_answer(answer.text) == normalise_answer(turn.answer)
-        for phrase, span in match_phrases(answer.phrases, turn, right=right):
-            if phrase is not None and span is not None:
-                masks[phrase] = picture.mask(turn.spans[span].objects)
-    return masks

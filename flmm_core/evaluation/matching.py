@@ -1,24 +1,64 @@
-"""Which mask of an answer is compared with which true mask. Strict: nothing that is missing or too much goes unpunished."""
+"""Which phrase of an answer is compared with which true one, and how masks are compared. The only such code of the project.
+
+Strict: nothing that is missing or too much goes unpunished.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from flmm_core.data.dataset import Picture, Turn
-from flmm_core.evaluation.metrics import Overlap, normalise_answer
-from flmm_core.types import GroundedPhrase
+from flmm_core.data.dataset import Span, Turn
+from flmm_core.types import GroundedAnswer, GroundedPhrase
+
+TrueMask = Callable[[tuple[int, ...]], np.ndarray]
+"""The mask ``[H, W]`` bool of some objects of a picture, together."""
+Pair = tuple[int | None, int | None]
+"""Indices of a phrase and of a span; None for what has no partner."""
 
 
-def match_phrases(phrases: Sequence[GroundedPhrase], turn: Turn, *, right: bool) -> list[tuple[int | None, int | None]]:
+@dataclass(frozen=True)
+class Overlap:
+    """Pixels of a found and a true mask. One of them may be empty: a thing without a mask, a mask without a thing."""
+
+    shared: int
+    union: int
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union; 0 for two empty masks."""
+        return self.shared / self.union if self.union else 0.0
+
+    @classmethod
+    def of(cls, found: np.ndarray | None, true: np.ndarray | None) -> Overlap:
+        """Compare masks ``[H, W]`` bool; None for one that is not there."""
+        if found is None or true is None:
+            only = true if found is None else found
+            return cls(0, 0 if only is None else int(only.sum()))
+        return cls(int((found & true).sum()), int((found | true).sum()))
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case without punctuation and with single spaces: what "normalised exact match" compares."""
+    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
+
+
+def is_right(answer: str, truth: str) -> bool:
+    """Whether the words are the true answer, but for case, punctuation and spacing."""
+    return normalise_answer(answer) == normalise_answer(truth)
+
+
+def match_phrases(phrases: Sequence[GroundedPhrase], turn: Turn, *, right: bool) -> list[Pair]:
     """Pair the phrases of an answer with the spans of the true one, each with at most one.
 
     If the answer is right, a phrase belongs to the span that shares most characters with it, place for place; if it is wrong,
     to a span of the same words, in reading order.
 
     Returns:
-        Pairs of a phrase's and a span's index; None for what has no partner. Every phrase and every span comes once.
+        Every phrase and every span once.
     """
     score = _shared_characters if right else _same_words
     candidates = [
@@ -27,7 +67,7 @@ def match_phrases(phrases: Sequence[GroundedPhrase], turn: Turn, *, right: bool)
         for s, span in enumerate(turn.spans)
         if (points := score(phrase, (span.start, span.end), turn.answer)) > 0
     ]
-    pairs: list[tuple[int | None, int | None]] = []
+    pairs: list[Pair] = []
     free_phrases, free_spans = set(range(len(phrases))), set(range(len(turn.spans)))
     for _, p, s in sorted(candidates):
         if p in free_phrases and s in free_spans:
@@ -44,24 +84,35 @@ def _shared_characters(phrase: GroundedPhrase, span: tuple[int, int], answer: st
 
 
 def _same_words(phrase: GroundedPhrase, span: tuple[int, int], answer: str) -> int:
-    return int(normalise_answer(phrase.text) == normalise_answer(answer[slice(*span)]))
+    return int(is_right(phrase.text, answer[slice(*span)]))
 
 
-def overlaps(
-    pairs: Sequence[tuple[int | None, int | None]], found: Callable[[int], np.ndarray], picture: Picture, turn: Turn
-) -> tuple[Overlap, ...]:
+def overlaps(pairs: Sequence[Pair], found: Callable[[int], np.ndarray], turn: Turn, true: TrueMask) -> tuple[Overlap, ...]:
     """Overlap of each pair's masks; a mask without a partner adds its area to the union.
+
+    Nothing found where nothing is to be found says nothing about masks: such a pair is left out.
 
     Args:
         pairs: of :func:`match_phrases`.
         found: mask ``[H, W]`` bool of the phrase with this index.
-        picture: has the true masks.
-        turn: its spans say which.
+        turn: its spans say which objects are meant.
+        true: masks of the picture.
     """
-    return tuple(
-        Overlap.of(
-            None if p is None else found(p),
-            None if s is None else picture.mask(turn.spans[s].objects),
-        )
-        for p, s in pairs
+    compared = (
+        Overlap.of(None if p is None else found(p), None if s is None else true_mask(turn.spans[s], true)) for p, s in pairs
     )
+    return tuple(overlap for overlap in compared if overlap.union)
+
+
+def true_mask(span: Span, true: TrueMask) -> np.ndarray | None:
+    """Mask of what a span names; None if that is not there."""
+    return true(span.objects) if span.objects else None
+
+
+def true_masks(answer: GroundedAnswer, turn: Turn, true: TrueMask) -> list[np.ndarray | None]:
+    """For each phrase of an answer what it should point at; None for what is not there or has no part in the true answer."""
+    masks: list[np.ndarray | None] = [None] * len(answer.phrases)
+    for phrase, span in match_phrases(answer.phrases, turn, right=is_right(answer.text, turn.answer)):
+        if phrase is not None and span is not None:
+            masks[phrase] = true_mask(turn.spans[span], true)
+    return masks

@@ -1,13 +1,18 @@
-"""Figures with their intervals. Nothing here knows of models or data sets: counts go in, shares and ratios come out."""
+"""Figures with their intervals. Nothing here knows of models or data sets: counts go in, shares and ratios come out.
+
+Questions about one picture fall and rise together, so every interval resamples pictures, never questions.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from flmm_core.evaluation.matching import Overlap
 
 Range = tuple[int, int]
 """Half-open character range."""
@@ -32,24 +37,17 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """Pixels of a found and a true mask. One of them may be empty: a thing without a mask, a mask without a thing."""
+class Tally:
+    """How many cases of one picture there were, and how many of them were right."""
 
-    shared: int
-    union: int
-
-    @property
-    def iou(self) -> float:
-        """Intersection over union; 0 for two empty masks."""
-        return self.shared / self.union if self.union else 0.0
+    right: int
+    total: int
 
     @classmethod
-    def of(cls, found: np.ndarray | None, true: np.ndarray | None) -> Overlap:
-        """Compare masks ``[H, W]`` bool; None for one that is not there."""
-        if found is None or true is None:
-            only = true if found is None else found
-            return cls(0, 0 if only is None else int(only.sum()))
-        return cls(int((found & true).sum()), int((found | true).sum()))
+    def of(cls, cases: Iterable[bool]) -> Tally:
+        """Count the cases."""
+        listed = list(cases)
+        return cls(sum(listed), len(listed))
 
 
 @dataclass(frozen=True)
@@ -60,20 +58,22 @@ class Retrieval:
     found: int
     true: int
 
-
-def normalise_answer(text: str) -> str:
-    """Lower case without punctuation and with single spaces: what "normalised exact match" compares."""
-    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
+    def __add__(self, other: Retrieval) -> Retrieval:
+        return Retrieval(self.right + other.right, self.found + other.found, self.true + other.true)
 
 
-def share(right: int, total: int) -> Figure:
-    """A share of independent cases with its Wilson interval; NaN of nothing."""
-    if total == 0:
-        return Figure(math.nan, math.nan, math.nan, 0)
-    p, z2 = right / total, CONFIDENCE_Z**2
-    centre = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = CONFIDENCE_Z / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
-    return Figure(p, max(0.0, centre - half), min(1.0, centre + half), total)
+def share(pictures: Sequence[Tally]) -> Figure:
+    """A share of cases with its interval over pictures, whose cases depend on one another; NaN of nothing.
+
+    Where all cases are right, or none is, resampling changes nothing: then it is Wilson's interval, with pictures as cases.
+    """
+    right, total = [tally.right for tally in pictures], [tally.total for tally in pictures]
+    figure = ratio(right, total, count=sum(total))
+    if figure.value not in (0.0, 1.0):
+        return figure
+    asked = sum(cases > 0 for cases in total)
+    margin = CONFIDENCE_Z**2 / (asked + CONFIDENCE_Z**2)
+    return replace(figure, high=margin) if figure.value == 0 else replace(figure, low=1 - margin)
 
 
 def ratio(above: Sequence[float], below: Sequence[float], *, count: int, seed: int = 0) -> Figure:
@@ -109,9 +109,19 @@ def mean_iou(pictures: Sequence[Sequence[Overlap]]) -> Figure:
 
 
 def f1(pictures: Sequence[Retrieval]) -> Figure:
-    """F1 of all pictures' counts together."""
+    """F1, the harmonic mean of precision and recall, of all pictures' counts together."""
     found_and_true = [counts.found + counts.true for counts in pictures]
     return ratio([2 * counts.right for counts in pictures], found_and_true, count=sum(counts.true for counts in pictures))
+
+
+def precision(pictures: Sequence[Retrieval]) -> Figure:
+    """How much of what was found is right."""
+    return share([Tally(counts.right, counts.found) for counts in pictures])
+
+
+def recall(pictures: Sequence[Retrieval]) -> Figure:
+    """How much of what should have been found was found."""
+    return share([Tally(counts.right, counts.true) for counts in pictures])
 
 
 def phrase_retrieval(found: Sequence[Range], true: Sequence[Range]) -> Retrieval:

@@ -19,21 +19,34 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from flmm_core.config import GroundingConfig
-from flmm_core.data.dataset import REFER, Picture, Turn
-from flmm_core.evaluation.matching import match_phrases, overlaps
-from flmm_core.evaluation.metrics import Overlap, Range, Retrieval, normalise_answer, phrase_retrieval, word_retrieval
+from flmm_core.data.dataset import NO_ANSWERS, REFER, REFER_ABSENT, Picture, Turn
+from flmm_core.evaluation.matching import Overlap, Pair, is_right, match_phrases, overlaps
+from flmm_core.evaluation.metrics import Range, Retrieval, phrase_retrieval, word_retrieval
 from flmm_core.keyword_spans import select_keywords
 from flmm_core.noun_chunks import noun_chunks
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.types import CoarseMasks, GroundedAnswer, StageSeconds
 
+_REFER = (REFER, REFER_ABSENT)
+
 
 @dataclass(frozen=True)
 class MaskPair:
-    """Overlaps of the same masks before and after refinement, one for each pair of :func:`match_phrases`."""
+    """Overlaps of the same masks before and after refinement; see :func:`~flmm_core.evaluation.matching.overlaps`."""
 
     coarse: tuple[Overlap, ...]
     refined: tuple[Overlap, ...]
+
+
+@dataclass(frozen=True)
+class PhraseRecord:
+    """What a phrase of an answer means in truth, and what the model made of it."""
+
+    there: bool
+    """Whether it names something that is there, as its place in the true answer says."""
+    called_absent: bool
+    masked: bool
+    """Whether its mask has any pixel."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,9 @@ class ChatRecord:
     truth: str
     answer: str
     right: bool
-    phrases: int
+    names_things: bool
+    """Whether the true answer names anything that is there."""
+    phrases: tuple[PhraseRecord, ...]
     masks: MaskPair
     selector: SpanCounts | None
     """Of the trained selector on the true answer; None if the heads have none."""
@@ -66,9 +81,10 @@ class ChatRecord:
 class ReferRecord:
     """A phrase that refer mode grounded."""
 
-    phrase: str
+    words: str
     relational: bool
     """Whether it names the thing by another one: "mug left of the lemon"."""
+    phrase: PhraseRecord
     masks: MaskPair
 
 
@@ -96,8 +112,8 @@ class PictureEvaluation:
         """Evaluate one picture."""
         self.pipeline.set_image(picture.image())
         turns = self._chosen(picture.turns)
-        chat = tuple(self._chat(picture, turn) for turn in turns if turn.kind != REFER)
-        refer = tuple(record for turn in turns if turn.kind == REFER for record in self._refer(picture, turn))
+        chat = tuple(self._chat(picture, turn) for turn in turns if turn.kind not in NO_ANSWERS)
+        refer = tuple(record for turn in turns if turn.kind in _REFER for record in self._refer(picture, turn))
         return PictureRecord(chat, refer)
 
     def _chosen(self, turns: Sequence[Turn]) -> list[Turn]:
@@ -112,7 +128,8 @@ class PictureEvaluation:
     def _chat(self, picture: Picture, turn: Turn) -> ChatRecord:
         coarse: list[CoarseMasks] = []
         answer = self.pipeline.chat(turn.question, on_coarse=coarse.append)
-        right = normalise_answer(answer.text) == normalise_answer(turn.answer)
+        right = is_right(answer.text, turn.answer)
+        pairs = match_phrases(answer.phrases, turn, right=right)
         selector, chunks = self._keywords(turn)
         return ChatRecord(
             kind=turn.kind,
@@ -120,24 +137,28 @@ class PictureEvaluation:
             truth=turn.answer,
             answer=answer.text,
             right=right,
-            phrases=len(answer.phrases),
-            masks=self._compare(answer, coarse[0], match_phrases(answer.phrases, turn, right=right), picture, turn),
+            names_things=bool(turn.present),
+            phrases=_phrase_records(answer, pairs, turn),
+            masks=self._compare(answer, coarse[0], pairs, picture, turn),
             selector=selector,
             chunks=chunks,
             seconds=answer.seconds,
         )
 
     def _refer(self, picture: Picture, turn: Turn) -> list[ReferRecord]:
-        phrases = [turn.answer[span.start : span.end] for span in turn.spans]
+        words = [turn.answer[span.start : span.end] for span in turn.spans]
         coarse: list[CoarseMasks] = []
-        answer = self.pipeline.refer(phrases, on_coarse=coarse.append)
-        pairs = [(i, i) for i in range(len(phrases))]
-        masks = [self._compare(answer, coarse[0], [pair], picture, turn) for pair in pairs]
-        return [ReferRecord(phrase, is_relational(phrase), own) for phrase, own in zip(phrases, masks, strict=True)]
+        answer = self.pipeline.refer(words, on_coarse=coarse.append)
+        records = []
+        for index, own in enumerate(words):
+            pairs: list[Pair] = [(index, index)]
+            masks = self._compare(answer, coarse[0], pairs, picture, turn)
+            records.append(ReferRecord(own, is_relational(own), _phrase_records(answer, pairs, turn)[0], masks))
+        return records
 
     def _keywords(self, turn: Turn) -> tuple[SpanCounts | None, SpanCounts]:
-        """Phrases of the true answer that the trained selector and the noun-chunk rule pick."""
-        true = [(span.start, span.end) for span in turn.spans]
+        """Phrases of the true answer that the trained selector and the noun-chunk rule pick; "no red mug" is none to pick."""
+        true = [(span.start, span.end) for span in turn.present]
         chunks = _span_counts(turn.answer, noun_chunks(turn.answer), true)
         if self.pipeline.heads.keyword_selector is None:
             return None, chunks
@@ -147,18 +168,31 @@ class PictureEvaluation:
         return _span_counts(turn.answer, [(span.start, span.end) for span in picked], true), chunks
 
     def _compare(
-        self,
-        answer: GroundedAnswer,
-        coarse: CoarseMasks,
-        pairs: Sequence[tuple[int | None, int | None]],
-        picture: Picture,
-        turn: Turn,
+        self, answer: GroundedAnswer, coarse: CoarseMasks, pairs: Sequence[Pair], picture: Picture, turn: Turn
     ) -> MaskPair:
         size, threshold = (answer.picture_height, answer.picture_width), self.pipeline.config.mask_threshold
+
+        def before(index: int) -> np.ndarray:
+            if answer.phrases[index].absent:
+                return np.zeros(size, bool)
+            return coarse_mask(coarse.logits[index], size, threshold)
+
         return MaskPair(
-            coarse=overlaps(pairs, lambda i: coarse_mask(coarse.logits[i], size, threshold), picture, turn),
-            refined=overlaps(pairs, lambda i: answer.phrases[i].mask, picture, turn),
+            coarse=overlaps(pairs, before, turn, picture.mask),
+            refined=overlaps(pairs, lambda index: answer.phrases[index].mask, turn, picture.mask),
         )
+
+
+def _phrase_records(answer: GroundedAnswer, pairs: Sequence[Pair], turn: Turn) -> tuple[PhraseRecord, ...]:
+    return tuple(
+        PhraseRecord(
+            there=s is not None and bool(turn.spans[s].objects),
+            called_absent=answer.phrases[p].absent,
+            masked=bool(answer.phrases[p].mask.any()),
+        )
+        for p, s in pairs
+        if p is not None
+    )
 
 
 def coarse_mask(logits: torch.Tensor, size: tuple[int, int], threshold: float) -> np.ndarray:

@@ -17,10 +17,12 @@ from std_msgs.msg import String
 from test_start import models  # noqa: F401
 
 from flmm_cli.ask_client import AskClient
-from flmm_cli.demo import remove_earlier
-from flmm_cli.demo_run import KINDS, compare, plan
+from flmm_cli.demo import lead_answers, remove_earlier
+from flmm_cli.demo_run import KINDS, Ask, Outcome, Pointing, compare, plan
+from flmm_core.data.dataset import MISTAKE, REFER_ABSENT, Span, Turn
 from flmm_core.types import GroundedAnswer, GroundedPhrase
-from flmm_sim.language import QUESTION_KINDS
+from flmm_ros.msg import GroundedAnswer as Reply
+from flmm_sim.language import TURNS
 from flmm_sim.offscreen import RenderingUnavailableError
 from flmm_sim.renderer import TabletopRenderer
 
@@ -112,35 +114,88 @@ def options_of(models):  # noqa: F811
 
 
 def test_demo_asks_every_kind_over_all_its_scenes(opengl):
-    asks = plan(12, 6, seed=1)
-    assert {ask.kind for ask in asks} == {*KINDS, "refer"} and set(KINDS) == set(QUESTION_KINDS)
-    assert len(asks) == 12 and len({ask.seed for ask in asks}) == 6
-    assert len({(ask.seed, ask.text) for ask in asks}) == 12
+    asks = plan(13, 6, seed=1)
+    kinds = [ask.turn.kind for ask in asks]
+    assert set(kinds) == set(KINDS) == set(TURNS) - {MISTAKE} and kinds.count("list") == 2
+    assert len(asks) == 13 and len({ask.seed for ask in asks}) == 6
+    assert len({(ask.seed, ask.text) for ask in asks}) == 13
+    for ask in asks:
+        if ask.refer:  # one phrase: a message holds no more
+            (span,) = ask.turn.spans
+            assert ask.text == ask.turn.answer == ask.turn.answer[span.start : span.end]
+            assert bool(span.objects) == (ask.turn.kind != REFER_ABSENT)
+            assert not span.objects or ask.true_mask(span.objects).any()
 
 
-def grounded(text, spans, masks):
+def grounded(text, spans, masks, absent=()):
     phrases = tuple(
-        GroundedPhrase(text[start:end], start, end, mask, (0, 0, 1, 1), 0.9)
-        for (start, end), mask in zip(spans, masks, strict=True)
+        GroundedPhrase(text[start:end], start, end, mask, (0, 0, 1, 1), 0.9, absent=index in absent)
+        for index, ((start, end), mask) in enumerate(zip(spans, masks, strict=True))
     )
     return GroundedAnswer(text, phrases, *masks[0].shape)
 
 
 def test_demo_compares_masks_with_what_the_phrases_name(opengl):
-    ask = next(ask for ask in plan(12, 6, seed=1) if ask.kind == "list")
+    ask = next(ask for ask in plan(13, 6, seed=1) if ask.turn.kind == "list")
     things, turn = ask.scene.objects, ask.turn
     spans = [(span.start, span.end) for span in turn.spans]
     true = [np.any([things[i].mask for i in span.objects], axis=0) for span in turn.spans]
-    assert compare(grounded(turn.answer, spans, true), ask) == (1.0,) * len(spans)
-    swapped = compare(grounded(turn.answer, spans, true[::-1]), ask)
+
+    def ious(answer):
+        return [pointing.iou for pointing in compare(answer, ask)]
+
+    assert ious(grounded(turn.answer, spans, true)) == [1.0] * len(spans)
+    swapped = ious(grounded(turn.answer, spans, true[::-1]))
     assert swapped[0] == pytest.approx((true[0] & true[-1]).sum() / (true[0] | true[-1]).sum())
-    names = [thing.name for thing in things]
-    alone = next(thing for thing in things if names.count(thing.name) == 1)
-    half = alone.mask & (np.cumsum(alone.mask).reshape(alone.mask.shape) <= alone.mask.sum() / 2)
-    other = f"There is a {alone.name} and a unicorn."
-    spans = [(other.index(word), other.index(word) + len(word)) for word in (alone.name, "unicorn")]
-    ious = compare(grounded(other, spans, [half, half]), ask)
-    assert ious == (pytest.approx(0.5, abs=0.02), None)
+    name, mask = turn.answer[slice(*spans[0])], true[0]
+    half = mask & (np.cumsum(mask).reshape(mask.shape) <= mask.sum() / 2)
+    other = f"There is a {name} and a unicorn."
+    spans = [(other.index(word), other.index(word) + len(word)) for word in (name, "unicorn")]
+    assert ious(grounded(other, spans, [half, half])) == [pytest.approx(0.5, abs=0.02), None]
+
+
+MASK = np.ones((4, 4), bool)
+
+
+def outcome(kind, text, phrases=(), *, missed=(), said=None, status=Reply.STATUS_ANSWERED):
+    """An answer to a question whose true one is ``text``; phrases are (words, iou, mask, absent)."""
+    named = [(words, iou is not None) for words, iou, *_ in phrases] + [(words, True) for words in missed]
+    spans = tuple(Span(text.index(words), text.index(words) + len(words), (0,) if there else ()) for words, there in named)
+    pointings = tuple(
+        Pointing(GroundedPhrase(words, span.start, span.end, mask, (0, 0, 0, 0), 0.5, absent=absent), iou)
+        for (words, iou, mask, absent), span in zip(phrases, spans, strict=False)
+    )
+    answer = GroundedAnswer(text if said is None else said, tuple(pointing.phrase for pointing in pointings), 4, 4)
+    ask = Ask(0, None, Turn(kind, f"{kind}?", text, spans))
+    return Outcome(ask, Reply(status=status, reason="no picture"), np.zeros((4, 4, 3), np.uint8), answer, pointings)
+
+
+def test_demo_marks_what_is_wrong():
+    mug = ("mug", 0.8, MASK, False)
+    assert outcome("list", "a mug", [mug]).fault == ""
+    assert outcome("list", "A mug.", [mug], said="a mug").fault == ""
+    assert outcome("list", "a mug", [mug], said="a can").fault == "expected: a mug"
+    assert outcome("list", "a mug and a can", [mug], missed=["can"]).fault == "“can”: not pointed at"
+    assert outcome("list", "a mug", [("mug", 0.4, MASK, False)]).fault == "“mug”: IoU 0.40"
+    assert outcome("refer", "mug", [("mug", 0.0, ~MASK, True)]).fault == "“mug”: it is there"
+    assert outcome(REFER_ABSENT, "unicorn", [("unicorn", None, MASK, False)]).fault == "“unicorn”: nothing to point at"
+    assert outcome(REFER_ABSENT, "unicorn", [("unicorn", None, ~MASK, True)]).fault == ""
+    assert outcome("list", "a mug", said="", status=Reply.STATUS_NO_IMAGE).fault == "refused: no picture"
+
+
+def test_demo_leads_with_its_best_answers():
+    two = [("mug", 0.9, MASK, False), ("can", 0.7, MASK, False)]
+    outcomes = [
+        outcome("list", "a mug and a can", [(w, 0.95, m, a) for w, _, m, a in two], said="a mug, a can and a pan"),
+        outcome("relation", "the mug is left of the can", [two[0]]),
+        outcome("list", "a mug and a can", two),
+        outcome("where", "the mug is here", [two[0]]),
+        outcome("absence", "No pan.", [("pan", None, MASK, False)]),
+        outcome(REFER_ABSENT, "pan", [("pan", None, ~MASK, True)]),
+        outcome("relation", "the mug is left of the can", [(w, 0.5, m, a) for w, _, m, a in two]),
+    ]
+    assert lead_answers(outcomes) == [2, 1, 5]
+    assert lead_answers(outcomes[:1]) == [0] and lead_answers(outcomes[3:4]) == []
 
 
 def test_demo_answers_everything_and_draws_it(models, opengl, tmp_path):  # noqa: F811
@@ -157,6 +212,7 @@ def test_demo_answers_everything_and_draws_it(models, opengl, tmp_path):  # noqa
     assert len({record["kind"] for record in records}) >= 3 and not any(record["reason"] for record in records)
     assert all(cv2.imread(str(path)).shape[1] == 960 for path in out.glob("0*.png"))
     assert len(list(out.glob("[0-9]*.png"))) == 4 and (out / "contact_sheet.png").exists()
+    assert ("WRONG, " in done.stdout) == any(record["fault"] for record in records)
     remove_earlier(out, KINDS)
     assert [path.name for path in out.iterdir()] == ["mine.txt"], "the demo writes files that the next one would not remove"
 

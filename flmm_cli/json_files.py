@@ -1,0 +1,48 @@
+"""JSON that commands write: what was measured, by which command, with which model and which versions."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import shlex
+from pathlib import Path
+from typing import Any
+
+from flmm_core.config import GroundingConfig
+
+PACKAGES = ("flmm_ros", "torch", "transformers", "numpy")
+"""Whose versions a record names."""
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a record, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def provenance(args: argparse.Namespace, config: GroundingConfig) -> dict[str, Any]:
+    """Command, model and versions behind a measurement.
+
+    Raises:
+        LoadError: a part of the model is not there.
+    """
+    import flmm_tabletop
+    from flmm_core.checkpoints import fingerprints
+
+    flmm_tabletop.register()
+    sources = {part: getattr(config, part) for part in ("lmm", "heads", "sam")}
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    return {
+        "command": shlex.join(["flmm", *args.arguments]),
+        "model": {part: {"source": sources[part], "fingerprint": value} for part, value in fingerprints(**sources).items()},
+        "versions": versions,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # flmm_ros in a folder on the path, not installed
