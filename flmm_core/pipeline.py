@@ -116,7 +116,7 @@ class GroundingPipeline:
             on_coarse: called with the phrases' masks before they are refined.
 
         Raises:
-            CommandError: ``text`` is empty, or holds special tokens of the LMM or more than its context.
+            CommandError: ``text`` has no letter or digit, or holds special tokens of the LMM or more than its context.
         """
         image = self._require(text=text)
         clock = _Clock(self.lmm.device)
@@ -137,7 +137,7 @@ class GroundingPipeline:
             An answer whose text is the phrase as given; several are joined by full stops, as the LMM reads them.
 
         Raises:
-            CommandError: a phrase is empty, or holds special tokens of the LMM or more than its context.
+            CommandError: a phrase has no letter or digit, or holds special tokens of the LMM or more than its context.
         """
         given = [phrases] if isinstance(phrases, str) else list(phrases)
         if not given:
@@ -213,8 +213,8 @@ class GroundingPipeline:
 
     def _require(self, *, text: str) -> SetImage:
         """The picture, once a command can be taken."""
-        if not isinstance(text, str) or not text.strip():
-            raise CommandError(f"text: expected at least one word, got {text!r}")
+        if not isinstance(text, str) or not any(sign.isalnum() for sign in text):
+            raise CommandError(f"text: expected at least one letter or digit, got {text!r:.80}")
         self.lmm.words.check(text)
         if self._image is None:
             raise ValueError("picture: expected set_image() before a command, got no picture yet")
