@@ -22,8 +22,12 @@ from flmm_core.image_geometry import mask_box
 from flmm_core.keyword_spans import select_keywords
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.noun_chunks import noun_chunker
+from flmm_core.repetition import loop_start
 from flmm_core.sam_refiner import SamImage
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, KeywordSpan, StageSeconds
+
+CUT = " ..."
+"""Stands for what an answer repeated."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,9 @@ class GroundingPipeline:
             on_text: called with the whole answer so far after each token.
             on_coarse: called with the phrases' masks before they are refined.
 
+        Returns:
+            The answer; one that reached its limit while it said the same thing over and over is cut there, and ends in ``CUT``.
+
         Raises:
             CommandError: ``text`` has no letter or digit, or holds special tokens of the LMM or more than its context.
         """
@@ -124,7 +131,9 @@ class GroundingPipeline:
         trace = self.lmm.generate(image.lmm, text, max_new_tokens=limit, on_text=on_text)
         lmm_seconds = clock.lap()
         spans = select_keywords(trace, self.heads.keyword_selector, threshold=self.config.selector_threshold)
-        return self._ground(trace, spans, image, lmm_seconds, clock, on_coarse)
+        end = len(trace.text) if trace.ended else loop_start(trace.text)
+        answer = self._ground(trace, [span for span in spans if span.end <= end], image, lmm_seconds, clock, on_coarse)
+        return answer if end == len(trace.text) else replace(answer, text=trace.text[:end] + CUT)
 
     def refer(self, phrases: str | Sequence[str], *, on_coarse: Callable[[CoarseMasks], None] | None = None) -> GroundedAnswer:
         """Ground given phrases, read together in one pass; nothing is generated.

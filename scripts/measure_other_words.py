@@ -17,26 +17,28 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import cycle
+from itertools import cycle, repeat
 from pathlib import Path
 
 from PIL import Image
 
+import flmm_tabletop
 from flmm_cli.held_out import rendered_scenes
 from flmm_cli.table import format_table
 from flmm_core.config import GroundingConfig
 from flmm_core.data.dataset import Picture, read_dataset
 from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
+from flmm_core.repetition import loop_start
 from flmm_sim import wording
 from flmm_sim.foreign_words import CHAT, HELD_OUT_UNKNOWN_WORDS
 from flmm_sim.language import QUESTION_KINDS
 from flmm_sim.true_turns import TALK_ANSWER, UNKNOWN_ANSWER
-from flmm_tabletop import MODEL
 
 PICTURES = 20
 UPPER_CASE_PAIRS = 8
 """For each picture."""
 LIMIT = GroundingConfig.max_new_tokens
+EMPTY = "what is there, and repetitions, about an empty picture"
 
 FOREIGN = """
 Wo ist die rote Tasse? | Bring mir bitte den Ball. | Was steht links neben der Schüssel? | Gibt es hier eine Zitrone? |
@@ -94,6 +96,8 @@ class Reply:
     answer: str
     tokens: int
     ended: bool
+    cut: bool
+    """Whether it did not end, and the pipeline cuts it because it runs in circles."""
 
     @property
     def declined(self) -> bool:
@@ -131,7 +135,8 @@ def ask(lmm: FrozenLmm, images: Iterable[EncodedImage], texts: Sequence[str]) ->
     replies = []
     for image, text in zip(images, texts, strict=False):
         trace = lmm.generate(image, text, max_new_tokens=LIMIT)
-        replies.append(Reply(text, trace.text, len(trace.token_ids), trace.ended))
+        cut = not trace.ended and loop_start(trace.text) < len(trace.text)
+        replies.append(Reply(text, trace.text, len(trace.token_ids), trace.ended, cut))
     return replies
 
 
@@ -156,6 +161,7 @@ def summary(replies: Sequence[Reply]) -> dict[str, int]:
     return {
         "texts": len(replies),
         "ended": sum(reply.ended for reply in replies),
+        "cut": sum(reply.cut for reply in replies),
         "declined": sum(reply.declined for reply in replies),
         "longest_answer_tokens": max(reply.tokens for reply in replies),
     }
@@ -168,6 +174,7 @@ def table(groups: Mapping[str, Mapping[str, int]]) -> list[tuple[str, ...]]:
             name,
             str(g["texts"]),
             _percent(g["ended"], g["texts"]),
+            _percent(g["cut"], g["texts"]),
             _percent(g["declined"], g["texts"]),
             str(g["longest_answer_tokens"]),
         )
@@ -187,14 +194,19 @@ def main() -> int:
     began = time.monotonic()
     rng = random.Random(0)
     pictures = list(read_dataset(rendered_scenes(PICTURES, 0, 1)))
-    lmm = FrozenLmm.from_pretrained(MODEL / "lmm")
+    flmm_tabletop.register()
+    lmm = FrozenLmm.from_pretrained(flmm_tabletop.MODEL / "lmm")
     images = [lmm.encode_image(Image.fromarray(picture.image())) for picture in pictures]
-    around = cycle(images)
-    replies = {name: ask(lmm, around, texts) for name, texts in other_texts(rng).items()}
+    around, texts = cycle(images), other_texts(rng)
+    replies = {name: ask(lmm, around, group) for name, group in texts.items()}
     groups = {name: summary(group) for name, group in replies.items()}
     groups["all"] = summary([reply for group in replies.values() for reply in group])
+    replies[EMPTY] = ask(
+        lmm, repeat(lmm.encode_image(Image.new("RGB", (320, 240), "grey"))), [*wording.LIST, *texts["repetitions"]]
+    )
+    groups[EMPTY] = summary(replies[EMPTY])
     cases = upper_case(lmm, images, pictures, rng)
-    print(format_table(("texts", "number", "ended", "declined", "longest answer, tokens"), table(groups), width=120))
+    print(format_table(("texts", "number", "ended", "cut", "declined", "longest, tokens"), table(groups), width=120))
     print(f"upper case as lower case: {_percent(cases['same'], cases['pairs'])} of {cases['pairs']} questions")
     if args.json:
         slips = [asdict(reply) for group in replies.values() for reply in group if not reply.declined]

@@ -1,15 +1,20 @@
 """The whole path on tiny random models: both modes, what is paid once, and refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny_models import picture, save_model, tiny_heads
 
+from flmm_core import pipeline as pipeline_module
 from flmm_core.checkpoints import save_heads
 from flmm_core.config import GroundingConfig, tunables
 from flmm_core.errors import CommandError, LoadError
 from flmm_core.pipeline import GroundingPipeline, rgb_array
+from flmm_core.repetition import loop_start
+from flmm_core.types import KeywordSpan
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,40 @@ def test_chat(pipeline):
         assert again.text == answer.text and again.phrases == ()
     finally:
         pipeline.config = GroundingConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("I do I do I do I do I", "I do"),
+        ("I see a mug, a mug, A mug, a", "I see a mug"),
+        ("There are two two two two seven seven seven", "There are two"),
+        ("one two one two", None),
+        ("two two and two", None),
+        ("", None),
+    ],
+)
+def test_loops_begin_where_a_thing_is_said_for_the_third_time(text, kept):
+    assert text[: loop_start(text)] == (text if kept is None else kept)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_an_answer_that_runs_in_circles_is_cut(pipeline, monkeypatch, ended):
+    pipeline.set_image(picture(50, 70))
+    text = "a red mug and two two two two"
+    trace = replace(pipeline.read("where is the lemon?", text), ended=ended)
+    monkeypatch.setattr(pipeline.lmm, "generate", lambda *_, **__: trace)
+    monkeypatch.setattr(
+        pipeline_module, "select_keywords", lambda *_, **__: (span_of(trace, "red mug"), span_of(trace, "two two two"))
+    )
+    answer = pipeline.chat("where is the lemon?")
+    assert answer.text == (text if ended else "a red mug and two ...")
+    assert [phrase.text for phrase in answer.phrases] == ["red mug", "two two two"][: 1 + ended]
+
+
+def span_of(trace, words):
+    start = trace.text.index(words)
+    return KeywordSpan(words, start, start + len(words), *trace.span_of(start, start + len(words)))
 
 
 def test_heads_without_selector_use_noun_chunks(parts):
