@@ -22,8 +22,12 @@ from flmm_core.image_geometry import mask_box
 from flmm_core.keyword_spans import select_keywords
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.noun_chunks import noun_chunker
+from flmm_core.repetition import loop_start
 from flmm_core.sam_refiner import SamImage
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, KeywordSpan, StageSeconds
+
+CUT = " ..."
+"""Stands for what an answer repeated."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,11 @@ class GroundingPipeline:
             on_text: called with the whole answer so far after each token.
             on_coarse: called with the phrases' masks before they are refined.
 
+        Returns:
+            The answer; one that reached its limit while it said the same thing over and over is cut there, and ends in ``CUT``.
+
         Raises:
-            CommandError: ``text`` is empty, or holds special tokens of the LMM or more than its context.
+            CommandError: ``text`` has no letter or digit, or holds special tokens of the LMM or more than its context.
         """
         image = self._require(text=text)
         clock = _Clock(self.lmm.device)
@@ -124,7 +131,9 @@ class GroundingPipeline:
         trace = self.lmm.generate(image.lmm, text, max_new_tokens=limit, on_text=on_text)
         lmm_seconds = clock.lap()
         spans = select_keywords(trace, self.heads.keyword_selector, threshold=self.config.selector_threshold)
-        return self._ground(trace, spans, image, lmm_seconds, clock, on_coarse)
+        end = len(trace.text) if trace.ended else loop_start(trace.text)
+        answer = self._ground(trace, [span for span in spans if span.end <= end], image, lmm_seconds, clock, on_coarse)
+        return answer if end == len(trace.text) else replace(answer, text=trace.text[:end] + CUT)
 
     def refer(self, phrases: str | Sequence[str], *, on_coarse: Callable[[CoarseMasks], None] | None = None) -> GroundedAnswer:
         """Ground given phrases, read together in one pass; nothing is generated.
@@ -137,7 +146,7 @@ class GroundingPipeline:
             An answer whose text is the phrase as given; several are joined by full stops, as the LMM reads them.
 
         Raises:
-            CommandError: a phrase is empty, or holds special tokens of the LMM or more than its context.
+            CommandError: a phrase has no letter or digit, or holds special tokens of the LMM or more than its context.
         """
         given = [phrases] if isinstance(phrases, str) else list(phrases)
         if not given:
@@ -213,8 +222,8 @@ class GroundingPipeline:
 
     def _require(self, *, text: str) -> SetImage:
         """The picture, once a command can be taken."""
-        if not isinstance(text, str) or not text.strip():
-            raise CommandError(f"text: expected at least one word, got {text!r}")
+        if not isinstance(text, str) or not any(sign.isalnum() for sign in text):
+            raise CommandError(f"text: expected at least one letter or digit, got {text!r:.80}")
         self.lmm.words.check(text)
         if self._image is None:
             raise ValueError("picture: expected set_image() before a command, got no picture yet")

@@ -1,16 +1,15 @@
 """The trainer of the heads: what is stored once, what each loss learns from, and what the held-out figures count."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_dataset import span, write_tiny_dataset
+from tiny_dataset import write_tiny_dataset
 from tiny_models import SAM_CONFIG, save_llava, tiny_heads, tiny_sam
 
-from flmm_core.data.dataset import MISTAKE, REFER_ABSENT, Turn, read_dataset
+from flmm_core.data.dataset import Turn, read_dataset
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.sam_refiner import SamRefiner
 from flmm_core.training.embeddings import load_embeddings
@@ -22,23 +21,9 @@ from flmm_tabletop.sam_tiny import save_tiny_sam
 CPU = torch.device("cpu")
 
 
-def turn(kind, question, answer, phrase):
-    return {"kind": kind, "question": question, "answer": answer, "spans": [span(answer, phrase, ())]}
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Three pictures, each asked about things that are not there as well."""
-    folder = write_tiny_dataset(tmp_path_factory.mktemp("data") / "set")
-    asked = json.loads((folder / "questions.json").read_text())
-    for entry in asked:
-        entry["turns"] += [
-            turn("absence", "Is there a black pan?", "No, there is no black pan.", "black pan"),
-            turn(REFER_ABSENT, "Please give me a description of the image.", "black pan.", "black pan"),
-            turn(MISTAKE, "What do you see?", "I see a black pan.", "black pan"),
-        ]
-    (folder / "questions.json").write_text(json.dumps(asked))
-    return folder
+    return write_tiny_dataset(tmp_path_factory.mktemp("data") / "set")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +34,7 @@ def lmm(tmp_path_factory):
 @pytest.fixture(scope="module")
 def traced(data, lmm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache") / "traces"
-    return folder, load_traces(folder, data=data, lmm=lmm, pictures=3, turns=9, seed=0, workers=1)
+    return folder, load_traces(folder, data=data, lmm=lmm, pictures=3, turns=8, seed=0, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +59,7 @@ def examples(data, traced):
 
 def test_stored_traces_are_what_the_lmm_reads(data, lmm, traced):
     _, traces = traced
-    assert [sum(trace.picture == i for trace in traces) for i in range(3)] == [9, 9, 9]
+    assert [sum(trace.picture == i for trace in traces) for i in range(3)] == [8, 8, 8]
     model = FrozenLmm.from_pretrained(lmm)
     picture = list(read_dataset(data))[1]
     image = model.encode_image(Image.fromarray(picture.image()))
@@ -91,9 +76,11 @@ def test_stored_traces_are_what_the_lmm_reads(data, lmm, traced):
 
 def test_a_selector_chooses_what_an_answer_asserts(traced):
     """Names of what is not there are chosen in a wrong answer only: "there is no pan" points at nothing."""
-    absent = [trace for trace in traced[1] if trace.picture == 0 and trace.objects == ((),)]
+    absent = [
+        (trace, *trace.spans[trace.objects.index(())]) for trace in traced[1] if trace.picture == 0 and () in trace.objects
+    ]
     assert len(absent) == 3
-    assert sorted(bool(trace.named.any()) for trace in absent) == [False, False, True]
+    assert sorted(bool(trace.named[start:end].any()) for trace, start, end in absent) == [False, False, True]
     for trace in traced[1]:
         inside = torch.zeros_like(trace.named)
         for start, end in trace.spans:
@@ -104,17 +91,17 @@ def test_a_selector_chooses_what_an_answer_asserts(traced):
 
 def test_traces_are_read_once_and_never_stale(data, lmm, traced, monkeypatch):
     folder, traces = traced
-    again = load_traces(folder, data=data, lmm=lmm.parent / lmm.name, pictures=3, turns=9, seed=0, workers=1)
+    again = load_traces(folder, data=data, lmm=lmm.parent / lmm.name, pictures=3, turns=8, seed=0, workers=1)
     assert len(again) == len(traces)
     for changes, words in (
-        ({"turns": 8}, "turns: expected 8, got 9"),
+        ({"turns": 7}, "turns: expected 7, got 8"),
         ({"seed": 1}, "seed: expected 1, got 0"),
         ({"pictures": 2}, "pictures: expected 2, got 3"),
     ):
         with pytest.raises(ValueError, match=f"{words}; delete .*traces to make them anew"):
-            load_traces(folder, **{"data": data, "lmm": lmm, "pictures": 3, "turns": 9, "seed": 0, "workers": 1, **changes})
+            load_traces(folder, **{"data": data, "lmm": lmm, "pictures": 3, "turns": 8, "seed": 0, "workers": 1, **changes})
     with pytest.raises(ValueError, match=r"lmm: expected .*; delete .*traces to make them anew"):
-        load_traces(folder, data=data, lmm=save_llava(data / "other", seed=5), pictures=3, turns=9, seed=0)
+        load_traces(folder, data=data, lmm=save_llava(data / "other", seed=5), pictures=3, turns=8, seed=0)
 
 
 def test_every_kind_has_its_turn_first():
@@ -174,7 +161,7 @@ def test_heads_learn_from_stored_traces(examples):
     others = [parameter for name, parameter in heads.named_parameters() if not name.startswith("sam.")]
     optimizer = torch.optim.AdamW([{"params": others}, {"params": sam, "lr": 2e-3}], lr=1e-2)
     before = stage.measure(examples)
-    for step in range(60):
+    for step in range(100):
         losses = stage.losses(examples, np.random.default_rng(step))
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from flmm_core.data.dataset import REFER, Turn
-from flmm_sim.language import QUESTION_KINDS, questions
+from flmm_core.data.dataset import MISTAKE, NO_ANSWERS, REFER, REFER_ABSENT, Turn
+from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS, UNKNOWN_WORDS
+from flmm_sim.language import TURNS, UPPER_CASE_SHARE, questions
 from flmm_sim.offscreen import RenderingUnavailableError
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import COLORS, KINDS, Scene
-from flmm_sim.wording import NUMBERS, SYNONYMS
+from flmm_sim.wording import NUMBERS, SYNONYMS, ZONES
 
 SEEDS = range(100, 112)
 KIND_OF = {word: kind for kind in KINDS for word in (kind, *SYNONYMS.get(kind, ()))}
@@ -32,8 +33,9 @@ def scenes() -> Iterator[list[Scene]]:
 
 @pytest.fixture(scope="module")
 def asked(scenes: list[Scene]) -> list[tuple[Scene, Turn]]:
-    turns = [(scene, turn) for i, scene in enumerate(scenes) for turn in questions(scene, np.random.default_rng(i), per_kind=8)]
-    assert {turn.kind for _, turn in turns} == {*QUESTION_KINDS, REFER}
+    many = dict.fromkeys(TURNS, 8)
+    turns = [(s, turn) for i, s in enumerate(scenes) for turn in questions(s, np.random.default_rng(i), turns=many)]
+    assert {turn.kind for _, turn in turns} == set(TURNS)
     return turns
 
 
@@ -53,6 +55,7 @@ class Truth:
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.x = [np.nonzero(o.mask)[1].mean() / scene.image.shape[1] for o in scene.objects]
+        self.y = [np.nonzero(o.mask)[0].mean() / scene.image.shape[0] for o in scene.objects]
         forward = scene.camera_pose[:2, 2] / np.linalg.norm(scene.camera_pose[:2, 2])
         self.ground = np.array([o.position[:2] for o in scene.objects])
         self.away = self.ground @ forward
@@ -64,8 +67,12 @@ class Truth:
     def holders(self, relation: str, anchor: int) -> list[int]:
         others = [i for i in range(len(self.x)) if i != anchor]
         if relation == "next":
-            return [min(others, key=lambda i: float(np.linalg.norm(self.ground[i] - self.ground[anchor])))]
+            return self.nearest(others, anchor)
         return [i for i in others if self.holds(relation, i, anchor)]
+
+    def nearest(self, candidates: Sequence[int], anchor: int) -> list[int]:
+        distance = {i: float(np.linalg.norm(self.ground[i] - self.ground[anchor])) for i in candidates}
+        return [min(distance, key=lambda i: distance[i])] if distance else []
 
     def meant(self, words: str) -> list[int]:
         """Objects that a phrase may mean: colour, kind or "thing", and perhaps a relation to another such phrase."""
@@ -84,7 +91,7 @@ class Truth:
             candidates = [i for i in candidates if self.scene.objects[i].color == word]
         noun = head.removeprefix("the ").removeprefix(" ".join(c for c in COLORS if c in head.split())).strip()
         if noun not in ("object", "thing", "one"):
-            candidates = [i for i in candidates if self.scene.objects[i].kind == KIND_OF[noun]]
+            candidates = [i for i in candidates if self.scene.objects[i].kind == KIND_OF.get(noun)]
         return candidates
 
 
@@ -93,12 +100,18 @@ def test_same_seed_same_questions(scenes: list[Scene]) -> None:
     assert once == again != other
 
 
-def test_no_question_is_asked_twice_and_no_kind_too_often(scenes: list[Scene]) -> None:
+def test_no_turn_comes_twice_and_no_kind_too_often(scenes: list[Scene]) -> None:
     for scene in scenes:
-        turns = questions(scene, np.random.default_rng(0), per_kind=3)
-        for kind in (*QUESTION_KINDS, REFER):
-            said = [(turn.answer if kind == REFER else turn.question).lower() for turn in turns if turn.kind == kind]
-            assert len(said) == len(set(said)) <= 3
+        turns = questions(scene, np.random.default_rng(0))
+        for kind, most in TURNS.items():
+            texts = [(turn.answer if kind in NO_ANSWERS else turn.question).lower() for turn in turns if turn.kind == kind]
+            assert len(texts) == len(set(texts)) <= most
+
+
+def test_some_questions_are_in_upper_case(asked: list[tuple[Scene, Turn]]) -> None:
+    share = np.mean([turn.question.isupper() for _, turn in asked if turn.kind not in (REFER, REFER_ABSENT)])
+    assert UPPER_CASE_SHARE / 2 < share < UPPER_CASE_SHARE * 2
+    assert len({turn.question for _, turn in asked if turn.kind in (REFER, REFER_ABSENT)}) == 1
 
 
 def test_spans_lie_in_order_inside_the_answer_and_cover_names(asked: list[tuple[Scene, Turn]]) -> None:
@@ -107,32 +120,41 @@ def test_spans_lie_in_order_inside_the_answer_and_cover_names(asked: list[tuple[
         for span, words in zip(turn.spans, phrases(turn), strict=True):
             assert ends[-1] <= span.start < span.end <= len(turn.answer)
             ends.append(span.end)
-            assert words == words.strip(" .,") and span.objects
+            assert words == words.strip(" .,")
+            assert bool(span.objects) == (turn.kind != "absence") or turn.kind in (REFER_ABSENT, MISTAKE)
             assert all(0 <= index < len(scene.objects) for index in span.objects)
-            if turn.kind in ("list", "where", "fetch", "relation"):
+            if turn.kind in ("where", "fetch", "relation"):
                 (index,) = span.objects
                 assert words == scene.objects[index].name
             elif turn.kind in ("attribute", "presence") and len(span.objects) == 1:
                 assert words in (scene.objects[span.objects[0]].name, scene.objects[span.objects[0]].kind)
-        if turn.kind != REFER:
+        assert turn.present == tuple(span for span in turn.spans if span.objects)
+        if turn.kind not in (REFER, REFER_ABSENT):
             assert turn.answer[0].isupper() and turn.answer.endswith(".")
 
 
-def test_lists_name_everything_once_from_left_to_right(asked: list[tuple[Scene, Turn]]) -> None:
+def test_lists_name_everything_once_by_kind_and_colour(asked: list[tuple[Scene, Turn]]) -> None:
     for scene, turn in of_kind(asked, "list"):
-        order = [index for span in turn.spans for index in span.objects]
-        assert sorted(order) == list(range(len(scene.objects)))
-        x = [Truth(scene).x[index] for index in order]
-        assert x == sorted(x)
+        assert sorted(index for span in turn.spans for index in span.objects) == list(range(len(scene.objects)))
+        names = [scene.objects[span.objects[0]].name for span in turn.spans]
+        assert names == sorted(set(names), key=lambda name: (KINDS.index(name.split()[1]), COLORS.index(name.split()[0])))
+        for span, name, words in zip(turn.spans, names, phrases(turn), strict=True):
+            assert {scene.objects[index].name for index in span.objects} == {name}
+            number = NUMBERS[len(span.objects)]
+            assert words == name if len(span.objects) == 1 else re.fullmatch(f"{number} {name}(s|es)", words)
+        assert turn.answer.count(" and ") == (len(names) > 1)
 
 
 def test_places(asked: list[tuple[Scene, Turn]]) -> None:
+    assert len(set(ZONES.values())) == 9
     for scene, turn in of_kind(asked, "where"):
         index = turn.spans[0].objects[0]
-        place = turn.answer[turn.spans[0].end :]
-        x, away = Truth(scene).x[index], Truth(scene).away[index]
-        assert ("left" not in place or x < 0.45) and ("right" not in place or x > 0.55)
-        assert ("front" not in place or away < 0) and ("back" not in place or away > 0)
+        place = turn.answer[turn.spans[0].end :].removeprefix(" is ").removesuffix(".")
+        truth = Truth(scene)
+        x, y = truth.x[index], truth.y[index]
+        column = "left" if x < 0.4 else "right" if x > 0.6 else "middle"
+        row = "back" if y < 0.4 else "front" if y > 0.56 else "centre"
+        assert place == ZONES[column, row]
         assert [o.name for o in scene.objects].count(scene.objects[index].name) == 1
 
 
@@ -142,13 +164,12 @@ def test_relations(asked: list[tuple[Scene, Turn]]) -> None:
         *found, anchor = [span.objects[0] for span in turn.spans]
         truth = Truth(scene)
         relation = next(r for r in ("left", "right", "front", "behind", "next") if r in turn.answer.split(" the ")[-2])
-        compared = re.search(r" or ", turn.question) is not None
+        compared = " or " in turn.question.lower()
         if compared:
             assert truth.holds(relation, found[0], anchor)
         else:
-            assert sorted(found) == sorted(truth.holders(relation, anchor))
+            assert found == truth.nearest(truth.holders(relation, anchor), anchor)
             assert turn.answer.startswith("Nothing") == (not found)
-            assert [truth.x[i] for i in found] == sorted(truth.x[i] for i in found)
         seen.add((relation, compared))
     assert len(seen) >= 8
 
@@ -211,9 +232,51 @@ def test_presence_and_absence(asked: list[tuple[Scene, Turn]]) -> None:
         assert turn.answer.startswith("Yes") and set(turn.spans[0].objects) <= set(counted(scene, noun))
         assert len(turn.spans[0].objects) == (NUMBERS.index(words[0]) if words[0] in NUMBERS else 1)
     for scene, turn in of_kind(asked, "absence"):
-        assert turn.spans == ()
-        noun = re.search(r"(?:no|not see an?) ([a-z ]+)\.$", turn.answer)
-        assert noun is not None and counted(scene, noun[1].split()) == [], turn
-        assert KIND_OF[noun[1].split()[-1]] in {KIND_OF.get(w) for w in re.findall("[a-z]+", turn.question.lower())} or (
+        (span,) = turn.spans
+        noun = phrases(turn)[0].split()
+        assert span.objects == () and counted(scene, noun) == [], turn
+        assert re.fullmatch(r"(No, there is no|There are no|I do not see an?) .*\.", turn.answer)
+        assert KIND_OF[noun[-1]] in {KIND_OF.get(w) for w in re.findall("[a-z]+", turn.question.lower())} or (
             "frying pan" in turn.question.lower()
         )
+
+
+def test_absent_phrases_mean_nothing(asked: list[tuple[Scene, Turn]]) -> None:
+    absent = {"relation": 0, "name": 0}
+    for scene, turn in of_kind(asked, REFER_ABSENT):
+        assert turn.answer == "".join(f"{words}. " for words in phrases(turn)).rstrip()
+        assert any(span.objects == () for span in turn.spans)
+        for words, span in zip(phrases(turn), turn.spans, strict=True):
+            assert Truth(scene).meant(words) == list(span.objects), words
+            if not span.objects:
+                absent["relation" if " the " in words.removeprefix("the ") else "name"] += 1
+    assert min(absent.values()) >= 10
+
+
+def test_mistakes_name_a_thing_that_is_not_there(asked: list[tuple[Scene, Turn]]) -> None:
+    for scene, turn in of_kind(asked, MISTAKE):
+        names = [o.name for o in scene.objects]
+        assert sum(span.objects == () for span in turn.spans) == 1
+        for words, span in zip(phrases(turn), turn.spans, strict=True):
+            if span.objects == ():
+                assert words not in names and words.split()[0] in COLORS and words.split()[1] in KINDS
+            else:
+                assert {words} == {names[i] for i in span.objects} or words.split()[0] in NUMBERS
+
+
+def test_what_this_world_does_not_have_is_not_known(scenes: list[Scene], asked: list[tuple[Scene, Turn]]) -> None:
+    assert not set(UNKNOWN_WORDS) & set(HELD_OUT_UNKNOWN_WORDS) and not {*UNKNOWN_WORDS, *HELD_OUT_UNKNOWN_WORDS} & set(KIND_OF)
+    for _, turn in of_kind(asked, "unknown"):
+        assert (turn.answer, turn.spans) == ("I do not know what that is.", ())
+        assert not set(re.findall("[a-z-]+", turn.question.lower())) & (set(KIND_OF) - {"can"}), turn
+    only = {"unknown": 60}
+    named = [t.question.lower() for t in questions(scenes[0], np.random.default_rng(0), turns=only, unknown_words=["qwop"])]
+    assert 20 < sum("qwop" in question for question in named) < len(named)  # the others are nonsense
+    assert not any(word in question.split() for question in named for word in UNKNOWN_WORDS)
+
+
+def test_talk_is_not_understood(asked: list[tuple[Scene, Turn]]) -> None:
+    turns = [turn for _, turn in of_kind(asked, "talk")]
+    assert {(turn.answer, turn.spans) for turn in turns} == {("I do not understand.", ())}
+    asking = [turn.question for _, turn in asked if turn.kind not in (*NO_ANSWERS, "unknown", "talk")]
+    assert not {turn.question.lower() for turn in turns} & {question.lower() for question in asking}

@@ -1,15 +1,20 @@
 """The whole path on tiny random models: both modes, what is paid once, and refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny_models import picture, save_model, tiny_heads
 
+from flmm_core import pipeline as pipeline_module
 from flmm_core.checkpoints import save_heads
 from flmm_core.config import GroundingConfig, tunables
 from flmm_core.errors import CommandError, LoadError
 from flmm_core.pipeline import GroundingPipeline, rgb_array
+from flmm_core.repetition import loop_start
+from flmm_core.types import KeywordSpan
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,40 @@ def test_chat(pipeline):
         assert again.text == answer.text and again.phrases == ()
     finally:
         pipeline.config = GroundingConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("I do I do I do I do I", "I do"),
+        ("I see a mug, a mug, A mug, a", "I see a mug"),
+        ("There are two two two two seven seven seven", "There are two"),
+        ("one two one two", None),
+        ("two two and two", None),
+        ("", None),
+    ],
+)
+def test_loops_begin_where_a_thing_is_said_for_the_third_time(text, kept):
+    assert text[: loop_start(text)] == (text if kept is None else kept)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_an_answer_that_runs_in_circles_is_cut(pipeline, monkeypatch, ended):
+    pipeline.set_image(picture(50, 70))
+    text = "a red mug and two two two two"
+    trace = replace(pipeline.read("where is the lemon?", text), ended=ended)
+    monkeypatch.setattr(pipeline.lmm, "generate", lambda *_, **__: trace)
+    monkeypatch.setattr(
+        pipeline_module, "select_keywords", lambda *_, **__: (span_of(trace, "red mug"), span_of(trace, "two two two"))
+    )
+    answer = pipeline.chat("where is the lemon?")
+    assert answer.text == (text if ended else "a red mug and two ...")
+    assert [phrase.text for phrase in answer.phrases] == ["red mug", "two two two"][: 1 + ended]
+
+
+def span_of(trace, words):
+    start = trace.text.index(words)
+    return KeywordSpan(words, start, start + len(words), *trace.span_of(start, start + len(words)))
 
 
 def test_heads_without_selector_use_noun_chunks(parts):
@@ -148,11 +187,11 @@ def test_bad_commands(parts, pipeline):
     with pytest.raises(ValueError, match=r"picture: expected set_image\(\) before a command, got no picture yet"):
         fresh.chat("where is the lemon?")
     pipeline.set_image(picture())
-    for text in ("", "  \n", None, 3):
-        with pytest.raises(CommandError, match="text: expected at least one word, got"):
-            pipeline.chat(text)
-        with pytest.raises(CommandError, match="text: expected at least one word, got"):
-            pipeline.refer([text])
+    for text in ("", "  \n", "???", "🍋😀", "...?!" * 99, "\u0301", None, 3):
+        for ask, words in ((pipeline.chat, text), (pipeline.refer, [text]), (pipeline.refer, ["mug", text])):
+            with pytest.raises(CommandError) as error:
+                ask(words)
+            assert str(error.value) == f"text: expected at least one letter or digit, got {repr(text)[:80]}"
     with pytest.raises(ValueError, match="phrases: expected at least one, got none"):
         pipeline.refer([])
     for ask in (pipeline.chat, pipeline.refer):
@@ -165,7 +204,7 @@ def test_bad_commands(parts, pipeline):
     assert not isinstance(error.value, CommandError)  # no words would fit
     with pytest.raises(ValueError, match="max_new_tokens: expected 1 to 1024 tokens, got 0"):
         pipeline.chat("lemon", max_new_tokens=0)
-    for odd in ("\x00\x07 lemon", "柠檬在哪里", "é" * 50, "?"):
+    for odd in ("\x00\x07 lemon", "柠檬在哪里", "é" * 50, "4?", "🍋½"):
         pipeline.chat(odd, max_new_tokens=2)
 
 

@@ -18,11 +18,12 @@ def span(answer, phrase, ids):
 
 
 def turns_of(names, ids):
-    """Turns of several kinds about two things, the first of them on the left."""
+    """Turns of several kinds about two things, the first of them on the left; names without ids mean what is not there."""
     left, right = names
     listed, where = f"I see a {left} and a {right}.", f"The {left} is on the left."
     count, refer = "There are two objects.", f"{right}. {left} left of the {right}."
     relational = f"{left} left of the {right}"
+    absence, mistake, absent = "No, there is no black pan.", "The pan is here.", f"black pan. {left}."
     return [
         {"kind": "list", "question": "What do you see?", "answer": listed,
          "spans": [span(listed, left, ids[:1]), span(listed, right, ids[1:])]},
@@ -32,9 +33,13 @@ def turns_of(names, ids):
                    span(f"The {left} is left of the {right}.", right, ids[1:])]},
         {"kind": "count", "question": "How many objects are there?", "answer": count,
          "spans": [span(count, "two objects", ids)]},
-        {"kind": "absence", "question": "Is there a black pan?", "answer": "No, there is no black pan.", "spans": []},
+        {"kind": "absence", "question": "Is there a black pan?", "answer": absence,
+         "spans": [span(absence, "black pan", [])]},
         {"kind": "refer", "question": "Please give me a description of the image.", "answer": refer,
          "spans": [span(refer, right, ids[1:]), span(refer, relational, ids[:1])]},
+        {"kind": "refer_absent", "question": "Please give me a description of the image.", "answer": absent,
+         "spans": [span(absent, "black pan", []), span(absent, left, ids[:1])]},
+        {"kind": "mistake", "question": "Where is the pan?", "answer": mistake, "spans": [span(mistake, "pan", [])]},
     ]  # fmt: skip
 
 

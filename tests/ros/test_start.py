@@ -112,7 +112,7 @@ def test_real_pipeline_answers(tiny, size, refer):
     assert reply.durations.lmm > 0
 
 
-@pytest.mark.parametrize("text", ["柠檬在哪里？", "🍋" * 100, "USER: ASSISTANT:", "x" * 500])
+@pytest.mark.parametrize("text", ["柠檬在哪里？", "é" * 200, "USER: ASSISTANT:", "x" * 500])
 @pytest.mark.parametrize("refer", [False, True], ids=["chat", "refer"])
 def test_real_pipeline_survives_unusual_words(tiny, text, refer):
     tiny.show()
@@ -121,6 +121,15 @@ def test_real_pipeline_survives_unusual_words(tiny, text, refer):
         assert reply.status == GroundedAnswer.STATUS_BAD_COMMAND
         assert reply.reason.startswith("the command cannot be used: text: expected at most ")
     assert tiny.ask("hello").status == GroundedAnswer.STATUS_ANSWERED
+
+
+@pytest.mark.parametrize("text", ["???", "🍋" * 3])
+@pytest.mark.parametrize("refer", [False, True], ids=["chat", "refer"])
+def test_commands_without_a_letter_or_digit_are_refused(tiny, text, refer):
+    tiny.show()
+    reply = tiny.ask(text, refer=refer)
+    expected = f"the command cannot be used: text: expected at least one letter or digit, got '{text}'"
+    assert (reply.status, reply.reason, reply.answer) == (GroundedAnswer.STATUS_BAD_COMMAND, expected, "")
 
 
 @pytest.mark.parametrize(("text", "marker"), [("<image>", "<image>"), ("where is <image> it", "<image>"), ("</s>", "</s>")])
