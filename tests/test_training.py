@@ -1,4 +1,4 @@
-"""The trainers: data sets on disk, packing, losses, the loop's promise to go on exactly, and each stage on a few pictures."""
+"""The trainers: data sets on disk, losses, the loop's promise to go on exactly, and each stage on a few pictures."""
 
 import json
 import math
@@ -20,27 +20,14 @@ from flmm_core.pipeline import GroundingPipeline
 from flmm_core.training.heads import HeadsSettings, train_heads
 from flmm_core.training.loop import LoopConfig, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
-from flmm_tabletop import vision_tower
-from flmm_tabletop.training import packed_turns
 from flmm_tabletop.training.frames import load_frames, normalised
-from flmm_tabletop.training.lmm import (
-    ALIGNED_LAYERS,
-    IGNORED,
-    LmmSettings,
-    Packer,
-    align_words,
-    answer_loss,
-    build_lmm,
-    build_tokenizer,
-    hidden_states,
-    train_lmm,
-)
-from flmm_tabletop.training.packed_turns import Packing
-from flmm_tabletop.training.sam import SamSettings, imitate_coarse, train_sam
-from flmm_tabletop.training.tower import TowerSettings, WordVotes, train_tower
+from flmm_tabletop.training.lmm import train_lmm
+from flmm_tabletop.training.sam import imitate_coarse, train_sam
+from flmm_tabletop.training.settings import LmmSettings, SamSettings, TowerSettings
+from flmm_tabletop.training.tower import WORDS, train_tower
 
 CPU = torch.device("cpu")
-TINY = {"hidden_size": 32, "layers": 2, "heads": 2, "head_size": 16, "intermediate_size": 64, "vocabulary": 320}
+TINY = {"hidden_size": 96, "layers": 3, "heads": 2, "head_size": 16, "intermediate_size": 64, "vocabulary": 320}
 
 
 @pytest.fixture(scope="module")
@@ -109,67 +96,6 @@ def llava(tmp_path_factory):
     from tiny_models import save_llava
 
     return load_lmm(save_llava(tmp_path_factory.mktemp("llava"), tower="tabletop"), device=CPU, dtype=torch.float32)
-
-
-# --- packing ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def packed(data, pictures):
-    """Two pictures' turns, packed, with a model to read them."""
-    torch.manual_seed(0)
-    settings = LmmSettings(data=data, val=data, tower=data, short_turns=4, short_length=24, long_turns=2, **TINY)
-    tokenizer = build_tokenizer((turn for picture in pictures for turn in picture.turns), settings.vocabulary)
-    model = build_lmm(tokenizer, settings).eval()
-    packer = Packer(model, tokenizer, settings)
-    encoded = [packer.encode(picture.turns) for picture in pictures[:2]]
-    batch = packer.pack(encoded, np.random.default_rng(0))
-    pixels = normalised(load_frames(data, pictures, model.config.vision_config.image_size)[:2], CPU)
-    return model, packer, batch, pixels
-
-
-def test_a_packed_turn_is_the_prompt_of_the_family(packed, pictures):
-    _, packer, batch, _ = packed
-    said = {turn.question: turn for turn in pictures[0].turns}
-    turns = [turn for turn in batch.turns[0] if turn is not None]
-    assert len(turns) >= 4 and len(batch.turns[0]) == 6 and len({len(turn.ids) > 24 for turn in turns}) == 2
-    for turn in turns:
-        text = packer.tokenizer.decode(turn.ids)
-        question, answer = text.split(" ASSISTANT:")
-        assert answer == f" {said[question.strip()].answer}</s>"
-        assert packer.tokenizer.decode(turn.ids[turn.answer :]).strip() == f"{said[question.strip()].answer}</s>"
-    full = packer.tokenizer(f"USER: <image>\n{turns[0].kind} ASSISTANT:").input_ids
-    assert tuple(full[: len(packer.prefix_ids)]) == packer.prefix_ids
-    assert (batch.labels != IGNORED).sum() == sum(len(t.ids) - t.answer for row in batch.turns for t in row if t is not None)
-
-
-@torch.no_grad()
-def test_packed_attention_is_causal_attention_of_each_turn(packed):
-    model, packer, batch, pixels = packed
-    model.set_attn_implementation({"text_config": packed_turns.NAME})
-    together = model.lm_head(hidden_states(model, pixels, batch))
-    model.set_attn_implementation({"text_config": "sdpa"})
-    widths = [length for count, length in batch.packing.groups for _ in range(count)]
-    losses, checked = [], 0
-    for row, own in enumerate(batch.turns):
-        start = 0
-        for turn, width in zip(own, widths, strict=True):
-            if turn is not None:
-                ids = [*batch.prefix_ids[:-1], *[packer.image_id] * packer.image_tokens, *turn.ids]
-                alone = model(input_ids=torch.tensor([ids]), pixel_values=pixels[row : row + 1]).logits[0, -len(turn.ids) :]
-                assert torch.allclose(together[row, start : start + len(turn.ids)], alone, atol=1e-5)
-                targets = torch.tensor(turn.ids[turn.answer :])
-                losses.append(nn.functional.cross_entropy(alone[turn.answer - 1 : -1], targets, reduction="sum"))
-                checked += len(targets)
-            start += width
-    model.set_attn_implementation({"text_config": packed_turns.NAME})
-    assert float(answer_loss(model, pixels, batch)) == pytest.approx(float(sum(losses)) / checked, rel=1e-5)
-
-
-def test_positions_continue_the_prefix():
-    packing = Packing(3, ((2, 2), (1, 4)))
-    assert packing.length == 11
-    assert packing.positions(CPU).tolist() == [[0, 1, 2, 3, 4, 3, 4, 3, 4, 5, 6]]
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------------
@@ -244,6 +170,23 @@ def test_the_learning_rate_changes_the_result(tmp_path):
     assert not torch.equal(one["0.weight"], other["0.weight"])
 
 
+def test_the_learning_rate_over_time(tmp_path):
+    module = nn.Linear(1, 1)
+    rates = {}
+    for fall in (0.0, 0.5):
+        loop = LoopConfig(steps=10, learning_rate=2.0, warmup=0.2, fall=fall)
+        optimizer = adamw(parameter_groups(module.parameters(), loop), loop)
+        rates[fall] = []
+
+        def loss_at(_, optimizer=optimizer, seen=rates[fall]):
+            seen.append(optimizer.param_groups[0]["lr"])
+            return {"loss": module.weight.sum()}
+
+        train(module, loss_at, out=tmp_path / str(fall), config=loop, settings=loop, device=CPU, optimizers=[optimizer])
+    assert rates[0.5] == pytest.approx([1, 2, 2, 2, 2, 2, 1.6, 1.2, 0.8, 0.4])
+    assert rates[0.0] == pytest.approx([1, 2] + [1 + math.cos(math.pi * i / 8) for i in range(8)])
+
+
 def test_a_run_goes_on_under_its_own_configuration_only(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(Stop):
@@ -283,34 +226,6 @@ def test_bad_loops(tmp_path):
         )  # fmt: skip
 
 
-# --- the start of the LMM --------------------------------------------------------------------------------------------------
-
-
-def test_words_look_at_the_cells_that_vote_for_them(data, pictures):
-    torch.manual_seed(0)
-    words = tuple(sorted({word for picture in pictures for name in picture.names for word in (name, *name.split())}))
-    settings = LmmSettings(data, data, data, **{**TINY, "hidden_size": 224, "layers": 3})
-    tokenizer = build_tokenizer((turn for picture in pictures for turn in picture.turns), 640)
-    model = build_lmm(tokenizer, settings).eval()
-    weight = torch.nn.functional.normalize(torch.randn(len(words), 192), dim=1)
-    positions = vision_tower.position_code(16, 32)
-    things = dict(zip([word for word in words if " " not in word], torch.randperm(256).tolist(), strict=False))
-    content = 0.3 * torch.randn(256, 192)
-    for word, cell in things.items():
-        content[cell] += 12 * weight[words.index(word)]
-    features = torch.cat([content, positions], 1)
-    align_words(model, tokenizer, WordVotes(words, weight, torch.full((len(words),), -10.0)), features)
-    model.set_attn_implementation("eager")
-    picture = model.model.multi_modal_projector(features)
-    for word, cell in things.items():
-        (said,) = tokenizer(" " + word, add_special_tokens=False).input_ids
-        embedded = torch.cat([picture, model.get_input_embeddings()(torch.tensor([said]))])[None]
-        attentions = model.model.language_model(inputs_embeds=embedded, output_attentions=True).attentions
-        for layer in ALIGNED_LAYERS:
-            pointing = [attention[-1, :256].argmax() == cell for attention in attentions[layer][0]]
-            assert any(pointing), (word, layer)
-
-
 # --- the stages, one after the other ---------------------------------------------------------------------------------------
 
 
@@ -319,12 +234,8 @@ def runs(data, tmp_path_factory):
     """A model of all four stages, two steps each; every stage takes the results of those before."""
     root = tmp_path_factory.mktemp("runs")
     loop = LoopConfig(steps=2, learning_rate=1e-3, bf16=False)
-    train_tower(root / "tower", TowerSettings(data, data, batch=4), loop, CPU)
-    train_lmm(
-        root / "lmm",
-        LmmSettings(data, data, root / "tower" / "tower", batch=2, short_turns=3, **{**TINY, "hidden_size": 224}),
-        loop, CPU,
-    )  # fmt: skip
+    train_tower(root / "tower", TowerSettings(data, data, batch=4, vote_steps=2), loop, CPU)
+    train_lmm(root / "lmm", LmmSettings(data, data, root / "tower" / "tower", batch=2, **TINY), loop, CPU)
     train_sam(root / "sam", SamSettings(data, data, batch=1, objects=1), loop, CPU)
     settings = HeadsSettings(
         data, data, root / "lmm" / "lmm", root / "sam" / "sam", pictures=8, turns=4, batch=2, base_channels=4
@@ -336,11 +247,14 @@ def runs(data, tmp_path_factory):
 def test_tower_and_lmm_load(runs, pictures):
     tower = AutoModel.from_pretrained(runs / "tower" / "tower")
     lmm = FrozenLmm.from_pretrained(runs / "lmm" / "lmm")
-    assert set(tower.state_dict()) == set(lmm.model.model.vision_tower.state_dict())
+    assert tuple(tower.config.words) == WORDS and len(WORDS) == 24
+    kept = lmm.model.model.vision_tower.state_dict()
+    assert all(torch.allclose(kept.pop(name), value, rtol=1e-3, atol=1e-3) for name, value in tower.state_dict().items())
+    assert not kept
     image = lmm.encode_image(Image.fromarray(pictures[0].image()))
     trace = lmm.generate(image, "What do you see?", max_new_tokens=4)
     assert len(trace.token_ids) <= 4 and not lmm.model.training
-    assert trace.merged_attention([(0, 1)]).shape[1] == 4 if trace.token_ids else True
+    assert trace.merged_attention([(0, 1)]).shape[1] == TINY["layers"] * TINY["heads"] if trace.token_ids else True
     answer = pictures[0].turns[0].answer
     assert lmm.read_answer(image, "What do you see?", answer).text == answer
 
@@ -352,6 +266,6 @@ def test_the_whole_model_grounds(runs, pictures):
     pipeline.set_image(pictures[0].image())
     (found,) = pipeline.refer("the red mug").phrases
     assert found.mask.shape == (HEIGHT, WIDTH)
-    for stage in ("tower", "lmm", "sam", "heads"):
+    for stage in ("tower", "tower/votes", "lmm", "sam", "heads"):
         figures = [json.loads(line) for line in (runs / stage / "log.jsonl").read_text().splitlines()]
         assert all(math.isfinite(value) for line in figures for value in line.values())

@@ -64,7 +64,7 @@ def save_llava(folder: Path, *, kv_heads: int = 4, tower: str = "clip", seed: in
             stage_widths=[8, 16, 32],
             stage_blocks=[1, 1, 1],
             position_channels=8,
-            hidden_size=40,
+            hidden_size=9,
         )
         layer, strategy = -1, "full"
     config = LlavaConfig(

@@ -132,6 +132,8 @@ def _schedule(step: int, config: LoopConfig) -> float:
     warmup = max(1, round(config.warmup * config.steps))
     if step < warmup:
         return (step + 1) / warmup
+    if config.fall > 0:
+        return min(1.0, (config.steps - step) / (config.fall * config.steps))
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
 
 

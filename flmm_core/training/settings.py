@@ -34,7 +34,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class LoopConfig(Checked):
-    """How long and how fast; the learning rate warms up linearly and falls to zero on a cosine."""
+    """How long and how fast; the learning rate warms up linearly and falls to zero, on a cosine unless told otherwise."""
 
     steps: int = field(metadata=option("steps of the optimiser", minimum=1))
     learning_rate: float = field(metadata=option("the highest"))
@@ -44,6 +44,8 @@ class LoopConfig(Checked):
     beta1: float = 0.9
     warmup: float = 0.03
     """Share of the steps."""
+    fall: float = 0.0
+    """Share of the steps, the last ones, over which the learning rate falls linearly; up to them it stays. 0: a cosine."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     checkpoint_seconds: float = 180.0

@@ -55,7 +55,7 @@ def load_frames(folder: Path, pictures: Sequence[Picture], frame: int) -> np.nda
 
 def normalised(frames: np.ndarray, device: torch.device) -> torch.Tensor:
     """Frames ``[b, frame, frame, 3]`` uint8 as pixel values ``[b, 3, frame, frame]`` float32, channels last in memory."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2).float().div_(255)
+    pixels = torch.from_numpy(np.array(frames)).to(device).permute(0, 3, 1, 2).float().div_(255)
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (MEAN, STD))
     return pixels.sub_(mean).div_(std)
 

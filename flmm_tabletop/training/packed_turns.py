@@ -6,7 +6,8 @@ runs unchanged: the rule below is an attention implementation, chosen through th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +35,16 @@ class Packing:
         return torch.cat([torch.arange(self.prefix), *turns])[None].to(device)
 
 
+@dataclass(frozen=True)
+class WatchedHeads:
+    """Keeps, with gradients, what one head of some layers attends to in the prefix; for one pass of the decoder."""
+
+    heads: Mapping[int, int]
+    """Layer to head."""
+    seen: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Layer to attention ``[b, tokens of the turns, prefix]``; filled by the pass."""
+
+
 def packed_attention(
     module: Any,
     query: torch.Tensor,
@@ -43,6 +54,7 @@ def packed_attention(
     *,
     scaling: float,
     packing: Packing,
+    watched: WatchedHeads | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Queries, keys and values ``[b, heads, packing.length, head size]`` to ``[b, packing.length, heads, head size]``."""
@@ -50,16 +62,24 @@ def packed_attention(
     key_p, value_p = key[:, :, :prefix], value[:, :, :prefix]
     outputs = [F.scaled_dot_product_attention(query[:, :, :prefix], key_p, value_p, is_causal=True, scale=scaling)]
     start = prefix
+    head = None if watched is None else watched.heads.get(module.layer_idx)
+    seen = []
     for count, length in packing.groups:
         part = slice(start, start + count * length)
-        outputs.append(_turns(query[:, :, part] * scaling, key[:, :, part], value[:, :, part], key_p, value_p, count))
+        output, weights = _turns(query[:, :, part] * scaling, key[:, :, part], value[:, :, part], key_p, value_p, count)
+        outputs.append(output)
+        if head is not None:
+            seen.append(weights[:, head, ..., :prefix].flatten(1, 2))
         start = part.stop
+    if watched is not None and head is not None:
+        watched.seen[module.layer_idx] = torch.cat(seen, 1)
     return torch.cat(outputs, 2).transpose(1, 2), None
 
 
 def _turns(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, key_p: torch.Tensor, value_p: torch.Tensor, count: int
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs ``[b, heads, count * length, head size]`` and weights ``[b, heads, count, length, prefix + length]``."""
     prefix, shape = key_p.shape[2], query.shape
     query_t, key_t, value_t = (x.unflatten(2, (count, -1)) for x in (query, key, value))
     length = query_t.shape[3]
@@ -68,7 +88,7 @@ def _turns(
     seen = (query @ key_p.transpose(-1, -2)).unflatten(2, (count, length))
     weights = torch.cat([seen, own], -1).softmax(-1)
     from_prefix = (weights[..., :prefix].flatten(2, 3) @ value_p).view(shape)
-    return from_prefix + (weights[..., prefix:] @ value_t).view(shape)
+    return from_prefix + (weights[..., prefix:] @ value_t).view(shape), weights
 
 
 AttentionInterface.register(NAME, packed_attention)

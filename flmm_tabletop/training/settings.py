@@ -19,6 +19,11 @@ class TowerSettings(StageSettings):
     LOOP: ClassVar[LoopConfig] = LoopConfig(steps=5000, learning_rate=2e-3, weight_decay=0.05)
 
     batch: int = field(default=32, metadata=option("pictures of a step", minimum=1))
+    vote_steps: int = field(
+        default=1200, metadata=option("steps of the fit of the votes, once the cells are learnt", minimum=1)
+    )
+    vote_batch: int = 64
+    """Pictures of a step of that fit."""
     seed: int = field(default=0, metadata=option(SEED, minimum=0))
 
 
@@ -26,18 +31,23 @@ class TowerSettings(StageSettings):
 class LmmSettings(StageSettings):
     """Stage 2: the LMM."""
 
-    LOOP: ClassVar[LoopConfig] = LoopConfig(steps=6000, learning_rate=1.5e-3, weight_decay=0.05, beta2=0.98)
+    LOOP: ClassVar[LoopConfig] = LoopConfig(
+        steps=7000, learning_rate=2e-3, weight_decay=0.05, beta2=0.98, warmup=0.015, fall=0.5
+    )
 
     tower: Path = field(default=Path("runs/tower/tower"), metadata=option("the trained vision tower", earlier=True))
     batch: int = field(default=8, metadata=option("pictures of a step", minimum=1))
-    short_turns: int = 12
-    """Turns of at most ``short_length`` tokens for each picture."""
-    short_length: int = 24
-    long_turns: int = 1
+    turns: tuple[tuple[int, int], ...] = ((8, 20), (6, 28), (2, 42), (1, 60))
+    """Most turns of a picture in one step, and most tokens of each: a turn goes where it fits most closely."""
+    matrix_rate: float = field(
+        default=4e-3, metadata=option("highest learning rate of the decoder's matrices, which Muon trains")
+    )
+    embedding_rate: float = field(default=4e-3, metadata=option("highest learning rate of the embeddings, which do not decay"))
+    looking: float = field(default=0.1, metadata=option("weight of the losses on where heads look"))
     seed: int = field(default=0, metadata=option(SEED, minimum=0))
-    hidden_size: int = 224
-    layers: int = 7
-    heads: int = 7
+    hidden_size: int = 192
+    layers: int = 6
+    heads: int = 6
     head_size: int = 32
     intermediate_size: int = 512
     vocabulary: int = 1024

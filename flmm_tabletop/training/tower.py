@@ -1,114 +1,132 @@
 """First stage of flmm-tabletop: the vision tower learns which things are in a picture, from their names alone.
 
 Each cell of the grid votes for every word (a colour, a kind, a colour with a kind, "object"); the votes are summed over the
-picture and compared with the number of things of which the word is true. Where a thing is, is never told.
+picture and compared with the number of things of which the word is true. Where a thing is, is never told. The convolutions
+learn first, by every word; then the tower's own votes, for single words alone, are fitted to what its cells have come to show.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 from flmm_core.data.dataset import Picture, read_dataset
-from flmm_core.training.loop import LoopConfig, Losses, adamw, parameter_groups, train
+from flmm_core.training.loop import Losses, adamw, parameter_groups, train
+from flmm_core.training.settings import LoopConfig
+from flmm_sim.scene import COLORS, KINDS
 from flmm_tabletop.training.frames import load_frames, normalised, rebrightened
-from flmm_tabletop.vision_tower import TabletopTower, TabletopTowerConfig
+from flmm_tabletop.training.settings import TowerSettings
+from flmm_tabletop.vision_tower import ANY, TabletopTower, TabletopTowerConfig
 
-ANY = "object"
-"""The word that is true of every thing."""
+WORDS = tuple(sorted((*KINDS, *COLORS, ANY)))
+"""What a tower votes for: no pair of words, so that who names a red mug must bring red and mug together by looking."""
 
-
-@dataclass(frozen=True)
-class TowerSettings:
-    """What the stage depends on beside its loop."""
-
-    data: Path
-    val: Path
-    batch: int = 32
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class WordVotes:
-    """How the content of a cell votes for words: the logarithm of how many things it adds to a word's number."""
-
-    words: tuple[str, ...]
-    weight: torch.Tensor
-    """``[words, content channels]``."""
-    bias: torch.Tensor
-    """``[words]``."""
-
-    _FILE = "words.safetensors"
-
-    def save(self, folder: Path) -> None:
-        """Write them beside a tower."""
-        metadata = {"words": json.dumps(self.words)}
-        save_file({"weight": self.weight.contiguous(), "bias": self.bias}, folder / self._FILE, metadata)
-
-    @classmethod
-    def load(cls, folder: Path) -> WordVotes:
-        """Read what :meth:`save` wrote, on the CPU."""
-        with safe_open(folder / cls._FILE, "pt") as file:
-            words = json.loads(file.metadata()["words"])
-            return cls(tuple(words), file.get_tensor("weight"), file.get_tensor("bias"))
+VOTE_RATE = 1e-2
+"""Learning rate of the fit of the votes; it falls linearly from the first step."""
 
 
 class WordDetector(nn.Module):
-    """The tower with one vote for each cell and word."""
+    """The tower's cells with one vote for each cell and word."""
 
-    def __init__(self, tower: TabletopTower, words: int) -> None:
+    def __init__(self, tower: TabletopTower, votes: nn.Linear) -> None:
         super().__init__()
         self.tower = tower
-        self.votes = nn.Linear(tower.content_channels, words)
+        self.votes = votes
         # Summed over some hundred cells, this starts every word near zero.
         nn.init.constant_(self.votes.bias, -8.0)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixel values ``[b, 3, frame, frame]`` to the logarithms of the numbers of things for each word, ``[b, words]``."""
-        content = self.tower(pixel_values).last_hidden_state[..., : self.tower.content_channels]
-        return self.votes(content).float().logsumexp(1)
+        return self.votes(self.tower.content(pixel_values)).float().logsumexp(1)
 
 
 def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: torch.device) -> None:
-    """Train the tower and save it in ``out/tower`` (Hugging Face layout), and how its cells vote for words beside it."""
+    """Train the tower and save it in ``out/tower`` (Hugging Face layout); the fit of its votes has its log in ``out/votes``."""
     torch.manual_seed(settings.seed)
-    config = TabletopTowerConfig()
+    config = TabletopTowerConfig(words=WORDS, hidden_size=len(WORDS) + TabletopTowerConfig.position_channels)
     pictures, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))
-    vocabulary = sorted({word for picture in pictures for word in _words(picture)})
     frames = load_frames(settings.data, pictures, config.image_size)
-    targets = _targets(pictures, vocabulary)
-    model = WordDetector(TabletopTower(config), len(vocabulary)).to(device)
-    model.to(memory_format=torch.channels_last)
+    val_frames = load_frames(settings.val, held_out, config.image_size)
+    tower = TabletopTower(config)
+    vocabulary = sorted({word for picture in pictures for word in _words(picture)})
+    model = WordDetector(tower, nn.Linear(config.stage_widths[-1], len(vocabulary)))
+    model.to(device).to(memory_format=torch.channels_last)
+    tower.votes.requires_grad_(False)
+    targets, val_targets = count_targets(pictures, vocabulary), count_targets(held_out, vocabulary)
 
     def loss_at(step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, step])
-        index = rng.choice(len(pictures), settings.batch, replace=False)
-        pixels = normalised(frames[np.sort(index)], device)
+        index = np.sort(rng.choice(len(pictures), settings.batch, replace=False))
+        pixels = normalised(frames[index], device)
         flip = torch.from_numpy(rng.random(settings.batch) < 0.5).to(device)
-        pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
-        pixels = rebrightened(pixels, rng)
-        logits = model.train()(pixels.contiguous(memory_format=torch.channels_last))
-        return {"words": F.poisson_nll_loss(logits, targets[np.sort(index)].to(device)) * 10}
-
-    val_frames, val_targets = load_frames(settings.val, held_out, config.image_size), _targets(held_out, vocabulary)
+        pixels = rebrightened(torch.where(flip[:, None, None, None], pixels.flip(-1), pixels), rng)
+        return {"words": _count_loss(model.train(), pixels, targets[index])}
 
     def measure(_: int) -> dict[str, float]:
         return _measure(model.eval(), val_frames, val_targets, device)
 
     optimizer = adamw(parameter_groups(model.parameters(), loop), loop)
     train(model, loss_at, out=out, config=loop, settings=settings, device=device, optimizers=[optimizer], every=(500, measure))
-    model.tower.save_pretrained(out / "tower")
-    WordVotes(tuple(vocabulary), model.votes.weight.detach(), model.votes.bias.detach()).save(out / "tower")
+    tower.requires_grad_(False)
+    tower.votes.requires_grad_(True)
+    fit_votes(
+        tower,
+        (frames, count_targets(pictures, WORDS)),
+        (val_frames, count_targets(held_out, WORDS)),
+        out / "votes",
+        settings,
+        loop,
+    )
+    tower.save_pretrained(out / "tower")
+
+
+def fit_votes(
+    tower: TabletopTower,
+    learnt: tuple[np.ndarray, torch.Tensor],
+    held_out: tuple[np.ndarray, torch.Tensor],
+    out: Path,
+    settings: TowerSettings,
+    loop: LoopConfig,
+) -> None:
+    """Fit ``tower.votes``, the only part that requires a gradient, to what the finished cells show.
+
+    Args:
+        tower: with trained convolutions.
+        learnt: frames ``[pictures, frame, frame, 3]`` uint8, and the numbers of things ``[pictures, words]`` as float32.
+        held_out: the same of the pictures to measure on.
+        out: folder of log and checkpoint.
+        settings: of the stage.
+        loop: of the stage; what concerns neither steps nor rates is taken from it.
+    """
+    frames, targets = learnt
+    detector = WordDetector(tower, tower.votes).eval()
+
+    def loss_at(step: int) -> Losses:
+        rng = np.random.default_rng([settings.seed, 5, step])
+        index = np.sort(rng.choice(len(frames), min(settings.vote_batch, len(frames)), replace=False))
+        return {"words": _count_loss(detector, normalised(frames[index], tower.device), targets[index])}
+
+    def measure(_: int) -> dict[str, float]:
+        return _measure(detector, *held_out, tower.device)
+
+    config = replace(loop, steps=settings.vote_steps, learning_rate=VOTE_RATE, weight_decay=0.0, warmup=0.0, fall=1.0)
+    optimizer = adamw(parameter_groups(tower.parameters(), config), config)
+    train(
+        detector, loss_at, out=out, config=config, settings=settings, device=tower.device, optimizers=[optimizer],
+        every=(400, measure),
+    )  # fmt: skip
+
+
+def _count_loss(model: WordDetector, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logarithms = model(pixels.contiguous(memory_format=torch.channels_last))
+    return F.poisson_nll_loss(logarithms, targets.to(logarithms.device)) * 10
 
 
 def _words(picture: Picture) -> Counter[str]:
@@ -116,7 +134,7 @@ def _words(picture: Picture) -> Counter[str]:
     return Counter(word for name in picture.names for word in (name, *name.split(), ANY))
 
 
-def _targets(pictures: Sequence[Picture], vocabulary: Sequence[str]) -> torch.Tensor:
+def count_targets(pictures: Sequence[Picture], vocabulary: Sequence[str]) -> torch.Tensor:
     """``[pictures, words]`` float32, the number of things of which the word is true."""
     index = {word: i for i, word in enumerate(vocabulary)}
     targets = torch.zeros(len(pictures), len(vocabulary))
