@@ -13,7 +13,7 @@ from tiny_models import save_model
 
 from flmm_cli.model_options import load_pipeline
 from flmm_core.config import GroundingConfig
-from flmm_core.data.dataset import MISTAKE, REFER, REFER_ABSENT, Span, Turn, read_dataset
+from flmm_core.data.dataset import REFER, REFER_ABSENT, Span, Turn, read_dataset
 from flmm_core.drawing.attention_figure import CELL, draw_attention
 from flmm_core.errors import LoadError
 from flmm_core.evaluation import metrics
@@ -41,22 +41,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(data):
-    return [with_absences(picture) for picture in read_dataset(data)]
-
-
-def with_absences(picture):
-    """As the language has them: names of what is not there, in a true answer, in refer mode and in a wrong answer."""
-    named = []
-    for turn in picture.turns:
-        if turn.kind == "absence":
-            start = turn.answer.index("black pan")
-            turn = replace(turn, spans=(Span(start, start + len("black pan"), ()),))
-        named.append(turn)
-    prompt = GroundingConfig.refer_prompt
-    words = f"black pan. {picture.names[0]}."
-    refer = Turn(REFER_ABSENT, prompt, words, (Span(0, 9, ()), Span(11, len(words) - 1, (0,))))
-    mistake = Turn(MISTAKE, "Where is the pan?", "The pan is here.", (Span(4, 7, ()),))
-    return replace(picture, turns=(*named, refer, mistake))
+    return list(read_dataset(data))
 
 
 @pytest.fixture(scope="module")
