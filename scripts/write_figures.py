@@ -1,0 +1,173 @@
+"""Writes the measured figures into README.md and MODEL_CARD.md.
+
+A block of figures stands between the comments ``<!-- figures: NAME -->`` and ``<!-- end of figures -->``. It is made of the
+files that the commands in ``COMMANDS`` write, and of nothing else; what was not measured is said to be so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "MODEL_CARD.md")
+EVALUATION, ATTENTION, OTHER_WORDS = "docs/eval_tabletop.json", "docs/attention.json", "docs/other_words.json"
+ATTENTION_PICTURE = "docs/images/attention.png"
+COMMANDS = {
+    EVALUATION: f"flmm eval tabletop --json {EVALUATION}",
+    ATTENTION: f"flmm attention --out {ATTENTION_PICTURE} --json {ATTENTION}",
+    OTHER_WORDS: f"python scripts/measure_other_words.py --json {OTHER_WORDS}",
+}
+"""What writes each file."""
+
+SUMMARY = (
+    "answers: ",
+    "right chat answers and refer names: cIoU, U-Net",
+    "chat: cIoU, SAM",
+    "chat, right answers: cIoU, SAM",
+    "refer: cIoU, SAM",
+    "absence without mask: ",
+    "selector: F1 of phrases",
+)
+"""The rows of the evaluation that the README shows; a name that ends in a blank stands for all that begin so."""
+HEADS_SHOWN = 8
+"""Attention heads in the card, the best ones."""
+
+Report = Mapping[str, Any]
+
+_BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.S)
+
+
+def summary(report: Report) -> list[str]:
+    """The rows of the evaluation that the README shows.
+
+    Raises:
+        ValueError: the evaluation lacks one of them.
+    """
+    chosen = []
+    for name in SUMMARY:
+        found = [row for row in report["rows"] if row["figure"] == name or (name[-1] == " " and row["figure"].startswith(name))]
+        if not found:
+            raise ValueError(f"{EVALUATION}: expected a row {name!r}, got none")
+        chosen += found
+    return _evaluation(report, chosen)
+
+
+def evaluation(report: Report) -> list[str]:
+    """All rows of the evaluation."""
+    return _evaluation(report, report["rows"])
+
+
+def attention(report: Report) -> list[str]:
+    """The attention heads that point best, and the drawing of their maps."""
+    random = report["random"]
+    rows = [
+        (
+            f"layer {head['layer']}, head {head['head']}",
+            f"{head['pointing']:.3f}",
+            f"{head['low']:.3f} to {head['high']:.3f}",
+            f"{head['attention']:.3f}",
+        )
+        for head in report["heads"][:HEADS_SHOWN]
+    ]
+    rows.append(("a random point; attention spread evenly", f"{random['pointing']:.3f}", "", f"{random['attention']:.3f}"))
+    return [
+        f"Measured by `{report['command']}` on {report['names']:,} names in {report['pictures']} pictures;"
+        f" the best {len(rows) - 1} of {len(report['heads'])} heads.",
+        "",
+        *_table(("Head", "Peak on the thing", "95 % interval", "Share of its attention on the thing"), rows),
+        "",
+        f"![Attention maps of the heads that point best, beside the masks that come of them]({ATTENTION_PICTURE})",
+    ]
+
+
+def other_words(report: Report) -> list[str]:
+    """How the LMM gets out of words that are no question about its world."""
+    rows = [
+        (
+            name,
+            f"{group['texts']:,}",
+            *(f"{group[count] / group['texts']:.3f}" for count in ("ended", "cut", "declined")),
+            str(group["longest_answer_tokens"]),
+        )
+        for name, group in report["groups"].items()
+    ]
+    header = ("Texts", "n", "Ended by itself", "Cut", "Said that it does not know or understand", "Longest answer, tokens")
+    upper = report["upper_case"]
+    return [
+        f"Measured by `{report['command']}` on scenes of `{report['pictures']}`.",
+        "",
+        *_table(header, rows),
+        "",
+        f"Of {upper['pairs']} questions about the table, {upper['same'] / upper['pairs']:.3f} got the same answer in upper case"
+        " as in lower case.",
+    ]
+
+
+BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
+    "summary": (EVALUATION, summary),
+    "evaluation": (EVALUATION, evaluation),
+    "attention": (ATTENTION, attention),
+    "other_words": (OTHER_WORDS, other_words),
+}
+"""Of each block the file that it is made of, and what makes its lines."""
+
+
+def _evaluation(report: Report, rows: Sequence[Report]) -> list[str]:
+    measured = f"Measured by `{report['command']}` on {report['pictures']} scenes (`{report['data']}`)."
+    cells = [(row["figure"], *_figure(row), f"{row['count']:,}") for row in rows]
+    return [measured, "", *_table(("Figure", "Value", "95 % interval", "n"), cells)]
+
+
+def _figure(row: Report) -> tuple[str, str]:
+    """A value and its interval."""
+    if row["value"] is None:
+        return "-", "-"
+    return f"{row['value']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (header, ("---",) * len(header), *rows)]
+
+
+def written(text: str, reports: Mapping[str, Report]) -> str:
+    """A document with its blocks of figures made anew.
+
+    Args:
+        text: the document.
+        reports: by the names in ``COMMANDS``, those that are there.
+
+    Raises:
+        ValueError: the document has a block of another name.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        begin, name, end = match.groups()
+        if name not in BLOCKS:
+            raise ValueError(f"block of figures: expected one of {', '.join(BLOCKS)}, got {name!r}")
+        source, lines = BLOCKS[name]
+        made = lines(reports[source]) if source in reports else [f"Not measured yet. `{COMMANDS[source]}` measures it."]
+        return "\n".join([begin, *made, "", end])
+
+    return _BLOCK.sub(block, text)
+
+
+def read_reports(root: Path) -> dict[str, Report]:
+    """The files of measured figures that are there."""
+    return {name: json.loads((root / name).read_text(encoding="utf-8")) for name in COMMANDS if (root / name).is_file()}
+
+
+def main() -> None:
+    """Rewrite the documents."""
+    reports = read_reports(ROOT)
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(written(path.read_text(encoding="utf-8"), reports), encoding="utf-8")
+        print(f"{name}: made of {', '.join(reports) or 'nothing, as nothing was measured'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Reads the documents: sections, tables, code blocks, links, commands, the file tree."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README, REFERENCE, CARD, CHANGELOG = "README.md", "docs/reference.md", "MODEL_CARD.md", "CHANGELOG.md"
+DOCUMENTS = (README, REFERENCE, CARD, "CONTRIBUTING.md", CHANGELOG)
+PACKAGES = ("flmm_core", "flmm_tabletop", "flmm_ros", "flmm_sim", "flmm_cli")
+
+
+def document(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def section(text, *titles):
+    """The lines under a heading, and under a heading below that one, up to the next of the same or a higher level."""
+    for title in titles:
+        found = re.search(rf"^(#+) {re.escape(title)}$", text, re.M)
+        assert found, f"no heading {title!r}"
+        text = text[found.end() :]
+        end = re.search(rf"^#{{1,{len(found[1])}}} ", outside_code(text), re.M)
+        text = text[: end.start()] if end else text
+    return text
+
+
+def outside_code(text):
+    """The text with the insides of code blocks blanked, character for character."""
+    return re.sub(r"^```.*?^```$", lambda block: re.sub(r"[^\n]", " ", block[0]), text, flags=re.M | re.S)
+
+
+def tables(text):
+    """Tables as lists of rows of cells, without their headers."""
+    rows, found = [], []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append([cell.strip() for cell in line.strip("|\n").split("|")])
+        elif rows:
+            found.append(rows[2:])
+            rows = []
+    return found
+
+
+def table(text, *titles):
+    return tables(section(text, *titles))[0]
+
+
+def code_blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+def names(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def commands_in(name):
+    """Lines of the shell blocks of a document as words, with continued lines joined and comments cut."""
+    for block in code_blocks(document(name), "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+def links(name):
+    """Targets of a document's links and pictures inside the repository, relative to the document."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", outside_code(document(name)))
+    return [target for target in targets if not re.match(r"\w+://|mailto:", target)]
+
+
+def linked(name, target):
+    """The file that a link of a document leads to, as a path inside the repository, and the anchor there."""
+    path, _, anchor = target.partition("#")
+    file = (ROOT / name).parent / path if path else ROOT / name
+    return file.resolve().relative_to(ROOT).as_posix(), anchor
+
+
+def anchors(name):
+    headings = re.findall(r"^#+ (.+)$", outside_code(document(name)), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def tree_entries():
+    """Paths of the file tree, in its order."""
+    parents, paths = [], []
+    for line in tree_lines():
+        depth, entry = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        parents = [*parents[:depth], entry]
+        paths.append("".join(parents))
+    return paths
+
+
+def tree_lines():
+    return code_blocks(section(document(REFERENCE), "File tree"), "text")[0].splitlines()
+
+
+def tracked():
+    """Files of the repository; without git, those on disk."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0 and listed.stdout:
+        return [path for path in listed.stdout.splitlines() if (ROOT / path).exists()]
+    return [str(path.relative_to(ROOT)) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

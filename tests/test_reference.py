@@ -1,0 +1,180 @@
+"""docs/reference.md against the code: make targets, commands, launch files, topics, parameters, messages, file tree."""
+
+import argparse
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from documents import PACKAGES, REFERENCE, ROOT, document, names, section, table, tables, tracked, tree_entries, tree_lines
+
+from flmm_core.config import tunables
+
+
+def reference(*titles):
+    return table(document(REFERENCE), *titles)
+
+
+# --- make targets, commands, launch files ---------------------------------------------------------------------------------
+
+
+def test_make_targets():
+    targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert sorted(names(row[0])[0].removeprefix("make ") for row in reference("Make targets")) == sorted(targets)
+
+
+def test_commands():
+    from flmm_cli.main import declare
+
+    subparsers = argparse.ArgumentParser().add_subparsers()
+    declare(subparsers)
+    assert [names(row[0])[0] for row in reference("Commands")] == [f"flmm {name}" for name in subparsers.choices]
+
+
+def test_extras():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = re.findall(r"^optional-dependencies\.(\w+) ", text, re.M)
+    assert [names(row[0])[0] for row in reference("Packages and extras")] == extras
+
+
+def test_launch_arguments():
+    rows = {names(row[0])[0]: set(names(row[2])) for row in reference("Launch files")}
+    assert set(rows) == {path.name for path in (ROOT / "launch").glob("*.launch.py")}
+    declared = {name: launch_arguments(name) for name in rows}
+    assert rows["grounding.launch.py"] == declared["grounding.launch.py"]
+    assert rows["demo.launch.py"] == declared["demo.launch.py"] | {"grounding.launch.py", "image"}
+
+
+def launch_arguments(name):
+    """Arguments that a launch file declares: literal names, and the keys of its tables of arguments."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / "launch" / name).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "DeclareLaunchArgument":
+            found |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").endswith("_ARGUMENTS"):
+            found |= set(ast.literal_eval(node.value))
+    return found
+
+
+# --- topics ---------------------------------------------------------------------------------------------------------------
+
+
+def topics(module):
+    """``{(name, direction, type)}`` of every publisher and subscription that a node makes, read from its source."""
+    tree = ast.parse((ROOT / "flmm_ros" / f"{module}.py").read_text(encoding="utf-8"))
+    types = {
+        alias.asname or alias.name: f"{node.module.split('.')[0]}/{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.endswith(".msg")
+        for alias in node.names
+    }
+    found = set()
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or len(call.args) < 2:
+            continue
+        method, (kind, topic) = call.func.attr, call.args[:2]
+        direction = {"create_publisher": "out", "create_subscription": "in", "_subscribe": "in"}.get(method)
+        if direction and isinstance(kind, ast.Name) and isinstance(topic, ast.Constant):
+            found.add((topic.value, direction, types[kind.id]))
+    return found
+
+
+@pytest.mark.parametrize("node", ["grounding", "camera"])
+def test_topics(node):
+    rows = reference("Topics", f"{node}_node")
+    documented = {(names(name)[0], direction, names(kind)[0]) for name, direction, kind, _ in rows}
+    assert topics(node)
+    assert documented == topics(node)
+
+
+def test_inputs_are_known():
+    """Those that the shell blocks of the documents may remap, as test_documentation.py lists them."""
+    assert {topic for topic, direction, _ in topics("grounding") if direction == "in"} == {"image", "command", "phrase"}
+
+
+def test_encodings():
+    conversions = pytest.importorskip("flmm_ros.conversions")
+    sentence = re.search(r"Encodings that `image` may have:(.*?)\.\n", document(REFERENCE), re.S)
+    assert tuple(names(sentence[1])) == conversions.SUPPORTED_ENCODINGS
+
+
+# --- parameters -----------------------------------------------------------------------------------------------------------
+
+
+def parameter_row(entry, live):
+    if entry.type is bool:
+        default = str(entry.default).lower()
+    else:
+        default = f"{entry.default:g}" if entry.type is float else str(entry.default) or "''"
+    allowed = ", ".join(entry.choices)
+    if entry.minimum is not None:
+        number = "{:g}" if entry.type is float else "{}"
+        allowed = f"{number.format(entry.minimum)} to {number.format(entry.maximum)} {entry.unit}".strip()
+    return [f"`{entry.name}`", entry.type.__name__, f"`{default}`", allowed, "yes" if live else "no"]
+
+
+def test_parameters_of_the_grounding_node():
+    parameters = pytest.importorskip("flmm_ros.parameters")
+    entries = (*tunables(), *parameters.NODE_TUNABLES)
+    rows = reference("Parameters", "grounding_node")
+    assert [row[:5] for row in rows] == [parameter_row(entry, entry.name in parameters.CHANGEABLE) for entry in entries]
+    assert all(row[5] for row in rows)
+
+
+def test_parameters_of_the_camera():
+    camera = pytest.importorskip("flmm_ros.camera")
+    rows = reference("Parameters", "camera_node")
+    assert [row[:5] for row in rows] == [parameter_row(entry, entry.name == "seed") for entry in camera.CAMERA_TUNABLES]
+
+
+def test_parameters_that_are_options_too():
+    last = list(tunables())[-1].name
+    assert f"Those from `lmm` to `{last}` are also options of" in document(REFERENCE)
+
+
+# --- messages -------------------------------------------------------------------------------------------------------------
+
+
+def message_entries(path):
+    """Fields and constants of a message file."""
+    fields, constants = [], {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        words = line.split("#")[0].split()
+        if len(words) == 2 and "=" in words[1]:
+            name, value = words[1].split("=")
+            constants[name] = int(value)
+        elif len(words) == 2:
+            fields.append(words[1])
+    return fields, constants
+
+
+def test_messages():
+    fields, statuses = tables(section(document(REFERENCE), "Messages"))
+    documented = {re.search(r"msg/(\w+)\.msg\)", row[0])[1]: names(row[1]) for row in fields}
+    assert documented == {path.stem: message_entries(path)[0] for path in sorted((ROOT / "msg").glob("*.msg"))}
+    constants = message_entries(ROOT / "msg" / "GroundedAnswer.msg")[1]
+    expected = {name: value for name, value in constants.items() if name.startswith("STATUS_")}
+    assert {names(name)[0]: int(value) for name, value, _ in statuses} == expected
+
+
+# --- file tree ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", tree_entries())
+def test_tree_entry_exists(path):
+    assert (ROOT / path).exists(), f"no {path}"
+    assert (ROOT / path).is_dir() == path.endswith("/"), path
+
+
+def test_tree_is_complete():
+    entries = tree_entries()
+    assert len(set(entries)) == len(entries)
+    top = {path.split("/")[0] + ("/" if "/" in path else "") for path in tracked()}
+    assert not sorted(top - set(entries)), "top-level entries missing in the file tree"
+    modules = {path for path in tracked() if path.split("/")[0] in PACKAGES and path.endswith(".py")}
+    missing = {path for path in modules if Path(path).name != "__init__.py"} - set(entries)
+    assert not sorted(missing), "modules missing in the file tree"
+
+
+def test_tree_has_notes():
+    assert not [line for line in tree_lines() if len(line.split()) < 2]
