@@ -16,7 +16,7 @@ help:  ## show this list
 setup:  ## install everything into .venv (idempotent)
 	@$(PYTHON) scripts/setup_env.py
 
-demo: setup  ## ask a simulated robot camera at least eight things; pictures go to demo_output/
+demo: setup  ## ask a simulated robot camera at least eight things; images go to demo_output/
 	@$(BIN)/flmm demo
 
 run: setup  ## leave the simulated camera and the grounding node running, for `flmm ask "..."`

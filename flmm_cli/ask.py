@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("text", help="the command, for instance 'where is the lemon?'")
     parser.add_argument("--refer", action="store_true", help="the text is a phrase to ground, not a question")
     parser.add_argument("--node", default="/grounding", help="full name of the node (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="write the node's overlay picture to this file")
+    parser.add_argument("--out", type=Path, help="write the node's overlay image to this file")
     parser.add_argument("--wait", type=float, default=10.0, help="seconds to wait for the node (default: %(default)g)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the reply (default: %(default)g)")
 
@@ -65,11 +65,11 @@ def _show(reply: GroundedAnswer) -> None:
 def _save_overlay(client: AskClient, overlays: list, reply: GroundedAnswer, out: Path) -> None:
     from PIL import Image
 
-    from flmm_ros.conversions import picture_from_message
+    from flmm_ros.conversions import image_from_message
 
     def newest() -> object:
         return next((overlay for overlay in reversed(overlays) if overlay.header.stamp == reply.header.stamp), None)
 
     message = client.wait_until(newest, 10.0, "the node sent no overlay within 10 s")
-    Image.fromarray(picture_from_message(message, 2**31 - 1)).save(out)
+    Image.fromarray(image_from_message(message, 2**31 - 1)).save(out)
     print(f"  overlay: {out}")

@@ -63,7 +63,7 @@ class AskClient:
     def collect_overlays(self) -> list[Image]:
         """From now on the node draws overlays for this client; they come into the returned list."""
         overlays: list[Image] = []
-        self.node.create_subscription(Image, f"{self.node_name}/overlay", overlays.append, qos.pictures())
+        self.node.create_subscription(Image, f"{self.node_name}/overlay", overlays.append, qos.images())
         return overlays
 
     def wait_for_node(self, timeout: float, meanwhile: Callable[[], None] | None = None) -> None:

@@ -17,18 +17,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "attention",
         help="draw the attention maps of the heads that point best",
         description="Ranks the attention heads of the frozen LMM by how often the peak of their map lies on the thing that is"
-        " named, on held-out pictures with true masks, and draws the best ones beside the masks that come of them: for two"
-        " names in each of a few other pictures of that data set, or for a picture of your own.",
+        " named, on held-out images with true masks, and draws the best ones beside the masks that come of them: for two"
+        " names in each of a few other images of that data set, or for an image of your own.",
     )
-    parser.add_argument("image", type=Path, nargs="?", help="picture file; default: pictures of the data set")
+    parser.add_argument("image", type=Path, nargs="?", help="image file; default: images of the data set")
     parser.add_argument("text", nargs="*", help="a question about IMAGE in quotes; with --refer one or more phrases")
     parser.add_argument("--refer", action="store_true", help="the text is phrases to ground, not a question")
     parser.add_argument("--data", type=Path, help="folder of a data set; default: render scenes of the split `test`")
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes to render (default: %(default)s)")
-    parser.add_argument("--rank", type=int, default=100, help="pictures to rank the heads on (default: %(default)s)")
+    parser.add_argument("--rank", type=int, default=100, help="images to rank the heads on (default: %(default)s)")
     parser.add_argument("--maps", type=int, default=4, help="heads to show (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=6, help="phrases to show (default: %(default)s)")
-    parser.add_argument("--first", type=int, help="first picture of the data set to show; default: after those of --rank")
+    parser.add_argument("--first", type=int, help="first image of the data set to show; default: after those of --rank")
     parser.add_argument("--out", type=Path, default=Path("attention.png"), help="the drawing (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write how well every head points to this file")
     add_model_options(parser)
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     first = args.rank if args.first is None else args.first
     pipeline = load_pipeline(config)
     data = args.data or rendered_scenes(first + 3 * args.rows, args.seed, 1)
-    pictures = list(read_dataset(data))
-    ranking = rank_heads(pipeline, list(islice(pictures, args.rank)))
+    samples = list(read_dataset(data))
+    ranking = rank_heads(pipeline, list(islice(samples, args.rank)))
     channels = ranking.best(args.maps)
     rows: list[AttentionRow] = []
     if args.image:
@@ -63,10 +63,10 @@ def run(args: argparse.Namespace) -> int:
             : args.rows
         ]
     else:
-        for picture, turn in clear_names(pictures[first:]):
+        for sample, turn in clear_names(samples[first:]):
             if len(rows) < args.rows:
                 names = [turn.answer[span.start : span.end] for span in turn.spans]
-                rows += attention_rows(pipeline, picture.image(), names, channels, (picture, turn))
+                rows += attention_rows(pipeline, sample.image(), names, channels, (sample, turn))
         rows = rows[: args.rows]
     best, (layer, head) = ranking.pointing(channels[0]), ranking.layer_and_head(channels[0])
     print(

@@ -52,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--out",
         type=Path,
         default=Path("demo_output"),
-        help="folder for pictures; those of an earlier demo go, other files stay (default: %(default)s)",
+        help="folder for images; those of an earlier demo go, other files stay (default: %(default)s)",
     )
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for a reply (default: %(default)g)")
     parser.add_argument(
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     )
     _draw(outcomes, args.out)
     print(f"\n{_table(outcomes)}\n\n{_summary(outcomes)}")
-    print(f"{time.monotonic() - began:.0f} s; pictures: {args.out / CONTACT_SHEET}, {LEAD} and one for each command beside it")
+    print(f"{time.monotonic() - began:.0f} s; images: {args.out / CONTACT_SHEET}, {LEAD} and one for each command beside it")
     return 0 if len(outcomes) == args.count and all(outcome.answered for outcome in outcomes) else 1
 
 
@@ -96,12 +96,12 @@ def remove_earlier(out: Path, kinds: Sequence[str]) -> None:
 
     Args:
         out: an existing folder.
-        kinds: of commands, as they stand in the names of pictures.
+        kinds: of commands, as they stand in the names of images.
     """
     names = "|".join(re.escape(name) for name in (CONTACT_SHEET, LEAD, ANSWERS, *LOGS))
-    picture = rf"\d{{2,}}_({'|'.join(map(re.escape, kinds))})\.png"
+    image = rf"\d{{2,}}_({'|'.join(map(re.escape, kinds))})\.png"
     for path in out.iterdir():
-        if re.fullmatch(f"{names}|{picture}", path.name) and not path.is_dir():
+        if re.fullmatch(f"{names}|{image}", path.name) and not path.is_dir():
             path.unlink()
 
 
@@ -123,7 +123,7 @@ def _table(outcomes: list[Outcome]) -> str:
 
 
 def _facts(pointing: Pointing) -> str:
-    """As the legend of a picture shows it."""
+    """As the legend of an image shows it."""
     state = "not there" if pointing.phrase.absent else f"{pointing.phrase.score:.2f}"
     return ", ".join(part for part in (state, _iou_text(pointing)) if part)
 
@@ -141,7 +141,7 @@ def _summary(outcomes: list[Outcome]) -> str:
 
 
 def _draw(outcomes: list[Outcome], out: Path) -> None:
-    """An overlay for each command, a contact sheet of all, a picture of the best, and the figures as JSON."""
+    """An overlay for each command, a contact sheet of all, an image of the best, and the figures as JSON."""
     from PIL import Image
 
     from flmm_core.drawing.overlay import contact_sheet, draw_overlay
@@ -149,7 +149,7 @@ def _draw(outcomes: list[Outcome], out: Path) -> None:
     overlays = []
     for number, outcome in enumerate(outcomes, start=1):
         overlay = draw_overlay(
-            outcome.picture,
+            outcome.image,
             outcome.answer,
             command=outcome.ask.text,
             fault=f"WRONG, {outcome.fault}" if outcome.fault else "",

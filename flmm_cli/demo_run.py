@@ -1,6 +1,6 @@
 """The demo: a simulated camera and the grounding node as processes of their own, and commands with known answers.
 
-The truth is rendered here from the camera's seed, and compared with the picture that the node answered on.
+The truth is rendered here from the camera's seed, and compared with the image that the node answered on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flmm_cli.node_processes import NodeProcesses, start_camera_and_node
 from flmm_core.data.dataset import REFER, REFER_ABSENT, Span, Turn
 from flmm_core.evaluation.matching import Overlap, is_right, match_phrases, true_masks
 from flmm_core.types import GroundedAnswer, GroundedPhrase
-from flmm_ros.conversions import phrase_from_message, picture_from_message
+from flmm_ros.conversions import image_from_message, phrase_from_message
 from flmm_ros.msg import GroundedAnswer as Reply
 from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS
 from flmm_sim.language import questions
@@ -99,8 +99,8 @@ class Outcome:
 
     ask: Ask
     reply: Reply
-    picture: np.ndarray
-    """``[H, W, 3]`` uint8 RGB: the camera's picture with the stamp of the reply."""
+    image: np.ndarray
+    """``[H, W, 3]`` uint8 RGB: the camera's image with the stamp of the reply."""
     answer: GroundedAnswer
     pointings: tuple[Pointing, ...]
     """One for each phrase of the answer."""
@@ -201,12 +201,12 @@ class Demo:
         self._processes = processes
         self._timeout = timeout
         self._client = AskClient()
-        self._pictures: dict[tuple[int, int], np.ndarray] = {}
+        self._images: dict[tuple[int, int], np.ndarray] = {}
         """By stamp."""
-        self._client.node.create_subscription(Image, "/camera/image", self._on_picture, QoSProfile(depth=10))
+        self._client.node.create_subscription(Image, "/camera/image", self._on_image, QoSProfile(depth=10))
         self._camera = AsyncParameterClient(self._client.node, "/camera")
         self._wait(self._camera.services_are_ready, start_timeout, "the camera did not start")
-        self._wait(lambda: bool(self._pictures), start_timeout, "no picture came from the camera")
+        self._wait(lambda: bool(self._images), start_timeout, "no image came from the camera")
         self._client.wait_for_node(start_timeout, processes.check)
         # Commands wait while the node loads its model: the reply to this one says that it has.
         reply = self._client.ask("table", refer=True, timeout=start_timeout, meanwhile=processes.check)
@@ -226,36 +226,36 @@ class Demo:
             height, width = ask.scene.image.shape[:2]
             return Outcome(ask, reply, ask.scene.image, GroundedAnswer("", (), height, width), ())
         if stamp < changed:
-            raise NoReplyError(f"the reply to {ask.text!r} is about an old picture")
-        picture = self._wait(lambda: self._pictures.get(stamp), 5.0, f"the picture of the reply to {ask.text!r} never came")
-        difference = float(np.abs(picture.astype(int) - ask.scene.image).mean())
+            raise NoReplyError(f"the reply to {ask.text!r} is about an old image")
+        image = self._wait(lambda: self._images.get(stamp), 5.0, f"the image of the reply to {ask.text!r} never came")
+        difference = float(np.abs(image.astype(int) - ask.scene.image).mean())
         if difference > 1.0:
             raise NoReplyError(f"the camera does not show seed {ask.seed}: mean difference {difference:.1f} of 255")
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         phrases = tuple(phrase_from_message(message, height, width) for message in reply.phrases)
         answer = GroundedAnswer(reply.answer, phrases, height, width)
-        return Outcome(ask, reply, picture, answer, compare(answer, ask))
+        return Outcome(ask, reply, image, answer, compare(answer, ask))
 
     def _show(self, seed: int) -> tuple[int, int]:
-        """Switch the camera to a scene; returns a stamp from which on its pictures show it."""
+        """Switch the camera to a scene; returns a stamp from which on its images show it."""
         future = self._camera.set_parameters([Parameter("seed", value=seed)])
         response = self._wait(lambda: future.result() if future.done() else None, 10.0, "the camera did not change its scene")
         if not response.results[0].successful:
             raise NoReplyError(f"the camera refused seed {seed}: {response.results[0].reason}")
         now = self._client.node.get_clock().now().to_msg()
         changed = (now.sec, now.nanosec)
-        self._wait(lambda: any(stamp > changed for stamp in self._pictures), 15.0, "no picture of the new scene came")
+        self._wait(lambda: any(stamp > changed for stamp in self._images), 15.0, "no image of the new scene came")
         self._client.spin(0.1)  # the node gets it at the same time, on another way
         return changed
 
     def _wait(self, ready: Callable[[], T | None], timeout: float, complaint: str) -> T:
         return self._client.wait_until(ready, timeout, complaint, self._processes.check)
 
-    def _on_picture(self, message: Image) -> None:
+    def _on_image(self, message: Image) -> None:
         stamp = (message.header.stamp.sec, message.header.stamp.nanosec)
-        self._pictures[stamp] = picture_from_message(message, 2**31 - 1)
-        for old in sorted(self._pictures)[:-50]:
-            del self._pictures[old]
+        self._images[stamp] = image_from_message(message, 2**31 - 1)
+        for old in sorted(self._images)[:-50]:
+            del self._images[old]
 
 
 def compare(answer: GroundedAnswer, ask: Ask) -> tuple[Pointing, ...]:

@@ -1,4 +1,4 @@
-"""`flmm eval`: measures a grounding model on pictures with known answers and masks."""
+"""`flmm eval`: measures a grounding model on images with known answers and masks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     tabletop = suites.add_parser(
         "tabletop",
         help="answers, masks and keywords on simulated table-top scenes",
-        description="Asks questions of every kind about simulated pictures, and prints right answers by kind, cIoU and mean IoU"
+        description="Asks questions of every kind about simulated images, and prints right answers by kind, cIoU and mean IoU"
         " of chat and refer mode before and after SAM, how often nothing is pointed at that is not there, and how well"
         " keywords are picked, each with its 95 % interval and number of cases. Without --data it renders scenes of the"
         " split `test`, which no training uses.",
@@ -28,8 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     tabletop.add_argument("--data", type=Path, help="folder of a data set; default: render --count scenes of --seed")
     tabletop.add_argument("--count", type=int, default=400, help="scenes to render without --data (default: %(default)s)")
     tabletop.add_argument("--seed", type=int, default=0, help="seed of the scenes to render (default: %(default)s)")
-    tabletop.add_argument("--limit", type=int, help="most pictures; default: all of them")
-    tabletop.add_argument("--per-kind", type=int, default=1, help="questions of each kind and picture (default: %(default)s)")
+    tabletop.add_argument("--limit", type=int, help="most images; default: all of them")
+    tabletop.add_argument("--per-kind", type=int, default=1, help="questions of each kind and image (default: %(default)s)")
     tabletop.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     tabletop.add_argument("--json", type=Path, help="write all figures and the first wrong answers to this file")
     add_model_options(tabletop)
@@ -45,16 +45,16 @@ def run(args: argparse.Namespace) -> int:
 
     from flmm_core.data.dataset import read_dataset
     from flmm_core.evaluation.report import report_of
-    from flmm_core.evaluation.tabletop import evaluate_pictures
+    from flmm_core.evaluation.tabletop import evaluate_images
 
     context = provenance(args, config)
     data = args.data or rendered_scenes(args.count, args.seed, args.workers)
     began = time.monotonic()
-    pictures = list(islice(read_dataset(data), args.limit))
-    report = report_of(evaluate_pictures(pictures, config, per_kind=args.per_kind, workers=args.workers, load=load_pipeline))
+    samples = list(islice(read_dataset(data), args.limit))
+    report = report_of(evaluate_images(samples, config, per_kind=args.per_kind, workers=args.workers, load=load_pipeline))
     print(format_table(("figure", "value", "95 % interval", "cases"), report.table(), width=120))
     stages = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.0f}" for name, value in vars(report.seconds).items())
-    print(f"{report.pictures} pictures in {time.monotonic() - began:.0f} s; median ms of a question: {stages}")
+    print(f"{report.images} images in {time.monotonic() - began:.0f} s; median ms of a question: {stages}")
     if args.json:
         source = str(args.data) if args.data else f"flmm scenes --split test --seed {args.seed} --count {args.count}"
         write_json(args.json, {**context, "data": source, "per_kind": args.per_kind, **report.record()})

@@ -1,4 +1,4 @@
-"""`flmm ground`: answers about one picture file and points at what it names."""
+"""`flmm ground`: answers about one image file and points at what it names."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the command."""
     parser = subparsers.add_parser(
         "ground",
-        help="answer about a picture file, with masks",
-        description="Answers about a picture, or with --refer finds given phrases in it, and prints what it points at.",
+        help="answer about an image file, with masks",
+        description="Answers about an image, or with --refer finds given phrases in it, and prints what it points at.",
     )
-    parser.add_argument("image", type=Path, help="picture file")
+    parser.add_argument("image", type=Path, help="image file")
     parser.add_argument("text", nargs="+", help="a question in quotes; with --refer one or more phrases, each in quotes")
     parser.add_argument("--refer", action="store_true", help="the text is phrases to ground, not a question")
-    parser.add_argument("--out", type=Path, help="write the picture with masks and labels to this file")
+    parser.add_argument("--out", type=Path, help="write the image with masks and labels to this file")
     parser.add_argument("--json", type=Path, help="write answer, boxes, scores and masks (compressed COCO RLE) to this file")
     parser.add_argument("--masks", type=Path, metavar="DIR", help="write each mask as a black and white PNG into this folder")
     add_model_options(parser)
@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
     from flmm_core.image_files import read_image
 
-    picture = read_image(args.image)
+    image = read_image(args.image)
     pipeline = load_pipeline(config)
-    pipeline.set_image(picture)
+    pipeline.set_image(image)
     answer = pipeline.refer(args.text) if args.refer else pipeline.chat(args.text[0])
     command = "; ".join(args.text)
     _show(answer)
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         from flmm_core.drawing.overlay import draw_overlay
 
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_overlay(picture, answer, command=command)).save(args.out)
+        Image.fromarray(draw_overlay(image, answer, command=command)).save(args.out)
         print(f"overlay: {args.out}")
     if args.masks:
         _write_masks(answer, args.masks)
@@ -106,8 +106,8 @@ def _record(answer: GroundedAnswer) -> dict[str, object]:
         )
     return {
         "answer": answer.text,
-        "height": answer.picture_height,
-        "width": answer.picture_width,
+        "height": answer.image_height,
+        "width": answer.image_width,
         "phrases": phrases,
         "seconds": {stage: round(value, 4) for stage, value in vars(answer.seconds).items()},
     }

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if it worked, 1 if it failed, 2 for wrong arguments, 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(prog="flmm", description="Answers about pictures, with a mask for each thing named.")
+    parser = argparse.ArgumentParser(prog="flmm", description="Answers about images, with a mask for each thing named.")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     runs = declare(subparsers)

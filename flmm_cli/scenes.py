@@ -11,7 +11,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "scenes",
         help="render a data set of simulated table-top scenes",
-        description="Writes pictures, COCO masks (annotations.json) and questions with answers and the character ranges of what"
+        description="Writes images, COCO masks (annotations.json) and questions with answers and the character ranges of what"
         " they name (questions.json). Splits of one seed share no scene. A stopped run goes on where it ended.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the data set")

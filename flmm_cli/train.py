@@ -32,7 +32,7 @@ STAGES = (
         "tower",
         TowerSettings,
         "train the vision tower of flmm-tabletop (stage 1)",
-        "The tower learns the names of the things in a picture; where they are, it is never told.",
+        "The tower learns the names of the things in an image; where they are, it is never told.",
     ),
     Stage(
         "lmm",

@@ -1,1 +1,1 @@
-"""Words of a frozen large multimodal model grounded in pictures: PyTorch and transformers only, no ROS."""
+"""Words of a frozen large multimodal model grounded in images: PyTorch and transformers only, no ROS."""

@@ -90,7 +90,7 @@ class GroundingConfig:
     )
     reuse_prefix: bool = _tunable(
         True,
-        "Keep the LMM's keys and values of the picture between commands. Off: the LMM reads the picture again for each"
+        "Keep the LMM's keys and values of the image between commands. Off: the LMM reads the image again for each"
         " command, which is slower and gives its logits to the bit even in bfloat16.",
     )
     cpu_threads: int = _tunable(

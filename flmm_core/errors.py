@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 
 
 class CommandError(ValueError):
-    """The words of a command cannot be used; the model and the picture are not to blame."""
+    """The words of a command cannot be used; the model and the image are not to blame."""
 
 
 class LoadError(ValueError):

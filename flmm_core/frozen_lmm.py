@@ -1,4 +1,4 @@
-"""The frozen LMM: a picture is encoded once, then answers about it are generated or read.
+"""The frozen LMM: an image is encoded once, then answers about it are generated or read.
 
 Nothing in the model changes: weights need no gradient, the attention tap only looks on, and generation is
 ``model.generate`` itself. This file knows sequences and caches; what is special to a model is in its family.
@@ -29,7 +29,7 @@ from flmm_core.types import ImageGeometry, KeywordSpan
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """What depends on the picture alone: image features, and the cache of the prompt up to the image's last token."""
+    """What depends on the image alone: image features, and the cache of the prompt up to the image's last token."""
 
     geometry: ImageGeometry
     features: Any
@@ -38,7 +38,7 @@ class EncodedImage:
     prefix_ids: tuple[int, ...]
     """Token ids up to and including the last image token."""
     prefix_cache: tuple[tuple[Tensor, Tensor], ...] | None
-    """Keys and values ``[1, k, s, e]`` of each layer, or None if the picture is to be read anew each time."""
+    """Keys and values ``[1, k, s, e]`` of each layer, or None if the image is to be read anew each time."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ class FrozenLmm:
         return self.model.device
 
     @torch.no_grad()
-    def encode_image(self, picture: Image.Image) -> EncodedImage:
-        """Run the vision tower, and the decoder over the prompt up to the picture's last token.
+    def encode_image(self, image: Image.Image) -> EncodedImage:
+        """Run the vision tower, and the decoder over the prompt up to the image's last token.
 
         Args:
-            picture: RGB.
+            image: RGB.
         """
-        prepared = self.family.prepare(picture)
+        prepared = self.family.prepare(image)
         features = self.family.encode(self.model, prepared)
         image_tokens = self.family.image_tokens(features)
         ids = self.words.prompt_ids("", image_tokens)
@@ -200,7 +200,7 @@ class FrozenLmm:
         """Let the LMM read a given answer, teacher-forced; nothing is generated.
 
         Args:
-            image: from :meth:`encode_image`; many answers about one picture share its cache.
+            image: from :meth:`encode_image`; many answers about one image share its cache.
             prompt: the user's words.
             answer: the assistant's words, exactly these.
         """
@@ -251,11 +251,11 @@ class FrozenLmm:
         if (room := limit - image_tokens - new_tokens) < 1:
             raise ValueError(
                 f"max_new_tokens: expected fewer than {limit - image_tokens} (context of {limit}, less {image_tokens} for the"
-                f" picture), got {new_tokens}"
+                f" image), got {new_tokens}"
             )
         raise CommandError(
             f"text: expected at most {room} tokens with the prompt's own (context of {limit}, less {image_tokens} for the"
-            f" picture and {new_tokens} for the answer), got {length - image_tokens}"
+            f" image and {new_tokens} for the answer), got {length - image_tokens}"
         )
 
     def _start(self, image: EncodedImage, ids: Sequence[int]) -> tuple[DynamicCache, dict[str, Any]]:
@@ -263,8 +263,8 @@ class FrozenLmm:
         if image.prefix_cache is None:
             return DynamicCache(), {"image": image.features}
         if tuple(ids[: len(image.prefix_ids)]) != image.prefix_ids:
-            raise ValueError("prompt: expected it to begin as it did when the picture was encoded, got other tokens")
-        # A growing cache concatenates into new tensors, so the picture's own keys and values are never written to.
+            raise ValueError("prompt: expected it to begin as it did when the image was encoded, got other tokens")
+        # A growing cache concatenates into new tensors, so the image's own keys and values are never written to.
         return DynamicCache([(keys, values) for keys, values in image.prefix_cache]), {}
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:

@@ -46,11 +46,11 @@ class GroundingHeads(nn.Module):
         self.presence = PresenceHead(*size, config.unet.in_channels) if config.presence else None
 
     def coarse_masks(self, maps: Tensor, geometry: ImageGeometry) -> CoarseMasks:
-        """Coarse masks that cover exactly the picture.
+        """Coarse masks that cover exactly the image.
 
         Args:
             maps: ``[n, c, h, w]`` attention merged over each phrase's tokens, over the padded frame.
-            geometry: of the picture in that frame.
+            geometry: of the image in that frame.
         """
         return CoarseMasks(logits=unpad(self.mask_head(maps), geometry), geometry=geometry)
 

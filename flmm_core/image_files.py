@@ -1,4 +1,4 @@
-"""Picture files and PIL images as people see them: upright, in sRGB, 8 bits for each channel.
+"""Image files and PIL images as people see them: upright, in sRGB, 8 bits for each channel.
 
 The one reader for commands and data sets.
 """
@@ -16,20 +16,20 @@ _log = logging.getLogger(__name__)
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read a picture file, ``[H, W, 3]`` uint8 RGB; see :func:`as_seen`.
+    """Read an image file, ``[H, W, 3]`` uint8 RGB; see :func:`as_seen`.
 
     Raises:
-        ValueError: the file is missing, is no picture, or is damaged.
+        ValueError: the file is missing, is no image, or is damaged.
     """
     if not path.is_file():
-        raise ValueError(f"expected a picture at {path}, got no such file")
+        raise ValueError(f"expected an image at {path}, got no such file")
     try:
         with Image.open(path) as image:
             return as_seen(image)
     except UnidentifiedImageError as error:
-        raise ValueError(f"expected a picture at {path}, got a file that is none") from error
+        raise ValueError(f"expected an image at {path}, got a file that is none") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected a picture at {path}, got one that cannot be read ({error})") from error
+        raise ValueError(f"expected an image at {path}, got one that cannot be read ({error})") from error
 
 
 def as_seen(image: Image.Image) -> np.ndarray:
@@ -55,11 +55,11 @@ def as_seen(image: Image.Image) -> np.ndarray:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The image in L, LA, RGB, RGBA, CMYK, LAB or YCbCr."""
     if image.mode == "F":
-        raise ValueError("picture: expected 8 or 16 bits for each channel, got floating-point values")
+        raise ValueError("image: expected 8 or 16 bits for each channel, got floating-point values")
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.size and not 0 <= values.min() <= values.max() <= 0xFFFF:
-            raise ValueError(f"picture: expected values of 16 bits, got {values.min()} to {values.max()}")
+            raise ValueError(f"image: expected values of 16 bits, got {values.min()} to {values.max()}")
         return Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode == "1":
         return image.convert("L")
@@ -76,6 +76,6 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
             source, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
         )
     except (ImageCms.PyCMSError, OSError) as error:
-        _log.warning("picture: its colour profile is ignored, it cannot be used (%s)", error)
+        _log.warning("image: its colour profile is ignored, it cannot be used (%s)", error)
         return image.convert("RGB")
     return converted if converted is not None else image.convert("RGB")

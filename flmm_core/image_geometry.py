@@ -14,24 +14,22 @@ from torch import Tensor
 from flmm_core.types import ImageGeometry
 
 
-def long_side_geometry(
-    *, picture_height: int, picture_width: int, frame: int, grid_height: int, grid_width: int
-) -> ImageGeometry:
-    """A picture resized so that its long side fills a square frame, and centred in it.
+def long_side_geometry(*, image_height: int, image_width: int, frame: int, grid_height: int, grid_width: int) -> ImageGeometry:
+    """An image resized so that its long side fills a square frame, and centred in it.
 
     Args:
-        picture_height: pixels.
-        picture_width: pixels.
+        image_height: pixels.
+        image_width: pixels.
         frame: side of the square frame, pixels.
         grid_height: image tokens from top to bottom of the frame.
         grid_width: image tokens from left to right.
     """
-    longest = max(picture_height, picture_width)
-    inner_height = max(1, int(picture_height * frame / longest))
-    inner_width = max(1, int(picture_width * frame / longest))
+    longest = max(image_height, image_width)
+    inner_height = max(1, int(image_height * frame / longest))
+    inner_width = max(1, int(image_width * frame / longest))
     return ImageGeometry(
-        picture_height=picture_height,
-        picture_width=picture_width,
+        image_height=image_height,
+        image_width=image_width,
         padded_height=frame,
         padded_width=frame,
         offset_y=(frame - inner_height) // 2,
@@ -44,13 +42,13 @@ def long_side_geometry(
 
 
 def place_in_frame(
-    picture: Image.Image, geometry: ImageGeometry, *, background: tuple[int, int, int], resample: int
+    image: Image.Image, geometry: ImageGeometry, *, background: tuple[int, int, int], resample: int
 ) -> np.ndarray:
-    """Resize an RGB picture and put it into its frame.
+    """Resize an RGB image and put it into its frame.
 
     Args:
-        picture: RGB.
-        geometry: where the picture goes.
+        image: RGB.
+        geometry: where the image goes.
         background: RGB 0..255 of the padding.
         resample: a ``PIL.Image.Resampling`` number.
 
@@ -58,18 +56,18 @@ def place_in_frame(
         ``[padded_height, padded_width, 3]`` uint8.
     """
     size = (geometry.inner_width, geometry.inner_height)
-    resized = picture if picture.size == size else picture.resize(size, Image.Resampling(resample))
+    resized = image if image.size == size else image.resize(size, Image.Resampling(resample))
     frame = Image.new("RGB", (geometry.padded_width, geometry.padded_height), background)
     frame.paste(resized, (geometry.offset_x, geometry.offset_y))
     return np.asarray(frame)
 
 
 def unpadded_range(offset: int, inner: int, padded: int, size: int) -> tuple[int, int]:
-    """Where the picture lies along one axis of a map that covers the padded frame.
+    """Where the image lies along one axis of a map that covers the padded frame.
 
     Args:
-        offset: padding before the picture, frame pixels.
-        inner: the picture's size inside the frame, frame pixels.
+        offset: padding before the image, frame pixels.
+        inner: the image's size inside the frame, frame pixels.
         padded: the frame's size, pixels.
         size: the map's size, cells.
 
@@ -82,7 +80,7 @@ def unpadded_range(offset: int, inner: int, padded: int, size: int) -> tuple[int
 
 
 def unpad(maps: Tensor, geometry: ImageGeometry) -> Tensor:
-    """Cut the padding off maps ``[..., mh, mw]`` that cover the padded frame; what is left covers exactly the picture."""
+    """Cut the padding off maps ``[..., mh, mw]`` that cover the padded frame; what is left covers exactly the image."""
     top, bottom = unpadded_range(geometry.offset_y, geometry.inner_height, geometry.padded_height, maps.shape[-2])
     left, right = unpadded_range(geometry.offset_x, geometry.inner_width, geometry.padded_width, maps.shape[-1])
     return maps[..., top:bottom, left:right]

@@ -59,7 +59,7 @@ class LmmWords:
         Args:
             prompt: the user's words.
             answer: the assistant's words.
-            image_tokens: of the picture.
+            image_tokens: of the image.
         """
         self.check(prompt)
         self.check(answer)
@@ -74,7 +74,7 @@ class LmmWords:
         return AnswerTokens(self.expand(ids[:first], image_tokens), tuple(ids[first:]), own)
 
     def expand(self, ids: Sequence[int], image_tokens: int) -> tuple[int, ...]:
-        """Repeat the image token as often as the picture has tokens."""
+        """Repeat the image token as often as the image has tokens."""
         image = self.family.image_token_id
         return tuple(token for one in ids for token in ([one] * image_tokens if one == image else [one]))
 

@@ -1,7 +1,7 @@
 """U-Net from stacked attention maps to coarse mask logits.
 
 Module names are those of the published heads, so that their weights load without renaming. This file knows maps and
-grids; it knows nothing of pictures or padding frames.
+grids; it knows nothing of images or padding frames.
 """
 
 from __future__ import annotations

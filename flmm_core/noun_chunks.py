@@ -3,7 +3,7 @@
 The published heads pick the words to ground with spaCy's noun chunks. It is not a requirement: without it the rule
 ``determiner? modifier* noun+`` needs no model and no download. Every word that is not in a closed list (prepositions, verbs
 that are common in descriptions, pronouns, ...) counts as a modifier or a noun, so the lists decide where a chunk ends. The rule
-errs towards too many chunks. Words about the picture itself (image, left, middle, ...) and bare adjectives give no chunk.
+errs towards too many chunks. Words about the image itself (image, left, middle, ...) and bare adjectives give no chunk.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _TOKEN = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+|[^\w\s]|_")
 def noun_chunks(text: str) -> list[Range]:
     """Character ranges of the noun chunks of ``text``, half-open, in reading order; see :func:`noun_chunker`.
 
-    Things that are said to be absent ("no banana"), pronouns and words about the picture itself give no chunk.
+    Things that are said to be absent ("no banana"), pronouns and words about the image itself give no chunk.
     """
     return noun_chunker()(text)
 
@@ -125,8 +125,8 @@ def _spacy_noun_chunks(pipeline: Any, text: str) -> list[Range]:
     chunks = []
     for chunk in pipeline(text).noun_chunks:
         words = [token.lower_ for token in chunk]
-        of_the_picture = all(word in DETERMINERS or word in _ABSTRACT for word in words)
-        if words[0] != "no" and chunk.root.pos_ != "PRON" and not of_the_picture:
+        of_the_image = all(word in DETERMINERS or word in _ABSTRACT for word in words)
+        if words[0] != "no" and chunk.root.pos_ != "PRON" and not of_the_image:
             chunks.append((chunk.start_char, chunk.end_char))
     return chunks
 

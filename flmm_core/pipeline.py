@@ -1,4 +1,4 @@
-"""The whole path on one screen: picture and words in, answer and masks out."""
+"""The whole path on one screen: image and words in, answer and masks out."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ CUT = " ..."
 
 @dataclass(frozen=True)
 class SetImage:
-    """What both models keep of the picture that commands are about."""
+    """What both models keep of the image that commands are about."""
 
     lmm: EncodedImage
     sam: SamImage
 
 
 class GroundingPipeline:
-    """Answers about a picture and points at what the answer names.
+    """Answers about an image and points at what the answer names.
 
-    ``set_image`` pays for the picture once; ``chat`` and ``refer`` are then cheap. Not thread-safe.
+    ``set_image`` pays for the image once; ``chat`` and ``refer`` are then cheap. Not thread-safe.
     """
 
     def __init__(self, *, lmm: FrozenLmm, heads: GroundingHeads, config: GroundingConfig | None = None) -> None:
@@ -90,15 +90,15 @@ class GroundingPipeline:
         with explained("heads", config.heads):  # they move to the LMM's device here
             return cls(lmm=lmm, heads=heads, config=config)
 
-    def set_image(self, picture: np.ndarray | Image.Image) -> None:
-        """Encode a picture for the commands that follow.
+    def set_image(self, image: np.ndarray | Image.Image) -> None:
+        """Encode an image for the commands that follow.
 
         Args:
-            picture: ``[H, W, 3]`` uint8 RGB, or a PIL image, which is turned upright: masks lie in the upright picture. If it
-                cannot be encoded there is no picture afterwards.
+            image: ``[H, W, 3]`` uint8 RGB, or a PIL image, which is turned upright: masks lie in the upright image. If it
+                cannot be encoded there is no image afterwards.
         """
         self._image = None
-        pixels = rgb_array(picture)
+        pixels = rgb_array(image)
         clock = _Clock(self.lmm.device)
         self._image = SetImage(self.lmm.encode_image(Image.fromarray(pixels)), self.heads.sam.encode_image(pixels))
         self._image_seconds = clock.lap()
@@ -193,7 +193,7 @@ class GroundingPipeline:
         phrases = self._refine(trace, spans, presence, coarse, image.sam)
         seconds = StageSeconds(self._image_seconds, lmm_seconds, keywords_seconds, mask_head_seconds, clock.lap())
         self._image_seconds = 0.0
-        return GroundedAnswer(trace.text, phrases, image.sam.picture_height, image.sam.picture_width, seconds)
+        return GroundedAnswer(trace.text, phrases, image.sam.image_height, image.sam.image_width, seconds)
 
     def _refine(
         self, trace: LmmTrace, spans: Sequence[KeywordSpan], presence: Sequence[float], coarse: CoarseMasks, image: SamImage
@@ -202,14 +202,14 @@ class GroundingPipeline:
         present = [i for i, probability in enumerate(presence) if probability >= self.config.presence_threshold]
         texts = [self.heads.text_tokens(_states(trace, spans[i])) for i in present]
         refined = self.heads.sam(image, coarse.logits[present], texts)
-        nothing = np.zeros((image.picture_height, image.picture_width), bool)
+        nothing = np.zeros((image.image_height, image.image_width), bool)
         phrases = [
             GroundedPhrase(span.text, span.start, span.end, nothing, (0, 0, 0, 0), 0.0, probability, absent=True)
             for span, probability in zip(spans, presence, strict=True)
         ]
-        # One phrase at a time: masks of a whole answer at picture size can be large.
+        # One phrase at a time: masks of a whole answer at image size can be large.
         for i, low_res in zip(present, refined.low_res, strict=True):
-            phrases[i] = self._phrase(spans[i], presence[i], self.heads.sam.to_picture(low_res[None], image)[0])
+            phrases[i] = self._phrase(spans[i], presence[i], self.heads.sam.to_image(low_res[None], image)[0])
         return tuple(phrases)
 
     def _phrase(self, span: KeywordSpan, presence: float, logits: torch.Tensor) -> GroundedPhrase:
@@ -221,12 +221,12 @@ class GroundingPipeline:
         return GroundedPhrase(span.text, span.start, span.end, mask.cpu().numpy(), box or (0, 0, 0, 0), score, presence)
 
     def _require(self, *, text: str) -> SetImage:
-        """The picture, once a command can be taken."""
+        """The image, once a command can be taken."""
         if not isinstance(text, str) or not any(sign.isalnum() for sign in text):
             raise CommandError(f"text: expected at least one letter or digit, got {text!r:.80}")
         self.lmm.words.check(text)
         if self._image is None:
-            raise ValueError("picture: expected set_image() before a command, got no picture yet")
+            raise ValueError("image: expected set_image() before a command, got no image yet")
         return self._image
 
 
@@ -254,13 +254,13 @@ class _Clock:
         return self._last - before
 
 
-def rgb_array(picture: np.ndarray | Image.Image) -> np.ndarray:
-    """Check a picture and return it as contiguous ``[H, W, 3]`` uint8 RGB; a PIL image :func:`as people see it <as_seen>`."""
-    if isinstance(picture, Image.Image):
-        picture = as_seen(picture)
-    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
-        raise ValueError(f"picture: expected uint8 RGB of shape [H, W, 3] or a PIL image, got {got}")
-    if 0 in picture.shape:
-        raise ValueError(f"picture: expected at least one pixel, got {list(picture.shape)}")
-    return np.ascontiguousarray(picture)
+def rgb_array(image: np.ndarray | Image.Image) -> np.ndarray:
+    """Check an image and return it as contiguous ``[H, W, 3]`` uint8 RGB; a PIL image :func:`as people see it <as_seen>`."""
+    if isinstance(image, Image.Image):
+        image = as_seen(image)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"image: expected uint8 RGB of shape [H, W, 3] or a PIL image, got {got}")
+    if 0 in image.shape:
+        raise ValueError(f"image: expected at least one pixel, got {list(image.shape)}")
+    return np.ascontiguousarray(image)

@@ -1,4 +1,4 @@
-"""Answers that run in circles: small LMMs do so on words and pictures that they have never seen the like of."""
+"""Answers that run in circles: small LMMs do so on words and images that they have never seen the like of."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """SAM as a refiner: coarse mask, box and words in, sharp mask out. Built from the parts of ``segment_anything``.
 
-The picture is encoded once; each phrase then costs one pass of the small mask decoder. This file knows SAM's frames and
+The image is encoded once; each phrase then costs one pass of the small mask decoder. This file knows SAM's frames and
 prompts; it knows nothing of LMMs.
 """
 
@@ -36,14 +36,14 @@ class RefinerConfig:
 
 @dataclass(frozen=True)
 class SamImage:
-    """A picture that SAM's image encoder has seen."""
+    """An image that SAM's image encoder has seen."""
 
     embedding: Tensor
     """``[1, 256, eh, ew]``."""
-    picture_height: int
-    picture_width: int
+    image_height: int
+    image_width: int
     input_height: int
-    """The picture's height inside SAM's square input, which is padded at the right and the bottom."""
+    """The image's height inside SAM's square input, which is padded at the right and the bottom."""
     input_width: int
 
     def to(self, device: torch.device) -> SamImage:
@@ -65,7 +65,7 @@ class SamPrompts:
 
 @dataclass(frozen=True)
 class RefinedMasks:
-    """Answers of the mask decoder, before they are enlarged to the picture."""
+    """Answers of the mask decoder, before they are enlarged to the image."""
 
     low_res: Tensor
     """``[n, m, m]`` logits over SAM's padded input."""
@@ -92,44 +92,44 @@ class SamRefiner(nn.Module):
         """Side of SAM's square input, pixels."""
         return int(self.model.image_encoder.img_size)
 
-    def preprocess(self, picture: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+    def preprocess(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
         """SAM's own preprocessing.
 
         Args:
-            picture: ``[H, W, 3]`` uint8 RGB.
+            image: ``[H, W, 3]`` uint8 RGB.
 
         Returns:
-            Normalised and padded pixels ``[1, 3, frame, frame]``, and the picture's height and width in there.
+            Normalised and padded pixels ``[1, 3, frame, frame]``, and the image's height and width in there.
         """
-        height, width = self.input_size(*picture.shape[:2])
-        resized = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+        height, width = self.input_size(*image.shape[:2])
+        resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
         pixels = torch.as_tensor(resized, device=self.model.device).permute(2, 0, 1)[None]
         return self.model.preprocess(pixels), (height, width)
 
-    def input_size(self, picture_height: int, picture_width: int) -> tuple[int, int]:
-        """Height and width of a picture inside SAM's input, pixels."""
-        height, width = ResizeLongestSide.get_preprocess_shape(picture_height, picture_width, self.frame)
+    def input_size(self, image_height: int, image_width: int) -> tuple[int, int]:
+        """Height and width of an image inside SAM's input, pixels."""
+        height, width = ResizeLongestSide.get_preprocess_shape(image_height, image_width, self.frame)
         return max(1, height), max(1, width)  # SAM's own rounding leaves nothing of a one-pixel line
 
     @torch.no_grad()
-    def encode_image(self, picture: np.ndarray) -> SamImage:
+    def encode_image(self, image: np.ndarray) -> SamImage:
         """Run the image encoder.
 
         Args:
-            picture: ``[H, W, 3]`` uint8 RGB.
+            image: ``[H, W, 3]`` uint8 RGB.
         """
-        pixels, size = self.preprocess(picture)
-        return SamImage(self.model.image_encoder(pixels), picture.shape[0], picture.shape[1], size[0], size[1])
+        pixels, size = self.preprocess(image)
+        return SamImage(self.model.image_encoder(pixels), image.shape[0], image.shape[1], size[0], size[1])
 
     def prompts(self, image: SamImage, coarse: Tensor, texts: Sequence[Tensor]) -> SamPrompts:
         """Prompts from coarse masks and words.
 
         The value that pads the mask prompt is ``min(-1, minimum over all phrases of this call)``, as in the published
-        method: a phrase's prompt therefore depends, outside the picture only, on the phrases it comes with.
+        method: a phrase's prompt therefore depends, outside the image only, on the phrases it comes with.
 
         Args:
             image: from :meth:`encode_image`.
-            coarse: ``[n, h, w]`` logits that cover exactly the picture.
+            coarse: ``[n, h, w]`` logits that cover exactly the image.
             texts: ``n`` tensors ``[t, 256]``.
         """
         if coarse.shape[0] != len(texts):
@@ -139,20 +139,20 @@ class SamRefiner(nn.Module):
         outside = min(-1.0, float(coarse.detach().min())) if coarse.numel() else -1.0
         padded = F.pad(inner, (0, right, 0, bottom), value=outside)
         masks = F.interpolate(padded, self.model.prompt_encoder.mask_input_size, mode="bilinear")
-        # One mask at a time: at picture size a batch of them can be large.
+        # One mask at a time: at image size a batch of them can be large.
         boxes = [self._box(one, image) for one in coarse.detach()]
         return SamPrompts(masks, torch.tensor(boxes, device=coarse.device).reshape(-1, 4), tuple(texts))
 
     def _box(self, coarse: Tensor, image: SamImage) -> list[float]:
-        """Box prompt of one coarse mask ``[h, w]``, or the whole picture if no cell is positive."""
-        box = mask_box(self._picture_mask(coarse, image)) or (0, 0, image.picture_width, image.picture_height)
-        x = image.input_width / image.picture_width
-        y = image.input_height / image.picture_height
+        """Box prompt of one coarse mask ``[h, w]``, or the whole image if no cell is positive."""
+        box = mask_box(self._image_mask(coarse, image)) or (0, 0, image.image_width, image.image_height)
+        x = image.input_width / image.image_width
+        y = image.input_height / image.image_height
         return [box[0] * x, box[1] * y, box[2] * x, box[3] * y]
 
-    def _picture_mask(self, coarse: Tensor, image: SamImage) -> Tensor:
-        """A coarse mask ``[h, w]`` thresholded at picture size, ``[H, W]`` bool."""
-        size = (image.picture_height, image.picture_width)
+    def _image_mask(self, coarse: Tensor, image: SamImage) -> Tensor:
+        """A coarse mask ``[h, w]`` thresholded at image size, ``[H, W]`` bool."""
+        size = (image.image_height, image.image_width)
         return F.interpolate(coarse.sigmoid()[None, None], size, mode="bilinear")[0, 0] > 0.5
 
     def forward(self, image: SamImage, coarse: Tensor, texts: Sequence[Tensor]) -> RefinedMasks:
@@ -163,7 +163,7 @@ class SamRefiner(nn.Module):
 
         Args:
             image: from :meth:`encode_image`.
-            coarse: ``[n, h, w]`` logits that cover exactly the picture.
+            coarse: ``[n, h, w]`` logits that cover exactly the image.
             texts: ``n`` tensors ``[t, 256]``, tokens of each phrase after the text projection.
         """
         prompts = self.prompts(image, coarse, texts)
@@ -207,16 +207,16 @@ class SamRefiner(nn.Module):
     @torch.no_grad()
     def _closest(self, image: SamImage, candidates: Tensor, coarse: Tensor) -> int:
         """Which of the candidates ``[k, m, m]`` overlaps best with the thresholded coarse mask ``[h, w]``."""
-        masks = self.to_picture(candidates, image) > 0
-        target = self._picture_mask(coarse, image)[None]
+        masks = self.to_image(candidates, image) > 0
+        target = self._image_mask(coarse, image)[None]
         shared = (masks & target).sum(dim=(1, 2)).float()
         union = (masks | target).sum(dim=(1, 2)).float()
         return int((shared / union.clamp_min(1)).argmax())
 
-    def to_picture(self, low_res: Tensor, image: SamImage) -> Tensor:
-        """SAM's standard postprocessing: logits ``[n, m, m]`` over its padded input to ``[n, H, W]`` picture pixels."""
+    def to_image(self, low_res: Tensor, image: SamImage) -> Tensor:
+        """SAM's standard postprocessing: logits ``[n, m, m]`` over its padded input to ``[n, H, W]`` image pixels."""
         return self.model.postprocess_masks(
             low_res[:, None],
             (image.input_height, image.input_width),
-            (image.picture_height, image.picture_width),
+            (image.image_height, image.image_width),
         )[:, 0]

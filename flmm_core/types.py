@@ -4,9 +4,9 @@ Legend of shapes, used in every docstring of the project::
 
     n  phrases            t  tokens                c  attention channels = layers * query heads
     l  decoder layers     d  hidden size           h, w  image-token grid
-    H, W  picture height and width in pixels
+    H, W  image height and width in pixels
 
-Pixel boxes are XYXY with exclusive ends, origin at the top left of the picture, x to the right and y down.
+Pixel boxes are XYXY with exclusive ends, origin at the top left of the image, x to the right and y down.
 Character ranges are half-open ``[start, end)`` into the text they belong to. Durations are seconds.
 """
 
@@ -20,14 +20,14 @@ import torch
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """How a picture lies inside the frame that the LMM's vision tower sees.
+    """How an image lies inside the frame that the LMM's vision tower sees.
 
-    The picture is resized to ``inner_height x inner_width`` and placed at ``(offset_y, offset_x)`` of a frame of
+    The image is resized to ``inner_height x inner_width`` and placed at ``(offset_y, offset_x)`` of a frame of
     ``padded_height x padded_width`` pixels, over which the image tokens form a ``grid_height x grid_width`` grid.
     """
 
-    picture_height: int
-    picture_width: int
+    image_height: int
+    image_width: int
     padded_height: int
     padded_width: int
     offset_y: int
@@ -57,7 +57,7 @@ class KeywordSpan:
 
 @dataclass(frozen=True)
 class CoarseMasks:
-    """Mask logits of the U-Net, un-padded: they cover exactly the picture, at the head's resolution."""
+    """Mask logits of the U-Net, un-padded: they cover exactly the image, at the head's resolution."""
 
     logits: torch.Tensor
     """``[n, h', w']`` float32."""
@@ -72,7 +72,7 @@ class GroundedPhrase:
     start: int
     end: int
     mask: np.ndarray
-    """``[H, W]`` bool, in picture pixels."""
+    """``[H, W]`` bool, in image pixels."""
     box: tuple[int, int, int, int]
     """XYXY pixels around the mask, ends exclusive; ``(0, 0, 0, 0)`` if the mask is empty."""
     score: float
@@ -85,7 +85,7 @@ class GroundedPhrase:
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Wall-clock seconds of each stage. ``image`` is 0 for a command on a picture that was already encoded."""
+    """Wall-clock seconds of each stage. ``image`` is 0 for a command on an image that was already encoded."""
 
     image: float = 0.0
     lmm: float = 0.0
@@ -101,10 +101,10 @@ class StageSeconds:
 
 @dataclass(frozen=True)
 class GroundedAnswer:
-    """What the LMM said, and where in the picture the things are that it named."""
+    """What the LMM said, and where in the image the things are that it named."""
 
     text: str
     phrases: tuple[GroundedPhrase, ...]
-    picture_height: int
-    picture_width: int
+    image_height: int
+    image_width: int
     seconds: StageSeconds = field(default_factory=StageSeconds)

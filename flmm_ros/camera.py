@@ -1,6 +1,6 @@
-"""A simulated robot camera over a table: pictures, depth and camera info of one scene, until another seed is asked for.
+"""A simulated robot camera over a table: images, depth and camera info of one scene, until another seed is asked for.
 
-The parameter ``seed`` chooses the scene and may change while the node runs. Pictures that are stamped after the change was
+The parameter ``seed`` chooses the scene and may change while the node runs. Images that are stamped after the change was
 accepted show the new scene.
 """
 
@@ -19,10 +19,10 @@ from flmm_sim.scene import Scene
 
 CAMERA_TUNABLES = (
     Tunable("seed", int, 0, "Which scene to show.", minimum=0, maximum=2**32 - 1),
-    Tunable("rate", float, 5.0, "Pictures a second.", unit="Hz", minimum=0.1, maximum=60.0),
-    Tunable("width", int, 320, "Width of the pictures.", unit="pixels", minimum=32, maximum=4096),
-    Tunable("height", int, 240, "Height of the pictures.", unit="pixels", minimum=32, maximum=4096),
-    Tunable("frame_id", str, "camera_optical_frame", "Frame of the pictures: z forward, x right, y down (REP 103)."),
+    Tunable("rate", float, 5.0, "Images a second.", unit="Hz", minimum=0.1, maximum=60.0),
+    Tunable("width", int, 320, "Width of the images.", unit="pixels", minimum=32, maximum=4096),
+    Tunable("height", int, 240, "Height of the images.", unit="pixels", minimum=32, maximum=4096),
+    Tunable("frame_id", str, "camera_optical_frame", "Frame of the images: z forward, x right, y down (REP 103)."),
 )
 
 
@@ -50,7 +50,7 @@ class CameraNode(RunnableNode):
             scene = self._scene(parameters.value(self, "seed"))
             self._publish(scene, self.get_clock().now())
         except Exception as error:
-            self.get_logger().error(f"no picture: {one_line(error)}")
+            self.get_logger().error(f"no image: {one_line(error)}")
 
     def _scene(self, seed: int) -> Scene:
         if self._shown is None or self._shown[0] != seed:

@@ -1,8 +1,8 @@
-"""ROS messages to arrays and back. The only file that knows how messages store pictures.
+"""ROS messages to arrays and back. The only file that knows how messages store images.
 
 cv_bridge converts what it knows. Two packages have that name: the compiled one of the ROS distributions and a pure Python one
 (``cv-bridge``), which ignores ``step``, cannot read big-endian messages under NumPy 2, and knows no 16-bit, YUV or NV12
-pictures. So whichever is installed gets only what both convert alike: 8-bit messages without padding. What leads there, and
+images. So whichever is installed gets only what both convert alike: 8-bit messages without padding. What leads there, and
 the encodings beyond, are here.
 """
 
@@ -32,7 +32,7 @@ _BRIDGE = CvBridge()
 
 
 class BadImageError(ValueError):
-    """A picture message that cannot be read; the message says what was expected and what came."""
+    """An image message that cannot be read; the message says what was expected and what came."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Encoding:
     """Encoding as which cv_bridge reads the 8-bit samples; or an OpenCV colour conversion, where it knows none."""
     bits: int = 8
     rows_per_row: float = 1.0
-    """Rows of data per row of the picture: 1.5 for NV12 and NV21, whose chroma is sampled at half the size."""
+    """Rows of data per row of the image: 1.5 for NV12 and NV21, whose chroma is sampled at half the size."""
 
 
 _ENCODINGS = {
@@ -75,14 +75,14 @@ _ENCODINGS = {
 SUPPORTED_ENCODINGS = tuple(_ENCODINGS)
 
 
-def picture_from_message(message: Image, max_pixels: int, significant_bits: int = 0) -> np.ndarray:
-    """Read a camera picture.
+def image_from_message(message: Image, max_pixels: int, significant_bits: int = 0) -> np.ndarray:
+    """Read a camera image.
 
     Args:
         message: any of :data:`SUPPORTED_ENCODINGS`; rows may be padded.
         max_pixels: largest accepted ``height * width``.
         significant_bits: of a sample of the 16-bit encodings, 1 to 16: the largest value that these can hold becomes white,
-            as does what lies above. 0: the least of :data:`DEPTHS` that holds the brightest sample of this picture.
+            as does what lies above. 0: the least of :data:`DEPTHS` that holds the brightest sample of this image.
 
     Returns:
         ``[H, W, 3]`` uint8 RGB, contiguous.
@@ -117,11 +117,9 @@ def picture_from_message(message: Image, max_pixels: int, significant_bits: int 
 def _check_size(message: Image, encoding: _Encoding, max_pixels: int) -> None:
     height, width = message.height, message.width
     if height == 0 or width == 0:
-        raise BadImageError(f"empty picture: got width {width}, height {height}")
+        raise BadImageError(f"empty image: got width {width}, height {height}")
     if height * width > max_pixels:
-        raise BadImageError(
-            f"picture of {width}x{height} is too large: expected at most {max_pixels} pixels (max_image_pixels)"
-        )
+        raise BadImageError(f"image of {width}x{height} is too large: expected at most {max_pixels} pixels (max_image_pixels)")
     if (encoding.channels == 2 and width % 2) or (encoding.rows_per_row > 1 and (width % 2 or height % 2)):
         raise BadImageError(f"encoding {message.encoding} needs even sizes, got width {width}, height {height}")
 
@@ -185,7 +183,7 @@ def _phrase_message(phrase: GroundedPhrase, label: int, header: Header) -> Groun
 
 
 def phrase_from_message(message: GroundedPhraseMsg, height: int, width: int) -> GroundedPhrase:
-    """The other way: a phrase with its mask in a picture of ``height x width`` pixels."""
+    """The other way: a phrase with its mask in an image of ``height x width`` pixels."""
     roi = message.roi
     box = (roi.x_offset, roi.y_offset, roi.x_offset + roi.width, roi.y_offset + roi.height)
     mask = np.zeros((height, width), bool)
@@ -195,10 +193,10 @@ def phrase_from_message(message: GroundedPhraseMsg, height: int, width: int) -> 
 
 
 def label_map(answer: GroundedAnswer, header: Header) -> Image:
-    """All masks in one picture: mono8, or mono16 for more than 254 phrases; where masks overlap the smaller one is on top."""
+    """All masks in one image: mono8, or mono16 for more than 254 phrases; where masks overlap the smaller one is on top."""
     many = len(answer.phrases) >= UNLABELLED_8
     dtype, unlabelled = (np.uint16, UNLABELLED_16) if many else (np.uint8, UNLABELLED_8)
-    labels = np.full((answer.picture_height, answer.picture_width), unlabelled, dtype)
+    labels = np.full((answer.image_height, answer.image_width), unlabelled, dtype)
     by_size = sorted(enumerate(answer.phrases, start=1), key=lambda entry: -int(entry[1].mask.sum()))
     for label, phrase in by_size:
         labels[phrase.mask] = label

@@ -1,6 +1,6 @@
-"""The node: commands and pictures in, grounded answers out.
+"""The node: commands and images in, grounded answers out.
 
-It translates between topics and a grounding pipeline and does no maths. Pictures are kept unread until a command needs the
+It translates between topics and a grounding pipeline and does no maths. Images are kept unread until a command needs the
 newest one; commands are worked off by one thread, so the executor is never blocked; each command gets exactly one reply.
 """
 
@@ -47,7 +47,7 @@ _SENDING = 0.3
 class Pipeline(Protocol):
     """What the node needs of :class:`flmm_core.pipeline.GroundingPipeline`."""
 
-    def set_image(self, picture: np.ndarray) -> Any:
+    def set_image(self, image: np.ndarray) -> Any:
         """Encode ``[H, W, 3]`` uint8 RGB for the commands that follow."""
 
     def chat(self, text: str, *, max_new_tokens: int | None = None) -> GroundedAnswer:
@@ -71,7 +71,7 @@ def load_pipeline(config: GroundingConfig) -> Pipeline:
 
 
 class GroundingNode(RunnableNode):
-    """Answers commands about the newest picture.
+    """Answers commands about the newest image.
 
     Args:
         load: builds the pipeline; called once, in the worker's thread.
@@ -84,7 +84,7 @@ class GroundingNode(RunnableNode):
         self._ids = itertools.count(1)
         self._latest = LatestImage()
         self._encoded: tuple[Arrival, np.ndarray, Header] | None = None
-        """The picture that the pipeline holds."""
+        """The image that the pipeline holds."""
         self._worker: Worker[Request] = Worker(
             parameters.value(self, "queue_size"), self._handle, self._abandon, prepare=self._prepare, failed=self._on_failure
         )
@@ -96,8 +96,8 @@ class GroundingNode(RunnableNode):
         own = qos.overridable()
         self._answers = self.create_publisher(GroundedAnswerMsg, "~/answer", qos.commands(), qos_overriding_options=own)
         self._texts = self.create_publisher(String, "~/answer_text", qos.commands(), qos_overriding_options=own)
-        self._label_maps = self.create_publisher(Image, "~/label_mask", qos.pictures(), qos_overriding_options=own)
-        self._overlays = self.create_publisher(Image, "~/overlay", qos.pictures(), qos_overriding_options=own)
+        self._label_maps = self.create_publisher(Image, "~/label_mask", qos.images(), qos_overriding_options=own)
+        self._overlays = self.create_publisher(Image, "~/overlay", qos.images(), qos_overriding_options=own)
 
     def _make_subscriptions(self) -> None:
         chat, refer = GroundedAnswerMsg.MODE_CHAT, GroundedAnswerMsg.MODE_REFER
@@ -106,7 +106,7 @@ class GroundingNode(RunnableNode):
         self._subscribe(String, "phrase", lambda serialized, info: self._on_command(serialized, info, refer), qos.commands())
 
     def _subscribe(self, kind: type, topic: str, callback: Callable[[bytes, MessageInfo], None], profile: QoSProfile) -> None:
-        """Receive serialized messages: a malformed one is refused like any other, and most pictures are never read."""
+        """Receive serialized messages: a malformed one is refused like any other, and most images are never read."""
         self.create_subscription(kind, topic, callback, profile, raw=True, qos_overriding_options=qos.overridable())
 
     def close(self, timeout: float) -> None:
@@ -119,7 +119,7 @@ class GroundingNode(RunnableNode):
         try:
             self._latest.put(serialized, self.get_clock().now())
         except Exception as error:
-            self.get_logger().error(f"picture dropped: {one_line(error)}")
+            self.get_logger().error(f"image dropped: {one_line(error)}")
 
     def _on_command(self, serialized: bytes, info: MessageInfo, mode: int) -> None:
         request = Request(next(self._ids), mode, "", info["source_timestamp"])
@@ -150,7 +150,7 @@ class GroundingNode(RunnableNode):
         began = time.monotonic()
         self.get_logger().info("loading the model ...")
         self._pipeline = self._load(self._config)
-        # A first pass over a grey picture in both modes: the first command is then as fast as the others, and parts that
+        # A first pass over a grey image in both modes: the first command is then as fast as the others, and parts that
         # do not fit together are noticed now.
         self._pipeline.set_image(np.full((240, 320, 3), 128, np.uint8))
         self._pipeline.refer(["thing"])
@@ -178,7 +178,7 @@ class GroundingNode(RunnableNode):
         if arrival is None:
             topic = self.resolve_topic_name("image")
             raise no_image(topic, self.count_publishers(topic))
-        picture, header, conversion = self._set_image(arrival)
+        image, header, conversion = self._set_image(arrival)
         words = clean_text(request.text, parameters.value(self, "max_command_length"))
         if request.mode == GroundedAnswerMsg.MODE_REFER:
             answer = self._pipeline.refer([words])
@@ -194,8 +194,8 @@ class GroundingNode(RunnableNode):
             status=GroundedAnswerMsg.STATUS_ANSWERED,
             answer=answer.text,
             phrases=conversions.phrase_messages(answer.phrases, header),
-            image_height=answer.picture_height,
-            image_width=answer.picture_width,
+            image_height=answer.image_height,
+            image_width=answer.image_width,
         )
         conversion += time.monotonic() - grounded
         message.durations = conversions.durations_message(
@@ -206,48 +206,48 @@ class GroundingNode(RunnableNode):
         )
         if not self._reply(request, message):
             return  # the node is ending and has refused it, or it cannot be sent
-        self._publish_pictures(message, answer, picture)
+        self._publish_images(message, answer, image)
         self.get_logger().info(
             f"request {request.request_id}: {len(answer.phrases)} phrases in {message.durations.total:.2f} s"
-            f" ({replaced} pictures skipped since the last)"
+            f" ({replaced} images skipped since the last)"
         )
 
     def _set_image(self, arrival: Arrival) -> tuple[np.ndarray, Header, float]:
-        """Give the newest picture to the pipeline, unless it holds it already.
+        """Give the newest image to the pipeline, unless it holds it already.
 
         Returns:
-            Picture, its header, and the seconds of conversion.
+            Image, its header, and the seconds of conversion.
         """
         began = time.monotonic()
         if self._encoded is not None and self._encoded[0] is arrival:
-            _, picture, header = self._encoded
+            _, image, header = self._encoded
             self._check_age(arrival, header)
-            return picture, header, time.monotonic() - began
+            return image, header, time.monotonic() - began
         message = decode_image(arrival)
         self._check_age(arrival, message.header)
         try:
-            picture = conversions.picture_from_message(
+            image = conversions.image_from_message(
                 message, parameters.value(self, "max_image_pixels"), parameters.value(self, "significant_bits")
             )
         except conversions.BadImageError as error:
             raise RefusedError(GroundedAnswerMsg.STATUS_BAD_IMAGE, one_line(error), message.header) from error
         conversion = time.monotonic() - began
         self._encoded = None
-        self._pipeline.set_image(picture)
-        self._encoded = (arrival, picture, message.header)
-        return picture, message.header, conversion
+        self._pipeline.set_image(image)
+        self._encoded = (arrival, image, message.header)
+        return image, message.header, conversion
 
     def _check_age(self, arrival: Arrival, header: Header) -> None:
         check_age(arrival, header, self.get_clock().now(), parameters.value(self, "max_image_age", float))
 
-    def _publish_pictures(self, message: GroundedAnswerMsg, answer: GroundedAnswer, picture: np.ndarray) -> None:
+    def _publish_images(self, message: GroundedAnswerMsg, answer: GroundedAnswer, image: np.ndarray) -> None:
         """What goes with an answer. The reply is out: what goes wrong here is no refusal any more."""
         try:
             if message.mode == GroundedAnswerMsg.MODE_CHAT:
                 self._texts.publish(String(data=answer.text))
             self._label_maps.publish(conversions.label_map(answer, message.header))
             if self._overlays.get_subscription_count() > 0:
-                overlay = draw_overlay(picture, answer, command=message.command)
+                overlay = draw_overlay(image, answer, command=message.command)
                 self._overlays.publish(conversions.image_message(overlay, "rgb8", message.header))
         except Exception as error:
             self.get_logger().error(f"request {message.request_id}: no label mask or overlay: {one_line(error)}")

@@ -23,7 +23,7 @@ NODE_TUNABLES = (
         "max_image_age",
         float,
         5.0,
-        "Refuse to answer on a picture older than this, by its stamp and by its arrival; 0 accepts any age.",
+        "Refuse to answer on an image older than this, by its stamp and by its arrival; 0 accepts any age.",
         unit="s",
         minimum=0.0,
         maximum=86400.0,
@@ -32,7 +32,7 @@ NODE_TUNABLES = (
         "max_image_pixels",
         int,
         4096 * 4096,
-        "Refuse pictures with more pixels than this.",
+        "Refuse images with more pixels than this.",
         unit="pixels",
         minimum=1,
         maximum=2**31 - 1,
@@ -41,8 +41,8 @@ NODE_TUNABLES = (
         "significant_bits",
         int,
         0,
-        "Bits that the camera uses of the samples of 16-bit pictures (mono16, rgb16, ...); 0: 10, 12, 14 or 16, by the"
-        " brightest sample of each picture. Set it for pictures in the dark: by content they may come out brighter.",
+        "Bits that the camera uses of the samples of 16-bit images (mono16, rgb16, ...); 0: 10, 12, 14 or 16, by the"
+        " brightest sample of each image. Set it for images in the dark: by content they may come out brighter.",
         unit="bits",
         minimum=0,
         maximum=16,

@@ -10,7 +10,7 @@ COMMAND_DEPTH = 1000
 
 
 def camera() -> QoSProfile:
-    """Camera pictures: sensor data, the latest only."""
+    """Camera images: sensor data, the latest only."""
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 
 
@@ -24,8 +24,8 @@ def commands() -> QoSProfile:
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=COMMAND_DEPTH, reliability=QoSReliabilityPolicy.RELIABLE)
 
 
-def pictures() -> QoSProfile:
-    """Result pictures (label map, overlay): reliable; each may take megabytes, so few are kept."""
+def images() -> QoSProfile:
+    """Result images (label map, overlay): reliable; each may take megabytes, so few are kept."""
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=5, reliability=QoSReliabilityPolicy.RELIABLE)
 
 

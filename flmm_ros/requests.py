@@ -23,7 +23,7 @@ class RefusedError(Exception):
         self.status = status
         self.reason = reason
         self.header = header
-        """Header of the picture that was refused, if there was one."""
+        """Header of the image that was refused, if there was one."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def clean_text(text: str, max_length: int) -> str:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A picture message as it came from the middleware."""
+    """An image message as it came from the middleware."""
 
     serialized: bytes
     time: Time
@@ -86,7 +86,7 @@ class Arrival:
 
 
 class LatestImage:
-    """Keeps the newest picture message only, unread: most are replaced before any command needs them. Thread-safe."""
+    """Keeps the newest image message only, unread: most are replaced before any command needs them. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -95,14 +95,14 @@ class LatestImage:
         self._replaced = 0
 
     def put(self, serialized: bytes, now: Time) -> None:
-        """Replace the picture."""
+        """Replace the image."""
         with self._lock:
             if self._arrival is not None and self._arrival is not self._taken:
                 self._replaced += 1
             self._arrival = Arrival(serialized, now)
 
     def get(self) -> tuple[Arrival | None, int]:
-        """The newest picture, and how many were replaced unread since the last call."""
+        """The newest image, and how many were replaced unread since the last call."""
         with self._lock:
             replaced, self._replaced = self._replaced, 0
             self._taken = self._arrival
@@ -110,11 +110,11 @@ class LatestImage:
 
 
 def no_image(topic: str, publishers: int) -> RefusedError:
-    """Why there is no picture, for a user who is sure that there is a camera."""
-    reason = f"no picture has arrived yet: nobody publishes {topic}"
+    """Why there is no image, for a user who is sure that there is a camera."""
+    reason = f"no image has arrived yet: nobody publishes {topic}"
     if publishers:
-        hint = f"large pictures get lost with best effort, qos_overrides.{topic}.subscription.reliability:=reliable helps"
-        reason = f"no picture has arrived yet, though {publishers} publishes {topic} ({hint})"
+        hint = f"large images get lost with best effort, qos_overrides.{topic}.subscription.reliability:=reliable helps"
+        reason = f"no image has arrived yet, though {publishers} publishes {topic} ({hint})"
     return RefusedError(GroundedAnswer.STATUS_NO_IMAGE, reason)
 
 
@@ -127,25 +127,25 @@ def decode_image(arrival: Arrival) -> Image:
     try:
         message = deserialize_message(arrival.serialized, Image)
     except Exception as error:
-        reason = "the newest picture message is malformed"
+        reason = "the newest image message is malformed"
         raise RefusedError(GroundedAnswer.STATUS_BAD_IMAGE, reason) from error
     if (sec := message.header.stamp.sec) < 0:
-        reason = f"the newest picture has a negative stamp: expected seconds >= 0, got {sec}"
+        reason = f"the newest image has a negative stamp: expected seconds >= 0, got {sec}"
         raise RefusedError(GroundedAnswer.STATUS_BAD_IMAGE, reason, message.header)
     return message
 
 
 def check_age(arrival: Arrival, header: Header, now: Time, limit: float) -> None:
-    """Refuse a stale picture.
+    """Refuse a stale image.
 
     Args:
-        arrival: when the picture came.
+        arrival: when the image came.
         header: its header; stamp 0 means that the camera sets none.
         now: the node's clock.
         limit: seconds; 0 accepts any age.
 
     Raises:
-        RefusedError: the picture was taken, or came, longer ago than ``limit``.
+        RefusedError: the image was taken, or came, longer ago than ``limit``.
     """
     if limit <= 0:
         return
@@ -154,5 +154,5 @@ def check_age(arrival: Arrival, header: Header, now: Time, limit: float) -> None
         stamp = Time.from_msg(header.stamp, clock_type=now.clock_type)
         age = max(age, (now - stamp).nanoseconds * 1e-9)
     if age > limit:
-        reason = f"the newest picture is too old: expected at most {limit:g} s (max_image_age), got {age:.1f} s"
+        reason = f"the newest image is too old: expected at most {limit:g} s (max_image_age), got {age:.1f} s"
         raise RefusedError(GroundedAnswer.STATUS_IMAGE_TOO_OLD, reason, header)

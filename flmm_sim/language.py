@@ -36,7 +36,7 @@ TURNS: Mapping[str, int] = {
     REFER_ABSENT: 2,
     MISTAKE: 2,
 }
-"""How many turns of each kind a picture gets."""
+"""How many turns of each kind an image gets."""
 QUESTION_KINDS = tuple(kind for kind in TURNS if kind not in NO_ANSWERS)
 """Kinds with one right answer."""
 

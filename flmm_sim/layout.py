@@ -1,6 +1,6 @@
 """Random choices of a scene that need no rendering: which objects, where the camera stands, where the objects stand.
 
-Pictures use OpenCV's convention: pixel (u, v) has its centre at the integers, u to the right, v down.
+Images use OpenCV's convention: pixel (u, v) has its centre at the integers, u to the right, v down.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flmm_sim.scene import COLORS, KIND_COLORS, KINDS
 LYING_SHARE = {"cylinder": 0.35, "bottle": 0.2}
 """Share of a kind's objects that lie on their side; the others stand."""
 FILL = {"ring": 0.6, "banana": 0.6, "pan": 0.6, "mug": 0.8, "lemon": 0.85, "bottle": 0.8}
-"""Share of the convex outline in the picture that an unhidden object covers, where it is clearly below 1."""
+"""Share of the convex outline in the image that an unhidden object covers, where it is clearly below 1."""
 _GAP = 0.006
 """Least distance between two footprints, metres."""
 _FACING = 24
@@ -39,7 +39,7 @@ class CameraView:
 
     @property
     def right(self) -> np.ndarray:
-        """``[2]`` unit vector in the table plane to the right of the picture."""
+        """``[2]`` unit vector in the table plane to the right of the image."""
         axis = self.pose[:2, 0]
         return axis / np.linalg.norm(axis)
 
@@ -73,7 +73,7 @@ class Placement:
     origin: np.ndarray
     """``[3]`` origin of the body frame, table frame, metres."""
     outline: np.ndarray
-    """``[K, 2]`` float32: convex outline in the picture, pixels."""
+    """``[K, 2]`` float32: convex outline in the image, pixels."""
     reach: np.ndarray
     """``[24]``: support of the footprint in the table's plane, metres."""
 
@@ -166,7 +166,7 @@ def _place_one(
     others: Sequence[Placement],
     half: tuple[float, float],
 ) -> Placement | None:
-    """A free place for one object wholly in the picture and on the table, or None when this draw does not fit."""
+    """A free place for one object wholly in the image and on the table, or None when this draw does not fit."""
     rotation = _rotation(rng, kind)
     turned = points @ rotation.T
     low, high = turned.min(axis=0), turned.max(axis=0)

@@ -1,4 +1,4 @@
-"""Draws random pictures of the table, each with the truth about it, in one reused MuJoCo model without a window."""
+"""Draws random images of the table, each with the truth about it, in one reused MuJoCo model without a window."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RGB = {
 }
 _LIGHT_TONE, _DARK_TONE = (0.92, 0.91, 0.88, 1.0), (0.30, 0.27, 0.25, 1.0)
 _LEAST_PIXELS = 150 / (240 * 320)
-"""Least visible share of the picture for an object."""
+"""Least visible share of the image for an object."""
 _LEAST_SHARE = 0.35
 _LAYOUTS = 60
 """Tries before a list of objects is given up."""
@@ -39,7 +39,7 @@ class TabletopRenderer:
     Use it in the thread that made it, and close it, or use it in a ``with`` statement.
 
     Args:
-        height, width: size of the pictures, pixels.
+        height, width: size of the images, pixels.
 
     Raises:
         RenderingUnavailableError: neither EGL nor OSMesa works.
@@ -47,7 +47,7 @@ class TabletopRenderer:
 
     def __init__(self, height: int = 240, width: int = 320) -> None:
         if height < 32 or width < 32:
-            raise ValueError(f"expected pictures of at least 32x32 pixels, got height {height} and width {width}")
+            raise ValueError(f"expected images of at least 32x32 pixels, got height {height} and width {width}")
         self.height, self.width = height, width
         self._gl: Any = open_gl(height, width)
         self._world = build_world(height, width)

@@ -1,8 +1,8 @@
-"""What a simulated picture of the table holds: the picture, and the truth about every object in it.
+"""What a simulated image of the table holds: the image, and the truth about every object in it.
 
 Frames (REP 103): the *table frame* has its origin on the table top at the centre, z up, metres. The *camera optical frame*
 has z forward, x right, y down. The *view frame* lies in the table plane as the camera sees it: ``right`` points to the right
-of the picture, ``away`` from the camera towards the back of the table; its origin is the table's centre.
+of the image, ``away`` from the camera towards the back of the table; its origin is the table's centre.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture of the table with its truth."""
+    """An image of the table with its truth."""
 
     image: np.ndarray
     """``[H, W, 3]`` uint8 RGB."""

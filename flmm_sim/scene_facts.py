@@ -13,7 +13,7 @@ from flmm_sim import wording
 from flmm_sim.scene import Scene, SceneObject
 
 SIDE_MARGIN = 0.06
-"""Least horizontal gap for left and right, in picture widths."""
+"""Least horizontal gap for left and right, in image widths."""
 AWAY_MARGIN = 0.07
 """Least gap for in front and behind, in metres of the view frame."""
 NEXT_RATIO = 0.65
@@ -22,9 +22,9 @@ NEAREST_RATIO = 0.75
 """A relation names the nearest thing on that side when the second nearest is at least 1 / NEAREST_RATIO times as far."""
 
 _HORIZONTAL = ((0.0, 0.38, "left"), (0.44, 0.56, "middle"), (0.62, 1.0, "right"))
-"""Of the mask's centroid, in picture widths; in between nobody is asked."""
+"""Of the mask's centroid, in image widths; in between nobody is asked."""
 _VERTICAL = ((0.0, 0.37, "back"), (0.43, 0.53, "centre"), (0.59, 1.0, "front"))
-"""Of the mask's centroid, in picture heights."""
+"""Of the mask's centroid, in image heights."""
 
 
 class SceneFacts:
@@ -34,9 +34,9 @@ class SceneFacts:
         self.objects = scene.objects
         height, width = scene.image.shape[:2]
         self.x = [float(np.nonzero(o.mask)[1].mean()) / width for o in scene.objects]
-        """Of the mask's centroid, in picture widths."""
+        """Of the mask's centroid, in image widths."""
         self.y = [float(np.nonzero(o.mask)[0].mean()) / height for o in scene.objects]
-        """In picture heights."""
+        """In image heights."""
         self.names = [o.name for o in scene.objects]
         self.kinds = [o.kind for o in scene.objects]
         self.colors = [o.color for o in scene.objects]
@@ -57,7 +57,7 @@ class SceneFacts:
         return _positions(self.colors, color)
 
     def zone(self, index: int) -> str | None:
-        """Words for the place of an object in the picture; None on a boundary."""
+        """Words for the place of an object in the image; None on a boundary."""
         horizontal = [word for low, high, word in _HORIZONTAL if low <= self.x[index] <= high]
         vertical = [word for low, high, word in _VERTICAL if low <= self.y[index] <= high]
         return wording.ZONES[horizontal[0], vertical[0]] if horizontal and vertical else None

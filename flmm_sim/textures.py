@@ -1,4 +1,4 @@
-"""Muted surface pictures for the table, the floor and the walls, made with numpy."""
+"""Muted surface images for the table, the floor and the walls, made with numpy."""
 
 from __future__ import annotations
 

@@ -60,9 +60,9 @@ class World:
 def _add_surfaces(spec: mujoco.MjSpec) -> list[str]:
     """Textures and materials; returns the names of the surface materials."""
     names = []
-    for name, picture in make_textures().items():
+    for name, image in make_textures().items():
         texture = spec.add_texture(name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, width=SIZE, height=SIZE, nchannel=3)
-        texture.data = picture.tobytes()
+        texture.data = image.tobytes()
         material = spec.add_material(name=name, texrepeat=[2.2, 2.2], texuniform=True, specular=0.08, shininess=0.2)
         textures = material.textures
         textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = name
@@ -135,7 +135,7 @@ def _hull_points(parts: list[Part]) -> np.ndarray:
 
 
 def build_world(height: int, width: int, samples: int = 4, shadow_size: int = 1024) -> World:
-    """Compile the model for pictures of the given size in pixels, with ``samples``-fold anti-aliasing."""
+    """Compile the model for images of the given size in pixels, with ``samples``-fold anti-aliasing."""
     spec = mujoco.MjSpec()
     spec.stat.extent = 1.0
     spec.stat.center = [0, 0, 0]

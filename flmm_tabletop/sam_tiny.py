@@ -84,7 +84,7 @@ def _stage(width_in: int, width_out: int, blocks: int) -> nn.Sequential:
 
 
 class TinyImageEncoder(nn.Module):
-    """Normalised pictures ``[b, 3, s, s]`` to embeddings ``[b, 256, s/8, s/8]``."""
+    """Normalised images ``[b, 3, s, s]`` to embeddings ``[b, 256, s/8, s/8]``."""
 
     def __init__(self, config: TinySamConfig) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class TinyImageEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeddings of normalised, padded pictures."""
+        """Embeddings of normalised, padded images."""
         fine = self.fine(self.stem(x))
         middle = self.middle(fine)
         coarse = F.interpolate(self.coarse(middle), scale_factor=2, mode="bilinear")

@@ -1,4 +1,4 @@
-"""The vision tower of flmm-tabletop: how much each cell of a picture looks like each word, and where the cell is.
+"""The vision tower of flmm-tabletop: how much each cell of an image looks like each word, and where the cell is.
 
 It stands where CLIP stands in a large LLaVA, and is registered with ``AutoModel``. A small residual convolutional network sees
 the cells, a linear layer votes for words; nothing else leaves the tower, so who names a thing must have looked at it.
@@ -51,7 +51,7 @@ class _ResidualBlock(nn.Module):
 
 
 class TabletopTower(PreTrainedModel):
-    """Pictures to one feature for each cell of a ``image_size / patch_size`` grid."""
+    """Images to one feature for each cell of a ``image_size / patch_size`` grid."""
 
     config_class = TabletopTowerConfig
     config: TabletopTowerConfig
@@ -110,7 +110,7 @@ class TabletopTower(PreTrainedModel):
         return torch.cat([evidence, self.position_embedding.to(votes.dtype) * there], -1)
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """Encode normalised pictures ``[b, 3, image_size, image_size]`` to ``[b, cells, hidden_size]``, row by row."""
+        """Encode normalised images ``[b, 3, image_size, image_size]`` to ``[b, cells, hidden_size]``, row by row."""
         x = self.features(self.votes(self.content(pixel_values)))
         return BaseModelOutputWithPooling(last_hidden_state=x, hidden_states=(x,))
 

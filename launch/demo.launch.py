@@ -6,7 +6,7 @@ For instance::
     ros2 topic pub --once /command std_msgs/msg/String "{data: what is on the table?}"
     ros2 param set /camera seed 8
 
-Arguments of grounding.launch.py other than the topic of the pictures are passed on.
+Arguments of grounding.launch.py other than the topic of the images are passed on.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             DeclareLaunchArgument("seed", default_value="0", description="which scene the camera shows"),
-            DeclareLaunchArgument("rate", default_value="5.0", description="pictures a second"),
+            DeclareLaunchArgument("rate", default_value="5.0", description="images a second"),
             camera,
             grounding,
         ]

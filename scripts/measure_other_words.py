@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/measure_other_words.py --json docs/other_words.json
 
-Each text is asked about one of 20 held-out pictures. Counted: answers that ended by themselves, answers that say so when
+Each text is asked about one of 20 held-out images. Counted: answers that ended by themselves, answers that say so when
 something is not known or not understood, and questions in upper case that get the answer of the same question in lower case.
 Unknown things, other talk and other languages are none that training used; short repetitions of one letter it did use.
 """
@@ -26,7 +26,7 @@ import flmm_tabletop
 from flmm_cli.held_out import rendered_scenes
 from flmm_cli.table import format_table
 from flmm_core.config import GroundingConfig
-from flmm_core.data.dataset import Picture, read_dataset
+from flmm_core.data.dataset import Sample, read_dataset
 from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
 from flmm_core.repetition import loop_start
 from flmm_sim import wording
@@ -34,11 +34,11 @@ from flmm_sim.foreign_words import CHAT, HELD_OUT_UNKNOWN_WORDS
 from flmm_sim.language import QUESTION_KINDS
 from flmm_sim.true_turns import TALK_ANSWER, UNKNOWN_ANSWER
 
-PICTURES = 20
+IMAGES = 20
 UPPER_CASE_PAIRS = 8
-"""For each picture."""
+"""For each image."""
 LIMIT = GroundingConfig.max_new_tokens
-EMPTY = "what is there, and repetitions, about an empty picture"
+EMPTY = "what is there, and repetitions, about an empty image"
 
 FOREIGN = """
 Wo ist die rote Tasse? | Bring mir bitte den Ball. | Was steht links neben der Schüssel? | Gibt es hier eine Zitrone? |
@@ -131,7 +131,7 @@ def _split(texts: str) -> list[str]:
 
 
 def ask(lmm: FrozenLmm, images: Iterable[EncodedImage], texts: Sequence[str]) -> list[Reply]:
-    """Ask each text about the next picture."""
+    """Ask each text about the next image."""
     replies = []
     for image, text in zip(images, texts, strict=False):
         trace = lmm.generate(image, text, max_new_tokens=LIMIT)
@@ -140,13 +140,11 @@ def ask(lmm: FrozenLmm, images: Iterable[EncodedImage], texts: Sequence[str]) ->
     return replies
 
 
-def upper_case(
-    lmm: FrozenLmm, images: Sequence[EncodedImage], pictures: Sequence[Picture], rng: random.Random
-) -> dict[str, int]:
+def upper_case(lmm: FrozenLmm, images: Sequence[EncodedImage], samples: Sequence[Sample], rng: random.Random) -> dict[str, int]:
     """Ask questions of the data set in lower case and in upper case."""
     counts = dict.fromkeys(("pairs", "same", "right_in_lower_case", "right_in_upper_case"), 0)
-    for image, picture in zip(images, pictures, strict=True):
-        turns = [turn for turn in picture.turns if turn.kind in QUESTION_KINDS]
+    for image, sample in zip(images, samples, strict=True):
+        turns = [turn for turn in sample.turns if turn.kind in QUESTION_KINDS]
         for turn in rng.sample(turns, UPPER_CASE_PAIRS):
             lower, upper = ask(lmm, [image] * 2, [turn.question.lower(), turn.question.upper()])
             counts["pairs"] += 1
@@ -193,10 +191,10 @@ def main() -> int:
     args = parser.parse_args()
     began = time.monotonic()
     rng = random.Random(0)
-    pictures = list(read_dataset(rendered_scenes(PICTURES, 0, 1)))
+    samples = list(read_dataset(rendered_scenes(IMAGES, 0, 1)))
     flmm_tabletop.register()
     lmm = FrozenLmm.from_pretrained(flmm_tabletop.MODEL / "lmm")
-    images = [lmm.encode_image(Image.fromarray(picture.image())) for picture in pictures]
+    images = [lmm.encode_image(Image.fromarray(sample.image())) for sample in samples]
     around, texts = cycle(images), other_texts(rng)
     replies = {name: ask(lmm, around, group) for name, group in texts.items()}
     groups = {name: summary(group) for name, group in replies.items()}
@@ -205,14 +203,14 @@ def main() -> int:
         lmm, repeat(lmm.encode_image(Image.new("RGB", (320, 240), "grey"))), [*wording.LIST, *texts["repetitions"]]
     )
     groups[EMPTY] = summary(replies[EMPTY])
-    cases = upper_case(lmm, images, pictures, rng)
+    cases = upper_case(lmm, images, samples, rng)
     print(format_table(("texts", "number", "ended", "cut", "declined", "longest, tokens"), table(groups), width=120))
     print(f"upper case as lower case: {_percent(cases['same'], cases['pairs'])} of {cases['pairs']} questions")
     if args.json:
         slips = [asdict(reply) for group in replies.values() for reply in group if not reply.declined]
         figures = {
             "command": "python scripts/measure_other_words.py --json docs/other_words.json",
-            "pictures": f"flmm scenes --split test --seed 0 --count {PICTURES}",
+            "images": f"flmm scenes --split test --seed 0 --count {IMAGES}",
             "max_new_tokens": LIMIT,
             "groups": groups,
             "upper_case": cases,

@@ -15,10 +15,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "MODEL_CARD.md")
 EVALUATION, ATTENTION, OTHER_WORDS = "docs/eval_tabletop.json", "docs/attention.json", "docs/other_words.json"
-ATTENTION_PICTURE = "docs/images/attention.png"
+ATTENTION_IMAGE = "docs/images/attention.png"
 COMMANDS = {
     EVALUATION: f"flmm eval tabletop --json {EVALUATION}",
-    ATTENTION: f"flmm attention --out {ATTENTION_PICTURE} --json {ATTENTION}",
+    ATTENTION: f"flmm attention --out {ATTENTION_IMAGE} --json {ATTENTION}",
     OTHER_WORDS: f"python scripts/measure_other_words.py --json {OTHER_WORDS}",
 }
 """What writes each file."""
@@ -75,12 +75,12 @@ def attention(report: Report) -> list[str]:
     ]
     rows.append(("a random point; attention spread evenly", f"{random['pointing']:.3f}", "", f"{random['attention']:.3f}"))
     return [
-        f"Measured by `{report['command']}` on {report['names']:,} names in {report['pictures']} pictures;"
+        f"Measured by `{report['command']}` on {report['names']:,} names in {report['images']} images;"
         f" the best {len(rows) - 1} of {len(report['heads'])} heads.",
         "",
         *_table(("Head", "Peak on the thing", "95 % interval", "Share of its attention on the thing"), rows),
         "",
-        f"![Attention maps of the heads that point best, beside the masks that come of them]({ATTENTION_PICTURE})",
+        f"![Attention maps of the heads that point best, beside the masks that come of them]({ATTENTION_IMAGE})",
     ]
 
 
@@ -98,7 +98,7 @@ def other_words(report: Report) -> list[str]:
     header = ("Texts", "n", "Ended by itself", "Cut", "Said that it does not know or understand", "Longest answer, tokens")
     upper = report["upper_case"]
     return [
-        f"Measured by `{report['command']}` on scenes of `{report['pictures']}`.",
+        f"Measured by `{report['command']}` on scenes of `{report['images']}`.",
         "",
         *_table(header, rows),
         "",
@@ -117,7 +117,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
 
 
 def _evaluation(report: Report, rows: Sequence[Report]) -> list[str]:
-    measured = f"Measured by `{report['command']}` on {report['pictures']} scenes (`{report['data']}`)."
+    measured = f"Measured by `{report['command']}` on {report['images']} scenes (`{report['data']}`)."
     cells = [(row["figure"], *_figure(row), f"{row['count']:,}") for row in rows]
     return [measured, "", *_table(("Figure", "Value", "95 % interval", "n"), cells)]
 

@@ -64,7 +64,7 @@ def commands_in(name):
 
 
 def links(name):
-    """Targets of a document's links and pictures inside the repository, relative to the document."""
+    """Targets of a document's links and images inside the repository, relative to the document."""
     targets = re.findall(r"\]\(([^)\s]+)\)", outside_code(document(name)))
     return [target for target in targets if not re.match(r"\w+://|mailto:", target)]
 

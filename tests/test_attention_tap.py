@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 import torch
-from tiny_models import picture, save_llava
+from tiny_models import random_image, save_llava
 from transformers import LlavaForConditionalGeneration
 
 from flmm_core.attention_tap import TAP_NAME, record
@@ -19,7 +19,7 @@ def folder(request, tmp_path_factory):
 def eager_rows(folder, lmm, image, ids, first):
     """Attention ``[l, q, t, image tokens]`` and hidden states ``[l, t, d]`` of tokens ``first ...``, by eager attention."""
     model = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
-    pixels = lmm.family.prepare(picture()).pixel_values
+    pixels = lmm.family.prepare(random_image()).pixel_values
     with torch.no_grad():
         output = model(input_ids=torch.tensor([ids]), pixel_values=pixels, output_attentions=True, output_hidden_states=True)
     columns = [i for i, token in enumerate(ids) if token == lmm.family.image_token_id]
@@ -32,7 +32,7 @@ def eager_rows(folder, lmm, image, ids, first):
 @pytest.mark.parametrize("path", ["read", "chat"])
 def test_captured_rows_are_eager_attention(folder, path, reuse):
     lmm = FrozenLmm.from_pretrained(folder, reuse_prefix=reuse)
-    image = lmm.encode_image(picture())
+    image = lmm.encode_image(random_image())
     if path == "read":
         trace = lmm.read_answer(image, "where is the lemon?", "The yellow lemon is left of the can.")
         prompt = lmm.family.prompt("where is the lemon?")
@@ -60,7 +60,7 @@ def test_the_model_does_not_notice(folder):
     plain = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa").eval()
     lmm = FrozenLmm.from_pretrained(folder)
     ids = torch.tensor([lmm.words.prompt_ids("what is on the table?", 16)])
-    pixels = lmm.family.prepare(picture()).pixel_values
+    pixels = lmm.family.prepare(random_image()).pixel_values
 
     def run(model):
         with torch.no_grad():
@@ -82,7 +82,7 @@ def test_the_model_does_not_notice(folder):
         tapped = run(lmm.model)
     assert torch.equal(tapped, run(plain))
     assert torch.equal(run(lmm.model), tapped)
-    image = lmm.encode_image(picture())
+    image = lmm.encode_image(random_image())
     lmm.generate(image, "what is on the table?", max_new_tokens=4)
     lmm.read_phrases(image, ["lemon"])
     assert checksum(lmm.model) == before
@@ -93,7 +93,7 @@ def test_the_model_does_not_notice(folder):
 
 def test_only_wanted_queries_are_kept(folder):
     lmm = FrozenLmm.from_pretrained(folder, reuse_prefix=False)
-    trace = lmm.read_answer(lmm.encode_image(picture()), "where is the lemon?", "The lemon.")
+    trace = lmm.read_answer(lmm.encode_image(random_image()), "where is the lemon?", "The lemon.")
     for layer in trace.kept.layers:
         assert layer.queries.shape[1] == len(trace.token_ids)
         assert layer.queries.untyped_storage().nbytes() == layer.queries.nbytes  # no view that keeps the prompt alive
@@ -101,7 +101,7 @@ def test_only_wanted_queries_are_kept(folder):
 
 def test_spans_are_checked(folder):
     lmm = FrozenLmm.from_pretrained(folder)
-    trace = lmm.read_answer(lmm.encode_image(picture()), "where is the lemon?", "The lemon.")
+    trace = lmm.read_answer(lmm.encode_image(random_image()), "where is the lemon?", "The lemon.")
     assert trace.merged_attention([]).shape == (0, 12, 4, 4)
     for span in ((2, 2), (-1, 1), (0, 99)):
         with pytest.raises(ValueError, match=r"expected 0 <= start < end <= \d+, got"):

@@ -106,16 +106,16 @@ def test_options_of_a_stage_are_the_fields_of_its_settings(capsys, monkeypatch, 
 
 
 def test_mistakes_give_one_line(capsys, tmp_path, model, data):
-    picture = data / "images" / "000000.png"
-    assert "expected a picture at nowhere.png, got no such file" in fails(capsys, "ground", "nowhere.png", "hello")
-    assert "expected one question in quotes, got 2 arguments" in fails(capsys, "ground", picture, "where", "is")
-    assert "mask_threshold: expected 0.01 to 0.99" in fails(capsys, "ground", picture, "hi", "--mask-threshold", 1)
-    missing = fails(capsys, "ground", picture, "hi", *model, "--lmm", tmp_path / "no")
+    image = data / "images" / "000000.png"
+    assert "expected an image at nowhere.png, got no such file" in fails(capsys, "ground", "nowhere.png", "hello")
+    assert "expected one question in quotes, got 2 arguments" in fails(capsys, "ground", image, "where", "is")
+    assert "mask_threshold: expected 0.01 to 0.99" in fails(capsys, "ground", image, "hi", "--mask-threshold", 1)
+    missing = fails(capsys, "ground", image, "hi", *model, "--lmm", tmp_path / "no")
     assert "expected an existing folder or a Hugging Face name" in missing
     assert "got a folder without questions.json" in fails(capsys, "eval", "tabletop", "--data", tmp_path)
     assert "--per-kind: expected at least 1, got 0" in fails(capsys, "eval", "tabletop", "--per-kind", 0)
     assert "--rank: expected at least 1, got 0" in fails(capsys, "attention", "--rank", 0)
-    assert "expected one question in quotes" in fails(capsys, "attention", picture)
+    assert "expected one question in quotes" in fails(capsys, "attention", image)
     assert "--count: expected at least 1, got 0" in fails(capsys, "scenes", "--out", tmp_path / "s", "--count", 0)
     assert "--seed: expected at least 0, got -1" in fails(capsys, "scenes", "--out", tmp_path / "s", "--seed", -1)
     assert "--tower: expected the result of an earlier stage" in fails(capsys, "train-lmm", "--tower", tmp_path / "none")
@@ -133,9 +133,9 @@ def test_traceback_on_request():
 
 
 def test_ground_writes_what_it_found(capsys, tmp_path, model, data):
-    picture, out = data / "images" / "000001.png", tmp_path / "new"
+    image, out = data / "images" / "000001.png", tmp_path / "new"
     outputs = ["--out", out / "overlay.png", "--json", out / "answer.json", "--masks", out / "masks"]
-    assert run("ground", picture, "red mug", "the lemon", "--refer", *outputs, *model) == 0
+    assert run("ground", image, "red mug", "the lemon", "--refer", *outputs, *model) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("red mug. the lemon\n") and str(out / "overlay.png") in printed
     record = json.loads((out / "answer.json").read_text())
@@ -179,11 +179,11 @@ def test_eval_writes_its_table_and_what_it_was_made_with(capsys, tmp_path, model
     assert run("eval", "tabletop", "--data", data, "--limit", 2, "--json", out, *model) == 0
     printed = capsys.readouterr().out
     record = json.loads(out.read_text())
-    assert "2 pictures in" in printed and "chat, right answers: cIoU, SAM" in printed
+    assert "2 images in" in printed and "chat, right answers: cIoU, SAM" in printed
     rows = {row.pop("figure"): row for row in record["rows"]}
     assert all(name in printed and set(row) == {"value", "low", "high", "count"} for name, row in rows.items())
     assert rows["answers: all"]["count"] == 10 and rows["refer: cIoU, SAM"]["count"] > 0
-    assert (record["pictures"], record["per_kind"], record["data"]) == (2, 1, str(data))
+    assert (record["images"], record["per_kind"], record["data"]) == (2, 1, str(data))
     assert record["command"].startswith("flmm eval tabletop --data ")
     assert {"python", "torch", "transformers", "numpy", "flmm_ros"} == set(record["versions"])
     source = dict(zip(model[::2], model[1::2], strict=True))
@@ -193,15 +193,15 @@ def test_eval_writes_its_table_and_what_it_was_made_with(capsys, tmp_path, model
 
 
 def test_attention_draws_and_ranks_all_heads(capsys, tmp_path, model, data):
-    picture, out = data / "images" / "000002.png", tmp_path / "maps.png"
+    image, out = data / "images" / "000002.png", tmp_path / "maps.png"
     options = ["--data", data, "--rank", 2, "--maps", 2, "--out", out, "--json", tmp_path / "heads.json"]
-    assert run("attention", picture, "red mug", "lemon", "--refer", *options, *model) == 0
+    assert run("attention", image, "red mug", "lemon", "--refer", *options, *model) == 0
     assert "its peak lies on the named thing for" in capsys.readouterr().out
     assert cv2.imread(str(out)).shape[1] > 1000
     record = json.loads((tmp_path / "heads.json").read_text())
     assert len({(row["layer"], row["head"]) for row in record["heads"]}) == 12
     assert [row["pointing"] for row in record["heads"]] == sorted((row["pointing"] for row in record["heads"]), reverse=True)
-    assert record["pictures"] == 2 and {row["count"] for row in record["heads"]} == {record["names"]}
+    assert record["images"] == 2 and {row["count"] for row in record["heads"]} == {record["names"]}
     assert 0 < record["random"]["pointing"] < 1 and record["command"].startswith("flmm attention") and record["model"]
 
 

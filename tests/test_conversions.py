@@ -11,7 +11,7 @@ pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not bui
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from flmm_ros.conversions import image_message, picture_from_message
+from flmm_ros.conversions import image_from_message, image_message
 
 ANY_SIZE = 2**31 - 1
 
@@ -38,43 +38,43 @@ RAMP = np.tile(np.arange(256)[:, None], (4, 1, 3)).reshape(4, 256, 3)
 @pytest.mark.parametrize("padding", [0, 6])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
-def test_16_bit_pictures_are_as_bright_as_their_camera_meant(bits, order, padding):
+def test_16_bit_images_are_as_bright_as_their_camera_meant(bits, order, padding):
     message = message_of(gradient(bits).astype(f"{order}u2"), "mono16", padding=padding, big_endian=order == ">")
-    assert np.abs(picture_from_message(message, ANY_SIZE).astype(int) - RAMP).max() <= 1
-    assert (picture_from_message(message, ANY_SIZE) == picture_from_message(message, ANY_SIZE, bits)).all()
+    assert np.abs(image_from_message(message, ANY_SIZE).astype(int) - RAMP).max() <= 1
+    assert (image_from_message(message, ANY_SIZE) == image_from_message(message, ANY_SIZE, bits)).all()
 
 
 @pytest.mark.parametrize(("brightest", "bits"), [(0, 10), (30, 10), (1023, 10), (1024, 12), (4096, 14), (16384, 16)])
 def test_brightest_sample_decides_the_bits(brightest, bits):
     pixels = np.zeros((2, 3), np.uint16)
     pixels[1, 2] = brightest
-    picture = picture_from_message(message_of(pixels, "mono16"), ANY_SIZE)
-    assert picture[1, 2].tolist() == [round(brightest * 255 / (2**bits - 1))] * 3 and not picture[0].any()
+    image = image_from_message(message_of(pixels, "mono16"), ANY_SIZE)
+    assert image[1, 2].tolist() == [round(brightest * 255 / (2**bits - 1))] * 3 and not image[0].any()
 
 
 def test_given_bits_are_kept_in_the_dark_and_cut_above():
     dark = message_of(np.array([[1000, 2000]], np.uint16), "mono16")
-    assert picture_from_message(dark, ANY_SIZE, 16)[0, :, 0].tolist() == [4, 8]
+    assert image_from_message(dark, ANY_SIZE, 16)[0, :, 0].tolist() == [4, 8]
     bright = message_of(np.array([[1023, 1024, 65535]], np.uint16), "mono16")
-    assert picture_from_message(bright, ANY_SIZE, 10)[0, :, 0].tolist() == [255, 255, 255]
+    assert image_from_message(bright, ANY_SIZE, 10)[0, :, 0].tolist() == [255, 255, 255]
 
 
 def test_colours_share_their_bits_and_alpha_does_not_count():
     pixels = np.array([[[4095, 2048, 0, 65535]]], np.uint16)
-    assert picture_from_message(message_of(pixels, "rgba16"), ANY_SIZE)[0, 0].tolist() == [255, 128, 0]
-    assert picture_from_message(message_of(pixels, "bgra16"), ANY_SIZE)[0, 0].tolist() == [0, 128, 255]
+    assert image_from_message(message_of(pixels, "rgba16"), ANY_SIZE)[0, 0].tolist() == [255, 128, 0]
+    assert image_from_message(message_of(pixels, "bgra16"), ANY_SIZE)[0, 0].tolist() == [0, 128, 255]
 
 
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "8UC3", "mono8", "bayer_rggb8", "bayer_grbg8", "yuv422_yuy2", "nv12"])
-def test_padding_and_byte_order_of_8_bit_pictures_change_nothing(encoding):
+def test_padding_and_byte_order_of_8_bit_images_change_nothing(encoding):
     channels = {"rgb8": 3, "bgr8": 3, "8UC3": 3, "yuv422_yuy2": 2}.get(encoding, 1)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 4, channels), np.uint8)
     plain, padded = message_of(pixels, encoding), message_of(pixels, encoding, padding=7, big_endian=True)
     for message in (plain, padded) if encoding == "nv12" else ():
         message.height = 4  # of 6 rows, the last two hold the chroma
-    picture = picture_from_message(plain, ANY_SIZE)
-    assert picture.shape == (plain.height, 4, 3) and picture.flags.c_contiguous
-    assert (picture == picture_from_message(padded, ANY_SIZE)).all()
+    image = image_from_message(plain, ANY_SIZE)
+    assert image.shape == (plain.height, 4, 3) and image.flags.c_contiguous
+    assert (image == image_from_message(padded, ANY_SIZE)).all()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flmm_core.data.dataset import Picture, read_dataset
+from flmm_core.data.dataset import Sample, read_dataset
 from flmm_sim import dataset_writer
 from flmm_sim.dataset_writer import write_dataset
 from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS, UNKNOWN_WORDS
@@ -39,28 +39,26 @@ def folders(renderer, tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
-def read(folder: Path) -> list[Picture]:
-    pictures = list(read_dataset(folder))
-    assert len(pictures) == COUNT
-    return pictures
+def read(folder: Path) -> list[Sample]:
+    samples = list(read_dataset(folder))
+    assert len(samples) == COUNT
+    return samples
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_scenes_come_back(renderer, folders, split):
-    for index, picture in enumerate(read(folders[split])):
+    for index, sample in enumerate(read(folders[split])):
         scene = renderer.sample(scene_seed(split, 4, index))
         rng = np.random.default_rng(scene_seed(f"{split} questions", 4, index))
-        assert list(picture.turns) == questions(scene, rng, unknown_words=SPLITS[split])
-        assert {turn.kind for turn in picture.turns} <= set(TURNS)
-        assert (picture.image() == scene.image).all()
-        assert list(picture.names) == [thing.name for thing in scene.objects]
-        assert all((picture.mask((i,)) == thing.mask).all() for i, thing in enumerate(scene.objects))
+        assert list(sample.turns) == questions(scene, rng, unknown_words=SPLITS[split])
+        assert {turn.kind for turn in sample.turns} <= set(TURNS)
+        assert (sample.image() == scene.image).all()
+        assert list(sample.names) == [thing.name for thing in scene.objects]
+        assert all((sample.mask((i,)) == thing.mask).all() for i, thing in enumerate(scene.objects))
 
 
 def test_names_of_what_is_not_there_come_back_empty(folders):
-    spans = [
-        span for picture in read(folders["odd"]) for turn in picture.turns if turn.kind == "absence" for span in turn.spans
-    ]
+    spans = [span for sample in read(folders["odd"]) for turn in sample.turns if turn.kind == "absence" for span in turn.spans]
     assert len(spans) >= COUNT and {span.objects for span in spans} == {()}
 
 

@@ -29,7 +29,7 @@ from flmm_core.evaluation.attention_maps import (
 from flmm_core.evaluation.matching import Overlap, match_phrases, normalise_answer, overlaps, true_masks
 from flmm_core.evaluation.metrics import Retrieval, Tally
 from flmm_core.evaluation.report import report_of
-from flmm_core.evaluation.tabletop import PictureEvaluation, coarse_mask, evaluate_pictures, is_relational
+from flmm_core.evaluation.tabletop import ImageEvaluation, coarse_mask, evaluate_images, is_relational
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, StageSeconds
 
@@ -40,7 +40,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(data):
+def samples(data):
     return list(read_dataset(data))
 
 
@@ -59,11 +59,11 @@ def test_answers_are_compared_without_case_punctuation_and_spacing():
     assert normalise_answer("a mug") != normalise_answer("mug")
 
 
-def test_intervals_of_shares_resample_pictures_not_questions():
+def test_intervals_of_shares_resample_images_not_questions():
     rng = np.random.default_rng(1)
     alike = [
         Tally(10 * right, 10) for right in rng.integers(0, 2, 100).tolist()
-    ]  # ten questions of a picture stand or fall together
+    ]  # ten questions of an image stand or fall together
     mixed = [Tally(right, 10) for right in rng.binomial(10, sum(t.right for t in alike) / 1000, 100).tolist()]
     together, apart = metrics.share(alike), metrics.share(mixed)
     assert together.count == apart.count == 1000 and together.value == pytest.approx(apart.value, abs=0.03)
@@ -170,7 +170,7 @@ def test_relational_phrases():
     assert not is_relational("the red mug") and not is_relational("red object")
 
 
-def test_coarse_masks_are_thresholded_at_picture_size():
+def test_coarse_masks_are_thresholded_at_image_size():
     logits = torch.tensor([[4.0, -4.0]])
     mask = coarse_mask(logits, (2, 8), 0.5)
     assert mask.shape == (2, 8) and mask[:, :4].all() and not mask[:, 4:].any()
@@ -183,8 +183,8 @@ def test_coarse_masks_are_thresholded_at_picture_size():
 class Oracle:
     """Knows every answer and mask; ``spoil`` changes an answer before it is given."""
 
-    def __init__(self, picture, spoil=lambda turn, answer: answer):
-        self.picture, self.spoil = picture, spoil
+    def __init__(self, sample, spoil=lambda turn, answer: answer):
+        self.sample, self.spoil = sample, spoil
         self.heads, self.config = SimpleNamespace(keyword_selector=None), GroundingConfig()
 
     def set_image(self, image):
@@ -193,7 +193,7 @@ class Oracle:
     def _answer(self, turn, on_coarse):
         nothing = np.zeros(self.shape, bool)
         phrases = [
-            phrase(turn.answer[s.start : s.end], s.start, self.picture.mask(s.objects) if s.objects else nothing, not s.objects)
+            phrase(turn.answer[s.start : s.end], s.start, self.sample.mask(s.objects) if s.objects else nothing, not s.objects)
             for s in turn.spans
         ]
         seconds = StageSeconds(image=0.5 if turn.kind == "list" else 0.0, lmm=1.0)
@@ -204,24 +204,24 @@ class Oracle:
         return answer
 
     def chat(self, text, *, on_coarse):
-        return self._answer(next(turn for turn in self.picture.turns if turn.question == text), on_coarse)
+        return self._answer(next(turn for turn in self.sample.turns if turn.question == text), on_coarse)
 
     def refer(self, phrases, *, on_coarse):
-        turns = (turn for turn in self.picture.turns if turn.kind in (REFER, REFER_ABSENT))
+        turns = (turn for turn in self.sample.turns if turn.kind in (REFER, REFER_ABSENT))
         return self._answer(
             next(turn for turn in turns if phrases == [turn.answer[s.start : s.end] for s in turn.spans]), on_coarse
         )
 
 
-def figures_of(pictures, spoil=lambda turn, answer: answer):
-    return report_of([PictureEvaluation(Oracle(picture, spoil)).run(picture) for picture in pictures]).figures
+def figures_of(samples, spoil=lambda turn, answer: answer):
+    return report_of([ImageEvaluation(Oracle(sample, spoil)).run(sample) for sample in samples]).figures
 
 
 MEASURES = ("cIoU, U-Net", "cIoU, SAM", "mean IoU, U-Net", "mean IoU, SAM")
 
 
-def test_an_oracle_gets_full_marks(pictures):
-    report = report_of([PictureEvaluation(Oracle(picture)).run(picture) for picture in pictures])
+def test_an_oracle_gets_full_marks(samples):
+    report = report_of([ImageEvaluation(Oracle(sample)).run(sample) for sample in samples])
     figures = report.figures
     assert all(figure.value == 1 for name, figure in figures.items() if not name.startswith("noun chunks"))
     answers = [name for name in figures if name.startswith("answers: ")]
@@ -236,7 +236,7 @@ def test_an_oracle_gets_full_marks(pictures):
     assert figures["noun chunks: F1 of words"].count == 4 * 12 and not any(name.startswith("selector") for name in figures)
     assert report.seconds.lmm == 1.0 and report.seconds.image == 0.5 and report.mistakes == ()
     record = json.loads(json.dumps(report.record()))
-    assert record["pictures"] == 4 and [row["figure"] for row in record["rows"]] == list(figures)
+    assert record["images"] == 4 and [row["figure"] for row in record["rows"]] == list(figures)
     assert record["rows"][0] == {
         "figure": "answers: list",
         "value": 1,
@@ -285,13 +285,13 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("spoil", "expected"), FAULTS.values(), ids=FAULTS)
-def test_each_fault_lowers_its_own_figures(pictures, spoil, expected):
-    figures = figures_of(pictures, spoil)
+def test_each_fault_lowers_its_own_figures(samples, spoil, expected):
+    figures = figures_of(samples, spoil)
     for name, value in expected.items():
         assert figures[name].value == pytest.approx(value), name
 
 
-def test_the_pooled_row_leaves_out_wrong_answers_and_relations(pictures):
+def test_the_pooled_row_leaves_out_wrong_answers_and_relations(samples):
     pooled = "right chat answers and refer names: mean IoU, U-Net"
 
     def halved(turn, answer):
@@ -300,15 +300,15 @@ def test_the_pooled_row_leaves_out_wrong_answers_and_relations(pictures):
     def wrong(turn, answer):
         return replace(answer, text="No.", phrases=()) if turn.kind == "list" else answer
 
-    assert figures_of(pictures, halved)[pooled].value == pytest.approx(28 / 32)  # the four names, not the four relations
-    assert figures_of(pictures, wrong)[pooled] == replace(figures_of(pictures)[pooled], count=24)
-    assert figures_of(pictures, wrong)["chat: mean IoU, U-Net"].value == pytest.approx(16 / 24)
+    assert figures_of(samples, halved)[pooled].value == pytest.approx(28 / 32)  # the four names, not the four relations
+    assert figures_of(samples, wrong)[pooled] == replace(figures_of(samples)[pooled], count=24)
+    assert figures_of(samples, wrong)["chat: mean IoU, U-Net"].value == pytest.approx(16 / 24)
 
 
-def test_a_wrong_answer_costs_what_it_missed_and_what_it_made_up(pictures):
-    picture = pictures[0]
-    turn = next(turn for turn in picture.turns if turn.kind == "relation")
-    named = [picture.mask(span.objects) for span in turn.spans]
+def test_a_wrong_answer_costs_what_it_missed_and_what_it_made_up(samples):
+    sample = samples[0]
+    turn = next(turn for turn in sample.turns if turn.kind == "relation")
+    named = [sample.mask(span.objects) for span in turn.spans]
     made_up = np.zeros_like(named[0])
     made_up[:2, :3] = True
 
@@ -318,22 +318,22 @@ def test_a_wrong_answer_costs_what_it_missed_and_what_it_made_up(pictures):
         left, _ = answer.phrases
         return replace(answer, text="No.", phrases=(replace(left, start=0, end=1), phrase("lamp", 9, made_up)))
 
-    record = next(r for r in PictureEvaluation(Oracle(picture, spoil)).run(picture).chat if r.kind == "relation")
+    record = next(r for r in ImageEvaluation(Oracle(sample, spoil)).run(sample).chat if r.kind == "relation")
     areas = [int(mask.sum()) for mask in named]
     assert not record.right and [own.there for own in record.phrases] == [True, False]
     assert record.masks.refined == (Overlap(areas[0], areas[0]), Overlap(0, areas[1]), Overlap(0, 6))
-    report = report_of([PictureEvaluation(Oracle(picture, spoil)).run(picture)])
-    chat = [t for t in picture.turns if t.kind in ("list", "where", "relation", "count")]
-    every = sum(int(picture.mask(s.objects).sum()) for t in chat for s in t.spans)
+    report = report_of([ImageEvaluation(Oracle(sample, spoil)).run(sample)])
+    chat = [t for t in sample.turns if t.kind in ("list", "where", "relation", "count")]
+    every = sum(int(sample.mask(s.objects).sum()) for t in chat for s in t.spans)
     assert report.figures["chat: cIoU, SAM"].value == pytest.approx((every - areas[1]) / (every + 6))
     assert report.figures["chat, right answers: cIoU, SAM"].value == 1
     assert [m.question for m in report.mistakes] == [turn.question]
 
 
-def test_per_kind(pictures):
-    doubled = replace(pictures[0], turns=pictures[0].turns * 2)
-    assert len(PictureEvaluation(Oracle(doubled)).run(doubled).chat) == 10
-    record = PictureEvaluation(Oracle(doubled), per_kind=1).run(doubled)
+def test_per_kind(samples):
+    doubled = replace(samples[0], turns=samples[0].turns * 2)
+    assert len(ImageEvaluation(Oracle(doubled)).run(doubled).chat) == 10
+    record = ImageEvaluation(Oracle(doubled), per_kind=1).run(doubled)
     assert [r.kind for r in record.chat] == ["list", "where", "relation", "count", "absence"] and len(record.refer) == 4
 
 
@@ -341,21 +341,21 @@ def timeless(records):
     return [replace(r, chat=tuple(replace(c, seconds=StageSeconds()) for c in r.chat)) for r in records]
 
 
-def test_tiny_models_in_one_and_in_two_processes(pictures, config):
-    here = evaluate_pictures(pictures[:2], config, per_kind=1)
+def test_tiny_models_in_one_and_in_two_processes(samples, config):
+    here = evaluate_images(samples[:2], config, per_kind=1)
     figures = report_of(here).figures
     assert figures["selector: F1 of words"].count == figures["noun chunks: F1 of words"].count == 24
     assert 0 <= figures["refer: cIoU, U-Net"].value <= 1
-    assert timeless(evaluate_pictures(pictures[:2], config, per_kind=1, workers=2, load=load_pipeline)) == timeless(here)
+    assert timeless(evaluate_images(samples[:2], config, per_kind=1, workers=2, load=load_pipeline)) == timeless(here)
 
 
-def test_refusals(pictures, config):
+def test_refusals(samples, config):
     with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
-        evaluate_pictures(pictures, config, workers=0)
-    with pytest.raises(ValueError, match="pictures: expected at least one, got none"):
-        evaluate_pictures([], config)
+        evaluate_images(samples, config, workers=0)
+    with pytest.raises(ValueError, match="samples: expected at least one, got none"):
+        evaluate_images([], config)
     with pytest.raises(LoadError, match="expected an existing"):
-        evaluate_pictures(pictures, replace(config, heads="/nothing/here"))
+        evaluate_images(samples, replace(config, heads="/nothing/here"))
 
 
 # --- attention maps --------------------------------------------------------------------------------------------------------
@@ -387,33 +387,33 @@ def test_ranking():
     assert best == {**best, "layer": 1, "head": 1, "pointing": 0.9, "attention": 0.1, "count": 10} and best["low"] < 0.9
     assert (second["layer"], second["head"], second["pointing"]) == (0, 2, 0.5) and worst["pointing"] == 0
     assert len(record["heads"]) == 6 and record["random"] == {"pointing": 0.1, "attention": 0.2}
-    assert (record["pictures"], record["names"]) == (2, 10)
+    assert (record["images"], record["names"]) == (2, 10)
 
 
-def test_attention_of_tiny_models(pictures, config):
+def test_attention_of_tiny_models(samples, config):
     pipeline = GroundingPipeline.from_config(config)
-    ranking = rank_heads(pipeline, pictures[:2])
+    ranking = rank_heads(pipeline, samples[:2])
     assert ranking.hits.shape == ranking.attention.shape == (2, 12)
     assert ranking.names.tolist() == [9, 9]  # 6 in chat, 2 and 1 in refer; neither the absent ones nor the wrong answer's
     assert 0 < ranking.random_pointing < ranking.random_attention < 1
     assert (ranking.hits <= 9).all() and (ranking.attention <= 9).all()
     channels = ranking.best(2)
-    picture = pictures[2]
-    rows = attention_rows(pipeline, picture.image(), ["red mug", "lemon"], channels)
+    sample = samples[2]
+    rows = attention_rows(pipeline, sample.image(), ["red mug", "lemon"], channels)
     assert (
         [row.phrase for row in rows] == ["red mug", "lemon"]
         and rows[0].truth is None
         and math.isnan(rows[0].attention_share(0))
     )
-    assert rows[0].maps.shape == (2, 3, 4)  # 4 x 4 cells, less the padding of a 4:3 picture
+    assert rows[0].maps.shape == (2, 3, 4)  # 4 x 4 cells, less the padding of a 4:3 image
     drawn = draw_attention(rows, ranking, channels)
     assert drawn.dtype == np.uint8 and drawn.shape[1] > 5 * CELL
-    known = replace(rows[0], truth=picture.mask((0,)), refined=picture.mask((0,)))
+    known = replace(rows[0], truth=sample.mask((0,)), refined=sample.mask((0,)))
     assert 0 <= known.attention_share(0) <= 1 and known.iou(known.refined) == 1
     assert draw_attention([known], ranking, channels).shape[0] < drawn.shape[0]
     with pytest.raises(ValueError, match="rows: expected at least one phrase to draw, got none"):
         draw_attention([], ranking, channels)
-    for picture, turn in clear_names(pictures):
-        assert [turn.answer[span.start : span.end] for span in turn.spans] == list(picture.names)
-        rows = attention_rows(pipeline, picture.image(), list(picture.names), channels, (picture, turn))
-        assert all((row.truth == picture.mask((i,))).all() for i, row in enumerate(rows)) and len(rows) == 2
+    for sample, turn in clear_names(samples):
+        assert [turn.answer[span.start : span.end] for span in turn.spans] == list(sample.names)
+        rows = attention_rows(pipeline, sample.image(), list(sample.names), channels, (sample, turn))
+        assert all((row.truth == sample.mask((i,))).all() for i, row in enumerate(rows)) and len(rows) == 2

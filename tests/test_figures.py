@@ -16,7 +16,7 @@ MADE_UP = {
     "docs/eval_tabletop.json": {
         "command": "flmm eval tabletop --json x.json",
         "data": "flmm scenes --split test --seed 0 --count 3",
-        "pictures": 3,
+        "images": 3,
         "rows": [
             {"figure": "answers: list", "value": 0.5, "low": 0.25, "high": 0.75, "count": 1234},
             {"figure": "answers: all", "value": None, "low": None, "high": None, "count": 0},
@@ -37,7 +37,7 @@ MADE_UP = {
     },
     "docs/attention.json": {
         "command": "flmm attention --json y.json",
-        "pictures": 2,
+        "images": 2,
         "names": 9,
         "random": {"pointing": 0.03, "attention": 0.07},
         "heads": [
@@ -47,7 +47,7 @@ MADE_UP = {
     },
     "docs/other_words.json": {
         "command": "python scripts/measure_other_words.py --json z.json",
-        "pictures": "flmm scenes --split test --seed 0 --count 20",
+        "images": "flmm scenes --split test --seed 0 --count 20",
         "groups": {
             "signs": {"texts": 4, "ended": 4, "cut": 0, "declined": 3, "longest_answer_tokens": 9},
             "all": {"texts": 1000, "ended": 999, "cut": 1, "declined": 500, "longest_answer_tokens": 64},
@@ -126,7 +126,7 @@ def test_summary_misses_no_row_silently(script):
 
 def test_attention(script):
     made = script.written(block("attention"), MADE_UP)
-    assert "Measured by `flmm attention --json y.json` on 9 names in 2 pictures; the best 2 of 2 heads." in made
+    assert "Measured by `flmm attention --json y.json` on 9 names in 2 images; the best 2 of 2 heads." in made
     assert "](docs/images/attention.png)" in made
     assert tables(made)[0] == [
         ["layer 3, head 0", "0.960", "0.950 to 0.970", "0.850"],

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_models import picture, save_llava
+from tiny_models import random_image, save_llava
 from transformers import LlavaForConditionalGeneration
 
 from flmm_core.errors import CommandError
@@ -25,7 +25,7 @@ def plain_generate(folder, lmm, question, **options):
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     prompt = f"USER: {'<image>' * 16}\n{question} ASSISTANT:"
     inputs = lmm.words.tokenizer(prompt, return_tensors="pt")
-    pixels = lmm.family.prepare(picture()).pixel_values
+    pixels = lmm.family.prepare(random_image()).pixel_values
     output = model.generate(
         input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, pixel_values=pixels, do_sample=False, **options
     )
@@ -35,7 +35,7 @@ def plain_generate(folder, lmm, question, **options):
 @pytest.mark.parametrize("reuse", [False, True], ids=["whole", "prefix"])
 def test_greedy_ids_are_those_of_the_plain_model(folder, reuse):
     lmm = FrozenLmm.from_pretrained(folder, reuse_prefix=reuse)
-    image = lmm.encode_image(picture())
+    image = lmm.encode_image(random_image())
     for question in QUESTIONS:
         for limit in (1, 12):
             trace = lmm.generate(image, question, max_new_tokens=limit)
@@ -47,7 +47,7 @@ def test_greedy_ids_are_those_of_the_plain_model(folder, reuse):
 
 def test_the_end_token_is_left_out(folder):
     lmm = FrozenLmm.from_pretrained(folder)
-    image = lmm.encode_image(picture())
+    image = lmm.encode_image(random_image())
     free = lmm.generate(image, QUESTIONS[0], max_new_tokens=12).token_ids
     stop = next(i for i in range(2, 12) if free[i] not in free[:i])
     lmm.model.generation_config.eos_token_id = [2, free[stop]]
@@ -64,7 +64,7 @@ def test_the_end_token_is_left_out(folder):
 def test_reading_an_answer_matches_having_written_it(folder, monkeypatch):
     """Rows and states of a generated answer equal those of the same tokens, teacher-forced; also for the last token."""
     lmm = FrozenLmm.from_pretrained(folder)
-    image = lmm.encode_image(picture())
+    image = lmm.encode_image(random_image())
     written = lmm.generate(image, QUESTIONS[0], max_new_tokens=8)
     tokens = AnswerTokens(lmm.words.prompt_ids(QUESTIONS[0], 16), written.token_ids, written.token_offsets)
     monkeypatch.setattr(lmm.words, "answer_tokens", lambda *_: tokens)  # what is written at random does not re-tokenise
@@ -74,9 +74,9 @@ def test_reading_an_answer_matches_having_written_it(folder, monkeypatch):
     torch.testing.assert_close(written.hidden_states, read.hidden_states, atol=1e-5, rtol=1e-4)
 
 
-def test_commands_leave_the_encoded_picture_alone(folder):
+def test_commands_leave_the_encoded_image_alone(folder):
     lmm = FrozenLmm.from_pretrained(folder)
-    image = lmm.encode_image(picture())
+    image = lmm.encode_image(random_image())
     before = [(keys.clone(), values.clone()) for keys, values in image.prefix_cache]
     first = lmm.generate(image, QUESTIONS[0], max_new_tokens=6)
     lmm.read_answer(image, QUESTIONS[1], "The lemon.")
@@ -91,7 +91,7 @@ def test_reuse_and_whole_agree(folder):
     traces = []
     for reuse in (False, True):
         lmm = FrozenLmm.from_pretrained(folder, reuse_prefix=reuse)
-        traces.append(lmm.read_phrases(lmm.encode_image(picture()), ["red mug", "lemon"]))
+        traces.append(lmm.read_phrases(lmm.encode_image(random_image()), ["red mug", "lemon"]))
     (whole, spans), (prefix, spans_prefix) = traces
     assert spans == spans_prefix
     torch.testing.assert_close(whole.hidden_states, prefix.hidden_states, atol=1e-5, rtol=1e-4)
@@ -101,7 +101,7 @@ def test_nothing_deprecated_is_used(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lmm = FrozenLmm.from_pretrained(folder)
-        image = lmm.encode_image(picture())
+        image = lmm.encode_image(random_image())
         lmm.generate(image, QUESTIONS[0], max_new_tokens=2)
         lmm.read_phrases(image, ["lemon"])
 
@@ -109,7 +109,7 @@ def test_nothing_deprecated_is_used(folder):
 def test_phrases_are_found_by_offsets(folder):
     lmm = FrozenLmm.from_pretrained(folder)
     phrases = ["red mug", "lemon", "the lemon's été", "柠檬", "red mug"]
-    trace, spans = lmm.read_phrases(lmm.encode_image(picture()), phrases)
+    trace, spans = lmm.read_phrases(lmm.encode_image(random_image()), phrases)
     assert trace.text == "red mug. lemon. the lemon's été. 柠檬. red mug."
     assert [trace.text[span.start : span.end] for span in spans] == phrases
     for span, phrase in zip(spans, phrases, strict=True):
@@ -135,7 +135,7 @@ def test_offsets_of_written_text(folder):
 def test_text_arrives_while_it_is_written(folder):
     lmm = FrozenLmm.from_pretrained(folder)
     seen = []
-    trace = lmm.generate(lmm.encode_image(picture()), QUESTIONS[0], max_new_tokens=6, on_text=seen.append)
+    trace = lmm.generate(lmm.encode_image(random_image()), QUESTIONS[0], max_new_tokens=6, on_text=seen.append)
     assert len(seen) == 6
     assert seen[-1] == trace.text
 
@@ -143,7 +143,7 @@ def test_text_arrives_while_it_is_written(folder):
 @pytest.mark.parametrize("text", ["show <image> please", "</s>", "<pad> lemon"])
 def test_markers_in_the_users_words_are_refused(folder, text):
     lmm = FrozenLmm.from_pretrained(folder)
-    image = lmm.encode_image(picture())
+    image = lmm.encode_image(random_image())
     with pytest.raises(CommandError, match="expected no special tokens of the LMM, got '<"):
         lmm.generate(image, text)
     with pytest.raises(CommandError, match="expected no special tokens of the LMM, got '<"):
@@ -154,7 +154,7 @@ def test_markers_in_the_users_words_are_refused(folder, text):
 def test_an_answer_without_words_is_refused(folder, answer):
     lmm = FrozenLmm.from_pretrained(folder)
     with pytest.raises(ValueError, match="answer: expected at least one word, got"):
-        lmm.read_answer(lmm.encode_image(picture()), "where?", answer)
+        lmm.read_answer(lmm.encode_image(random_image()), "where?", answer)
 
 
 def test_shape_comes_from_the_config(folder):

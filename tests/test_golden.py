@@ -66,13 +66,13 @@ def test_sam_refiner(sam, name):
     refined = refiner(image, coarse, texts)
     assert_near(refined.low_res, outputs[f"{name}_low_res_masks"])
     assert_near(refined.iou, outputs[f"{name}_iou_predictions"][:, 0])
-    assert_near(refiner.to_picture(refined.low_res, image), outputs[f"{name}_sam_masks"])
+    assert_near(refiner.to_image(refined.low_res, image), outputs[f"{name}_sam_masks"])
     if name == "portrait":
         for part in ("mask", "box", "text"):
             less = SamRefiner(sam=sam, config=RefinerConfig(**{f"use_{part}": False}))(image, coarse, texts)
             assert_near(less.low_res[:, ::2, ::2], outputs[f"portrait_no_{part}_low_res_masks_every2nd_pixel"])
         many = SamRefiner(sam=sam, config=RefinerConfig(multimask=True))
-        full = many.to_picture(many(image, coarse, texts).low_res, image)
+        full = many.to_image(many(image, coarse, texts).low_res, image)
         assert_near(full[:, ::2, ::2], outputs["portrait_multimask_sam_masks_every2nd_pixel"])
         packed = np.packbits(full.numpy() > 0)
         assert np.array_equal(packed, outputs["portrait_multimask_sam_masks_positive_packbits"])
@@ -90,9 +90,9 @@ def test_llava(reuse_prefix):
     assert pipeline.lmm.family.prompt(pipeline.config.refer_prompt) == inputs["instruction"].format(input=inputs["prompt"])
     for sample in inputs["samples"]:
         want = {key.removeprefix(f"{sample['name']}_"): outputs[key] for key in outputs.files if key.startswith(sample["name"])}
-        picture = rgb(folder / f"{sample['name']}.png")
-        assert_near(pipeline.lmm.family.prepare(picture).pixel_values[0], want["pixel_values"], 1e-6)
-        image = pipeline.lmm.encode_image(picture)
+        photo = rgb(folder / f"{sample['name']}.png")
+        assert_near(pipeline.lmm.family.prepare(photo).pixel_values[0], want["pixel_values"], 1e-6)
+        image = pipeline.lmm.encode_image(photo)
         assert_near(image.features.pooler_output[0], want["projected_image_features"][0])
         trace, spans = pipeline.lmm.read_phrases(image, sample["phrases"])
         answer = want["input_ids"][want["labels"] != -100]
@@ -111,10 +111,10 @@ def test_llava(reuse_prefix):
         texts = [tokens[span.token_start : span.token_end] for span in spans]
         for i, text in enumerate(texts):
             assert_near(text, want[f"text_embeds_{i}"])
-        sam_image = pipeline.heads.sam.encode_image(np.asarray(picture))
+        sam_image = pipeline.heads.sam.encode_image(np.asarray(photo))
         assert_near(pipeline.heads.sam.prompts(sam_image, coarse.logits, texts).boxes, want["boxes"].reshape(-1, 4))
         assert_near(pipeline.heads.sam(sam_image, coarse.logits, texts).iou, want["iou_predictions"][:, 0])
-        pipeline.set_image(picture)
+        pipeline.set_image(photo)
         phrases = pipeline.refer(sample["phrases"]).phrases
         assert [phrase.text for phrase in phrases] == sample["phrases"]
         for phrase, logits in zip(phrases, want["sam_pred_masks"], strict=True):

@@ -34,7 +34,7 @@ def lmm(tmp_path_factory):
 @pytest.fixture(scope="module")
 def traced(data, lmm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache") / "traces"
-    return folder, load_traces(folder, data=data, lmm=lmm, pictures=3, turns=8, seed=0, workers=1)
+    return folder, load_traces(folder, data=data, lmm=lmm, samples=3, turns=8, seed=0, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,10 @@ def sam(tmp_path_factory):
 @pytest.fixture(scope="module")
 def examples(data, traced):
     refiner = SamRefiner(sam=tiny_sam(1))
-    pictures = list(read_dataset(data))
+    samples = list(read_dataset(data))
     return [
-        Example(picture, tuple(trace for trace in traced[1] if trace.picture == i), refiner.encode_image(picture.image()))
-        for i, picture in enumerate(pictures)
+        Example(sample, tuple(trace for trace in traced[1] if trace.sample == i), refiner.encode_image(sample.image()))
+        for i, sample in enumerate(samples)
     ]
 
 
@@ -59,14 +59,14 @@ def examples(data, traced):
 
 def test_stored_traces_are_what_the_lmm_reads(data, lmm, traced):
     _, traces = traced
-    assert [sum(trace.picture == i for trace in traces) for i in range(3)] == [8, 8, 8]
+    assert [sum(trace.sample == i for trace in traces) for i in range(3)] == [8, 8, 8]
     model = FrozenLmm.from_pretrained(lmm)
-    picture = list(read_dataset(data))[1]
-    image = model.encode_image(Image.fromarray(picture.image()))
-    (asked,) = [one for one in picture.turns if one.kind == "where"]
+    sample = list(read_dataset(data))[1]
+    image = model.encode_image(Image.fromarray(sample.image()))
+    (asked,) = [one for one in sample.turns if one.kind == "where"]
     read = model.read_answer(image, asked.question, asked.answer)
     objects = tuple(own.objects for own in asked.spans)
-    alike = [trace for trace in traces if trace.picture == 1 and trace.objects == objects]
+    alike = [trace for trace in traces if trace.sample == 1 and trace.objects == objects]
     (stored,) = [trace for trace in alike if trace.states.shape[1] == len(read.token_ids)]
     assert torch.allclose(stored.states.float(), read.hidden_states, atol=1e-2)
     expected = read.merged_attention([read.span_of(own.start, own.end) for own in asked.spans])
@@ -77,7 +77,7 @@ def test_stored_traces_are_what_the_lmm_reads(data, lmm, traced):
 def test_a_selector_chooses_what_an_answer_asserts(traced):
     """Names of what is not there are chosen in a wrong answer only: "there is no pan" points at nothing."""
     absent = [
-        (trace, *trace.spans[trace.objects.index(())]) for trace in traced[1] if trace.picture == 0 and () in trace.objects
+        (trace, *trace.spans[trace.objects.index(())]) for trace in traced[1] if trace.sample == 0 and () in trace.objects
     ]
     assert len(absent) == 3
     assert sorted(bool(trace.named[start:end].any()) for trace, start, end in absent) == [False, False, True]
@@ -91,17 +91,17 @@ def test_a_selector_chooses_what_an_answer_asserts(traced):
 
 def test_traces_are_read_once_and_never_stale(data, lmm, traced, monkeypatch):
     folder, traces = traced
-    again = load_traces(folder, data=data, lmm=lmm.parent / lmm.name, pictures=3, turns=8, seed=0, workers=1)
+    again = load_traces(folder, data=data, lmm=lmm.parent / lmm.name, samples=3, turns=8, seed=0, workers=1)
     assert len(again) == len(traces)
     for changes, words in (
         ({"turns": 7}, "turns: expected 7, got 8"),
         ({"seed": 1}, "seed: expected 1, got 0"),
-        ({"pictures": 2}, "pictures: expected 2, got 3"),
+        ({"images": 2}, "samples: expected 2, got 3"),
     ):
         with pytest.raises(ValueError, match=f"{words}; delete .*traces to make them anew"):
-            load_traces(folder, **{"data": data, "lmm": lmm, "pictures": 3, "turns": 8, "seed": 0, "workers": 1, **changes})
+            load_traces(folder, **{"data": data, "lmm": lmm, "samples": 3, "turns": 8, "seed": 0, "workers": 1, **changes})
     with pytest.raises(ValueError, match=r"lmm: expected .*; delete .*traces to make them anew"):
-        load_traces(folder, data=data, lmm=save_llava(data / "other", seed=5), pictures=3, turns=8, seed=0)
+        load_traces(folder, data=data, lmm=save_llava(data / "other", seed=5), samples=3, turns=8, seed=0)
 
 
 def test_every_kind_has_its_turn_first():
@@ -117,11 +117,11 @@ def test_every_kind_has_its_turn_first():
 
 def test_embeddings_are_computed_once(data, sam, tmp_path, monkeypatch):
     refiner = SamRefiner(sam=tiny_sam())
-    pictures = list(read_dataset(data))
-    paths = [picture.path for picture in pictures]
+    samples = list(read_dataset(data))
+    paths = [sample.path for sample in samples]
     first = load_embeddings(tmp_path / "kept", paths, sam=sam, refiner=refiner)
-    for picture, kept in zip(pictures, first, strict=True):
-        expected = refiner.encode_image(picture.image())
+    for sample, kept in zip(samples, first, strict=True):
+        expected = refiner.encode_image(sample.image())
         assert replace(kept, embedding=expected.embedding) == expected
         assert torch.allclose(kept.to(CPU).embedding, expected.embedding, atol=1e-2)
     monkeypatch.setattr(refiner, "encode_image", lambda _: pytest.fail("expected the kept embeddings"))

@@ -1,4 +1,4 @@
-"""Picture files are read as people see them: orientation, colour profile, depth and transparency."""
+"""Image files are read as people see them: orientation, colour profile, depth and transparency."""
 
 import struct
 import zlib
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from tiny_models import picture
+from tiny_models import random_image
 
 from flmm_core.image_files import as_seen, read_image
 from flmm_core.pipeline import rgb_array
@@ -39,7 +39,7 @@ def png16(path, values):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["turned.png", "turned.jpg"])
 def test_orientation(tmp_path, orientation, name):
-    seen = np.asarray(picture(24, 40))
+    seen = np.asarray(random_image(24, 40))
     # How a camera stores what was seen, for each value of the EXIF tag.
     stored = {
         1: seen, 2: seen[:, ::-1], 3: seen[::-1, ::-1], 4: seen[::-1],
@@ -90,7 +90,7 @@ def test_sixteen_bits(tmp_path):
     colours = np.stack([values, values[::-1], values.T], axis=-1)
     assert (read_image(png16(tmp_path / "rgb.png", colours)) == colours >> 8).all()
     assert (as_seen(Image.fromarray(values.astype(np.int32))) == grey).all()
-    with pytest.raises(ValueError, match="picture: expected values of 16 bits, got 0 to 65536"):
+    with pytest.raises(ValueError, match="image: expected values of 16 bits, got 0 to 65536"):
         as_seen(Image.fromarray(np.array([[0, 65536]], np.int32)))
     with pytest.raises(ValueError, match="expected 8 or 16 bits for each channel, got floating-point values"):
         rgb_array(Image.fromarray(np.zeros((2, 2), np.float32)))
@@ -114,31 +114,31 @@ def test_transparency_shows_white(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "CMYK", "YCbCr"])
 def test_other_modes(mode):
-    image = picture().convert(mode)
+    image = random_image().convert(mode)
     assert np.array_equal(as_seen(image), np.asarray(image.convert("RGB")))
 
 
-def test_pictures_without_anything_special_are_read_to_the_bit(tmp_path):
-    pixels = np.asarray(picture(24, 40))
+def test_images_without_anything_special_are_read_to_the_bit(tmp_path):
+    pixels = np.asarray(random_image(24, 40))
     assert np.array_equal(read_image(saved(Image.fromarray(pixels), tmp_path / "plain.png")), pixels)
 
 
-def test_files_that_are_no_pictures(tmp_path):
-    with pytest.raises(ValueError, match=r"expected a picture at .*none.png, got no such file"):
+def test_files_that_are_no_images(tmp_path):
+    with pytest.raises(ValueError, match=r"expected an image at .*none.png, got no such file"):
         read_image(tmp_path / "none.png")
     with pytest.raises(ValueError, match="got no such file"):
         read_image(tmp_path)
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ValueError, match="got a file that is none"):
         read_image(tmp_path / "text.png")
     for name in ("cut.png", "cut.jpg"):
-        path = saved(picture(240, 400), tmp_path / name)
+        path = saved(random_image(240, 400), tmp_path / name)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(ValueError, match=rf"expected a picture at .*{name}, got one that cannot be read \("):
+        with pytest.raises(ValueError, match=rf"expected an image at .*{name}, got one that cannot be read \("):
             read_image(path)
 
 
-def test_pictures_that_would_fill_the_memory(tmp_path):
+def test_images_that_would_fill_the_memory(tmp_path):
     """A header of a few bytes that claims 10^10 pixels."""
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")))

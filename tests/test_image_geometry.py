@@ -9,7 +9,7 @@ from flmm_core.image_geometry import long_side_geometry, mask_box, place_in_fram
 
 
 def geometry(height, width, frame=336, grid=24):
-    return long_side_geometry(picture_height=height, picture_width=width, frame=frame, grid_height=grid, grid_width=grid)
+    return long_side_geometry(image_height=height, image_width=width, frame=frame, grid_height=grid, grid_width=grid)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_long_side(size, inner, offset):
         (62, 212, 336, 64, (11, 51)),  # int(11.81), int(40.38 + 0.5)
         (0, 336, 336, 64, (0, 64)),
         (55, 226, 336, 64, (10, 53)),  # int(10.48), int(43.05 + 0.5)
-        (167, 1, 336, 24, (11, 12)),  # a thin picture keeps one cell
+        (167, 1, 336, 24, (11, 12)),  # a thin image keeps one cell
         (0, 335, 336, 64, (0, 64)),
     ],
 )
@@ -52,7 +52,7 @@ def test_unpadding_always_leaves_cells_inside_the_map():
                 assert 0 <= start < end <= size
 
 
-def test_unpad_keeps_the_picture():
+def test_unpad_keeps_the_image():
     found = geometry(213, 320)
     maps = torch.arange(64 * 64.0).reshape(1, 64, 64)
     assert torch.equal(unpad(maps, found), maps[:, 10:52, :])

@@ -15,12 +15,12 @@ from flmm_core.training.settings import LoopConfig
 from flmm_tabletop import MODEL
 from flmm_tabletop.training import packed_turns
 from flmm_tabletop.training.frames import load_frames, normalised
+from flmm_tabletop.training.image_votes import load_votes
 from flmm_tabletop.training.lmm import KIND_WEIGHTS, hidden_states, lmm_losses, lmm_optimizers
 from flmm_tabletop.training.lmm_start import build_lmm, build_tokenizer
 from flmm_tabletop.training.looking import LookingTargets, Name, find_names, looking_loss, looking_share
 from flmm_tabletop.training.muon import Muon, orthogonalised
 from flmm_tabletop.training.packed_turns import Packing, WatchedHeads
-from flmm_tabletop.training.picture_votes import load_votes
 from flmm_tabletop.training.settings import LmmSettings, TowerSettings
 from flmm_tabletop.training.tower import WORDS, count_targets, fit_votes
 from flmm_tabletop.training.turn_packer import IGNORED, TurnPacker, looking_targets
@@ -40,13 +40,13 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(data):
+def samples(data):
     return list(read_dataset(data))
 
 
 @pytest.fixture(scope="module")
-def tokenizer(pictures):
-    turns = [turn for picture in pictures for turn in picture.turns]
+def tokenizer(samples):
+    turns = [turn for sample in samples for turn in sample.turns]
     return build_tokenizer([*turns, *(replace(turn, question="How many mugs, lemons and boxes?") for turn in turns)], 640)
 
 
@@ -65,19 +65,19 @@ def model(built):
 # --- the tower -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_votes_are_fitted_to_the_finished_cells(data, pictures, tmp_path):
+def test_the_votes_are_fitted_to_the_finished_cells(data, samples, tmp_path):
     torch.manual_seed(0)
     tower = TabletopTower(TabletopTowerConfig.from_dict({**VISION.to_dict(), "image_size": 64})).eval()
     tower.requires_grad_(False)
     tower.votes.requires_grad_(True)
     stages = {name: value.clone() for name, value in tower.stages.state_dict().items()}
-    frames = load_frames(data, pictures, 64)
-    learnt = (frames, count_targets(pictures, WORDS))
+    frames = load_frames(data, samples, 64)
+    learnt = (frames, count_targets(samples, WORDS))
     settings = TowerSettings(data, data, vote_steps=150, vote_batch=8)
     fit_votes(tower, learnt, learnt, tmp_path / "fit", settings, LoopConfig(steps=2, learning_rate=1e-3))
     assert all(torch.equal(value, stages[name]) for name, value in tower.stages.state_dict().items())
     tower.save_pretrained(tmp_path / "tower")
-    votes = load_votes(tmp_path / "votes", tmp_path / "tower", pictures, frames, CPU)
+    votes = load_votes(tmp_path / "votes", tmp_path / "tower", samples, frames, CPU)
     assert votes.shape == (8, 16, 24) and votes.dtype == np.float16
     counts = torch.from_numpy(votes.astype(np.float32)).logsumexp(1).exp().mean(0)
     assert float(counts[WORDS.index("object")]) == pytest.approx(2, abs=0.3)
@@ -86,8 +86,8 @@ def test_the_votes_are_fitted_to_the_finished_cells(data, pictures, tmp_path):
         again = AutoModel.from_pretrained(tmp_path / "tower").eval()
         seen = again(normalised(frames[2:3], CPU)).last_hidden_state
     assert torch.allclose(tower.features(torch.from_numpy(votes[2:3].astype(np.float32))), seen, atol=0.02)
-    with pytest.raises(ValueError, match=r"manifest\.json: pictures: expected 7, got 8; delete .*votes to make them anew"):
-        load_votes(tmp_path / "votes", tmp_path / "tower", pictures[:7], frames, CPU)
+    with pytest.raises(ValueError, match=r"manifest\.json: images: expected 7, got 8; delete .*votes to make them anew"):
+        load_votes(tmp_path / "votes", tmp_path / "tower", samples[:7], frames, CPU)
 
 
 # --- the start -------------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_names(text, names):
 
 
 def cells(**votes):
-    """Votes ``[4, words]`` of a picture: almost nothing but the given log-counts of each of the four cells."""
+    """Votes ``[4, words]`` of an image: almost nothing but the given log-counts of each of the four cells."""
     given = torch.full((4, len(WORDS)), -12.0)
     for word, values in votes.items():
         given[:, WORDS.index(word)] = torch.tensor(values).log()
@@ -216,21 +216,21 @@ def test_looking_loss_by_hand():
 
 
 @pytest.fixture(scope="module")
-def packed(data, pictures, built, tokenizer):
-    """Two pictures' turns, packed, with votes of a random tower."""
+def packed(data, samples, built, tokenizer):
+    """Two images' turns, packed, with votes of a random tower."""
     packer = TurnPacker(tokenizer, image_tokens=256, groups=GROUPS)
-    encoded = [packer.encode(picture.turns) for picture in pictures[:2]]
+    encoded = [packer.encode(sample.turns) for sample in samples[:2]]
     batch = packer.pack(encoded, np.random.default_rng(0))
-    pixels = normalised(load_frames(data, pictures, 256)[:2], CPU)
+    pixels = normalised(load_frames(data, samples, 256)[:2], CPU)
     with torch.no_grad():
         votes = built.model.vision_tower.votes(built.model.vision_tower.content(pixels))
     return packer, batch, pixels, votes
 
 
-def test_a_packed_turn_is_the_prompt_of_the_family(packed, pictures, tokenizer):
+def test_a_packed_turn_is_the_prompt_of_the_family(packed, samples, tokenizer):
     packer, batch, *_ = packed
-    turns = {(turn.question, turn.answer) for turn in pictures[0].turns}
-    own = [place for place in batch.turns if place.picture == 0]
+    turns = {(turn.question, turn.answer) for turn in samples[0].turns}
+    own = [place for place in batch.turns if place.image == 0]
     assert len(own) >= 4
     for place in own:
         text = tokenizer.decode(place.turn.ids)
@@ -245,13 +245,13 @@ def test_a_packed_turn_is_the_prompt_of_the_family(packed, pictures, tokenizer):
     assert (batch.labels != IGNORED).sum() == sum(len(p.turn.ids) - p.turn.answer for p in batch.turns)
 
 
-def test_turns_go_where_they_fit_most_closely(tokenizer, pictures):
+def test_turns_go_where_they_fit_most_closely(tokenizer, samples):
     packer = TurnPacker(tokenizer, image_tokens=4, groups=((2, 12), (1, 30)))
     turns = packer.encode([Turn("talk", "hi", "hi", ())] * 5 + [Turn("where", "x" * 10, "y " * 4, ())] * 3)
     short, long = len(turns[0].ids), len(turns[-1].ids)
     assert short <= 12 < long <= 30
     batch = packer.pack([turns, turns[:1]], np.random.default_rng(0))
-    assert [(p.picture, p.start, len(p.turn.ids)) for p in batch.turns] == [
+    assert [(p.sample, p.start, len(p.turn.ids)) for p in batch.turns] == [
         (0, 0, short),
         (0, 12, short),
         (0, 24, long),
@@ -302,14 +302,14 @@ def test_packed_attention_is_causal_attention_of_each_turn(model, packed):
     for place in batch.turns:
         ids = [*packer.before_image, *[model.config.image_token_id] * 256, *place.turn.ids]
         alone = model(
-            input_ids=torch.tensor([ids]), pixel_values=pixels[place.picture, None], output_attentions=True
+            input_ids=torch.tensor([ids]), pixel_values=pixels[place.image, None], output_attentions=True
         )  # fmt: skip
         tokens = slice(place.start, place.start + len(place.turn.ids))
         logits = alone.logits[0, -len(place.turn.ids) :]
-        assert torch.allclose(together[place.picture, tokens], logits, atol=1e-4)
+        assert torch.allclose(together[place.image, tokens], logits, atol=1e-4)
         for layer, head in watched.heads.items():
             expected = alone.attentions[layer][0, head, -len(place.turn.ids) :, : batch.packing.prefix]
-            assert torch.allclose(watched.seen[layer][place.picture, tokens], expected, atol=1e-5)
+            assert torch.allclose(watched.seen[layer][place.image, tokens], expected, atol=1e-5)
         targets = torch.from_numpy(place.turn.ids[place.turn.answer :])
         own = KIND_WEIGHTS.get(place.turn.kind, 1.0)
         total += own * float(nn.functional.cross_entropy(logits[place.turn.answer - 1 : -1], targets, reduction="sum"))

@@ -44,7 +44,7 @@ def test_scale_of_the_attention_does_not_matter(head):
 
 def test_padding_takes_part_in_the_norms(head):
     """37 rows become 40: the three rows of zeros change the statistics of the norms, so the output is not that of a
-    network which pads nothing; it is that of a picture which is zero there."""
+    network which pads nothing; it is that of an image which is zero there."""
     maps = torch.rand(1, 6, 40, 64)
     maps[:, :, 37:] = 0
     with torch.no_grad():

@@ -54,7 +54,7 @@ def test_defaults_of_training():
     for row, stage in zip(rows, STAGES, strict=True):
         loop = stage.settings.LOOP
         assert int(row[1]) == loop.steps
-        assert row[2] == f"{stage.settings().batch} pictures"
+        assert row[2] == f"{stage.settings().batch} images"
         assert (float(row[3]), float(row[4])) == (loop.learning_rate, loop.weight_decay), stage.name
 
 

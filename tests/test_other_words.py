@@ -109,7 +109,7 @@ def test_these_words_were_not_in_training() -> None:
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_in_an_empty_picture_nothing_is_there(lmm: FrozenLmm, level: int) -> None:
+def test_in_an_empty_image_nothing_is_there(lmm: FrozenLmm, level: int) -> None:
     empty = lmm.encode_image(Image.fromarray(np.full_like(GREY, level)))
     assert answer(lmm, empty, "where is the red mug?") == "I do not see a red mug."
     assert answer(lmm, empty, "is there a red mug?") == "No, there is no red mug."

@@ -40,7 +40,7 @@ def test_a_label_stands_beside_its_mask_and_off_the_others():
         assert (above == color_of(index)).all(axis=-1).sum() > 200
 
 
-def test_pictures_of_full_size_are_not_enlarged():
+def test_images_of_full_size_are_not_enlarged():
     big = np.zeros((720, 1280, 3), np.uint8)
     drawn = draw_overlay(big, answer("Yes.", size=(720, 1280)))
     assert drawn.shape[1] == 1280 and drawn.shape[0] > 720
@@ -88,8 +88,8 @@ def test_more_phrases_than_colours():
     assert color_of(len(PALETTE)) == PALETTE[0]
 
 
-def test_picture_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"expected a picture of 240x320 .*, got 10x20"):
+def test_image_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"expected an image of 240x320 .*, got 10x20"):
         draw_overlay(np.zeros((10, 20, 3), np.uint8), answer("x"))
 
 
@@ -98,5 +98,5 @@ def test_contact_sheet():
     sheet = contact_sheet(tiles, columns=3, tile_width=240)
     assert sheet.shape == (2 * 180 + 3 * 12, 3 * 252 + 12, 3)
     assert (sheet[12 + 90, 12 + 120] == 10).all() and (sheet[12 + 180 + 12 + 90, 12 + 120] == 40).all()
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         contact_sheet([])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import picture, save_model, tiny_heads
+from tiny_models import random_image, save_model, tiny_heads
 
 from flmm_core import pipeline as pipeline_module
 from flmm_core.checkpoints import save_heads
@@ -41,12 +41,12 @@ def check_phrase(phrase, height, width):
 
 
 def test_refer(pipeline):
-    pipeline.set_image(picture(50, 70))
+    pipeline.set_image(random_image(50, 70))
     answer = pipeline.refer(["red mug", "lemon"])
     assert [phrase.text for phrase in answer.phrases] == ["red mug", "lemon"]
     assert answer.text == "red mug. lemon"  # without the full stop that the LMM reads behind the last one
     assert [answer.text[p.start : p.end] for p in answer.phrases] == ["red mug", "lemon"]
-    assert (answer.picture_height, answer.picture_width) == (50, 70)
+    assert (answer.image_height, answer.image_width) == (50, 70)
     for phrase in answer.phrases:
         check_phrase(phrase, 50, 70)
     for phrase in ("red mug", "the lemon's été", "a mug."):
@@ -56,7 +56,7 @@ def test_refer(pipeline):
 
 
 def test_chat(pipeline):
-    pipeline.set_image(np.asarray(picture(50, 70)))
+    pipeline.set_image(np.asarray(random_image(50, 70)))
     pipeline.config = GroundingConfig(selector_threshold=0.0)  # every word is a phrase or part of one
     try:
         seen = []
@@ -90,7 +90,7 @@ def test_loops_begin_where_a_thing_is_said_for_the_third_time(text, kept):
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_an_answer_that_runs_in_circles_is_cut(pipeline, monkeypatch, ended):
-    pipeline.set_image(picture(50, 70))
+    pipeline.set_image(random_image(50, 70))
     text = "a red mug and two two two two"
     trace = replace(pipeline.read("where is the lemon?", text), ended=ended)
     monkeypatch.setattr(pipeline.lmm, "generate", lambda *_, **__: trace)
@@ -109,15 +109,15 @@ def span_of(trace, words):
 
 def test_heads_without_selector_use_noun_chunks(parts):
     pipeline = GroundingPipeline.from_pretrained(parts / "lmm", parts / "plain_heads", parts / "sam", device="cpu")
-    pipeline.set_image(picture())
+    pipeline.set_image(random_image())
     assert isinstance(pipeline.chat("where is the lemon?", max_new_tokens=12).phrases, tuple)
 
 
-def test_the_picture_is_paid_for_once(pipeline, monkeypatch):
+def test_the_image_is_paid_for_once(pipeline, monkeypatch):
     calls = []
     for module in (pipeline.lmm.model.model.vision_tower, pipeline.heads.sam.model.image_encoder):
         module.register_forward_hook(lambda module, *_: calls.append(type(module).__name__))
-    pipeline.set_image(picture())
+    pipeline.set_image(random_image())
     assert len(calls) == 2
     first = pipeline.refer(["lemon"])
     second = pipeline.refer(["lemon"])
@@ -129,17 +129,17 @@ def test_the_picture_is_paid_for_once(pipeline, monkeypatch):
 
 
 def test_an_empty_mask_is_kept(pipeline, monkeypatch):
-    pipeline.set_image(picture())
-    monkeypatch.setattr(pipeline.heads.sam, "to_picture", lambda low_res, image: torch.full((1, 48, 64), -3.0))
+    pipeline.set_image(random_image())
+    monkeypatch.setattr(pipeline.heads.sam, "to_image", lambda low_res, image: torch.full((1, 48, 64), -3.0))
     (phrase,) = pipeline.refer("lemon").phrases
     assert (phrase.box, phrase.score, phrase.mask.any()) == ((0, 0, 0, 0), 0.0, np.False_)
-    monkeypatch.setattr(pipeline.heads.sam, "to_picture", lambda low_res, image: torch.zeros(1, 48, 64))
+    monkeypatch.setattr(pipeline.heads.sam, "to_image", lambda low_res, image: torch.zeros(1, 48, 64))
     assert not pipeline.refer("lemon").phrases[0].mask.any()  # logits > 0, not >= 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (7, 5), (900, 1300)])
-def test_extreme_pictures(pipeline, size):
-    pipeline.set_image(picture(max(size[0], 4), max(size[1], 4)).resize((size[1], size[0])))
+def test_extreme_images(pipeline, size):
+    pipeline.set_image(random_image(max(size[0], 4), max(size[1], 4)).resize((size[1], size[0])))
     (phrase,) = pipeline.refer("lemon").phrases
     check_phrase(phrase, *size)
 
@@ -150,33 +150,33 @@ def test_extreme_pictures(pipeline, size):
         (np.zeros((4, 4), np.uint8), r"uint8 \[4, 4\]"),
         (np.zeros((4, 4, 4), np.uint8), r"uint8 \[4, 4, 4\]"),
         (np.zeros((4, 4, 3), np.float32), r"float32 \[4, 4, 3\]"),
-        ("picture.png", "str"),
+        ("image.png", "str"),
         (None, "NoneType"),
     ],
 )
-def test_bad_pictures(pipeline, value, got):
-    with pytest.raises(ValueError, match=f"picture: expected uint8 RGB .* got {got}"):
+def test_bad_images(pipeline, value, got):
+    with pytest.raises(ValueError, match=f"image: expected uint8 RGB .* got {got}"):
         pipeline.set_image(value)
     with pytest.raises(ValueError, match=r"expected at least one pixel, got \[0, 4, 3\]"):
         pipeline.set_image(np.zeros((0, 4, 3), np.uint8))
 
 
-def test_a_picture_that_cannot_be_encoded_leaves_none(pipeline, monkeypatch):
+def test_a_image_that_cannot_be_encoded_leaves_none(pipeline, monkeypatch):
     def fail(_):
         raise RuntimeError("out of memory")
 
-    for bad in (None, picture()):
-        pipeline.set_image(picture())
+    for bad in (None, random_image()):
+        pipeline.set_image(random_image())
         with monkeypatch.context() as patched:
             patched.setattr(pipeline.heads.sam, "encode_image", fail)
-            with pytest.raises((ValueError, RuntimeError), match=r"picture: expected uint8 RGB|out of memory"):
+            with pytest.raises((ValueError, RuntimeError), match=r"image: expected uint8 RGB|out of memory"):
                 pipeline.set_image(bad)
-        with pytest.raises(ValueError, match=r"picture: expected set_image\(\) before a command, got no picture yet"):
+        with pytest.raises(ValueError, match=r"image: expected set_image\(\) before a command, got no image yet"):
             pipeline.refer("lemon")
 
 
-def test_other_picture_layouts_are_taken():
-    flipped = np.asarray(picture())[:, ::-1]
+def test_other_image_layouts_are_taken():
+    flipped = np.asarray(random_image())[:, ::-1]
     assert rgb_array(flipped).flags.c_contiguous
     assert rgb_array(Image.new("RGBA", (5, 4))).shape == (4, 5, 3)
     assert rgb_array(Image.new("L", (5, 4))).shape == (4, 5, 3)
@@ -184,9 +184,9 @@ def test_other_picture_layouts_are_taken():
 
 def test_bad_commands(parts, pipeline):
     fresh = GroundingPipeline(lmm=pipeline.lmm, heads=pipeline.heads)
-    with pytest.raises(ValueError, match=r"picture: expected set_image\(\) before a command, got no picture yet"):
+    with pytest.raises(ValueError, match=r"image: expected set_image\(\) before a command, got no image yet"):
         fresh.chat("where is the lemon?")
-    pipeline.set_image(picture())
+    pipeline.set_image(random_image())
     for text in ("", "  \n", "???", "🍋😀", "...?!" * 99, "\u0301", None, 3):
         for ask, words in ((pipeline.chat, text), (pipeline.refer, [text]), (pipeline.refer, ["mug", text])):
             with pytest.raises(CommandError) as error:
@@ -219,7 +219,7 @@ def test_bad_options(parts):
 
 def test_half_precision_lmm(parts):
     pipeline = GroundingPipeline.from_pretrained(parts / "lmm", parts / "heads", parts / "sam", device="cpu", dtype="bfloat16")
-    pipeline.set_image(picture())
+    pipeline.set_image(random_image())
     assert pipeline.lmm.model.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in pipeline.heads.parameters())
     check_phrase(pipeline.refer("lemon").phrases[0], 48, 64)

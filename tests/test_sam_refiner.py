@@ -16,13 +16,13 @@ def refiner():
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     return np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def image(refiner, picture):
-    return refiner.encode_image(picture)
+def encoded(refiner, image):
+    return refiner.encode_image(image)
 
 
 def coarse_masks():
@@ -54,16 +54,16 @@ def resize(values, height, width):
     return rows[:, left] * (1 - x) + rows[:, right] * x
 
 
-def test_image_is_encoded_as_sam_does(refiner, image, picture):
+def test_image_is_encoded_as_sam_does(refiner, encoded, image):
     predictor = SamPredictor(refiner.model)
-    predictor.set_image(picture)
-    assert torch.equal(image.embedding, predictor.get_image_embedding())
-    assert (image.input_height, image.input_width) == predictor.input_size == (38, 64)
+    predictor.set_image(image)
+    assert torch.equal(encoded.embedding, predictor.get_image_embedding())
+    assert (encoded.input_height, encoded.input_width) == predictor.input_size == (38, 64)
 
 
-def test_mask_prompt(refiner, image):
+def test_mask_prompt(refiner, encoded):
     coarse = coarse_masks()
-    masks = refiner.prompts(image, coarse, text_tokens(1, 1, 1)).masks
+    masks = refiner.prompts(encoded, coarse, text_tokens(1, 1, 1)).masks
     assert masks.shape == (3, 1, 32, 32)
     outside = min(-1.0, float(coarse.min()))
     assert outside == -4.0
@@ -73,14 +73,14 @@ def test_mask_prompt(refiner, image):
         np.testing.assert_allclose(got, resize(framed, 32, 32), atol=1e-5)
 
 
-def test_mask_prompt_is_padded_with_minus_one_at_most(refiner, image):
-    prompts = refiner.prompts(image, torch.full((1, 12, 20), 2.0), text_tokens(1))
+def test_mask_prompt_is_padded_with_minus_one_at_most(refiner, encoded):
+    prompts = refiner.prompts(encoded, torch.full((1, 12, 20), 2.0), text_tokens(1))
     assert prompts.masks[0, 0, -1].eq(-1).all()
 
 
-def test_box_prompt(refiner, image):
+def test_box_prompt(refiner, encoded):
     coarse = coarse_masks()
-    boxes = refiner.prompts(image, coarse, text_tokens(1, 1, 1)).boxes
+    boxes = refiner.prompts(encoded, coarse, text_tokens(1, 1, 1)).boxes
     assert boxes.dtype == torch.float32
     for got, one in zip(boxes.numpy(), coarse.double().numpy(), strict=True):
         ys, xs = np.nonzero(resize(1 / (1 + np.exp(-one)), 48, 80) > 0.5)
@@ -89,7 +89,7 @@ def test_box_prompt(refiner, image):
     assert boxes[1].tolist() == [0, 0, 64, 38]
 
 
-def test_text_prompt_comes_after_the_box(refiner, image, monkeypatch):
+def test_text_prompt_comes_after_the_box(refiner, encoded, monkeypatch):
     """The decoder sees two box tokens, then one token for each token of the phrase."""
     seen = []
     decoder = refiner.model.mask_decoder
@@ -102,8 +102,8 @@ def test_text_prompt_comes_after_the_box(refiner, image, monkeypatch):
     monkeypatch.setattr(decoder, "forward", spy)
     texts = text_tokens(3)
     with torch.no_grad():
-        refiner(image, coarse_masks()[:1], texts)
-        boxes = refiner.prompts(image, coarse_masks()[:1], texts).boxes
+        refiner(encoded, coarse_masks()[:1], texts)
+        boxes = refiner.prompts(encoded, coarse_masks()[:1], texts).boxes
         expected, _ = refiner.model.prompt_encoder(points=None, boxes=boxes, masks=None)
     (sparse,) = seen
     assert sparse.shape == (1, 5, 256)
@@ -111,7 +111,7 @@ def test_text_prompt_comes_after_the_box(refiner, image, monkeypatch):
     assert torch.equal(sparse[0, 2:], texts[0])
 
 
-def test_phrases_are_batched_by_token_count(refiner, image, monkeypatch):
+def test_phrases_are_batched_by_token_count(refiner, encoded, monkeypatch):
     """Results are those of one pass for each phrase with the same prompts, in the order of the phrases."""
     coarse = torch.cat([coarse_masks()] * 7)[:20]
     texts = text_tokens(*([1, 3, 2, 3] * 5))
@@ -119,79 +119,81 @@ def test_phrases_are_batched_by_token_count(refiner, image, monkeypatch):
     decode = refiner._decode
     monkeypatch.setattr(refiner, "_decode", lambda *a: batches.append(a[2]) or decode(*a))
     with torch.no_grad():
-        together = refiner(image, coarse, texts)
-        prompts = refiner.prompts(image, coarse, texts)
-        apart = [decode(image, prompts, [i], coarse) for i in range(20)]
+        together = refiner(encoded, coarse, texts)
+        prompts = refiner.prompts(encoded, coarse, texts)
+        apart = [decode(encoded, prompts, [i], coarse) for i in range(20)]
     assert sorted(i for batch in batches for i in batch) == list(range(20))
     assert len(batches) == 4  # 5 + 5 + 8 + 2
     torch.testing.assert_close(together.low_res, torch.cat([one.low_res for one in apart]), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together.iou, torch.cat([one.iou for one in apart]), atol=1e-4, rtol=1e-4)
 
 
-def test_to_picture_is_sams_postprocessing(refiner, image):
+def test_to_image_is_sams_postprocessing(refiner, encoded):
     with torch.no_grad():
-        low_res = refiner(image, coarse_masks(), text_tokens(2, 2, 2)).low_res
-        full = refiner.to_picture(low_res, image)
+        low_res = refiner(encoded, coarse_masks(), text_tokens(2, 2, 2)).low_res
+        full = refiner.to_image(low_res, encoded)
     assert full.shape == (3, 48, 80)
     for got, one in zip(full.numpy(), low_res.double().numpy(), strict=True):
         np.testing.assert_allclose(got, resize(resize(one, 64, 64)[:38], 48, 80), atol=1e-4)
 
 
 @pytest.mark.parametrize("off", ["use_mask", "use_box", "use_text"])
-def test_each_prompt_matters(refiner, image, off):
+def test_each_prompt_matters(refiner, encoded, off):
     with torch.no_grad():
-        every = refiner(image, coarse_masks(), text_tokens(1, 2, 2)).low_res
-        less = SamRefiner(sam=refiner.model, config=RefinerConfig(**{off: False}))(image, coarse_masks(), text_tokens(1, 2, 2))
+        every = refiner(encoded, coarse_masks(), text_tokens(1, 2, 2)).low_res
+        less = SamRefiner(sam=refiner.model, config=RefinerConfig(**{off: False}))(
+            encoded, coarse_masks(), text_tokens(1, 2, 2)
+        )
     assert less.low_res.shape == every.shape
     assert (less.low_res - every).abs().max() > 1e-3
 
 
-def test_multimask_keeps_the_candidate_closest_to_the_coarse_mask(refiner, image):
+def test_multimask_keeps_the_candidate_closest_to_the_coarse_mask(refiner, encoded):
     many = SamRefiner(sam=refiner.model, config=RefinerConfig(multimask=True))
     coarse, texts = coarse_masks()[2:], text_tokens(2)
     with torch.no_grad():
-        chosen = many(image, coarse, texts)
-        prompts = many.prompts(image, coarse, texts)
+        chosen = many(encoded, coarse, texts)
+        prompts = many.prompts(encoded, coarse, texts)
         sparse, dense = many.model.prompt_encoder(points=None, boxes=prompts.boxes, masks=prompts.masks)
         low_res, _ = many.model.mask_decoder(
-            image_embeddings=image.embedding,
+            image_embeddings=encoded.embedding,
             image_pe=many.model.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=torch.cat([sparse, texts[0][None]], dim=1),
             dense_prompt_embeddings=dense,
             multimask_output=True,
         )
         target = resize(1 / (1 + np.exp(-coarse[0].double().numpy())), 48, 80) > 0.5
-        masks = many.to_picture(low_res[0], image).numpy() > 0
+        masks = many.to_image(low_res[0], encoded).numpy() > 0
     ious = [(mask & target).sum() / (mask | target).sum() for mask in masks]
     assert torch.equal(chosen.low_res[0], low_res[0, int(np.argmax(ious))])
 
 
-def test_gradients_flow_through_the_mask_prompt_but_not_the_encoder(refiner, picture):
-    image = refiner.encode_image(picture)
+def test_gradients_flow_through_the_mask_prompt_but_not_the_encoder(refiner, image):
+    encoded = refiner.encode_image(image)
     coarse = coarse_masks().requires_grad_(True)
     texts = [text.requires_grad_(True) for text in text_tokens(1, 2, 2)]
-    refiner(image, coarse, texts).low_res.square().mean().backward()
+    refiner(encoded, coarse, texts).low_res.square().mean().backward()
     assert coarse.grad.abs().sum() > 0 and all(text.grad.abs().sum() > 0 for text in texts)
     assert all(p.grad is None for p in refiner.model.image_encoder.parameters())
     refiner.zero_grad()
 
 
-def test_nothing_to_refine(refiner, image):
-    refined = refiner(image, torch.zeros(0, 12, 20), [])
+def test_nothing_to_refine(refiner, encoded):
+    refined = refiner(encoded, torch.zeros(0, 12, 20), [])
     assert refined.low_res.shape == (0, 32, 32) and refined.iou.shape == (0,)
 
 
-def test_one_text_for_each_mask(refiner, image):
+def test_one_text_for_each_mask(refiner, encoded):
     with pytest.raises(ValueError, match="expected one for each of 3 masks, got 2"):
-        refiner(image, coarse_masks(), text_tokens(1, 1))
+        refiner(encoded, coarse_masks(), text_tokens(1, 1))
 
 
-def test_extreme_pictures(refiner):
+def test_extreme_images(refiner):
     for height, width in ((1, 1), (1, 500), (3, 2)):
-        image = refiner.encode_image(np.zeros((height, width, 3), np.uint8))
+        encoded = refiner.encode_image(np.zeros((height, width, 3), np.uint8))
         with torch.no_grad():
-            refined = refiner(image, torch.randn(1, 5, 6), text_tokens(1))
-        assert refiner.to_picture(refined.low_res, image).shape == (1, height, width)
+            refined = refiner(encoded, torch.randn(1, 5, 6), text_tokens(1))
+        assert refiner.to_image(refined.low_res, encoded).shape == (1, height, width)
 
 
 def test_default_tiny_sam_keeps_detail():

@@ -12,7 +12,7 @@ from flmm_sim.scene_facts import SceneFacts
 
 
 def facts_of(*things: tuple[str, float, float, float, float]) -> SceneFacts:
-    """Name; centroid of the mask in picture widths and heights; right and away in metres."""
+    """Name; centroid of the mask in image widths and heights; right and away in metres."""
     objects = []
     for name, x, y, right, away in things:
         color, kind = name.split()

@@ -1,4 +1,4 @@
-"""The simulated pictures: same seed same scene, and truth that agrees with the picture."""
+"""The simulated images: same seed same scene, and truth that agrees with the image."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_depth_of_the_bare_table_is_its_plane(scenes: list[Scene]) -> None:
         assert np.percentile(np.abs(inside[:, 2]), 99) < 0.002
 
 
-def test_view_frame_agrees_with_the_table_frame_and_the_picture(scenes: list[Scene]) -> None:
+def test_view_frame_agrees_with_the_table_frame_and_the_image(scenes: list[Scene]) -> None:
     compared = 0
     for scene in scenes:
         for one in scene.objects:
@@ -122,7 +122,7 @@ def test_objects_are_those_asked_for(renderer: TabletopRenderer) -> None:
     ("color", "channels"),
     [("red", (1, 0, 0)), ("green", (0, 1, 0)), ("blue", (0, 0, 1)), ("white", (1, 1, 1)), ("black", (0, 0, 0))],
 )
-def test_colors_show_in_the_picture(renderer: TabletopRenderer, color: str, channels: tuple[int, int, int]) -> None:
+def test_colors_show_in_the_image(renderer: TabletopRenderer, color: str, channels: tuple[int, int, int]) -> None:
     scene = renderer.sample(7, [("ball", color)])
     shown = np.median(scene.image[scene.objects[0].mask], axis=0)
     assert tuple((shown > 85).astype(int)) == channels, shown

@@ -1,4 +1,4 @@
-"""The trainers: data sets on disk, losses, the loop's promise to go on exactly, and each stage on a few pictures."""
+"""The trainers: data sets on disk, losses, the loop's promise to go on exactly, and each stage on a few images."""
 
 import json
 import math
@@ -36,30 +36,30 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(data):
+def samples(data):
     return list(read_dataset(data))
 
 
 # --- data sets -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_read(pictures):
-    assert len(pictures) == 8
-    for picture in pictures:
-        image = picture.image()
+def test_what_is_written_is_read(samples):
+    assert len(samples) == 8
+    for sample in samples:
+        image = sample.image()
         assert image.shape == (HEIGHT, WIDTH, 3)
-        for index, name in enumerate(picture.names):
-            assert (image[picture.mask((index,))] == COLORS[name.split()[0]]).all()
-        assert not (picture.mask((0,)) & picture.mask((1,))).any()
-        assert (picture.mask((0, 1)) == (picture.mask((0,)) | picture.mask((1,)))).all()
-        for turn in picture.turns:
+        for index, name in enumerate(sample.names):
+            assert (image[sample.mask((index,))] == COLORS[name.split()[0]]).all()
+        assert not (sample.mask((0,)) & sample.mask((1,))).any()
+        assert (sample.mask((0, 1)) == (sample.mask((0,)) | sample.mask((1,)))).all()
+        for turn in sample.turns:
             for span in turn.spans:
                 words = turn.answer[span.start : span.end]
-                named = words == "two objects" or words.startswith(tuple(picture.names[i] for i in span.objects))
-                assert named if span.objects else words not in picture.names
+                named = words == "two objects" or words.startswith(tuple(sample.names[i] for i in span.objects))
+                assert named if span.objects else words not in sample.names
         kinds = ["list", "where", "relation", "count", "absence", REFER, REFER_ABSENT, MISTAKE]
-        assert [turn.kind for turn in picture.turns] == kinds
-        assert [sum(not span.objects for span in turn.spans) for turn in picture.turns] == [0, 0, 0, 0, 1, 0, 1, 1]
+        assert [turn.kind for turn in sample.turns] == kinds
+        assert [sum(not span.objects for span in turn.spans) for turn in sample.turns] == [0, 0, 0, 0, 1, 0, 1, 1]
 
 
 def test_no_data_set(tmp_path):
@@ -67,16 +67,16 @@ def test_no_data_set(tmp_path):
         next(read_dataset(tmp_path))
 
 
-def test_frames_are_what_the_lmm_sees(data, pictures, llava):
-    frames = load_frames(data, pictures, 64)
+def test_frames_are_what_the_lmm_sees(data, samples, llava):
+    frames = load_frames(data, samples, 64)
     assert frames.shape == (8, 64, 64, 3) and (data / "frames-64" / "frames.npy").exists()
-    seen = llava.family.prepare(Image.fromarray(pictures[3].image())).pixel_values
+    seen = llava.family.prepare(Image.fromarray(samples[3].image())).pixel_values
     assert torch.allclose(normalised(frames[3:4], CPU), seen, atol=1e-5)
-    with pytest.raises(ValueError, match=r"manifest\.json: pictures: expected 7, got 8; delete .*frames-64 to make them anew"):
-        load_frames(data, pictures[:7], 64)
+    with pytest.raises(ValueError, match=r"manifest\.json: images: expected 7, got 8; delete .*frames-64 to make them anew"):
+        load_frames(data, samples[:7], 64)
 
 
-def test_frames_of_changed_pictures_are_refused(tmp_path):
+def test_frames_of_changed_images_are_refused(tmp_path):
     folder = write_tiny_dataset(tmp_path / "set", count=2)
     own = list(read_dataset(folder))
     before = load_frames(folder, own, 16).copy()
@@ -238,32 +238,32 @@ def runs(data, tmp_path_factory):
     train_lmm(root / "lmm", LmmSettings(data, data, root / "tower" / "tower", batch=2, **TINY), loop, CPU)
     train_sam(root / "sam", SamSettings(data, data, batch=1, objects=1), loop, CPU)
     settings = HeadsSettings(
-        data, data, root / "lmm" / "lmm", root / "sam" / "sam", pictures=8, turns=4, batch=2, base_channels=4
+        data, data, root / "lmm" / "lmm", root / "sam" / "sam", samples=8, turns=4, batch=2, base_channels=4
     )
     train_heads(root / "heads", settings, loop, CPU)
     return root
 
 
-def test_tower_and_lmm_load(runs, pictures):
+def test_tower_and_lmm_load(runs, samples):
     tower = AutoModel.from_pretrained(runs / "tower" / "tower")
     lmm = FrozenLmm.from_pretrained(runs / "lmm" / "lmm")
     assert tuple(tower.config.words) == WORDS and len(WORDS) == 24
     kept = lmm.model.model.vision_tower.state_dict()
     assert all(torch.allclose(kept.pop(name), value, rtol=1e-3, atol=1e-3) for name, value in tower.state_dict().items())
     assert not kept
-    image = lmm.encode_image(Image.fromarray(pictures[0].image()))
+    image = lmm.encode_image(Image.fromarray(samples[0].image()))
     trace = lmm.generate(image, "What do you see?", max_new_tokens=4)
     assert len(trace.token_ids) <= 4 and not lmm.model.training
     assert trace.merged_attention([(0, 1)]).shape[1] == TINY["layers"] * TINY["heads"] if trace.token_ids else True
-    answer = pictures[0].turns[0].answer
+    answer = samples[0].turns[0].answer
     assert lmm.read_answer(image, "What do you see?", answer).text == answer
 
 
-def test_the_whole_model_grounds(runs, pictures):
+def test_the_whole_model_grounds(runs, samples):
     lmm = load_lmm(runs / "lmm" / "lmm", device=CPU, dtype=torch.float32)
     heads = load_heads(runs / "heads" / "heads", shape=lmm.shape, sam=load_sam(runs / "sam" / "sam"))
     pipeline = GroundingPipeline(lmm=lmm, heads=heads)
-    pipeline.set_image(pictures[0].image())
+    pipeline.set_image(samples[0].image())
     (found,) = pipeline.refer("the red mug").phrases
     assert found.mask.shape == (HEIGHT, WIDTH)
     for stage in ("tower", "tower/votes", "lmm", "sam", "heads"):

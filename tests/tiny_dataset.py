@@ -44,13 +44,13 @@ def turns_of(names, ids):
 
 
 def write_tiny_dataset(folder: Path, count: int = 3, seed: int = 0) -> Path:
-    """``count`` pictures of two rectangles that do not touch."""
+    """``count`` images of two rectangles that do not touch."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
     coco = {"images": [], "annotations": [], "categories": [{"id": i + 1, "name": kind} for i, kind in enumerate(KINDS)]}
     asked = []
     for index in range(count):
-        picture = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+        image = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
         colors = rng.permutation(list(COLORS))[:2].tolist()
         kinds = rng.permutation(len(KINDS))[:2].tolist()
         ids = []
@@ -58,7 +58,7 @@ def write_tiny_dataset(folder: Path, count: int = 3, seed: int = 0) -> Path:
             mask = np.zeros((HEIGHT, WIDTH), np.uint8)
             top, left = int(rng.integers(2, 20)), int(rng.integers(2, 10)) + side * 32
             mask[top : top + int(rng.integers(8, 24)), left : left + int(rng.integers(8, 20))] = 1
-            picture[mask > 0] = COLORS[color]
+            image[mask > 0] = COLORS[color]
             rle = coco_mask.encode(np.asfortranarray(mask))
             ids.append(len(coco["annotations"]) + 7)
             coco["annotations"].append(
@@ -68,7 +68,7 @@ def write_tiny_dataset(folder: Path, count: int = 3, seed: int = 0) -> Path:
         coco["images"].append({"id": index, "file_name": f"{index:06d}.png", "height": HEIGHT, "width": WIDTH})
         names = [f"{color} {KINDS[kind]}" for color, kind in zip(colors, kinds, strict=True)]
         asked.append({"image_id": index, "turns": turns_of(names, ids)})
-        cv2.imwrite(str(folder / "images" / f"{index:06d}.png"), picture[..., ::-1])
+        cv2.imwrite(str(folder / "images" / f"{index:06d}.png"), image[..., ::-1])
     (folder / "annotations.json").write_text(json.dumps(coco))
     (folder / "questions.json").write_text(json.dumps(asked))
     return folder

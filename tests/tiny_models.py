@@ -43,7 +43,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_llava(folder: Path, *, kv_heads: int = 4, tower: str = "clip", seed: int = 0) -> Path:
-    """A LLaVA of 3 layers x 4 heads on 56-pixel pictures, 4 x 4 image tokens."""
+    """A LLaVA of 3 layers x 4 heads on 56-pixel images, 4 x 4 image tokens."""
     torch.manual_seed(seed)
     words = tokenizer()
     text = LlamaConfig(
@@ -78,7 +78,7 @@ def save_llava(folder: Path, *, kv_heads: int = 4, tower: str = "clip", seed: in
     return folder
 
 
-def picture(height: int = 48, width: int = 64, seed: int = 0) -> Image.Image:
+def random_image(height: int = 48, width: int = 64, seed: int = 0) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
 

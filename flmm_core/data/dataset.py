@@ -1,10 +1,10 @@
-"""Data sets of pictures with questions, answers and masks on disk, as the trainers and evaluations read them.
+"""Data sets of images with questions, answers and masks on disk, as the trainers and evaluations read them.
 
 Layout of a data-set folder (written by ``flmm scenes``; any other source of the same layout will do)::
 
-    images/000000.png   pictures
+    images/000000.png   images
     annotations.json    COCO: images, annotations (compressed RLE masks, attributes.color), categories
-    questions.json      for each picture its turns: kind, question, answer, spans {start, end, annotation_ids}
+    questions.json      for each image its turns: kind, question, answer, spans {start, end, annotation_ids}
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from flmm_core.image_files import read_image
 
 DATASET_FILES = ("questions.json", "annotations.json")
-"""What a data-set folder must hold beside its pictures."""
+"""What a data-set folder must hold beside its images."""
 
 REFER = "refer"
 """The kind of turn that refer mode reads: names of objects, each followed by a full stop."""
@@ -38,7 +38,7 @@ NO_ANSWERS = (REFER, REFER_ABSENT, MISTAKE)
 
 @dataclass(frozen=True)
 class Span:
-    """A name in an answer: characters ``[start, end)`` and the indices of the picture's objects that it names."""
+    """A name in an answer: characters ``[start, end)`` and the indices of the image's objects that it names."""
 
     start: int
     end: int
@@ -62,8 +62,8 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a data set with its truth, read from disk."""
+class Sample:
+    """One image of a data set with its truth, read from disk."""
 
     path: Path
     turns: tuple[Turn, ...]
@@ -74,7 +74,7 @@ class Picture:
     """Compressed COCO masks, one for each object."""
 
     def image(self) -> np.ndarray:
-        """Read the picture, ``[H, W, 3]`` uint8 RGB."""
+        """Read the image, ``[H, W, 3]`` uint8 RGB."""
         return read_image(self.path)
 
     def mask(self, objects: tuple[int, ...]) -> np.ndarray:
@@ -82,8 +82,8 @@ class Picture:
         return coco_mask.decode(coco_mask.merge([self.rles[i] for i in objects])).astype(bool)
 
 
-def read_dataset(folder: Path) -> Iterator[Picture]:
-    """Read the pictures of a data set in order.
+def read_dataset(folder: Path) -> Iterator[Sample]:
+    """Read the images of a data set in order.
 
     Raises:
         ValueError: the folder holds no data set.
@@ -100,7 +100,7 @@ def read_dataset(folder: Path) -> Iterator[Picture]:
     for image in coco["images"]:
         own = objects[image["id"]]
         index = {annotation["id"]: i for i, annotation in enumerate(own)}
-        yield Picture(
+        yield Sample(
             path=folder / "images" / image["file_name"],
             turns=tuple(_turn(turn, index) for turn in turns[image["id"]]),
             names=tuple(f"{a['attributes']['color']} {kinds[a['category_id']]}" for a in own),

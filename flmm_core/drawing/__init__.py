@@ -1,1 +1,1 @@
-"""Pictures for people: grounded answers, contact sheets, attention maps."""
+"""Images for people: grounded answers, contact sheets, attention maps."""

@@ -17,7 +17,7 @@ from flmm_core.evaluation.attention_maps import AttentionRow, HeadRanking
 from flmm_core.plain_text import printable
 
 CELL = 232
-"""Width of a picture in the figure, pixels."""
+"""Width of an image in the figure, pixels."""
 GAP = 10
 _TITLE, _NOTE, _COLUMNS = 34, 22, 62
 _PAPER, _INK, _FAINT = (255, 255, 255), (24, 26, 32), (104, 110, 122)
@@ -32,7 +32,7 @@ def draw_attention(rows: Sequence[AttentionRow], ranking: HeadRanking, channels:
 
     Args:
         rows: their maps are of ``channels``.
-        ranking: of all heads, on other pictures.
+        ranking: of all heads, on other images.
         channels: the heads shown.
 
     Returns:
@@ -122,13 +122,13 @@ def _head_chart(width: int, ranking: HeadRanking) -> Image.Image:
 
 
 def _row(row: AttentionRow) -> Image.Image:
-    tiles = [(_outlined(row.picture, row.truth, _TRUTH), _area(row))]
+    tiles = [(_outlined(row.image, row.truth, _TRUTH), _area(row))]
     for index in range(len(row.maps)):
         hit = row.truth is not None and bool(row.truth[row.peak(index)[1], row.peak(index)[0]])
         color = _FAINT if row.truth is None else _GOOD if hit else _BAD
         tiles.append((_heat(row, index, color), _percent(row.attention_share(index), "of its attention on the thing")))
     for mask in (row.coarse, row.refined):
-        tiles.append((_outlined(_tinted(row.picture, mask), row.truth, _TRUTH), _percent(row.iou(mask), "IoU")))
+        tiles.append((_outlined(_tinted(row.image, mask), row.truth, _TRUTH), _percent(row.iou(mask), "IoU")))
     height = max(tile.shape[0] for tile, _ in tiles)
     block = Image.new("RGB", (GAP + len(tiles) * (CELL + GAP), _TITLE + height + _NOTE), _PAPER)
     draw = ImageDraw.Draw(block)
@@ -151,25 +151,25 @@ def _percent(value: float, what: str) -> str:
 
 
 def _heat(row: AttentionRow, index: int, color: tuple[int, int, int]) -> np.ndarray:
-    """The picture in grey under a map's heat, with a cross at the peak."""
-    size = _size(row.picture)
+    """The image in grey under a map's heat, with a cross at the peak."""
+    size = _size(row.image)
     heat = cv2.resize(row.maps[index], size, interpolation=cv2.INTER_LINEAR)
     heat = np.clip(heat / max(float(row.maps[index].max()), 1e-12), 0, 1)
-    grey = cv2.cvtColor(cv2.resize(row.picture, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    grey = cv2.cvtColor(cv2.resize(row.image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY).astype(np.float32)
     ramp = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1].astype(np.float32)
     share = (0.25 + 0.65 * heat)[..., None]
     tile = np.ascontiguousarray((grey[..., None] * 0.8 * (1 - share) + ramp * share).clip(0, 255).astype(np.uint8))
     x, y = row.peak(index)
-    scale = size[0] / row.picture.shape[1]
+    scale = size[0] / row.image.shape[1]
     at = (round(x * scale), round(y * scale))
     cv2.drawMarker(tile, at, (255, 255, 255), cv2.MARKER_CROSS, 17, 4, cv2.LINE_AA)
     cv2.drawMarker(tile, at, color, cv2.MARKER_CROSS, 15, 2, cv2.LINE_AA)
     return tile
 
 
-def _outlined(picture: np.ndarray, mask: np.ndarray | None, color: tuple[int, int, int]) -> np.ndarray:
-    size = _size(picture)
-    tile = np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+def _outlined(image: np.ndarray, mask: np.ndarray | None, color: tuple[int, int, int]) -> np.ndarray:
+    size = _size(image)
+    tile = np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
     if mask is not None:
         small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         contours, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -177,14 +177,14 @@ def _outlined(picture: np.ndarray, mask: np.ndarray | None, color: tuple[int, in
     return tile
 
 
-def _tinted(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    tinted = picture.copy()
-    tinted[mask] = (0.45 * picture[mask] + 0.55 * np.array(_FOUND)).astype(np.uint8)
+def _tinted(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    tinted = image.copy()
+    tinted[mask] = (0.45 * image[mask] + 0.55 * np.array(_FOUND)).astype(np.uint8)
     return tinted
 
 
-def _size(picture: np.ndarray) -> tuple[int, int]:
-    return CELL, max(1, round(picture.shape[0] * CELL / picture.shape[1]))
+def _size(image: np.ndarray) -> tuple[int, int]:
+    return CELL, max(1, round(image.shape[0] * CELL / image.shape[1]))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

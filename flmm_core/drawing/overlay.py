@@ -1,4 +1,4 @@
-"""Draws a grounded answer on its picture: mask tints, contours, labels, a legend, and what was asked and answered.
+"""Draws a grounded answer on its image: mask tints, contours, labels, a legend, and what was asked and answered.
 
 Everything is drawn with NumPy, OpenCV and Pillow's own font, so it looks the same on every machine.
 """
@@ -21,7 +21,7 @@ from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 Color = tuple[int, int, int]
 Box = tuple[float, float, float, float]
-"""XYXY in the coordinates of the drawing, which is larger than the picture."""
+"""XYXY in the coordinates of the drawing, which is larger than the image."""
 
 PALETTE: tuple[Color, ...] = (
     (38, 160, 255),
@@ -44,56 +44,56 @@ _ALERT: Color = (255, 120, 100)
 _TINT = 0.32
 _MOST_SCALE = 8
 _LEAST_WIDTH = 960
-"""Small pictures are enlarged to about this size, so that labels stay small beside the things they name."""
+"""Small images are enlarged to about this size, so that labels stay small beside the things they name."""
 
 
 def draw_overlay(
-    picture: np.ndarray, answer: GroundedAnswer, *, command: str = "", fault: str = "", details: Sequence[str] = ()
+    image: np.ndarray, answer: GroundedAnswer, *, command: str = "", fault: str = "", details: Sequence[str] = ()
 ) -> np.ndarray:
-    """Draw ``answer`` on ``picture``.
+    """Draw ``answer`` on ``image``.
 
     Args:
-        picture: ``[H, W, 3]`` uint8 RGB.
+        image: ``[H, W, 3]`` uint8 RGB.
         answer: its masks are ``[H, W]``.
-        command: what was asked; shown below the picture.
+        command: what was asked; shown below the image.
         fault: why there is no answer, or what is wrong with it; shown below it.
         details: one more remark for each phrase in the legend, for instance its IoU.
 
     Returns:
-        ``[H', W', 3]`` uint8 RGB: the picture, enlarged if it is small, with a panel below.
+        ``[H', W', 3]`` uint8 RGB: the image, enlarged if it is small, with a panel below.
     """
-    if picture.shape[:2] != (answer.picture_height, answer.picture_width):
+    if image.shape[:2] != (answer.image_height, answer.image_width):
         raise ValueError(
-            f"expected a picture of {answer.picture_height}x{answer.picture_width} (height x width), got "
-            f"{picture.shape[0]}x{picture.shape[1]}"
+            f"expected an image of {answer.image_height}x{answer.image_width} (height x width), got "
+            f"{image.shape[0]}x{image.shape[1]}"
         )
-    scale = min(max(1, round(_LEAST_WIDTH / max(picture.shape[:2]))), _MOST_SCALE)
-    canvas = _enlarged(picture, scale)
+    scale = min(max(1, round(_LEAST_WIDTH / max(image.shape[:2]))), _MOST_SCALE)
+    canvas = _enlarged(image, scale)
     masks = [_enlarged_mask(phrase.mask, scale) for phrase in answer.phrases]
     for index in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
         canvas = _tinted(canvas, masks[index], color_of(index))
-    image = Image.fromarray(canvas)
-    _draw_labels(image, answer.phrases, masks)
-    panel = _panel(max(image.width, _LEAST_WIDTH // 2), answer, command, fault, details)
-    sheet = Image.new("RGB", (panel.width, image.height + panel.height), _PANEL)
-    sheet.paste(image, ((panel.width - image.width) // 2, 0))
-    sheet.paste(panel, (0, image.height))
+    drawn = Image.fromarray(canvas)
+    _draw_labels(drawn, answer.phrases, masks)
+    panel = _panel(max(drawn.width, _LEAST_WIDTH // 2), answer, command, fault, details)
+    sheet = Image.new("RGB", (panel.width, drawn.height + panel.height), _PANEL)
+    sheet.paste(drawn, ((panel.width - drawn.width) // 2, 0))
+    sheet.paste(panel, (0, drawn.height))
     return np.asarray(sheet)
 
 
-def contact_sheet(pictures: Sequence[np.ndarray], *, columns: int = 3, tile_width: int = 640) -> np.ndarray:
-    """Lay pictures out in rows.
+def contact_sheet(images: Sequence[np.ndarray], *, columns: int = 3, tile_width: int = 640) -> np.ndarray:
+    """Lay images out in rows.
 
     Args:
-        pictures: ``[H, W, 3]`` uint8 RGB each, of any size.
-        columns: pictures in a row.
+        images: ``[H, W, 3]`` uint8 RGB each, of any size.
+        columns: images in a row.
         tile_width: width of each, in pixels.
     """
-    if not pictures:
-        raise ValueError("expected at least one picture, got none")
+    if not images:
+        raise ValueError("expected at least one image, got none")
     gap = 12
-    columns = min(columns, len(pictures))
-    tiles = [_resized(picture, tile_width) for picture in pictures]
+    columns = min(columns, len(images))
+    tiles = [_resized(image, tile_width) for image in images]
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(tile.shape[0] for tile in row) for row in rows]
     sheet = np.full((sum(heights) + gap * (len(rows) + 1), columns * (tile_width + gap) + gap, 3), (44, 47, 55), np.uint8)
@@ -117,16 +117,16 @@ def _shade(index: int, phrase: GroundedPhrase) -> Color:
     return _FAINT if phrase.absent else color_of(index)
 
 
-def _resized(picture: np.ndarray, width: int) -> np.ndarray:
-    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
-    shrinks = width < picture.shape[1]
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+def _resized(image: np.ndarray, width: int) -> np.ndarray:
+    height = max(1, round(image.shape[0] * width / image.shape[1]))
+    shrinks = width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def _enlarged(picture: np.ndarray, scale: int) -> np.ndarray:
+def _enlarged(image: np.ndarray, scale: int) -> np.ndarray:
     if scale == 1:
-        return picture.copy()
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        return image.copy()
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
 
 def _enlarged_mask(mask: np.ndarray, scale: int) -> np.ndarray:
@@ -210,7 +210,7 @@ def _overlap(a: Box, b: Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-# --- the panel below the picture ------------------------------------------------------------------------------------------
+# --- the panel below the image ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

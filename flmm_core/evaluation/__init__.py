@@ -1,1 +1,1 @@
-"""How good grounding is: figures on data sets with known truth, and pictures of where the frozen LMM looks."""
+"""How good grounding is: figures on data sets with known truth, and images of where the frozen LMM looks."""

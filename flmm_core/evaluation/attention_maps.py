@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from flmm_core.data.dataset import MISTAKE, NO_ANSWERS, REFER, Picture, Span, Turn
+from flmm_core.data.dataset import MISTAKE, NO_ANSWERS, REFER, Sample, Span, Turn
 from flmm_core.evaluation.matching import Overlap, true_masks
 from flmm_core.evaluation.metrics import Figure, Tally, share
 from flmm_core.evaluation.tabletop import coarse_mask
@@ -29,13 +29,13 @@ class HeadRanking:
     """How well each attention head points at the things that are named."""
 
     hits: np.ndarray
-    """``[p, c]`` int: names of each picture for which the peak cell of the head's map has its centre on the true mask."""
+    """``[p, c]`` int: names of each image for which the peak cell of the head's map has its centre on the true mask."""
     attention: np.ndarray
-    """``[p, c]`` float: sums, over the names of each picture, of :func:`share_on`."""
+    """``[p, c]`` float: sums, over the names of each image, of :func:`share_on`."""
     names: np.ndarray
-    """``[p]`` int: names of each picture."""
+    """``[p]`` int: names of each image."""
     random_pointing: float
-    """Mean share of the picture that the named things cover: how often a random point would hit."""
+    """Mean share of the image that the named things cover: how often a random point would hit."""
     random_attention: float
     """Mean share of the cells that the named things touch: what attention spread evenly would get."""
     heads: int
@@ -52,7 +52,7 @@ class HeadRanking:
         return share([Tally(hits, names) for hits, names in tallies])
 
     def attention_share(self, channel: int) -> float:
-        """Mean share of one head's attention to the picture that falls on the named thing's cells."""
+        """Mean share of one head's attention to the image that falls on the named thing's cells."""
         return float(self.attention[:, channel].sum() / self.names.sum())
 
     def layer_and_head(self, channel: int) -> tuple[int, int]:
@@ -69,21 +69,21 @@ class HeadRanking:
             row = {key: round(value, 4) for key, value in row.items()}
             rows.append({**row, "attention": round(self.attention_share(channel), 4), "count": figure.count})
         chance = {"pointing": round(self.random_pointing, 4), "attention": round(self.random_attention, 4)}
-        return {"pictures": len(self.names), "names": int(self.names.sum()), "random": chance, "heads": rows}
+        return {"images": len(self.names), "names": int(self.names.sum()), "random": chance, "heads": rows}
 
 
 @dataclass(frozen=True)
 class AttentionRow:
     """One phrase of an answer: what some heads look at, and what became of it."""
 
-    picture: np.ndarray
+    image: np.ndarray
     """``[H, W, 3]`` uint8 RGB."""
     question: str
     """Empty in refer mode."""
     answer: str
     phrase: str
     maps: np.ndarray
-    """``[k, h, w]`` float32 attention of the shown heads, cut to the picture."""
+    """``[k, h, w]`` float32 attention of the shown heads, cut to the image."""
     coarse: np.ndarray
     """``[H, W]`` bool: the U-Net's mask."""
     refined: np.ndarray
@@ -93,10 +93,10 @@ class AttentionRow:
 
     def peak(self, index: int) -> tuple[int, int]:
         """``(x, y)`` pixel where one of the maps is largest."""
-        return peaks(self.maps[index : index + 1], *self.picture.shape[:2])[0]
+        return peaks(self.maps[index : index + 1], *self.image.shape[:2])[0]
 
     def attention_share(self, index: int) -> float:
-        """Share of one map's attention to the picture that falls on the true thing; NaN if that is not known."""
+        """Share of one map's attention to the image that falls on the true thing; NaN if that is not known."""
         return float("nan") if self.truth is None else float(share_on(self.maps[index : index + 1], self.truth)[0])
 
     def iou(self, mask: np.ndarray) -> float:
@@ -105,7 +105,7 @@ class AttentionRow:
 
 
 def peaks(maps: np.ndarray, height: int, width: int) -> list[tuple[int, int]]:
-    """Centres ``(x, y)`` of the largest cells of maps ``[k, h, w]``, in pixels of the picture that they cover."""
+    """Centres ``(x, y)`` of the largest cells of maps ``[k, h, w]``, in pixels of the image that they cover."""
     rows, columns = maps.shape[-2:]
     largest = maps.reshape(len(maps), -1).argmax(1)
     return [(int((at % columns + 0.5) * width / columns), int((at // columns + 0.5) * height / rows)) for at in largest]
@@ -118,28 +118,28 @@ def touched_cells(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def share_on(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Share ``[k]`` of each map ``[k, h, w]`` on the cells that a mask ``[H, W]`` of the same picture touches."""
+    """Share ``[k]`` of each map ``[k, h, w]`` on the cells that a mask ``[H, W]`` of the same image touches."""
     cells = touched_cells(mask, *maps.shape[-2:])
     return maps[:, cells].sum(axis=1) / np.maximum(maps.sum(axis=(1, 2)), 1e-12)
 
 
-def rank_heads(pipeline: GroundingPipeline, pictures: Sequence[Picture]) -> HeadRanking:
-    """Let every head point at everything that the true answers name and that is there, one answer of each kind and picture.
+def rank_heads(pipeline: GroundingPipeline, samples: Sequence[Sample]) -> HeadRanking:
+    """Let every head point at everything that the true answers name and that is there, one answer of each kind and image.
 
     Args:
         pipeline: its LMM reads the answers; the heads on top of it play no part.
-        pictures: held out, with their truth.
+        samples: held out, with their truth.
     """
     channels = pipeline.lmm.shape.channels
-    hits, attention = np.zeros((len(pictures), channels), int), np.zeros((len(pictures), channels))
-    names, covered, touched = np.zeros(len(pictures), int), 0.0, 0.0
-    for index, picture in enumerate(tqdm(pictures, desc="pointing", unit="picture")):
-        pipeline.set_image(picture.image())
-        firsts = {turn.kind: turn for turn in reversed(picture.turns) if turn.present and turn.kind != MISTAKE}
+    hits, attention = np.zeros((len(samples), channels), int), np.zeros((len(samples), channels))
+    names, covered, touched = np.zeros(len(samples), int), 0.0, 0.0
+    for index, sample in enumerate(tqdm(samples, desc="pointing", unit="image")):
+        pipeline.set_image(sample.image())
+        firsts = {turn.kind: turn for turn in reversed(sample.turns) if turn.present and turn.kind != MISTAKE}
         for turn in firsts.values():
             maps = _maps(pipeline.read(turn.question, turn.answer), [(span.start, span.end) for span in turn.present])
             for own, span in zip(maps, turn.present, strict=True):
-                truth = picture.mask(span.objects)
+                truth = sample.mask(span.objects)
                 hits[index] += [truth[y, x] for x, y in peaks(own, *truth.shape)]
                 attention[index] += share_on(own, truth)
                 names[index] += 1
@@ -147,27 +147,27 @@ def rank_heads(pipeline: GroundingPipeline, pictures: Sequence[Picture]) -> Head
                 touched += float(touched_cells(truth, *own.shape[-2:]).mean())
     total = int(names.sum())
     if not total:
-        raise ValueError("pictures: expected some whose answers name things, got none")
+        raise ValueError("images: expected some whose answers name things, got none")
     return HeadRanking(hits, attention, names, covered / total, touched / total, pipeline.lmm.shape.heads)
 
 
 def attention_rows(
     pipeline: GroundingPipeline,
-    picture: np.ndarray,
+    image: np.ndarray,
     text: str | Sequence[str],
     channels: Sequence[int],
-    truth: tuple[Picture, Turn] | None = None,
+    truth: tuple[Sample, Turn] | None = None,
 ) -> list[AttentionRow]:
-    """Ask about a picture, and look at each phrase of the answer.
+    """Ask about an image, and look at each phrase of the answer.
 
     Args:
         pipeline: answers.
-        picture: ``[H, W, 3]`` uint8 RGB.
+        image: ``[H, W, 3]`` uint8 RGB.
         text: a question; or phrases, for refer mode.
         channels: attention heads to show.
-        truth: the picture and turn of a data set that this is, if it is.
+        truth: the image and turn of a data set that this is, if it is.
     """
-    pipeline.set_image(picture)
+    pipeline.set_image(image)
     coarse: list[CoarseMasks] = []
     if isinstance(text, str):
         question, answer = text, pipeline.chat(text, on_coarse=coarse.append)
@@ -182,12 +182,12 @@ def attention_rows(
         masks = true_masks(answer, truth[1], truth[0].mask)
     return [
         AttentionRow(
-            picture=picture,
+            image=image,
             question=question,
             answer=answer.text,
             phrase=phrase.text,
             maps=maps[index, list(channels)],
-            coarse=coarse_mask(coarse[0].logits[index], picture.shape[:2], pipeline.config.mask_threshold),
+            coarse=coarse_mask(coarse[0].logits[index], image.shape[:2], pipeline.config.mask_threshold),
             refined=phrase.mask,
             truth=masks[index],
         )
@@ -195,19 +195,19 @@ def attention_rows(
     ]
 
 
-def clear_names(pictures: Sequence[Picture]) -> list[tuple[Picture, Turn]]:
-    """Of each picture two names that mean one thing each, of its first relation or other answer with such, for refer mode."""
+def clear_names(samples: Sequence[Sample]) -> list[tuple[Sample, Turn]]:
+    """Of each image two names that mean one thing each, of its first relation or other answer with such, for refer mode."""
     chosen = []
-    for picture in pictures:
-        clear = {name for name in picture.names if picture.names.count(name) == 1}
+    for sample in samples:
+        clear = {name for name in sample.names if sample.names.count(name) == 1}
         turns = [
             turn
-            for turn in picture.turns
+            for turn in sample.turns
             if turn.kind not in NO_ANSWERS and len({turn.answer[s.start : s.end] for s in turn.present[:2]} & clear) == 2
         ]
         turns.sort(key=lambda turn: turn.kind != "relation")
         if turns:
-            chosen.append((picture, _refer_turn(turns[0])))
+            chosen.append((sample, _refer_turn(turns[0])))
     return chosen
 
 
@@ -222,6 +222,6 @@ def _refer_turn(turn: Turn) -> Turn:
 
 
 def _maps(trace: LmmTrace, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Attention of some character ranges of an answer, ``[n, c, h, w]`` float32, cut to the picture."""
+    """Attention of some character ranges of an answer, ``[n, c, h, w]`` float32, cut to the image."""
     merged = trace.merged_attention([trace.span_of(start, end) for start, end in ranges])
     return unpad(merged, trace.geometry).cpu().numpy()

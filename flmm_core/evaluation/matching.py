@@ -15,7 +15,7 @@ from flmm_core.data.dataset import Span, Turn
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 TrueMask = Callable[[tuple[int, ...]], np.ndarray]
-"""The mask ``[H, W]`` bool of some objects of a picture, together."""
+"""The mask ``[H, W]`` bool of some objects of an image, together."""
 Pair = tuple[int | None, int | None]
 """Indices of a phrase and of a span; None for what has no partner."""
 
@@ -96,7 +96,7 @@ def overlaps(pairs: Sequence[Pair], found: Callable[[int], np.ndarray], turn: Tu
         pairs: of :func:`match_phrases`.
         found: mask ``[H, W]`` bool of the phrase with this index.
         turn: its spans say which objects are meant.
-        true: masks of the picture.
+        true: masks of the image.
     """
     compared = (
         Overlap.of(None if p is None else found(p), None if s is None else true_mask(turn.spans[s], true)) for p, s in pairs

@@ -1,6 +1,6 @@
 """Figures with their intervals. Nothing here knows of models or data sets: counts go in, shares and ratios come out.
 
-Questions about one picture fall and rise together, so every interval resamples pictures, never questions.
+Questions about one image fall and rise together, so every interval resamples images, never questions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many cases of one picture there were, and how many of them were right."""
+    """How many cases of one image there were, and how many of them were right."""
 
     right: int
     total: int
@@ -62,12 +62,12 @@ class Retrieval:
         return Retrieval(self.right + other.right, self.found + other.found, self.true + other.true)
 
 
-def share(pictures: Sequence[Tally]) -> Figure:
-    """A share of cases with its interval over pictures, whose cases depend on one another; NaN of nothing.
+def share(images: Sequence[Tally]) -> Figure:
+    """A share of cases with its interval over images, whose cases depend on one another; NaN of nothing.
 
-    Where all cases are right, or none is, resampling changes nothing: then it is Wilson's interval, with pictures as cases.
+    Where all cases are right, or none is, resampling changes nothing: then it is Wilson's interval, with images as cases.
     """
-    right, total = [tally.right for tally in pictures], [tally.total for tally in pictures]
+    right, total = [tally.right for tally in images], [tally.total for tally in images]
     figure = ratio(right, total, count=sum(total))
     if figure.value not in (0.0, 1.0):
         return figure
@@ -77,51 +77,51 @@ def share(pictures: Sequence[Tally]) -> Figure:
 
 
 def ratio(above: Sequence[float], below: Sequence[float], *, count: int, seed: int = 0) -> Figure:
-    """A ratio of two sums over pictures, with its percentile bootstrap interval over pictures; NaN of nothing.
+    """A ratio of two sums over images, with its percentile bootstrap interval over images; NaN of nothing.
 
     Args:
-        above: what each picture adds to the numerator.
-        below: what each picture adds to the denominator.
+        above: what each image adds to the numerator.
+        below: what each image adds to the denominator.
         count: what the figure was measured on, for the reader.
         seed: of the bootstrap.
     """
     a, b = np.asarray(above, float), np.asarray(below, float)
     if b.sum() == 0:
         return Figure(math.nan, math.nan, math.nan, count)
-    # Counts of each picture in a resample, drawn at once: a matrix product then gives all the sums.
+    # Counts of each image in a resample, drawn at once: a matrix product then gives all the sums.
     weights = np.random.default_rng(seed).multinomial(len(a), np.full(len(a), 1 / len(a)), size=RESAMPLES)
     sums_a, sums_b = weights @ a, weights @ b
     low, high = np.percentile(sums_a[sums_b > 0] / sums_b[sums_b > 0], (2.5, 97.5))
     return Figure(float(a.sum() / b.sum()), float(low), float(high), count)
 
 
-def cumulative_iou(pictures: Sequence[Sequence[Overlap]]) -> Figure:
-    """cIoU, the sum of intersections over the sum of unions, of the masks of each picture."""
-    shared = [sum(mask.shared for mask in masks) for masks in pictures]
-    union = [sum(mask.union for mask in masks) for masks in pictures]
-    return ratio(shared, union, count=sum(map(len, pictures)))
+def cumulative_iou(images: Sequence[Sequence[Overlap]]) -> Figure:
+    """cIoU, the sum of intersections over the sum of unions, of the masks of each image."""
+    shared = [sum(mask.shared for mask in masks) for masks in images]
+    union = [sum(mask.union for mask in masks) for masks in images]
+    return ratio(shared, union, count=sum(map(len, images)))
 
 
-def mean_iou(pictures: Sequence[Sequence[Overlap]]) -> Figure:
-    """mIoU, the mean of the masks' own IoU, of the masks of each picture."""
-    counts = [len(masks) for masks in pictures]
-    return ratio([sum(mask.iou for mask in masks) for masks in pictures], counts, count=sum(counts))
+def mean_iou(images: Sequence[Sequence[Overlap]]) -> Figure:
+    """mIoU, the mean of the masks' own IoU, of the masks of each image."""
+    counts = [len(masks) for masks in images]
+    return ratio([sum(mask.iou for mask in masks) for masks in images], counts, count=sum(counts))
 
 
-def f1(pictures: Sequence[Retrieval]) -> Figure:
-    """F1, the harmonic mean of precision and recall, of all pictures' counts together."""
-    found_and_true = [counts.found + counts.true for counts in pictures]
-    return ratio([2 * counts.right for counts in pictures], found_and_true, count=sum(counts.true for counts in pictures))
+def f1(images: Sequence[Retrieval]) -> Figure:
+    """F1, the harmonic mean of precision and recall, of all images' counts together."""
+    found_and_true = [counts.found + counts.true for counts in images]
+    return ratio([2 * counts.right for counts in images], found_and_true, count=sum(counts.true for counts in images))
 
 
-def precision(pictures: Sequence[Retrieval]) -> Figure:
+def precision(images: Sequence[Retrieval]) -> Figure:
     """How much of what was found is right."""
-    return share([Tally(counts.right, counts.found) for counts in pictures])
+    return share([Tally(counts.right, counts.found) for counts in images])
 
 
-def recall(pictures: Sequence[Retrieval]) -> Figure:
+def recall(images: Sequence[Retrieval]) -> Figure:
     """How much of what should have been found was found."""
-    return share([Tally(counts.right, counts.true) for counts in pictures])
+    return share([Tally(counts.right, counts.true) for counts in images])
 
 
 def phrase_retrieval(found: Sequence[Range], true: Sequence[Range]) -> Retrieval:

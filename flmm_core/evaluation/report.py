@@ -10,7 +10,7 @@ from typing import Any
 
 from flmm_core.evaluation.matching import Overlap
 from flmm_core.evaluation.metrics import Figure, Retrieval, Tally, cumulative_iou, f1, mean_iou, precision, recall, share
-from flmm_core.evaluation.tabletop import ChatRecord, MaskPair, PhraseRecord, PictureRecord, SpanCounts
+from flmm_core.evaluation.tabletop import ChatRecord, ImageRecord, MaskPair, PhraseRecord, SpanCounts
 from flmm_core.types import StageSeconds
 
 KEPT_MISTAKES = 100
@@ -31,7 +31,7 @@ class Mistake:
 class TabletopReport:
     """All figures of an evaluation."""
 
-    pictures: int
+    images: int
     figures: dict[str, Figure]
     """By name, in the order of the table."""
     seconds: StageSeconds
@@ -43,75 +43,75 @@ class TabletopReport:
     def record(self) -> dict[str, Any]:
         """Everything that does not hang on the machine, as JSON holds it; a number that does not exist is None."""
         rows = [{"figure": name, **_plain(figure)} for name, figure in self.figures.items()]
-        return {"pictures": self.pictures, "rows": rows, "mistakes": [asdict(mistake) for mistake in self.mistakes]}
+        return {"images": self.images, "rows": rows, "mistakes": [asdict(mistake) for mistake in self.mistakes]}
 
     def table(self) -> list[tuple[str, str, str, str]]:
         """Rows of what was measured, its value, its 95 % interval and on how many cases."""
         return [(name, *_cells(figure)) for name, figure in self.figures.items()]
 
 
-def report_of(records: Sequence[PictureRecord]) -> TabletopReport:
-    """Figures of an evaluation's records, one for each picture."""
-    chat = [record for picture in records for record in picture.chat]
+def report_of(records: Sequence[ImageRecord]) -> TabletopReport:
+    """Figures of an evaluation's records, one for each image."""
+    chat = [record for image in records for record in image.chat]
     wrong = [Mistake(r.kind, r.question, r.truth, r.answer) for r in chat if not r.right]
     figures = {**dict(_answers(records)), **dict(_masks(records)), **dict(_presence(records)), **dict(_keywords(records))}
     return TabletopReport(len(records), figures, _median_seconds(chat), tuple(wrong[:KEPT_MISTAKES]))
 
 
-def _answers(records: Sequence[PictureRecord]) -> Iterator[tuple[str, Figure]]:
+def _answers(records: Sequence[ImageRecord]) -> Iterator[tuple[str, Figure]]:
     for kind in _kinds(records):
-        yield f"answers: {kind}", share([Tally.of(r.right for r in picture.chat if r.kind == kind) for picture in records])
-    yield "answers: all", share([Tally.of(r.right for r in picture.chat) for picture in records])
+        yield f"answers: {kind}", share([Tally.of(r.right for r in image.chat if r.kind == kind) for image in records])
+    yield "answers: all", share([Tally.of(r.right for r in image.chat) for image in records])
 
 
-def _kinds(records: Sequence[PictureRecord]) -> list[str]:
-    return list(dict.fromkeys(record.kind for picture in records for record in picture.chat))
+def _kinds(records: Sequence[ImageRecord]) -> list[str]:
+    return list(dict.fromkeys(record.kind for image in records for record in image.chat))
 
 
-def _masks(records: Sequence[PictureRecord]) -> Iterator[tuple[str, Figure]]:
+def _masks(records: Sequence[ImageRecord]) -> Iterator[tuple[str, Figure]]:
     """Four rows for each choice of masks; of chat by kind only where a true answer names something."""
 
-    def right(picture: PictureRecord) -> list[MaskPair]:
-        return [r.masks for r in picture.chat if r.right]
+    def right(image: ImageRecord) -> list[MaskPair]:
+        return [r.masks for r in image.chat if r.right]
 
-    def refer(picture: PictureRecord, relational: bool) -> list[MaskPair]:
-        return [r.masks for r in picture.refer if r.relational == relational]
+    def refer(image: ImageRecord, relational: bool) -> list[MaskPair]:
+        return [r.masks for r in image.refer if r.relational == relational]
 
-    chosen: dict[str, Callable[[PictureRecord], list[MaskPair]]] = {
-        "right chat answers and refer names": lambda picture: right(picture) + refer(picture, False),
-        "chat": lambda picture: [r.masks for r in picture.chat],
+    chosen: dict[str, Callable[[ImageRecord], list[MaskPair]]] = {
+        "right chat answers and refer names": lambda image: right(image) + refer(image, False),
+        "chat": lambda image: [r.masks for r in image.chat],
         "chat, right answers": right,
-        "refer": lambda picture: [r.masks for r in picture.refer],
-        "refer, names": lambda picture: refer(picture, False),
-        "refer, relations": lambda picture: refer(picture, True),
+        "refer": lambda image: [r.masks for r in image.refer],
+        "refer, names": lambda image: refer(image, False),
+        "refer, relations": lambda image: refer(image, True),
     }
     for name, masks_of in chosen.items():
-        yield from _mask_figures(name, [masks_of(picture) for picture in records])
+        yield from _mask_figures(name, [masks_of(image) for image in records])
     for kind in _kinds(records):
-        pictures = [[r.masks for r in picture.chat if r.kind == kind] for picture in records]
-        if any(r.names_things for picture in records for r in picture.chat if r.kind == kind):
-            yield from _mask_figures(f"chat, {kind}", pictures)
+        images = [[r.masks for r in image.chat if r.kind == kind] for image in records]
+        if any(r.names_things for image in records for r in image.chat if r.kind == kind):
+            yield from _mask_figures(f"chat, {kind}", images)
 
 
-def _mask_figures(name: str, pictures: Sequence[Sequence[MaskPair]]) -> Iterator[tuple[str, Figure]]:
+def _mask_figures(name: str, images: Sequence[Sequence[MaskPair]]) -> Iterator[tuple[str, Figure]]:
     stages: dict[str, list[list[Overlap]]] = {
-        "U-Net": [[mask for masks in own for mask in masks.coarse] for own in pictures],
-        "SAM": [[mask for masks in own for mask in masks.refined] for own in pictures],
+        "U-Net": [[mask for masks in own for mask in masks.coarse] for own in images],
+        "SAM": [[mask for masks in own for mask in masks.refined] for own in images],
     }
     for measure, figure in (("cIoU", cumulative_iou), ("mean IoU", mean_iou)):
         for stage, masks in stages.items():
             yield f"{name}: {measure}, {stage}", figure(masks)
 
 
-def _presence(records: Sequence[PictureRecord]) -> Iterator[tuple[str, Figure]]:
+def _presence(records: Sequence[ImageRecord]) -> Iterator[tuple[str, Figure]]:
     """Whether nothing is pointed at that is not there, and what is there is not called absent."""
 
     def kept(phrases: Sequence[PhraseRecord]) -> Tally:
         return Tally.of(not phrase.called_absent for phrase in phrases if phrase.there)
 
-    chat = [[phrase for r in picture.chat for phrase in r.phrases] for picture in records]
-    refer = [[r.phrase for r in picture.refer] for picture in records]
-    absence = [[r for r in picture.chat if r.kind == "absence"] for picture in records]
+    chat = [[phrase for r in image.chat for phrase in r.phrases] for image in records]
+    refer = [[r.phrase for r in image.refer] for image in records]
+    absence = [[r for r in image.chat if r.kind == "absence"] for image in records]
     unmasked = [Tally.of(not any(phrase.masked for phrase in r.phrases) for r in asked) for asked in absence]
     yield "absence without mask: chat", share(unmasked)
     yield "absence without mask: refer", share([Tally.of(not p.masked for p in own if not p.there) for own in refer])
@@ -119,16 +119,16 @@ def _presence(records: Sequence[PictureRecord]) -> Iterator[tuple[str, Figure]]:
     yield "present things kept: refer", share([kept(own) for own in refer])
 
 
-def _keywords(records: Sequence[PictureRecord]) -> Iterator[tuple[str, Figure]]:
+def _keywords(records: Sequence[ImageRecord]) -> Iterator[tuple[str, Figure]]:
     sources: dict[str, Callable[[ChatRecord], SpanCounts | None]] = {
         "selector": lambda record: record.selector,
         "noun chunks": lambda record: record.chunks,
     }
     for source, counts in sources.items():
-        pictures = [[found for r in picture.chat if (found := counts(r)) is not None] for picture in records]
-        if any(pictures):
+        images = [[found for r in image.chat if (found := counts(r)) is not None] for image in records]
+        if any(images):
             for unit in ("phrases", "words"):
-                sums = [sum((getattr(found, unit) for found in own), Retrieval(0, 0, 0)) for own in pictures]
+                sums = [sum((getattr(found, unit) for found in own), Retrieval(0, 0, 0)) for own in images]
                 yield f"{source}: F1 of {unit}", f1(sums)
                 yield f"{source}: precision of {unit}", precision(sums)
                 yield f"{source}: recall of {unit}", recall(sums)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from flmm_core.config import GroundingConfig
-from flmm_core.data.dataset import NO_ANSWERS, REFER, REFER_ABSENT, Picture, Turn
+from flmm_core.data.dataset import NO_ANSWERS, REFER, REFER_ABSENT, Sample, Turn
 from flmm_core.evaluation.matching import Overlap, Pair, is_right, match_phrases, overlaps
 from flmm_core.evaluation.metrics import Range, Retrieval, phrase_retrieval, word_retrieval
 from flmm_core.keyword_spans import select_keywords
@@ -89,15 +89,15 @@ class ReferRecord:
 
 
 @dataclass(frozen=True)
-class PictureRecord:
-    """All that was asked about one picture."""
+class ImageRecord:
+    """All that was asked about one image."""
 
     chat: tuple[ChatRecord, ...]
     refer: tuple[ReferRecord, ...]
 
 
-class PictureEvaluation:
-    """Asks a pipeline everything that a data set knows about a picture.
+class ImageEvaluation:
+    """Asks a pipeline everything that a data set knows about an image.
 
     Args:
         pipeline: what is evaluated.
@@ -108,13 +108,13 @@ class PictureEvaluation:
         self.pipeline = pipeline
         self.per_kind = per_kind
 
-    def run(self, picture: Picture) -> PictureRecord:
-        """Evaluate one picture."""
-        self.pipeline.set_image(picture.image())
-        turns = self._chosen(picture.turns)
-        chat = tuple(self._chat(picture, turn) for turn in turns if turn.kind not in NO_ANSWERS)
-        refer = tuple(record for turn in turns if turn.kind in _REFER for record in self._refer(picture, turn))
-        return PictureRecord(chat, refer)
+    def run(self, sample: Sample) -> ImageRecord:
+        """Evaluate one image."""
+        self.pipeline.set_image(sample.image())
+        turns = self._chosen(sample.turns)
+        chat = tuple(self._chat(sample, turn) for turn in turns if turn.kind not in NO_ANSWERS)
+        refer = tuple(record for turn in turns if turn.kind in _REFER for record in self._refer(sample, turn))
+        return ImageRecord(chat, refer)
 
     def _chosen(self, turns: Sequence[Turn]) -> list[Turn]:
         seen: dict[str, int] = {}
@@ -125,7 +125,7 @@ class PictureEvaluation:
                 chosen.append(turn)
         return chosen
 
-    def _chat(self, picture: Picture, turn: Turn) -> ChatRecord:
+    def _chat(self, sample: Sample, turn: Turn) -> ChatRecord:
         coarse: list[CoarseMasks] = []
         answer = self.pipeline.chat(turn.question, on_coarse=coarse.append)
         right = is_right(answer.text, turn.answer)
@@ -139,20 +139,20 @@ class PictureEvaluation:
             right=right,
             names_things=bool(turn.present),
             phrases=_phrase_records(answer, pairs, turn),
-            masks=self._compare(answer, coarse[0], pairs, picture, turn),
+            masks=self._compare(answer, coarse[0], pairs, sample, turn),
             selector=selector,
             chunks=chunks,
             seconds=answer.seconds,
         )
 
-    def _refer(self, picture: Picture, turn: Turn) -> list[ReferRecord]:
+    def _refer(self, sample: Sample, turn: Turn) -> list[ReferRecord]:
         words = [turn.answer[span.start : span.end] for span in turn.spans]
         coarse: list[CoarseMasks] = []
         answer = self.pipeline.refer(words, on_coarse=coarse.append)
         records = []
         for index, own in enumerate(words):
             pairs: list[Pair] = [(index, index)]
-            masks = self._compare(answer, coarse[0], pairs, picture, turn)
+            masks = self._compare(answer, coarse[0], pairs, sample, turn)
             records.append(ReferRecord(own, is_relational(own), _phrase_records(answer, pairs, turn)[0], masks))
         return records
 
@@ -168,9 +168,9 @@ class PictureEvaluation:
         return _span_counts(turn.answer, [(span.start, span.end) for span in picked], true), chunks
 
     def _compare(
-        self, answer: GroundedAnswer, coarse: CoarseMasks, pairs: Sequence[Pair], picture: Picture, turn: Turn
+        self, answer: GroundedAnswer, coarse: CoarseMasks, pairs: Sequence[Pair], sample: Sample, turn: Turn
     ) -> MaskPair:
-        size, threshold = (answer.picture_height, answer.picture_width), self.pipeline.config.mask_threshold
+        size, threshold = (answer.image_height, answer.image_width), self.pipeline.config.mask_threshold
 
         def before(index: int) -> np.ndarray:
             if answer.phrases[index].absent:
@@ -178,8 +178,8 @@ class PictureEvaluation:
             return coarse_mask(coarse.logits[index], size, threshold)
 
         return MaskPair(
-            coarse=overlaps(pairs, before, turn, picture.mask),
-            refined=overlaps(pairs, lambda index: answer.phrases[index].mask, turn, picture.mask),
+            coarse=overlaps(pairs, before, turn, sample.mask),
+            refined=overlaps(pairs, lambda index: answer.phrases[index].mask, turn, sample.mask),
         )
 
 
@@ -196,7 +196,7 @@ def _phrase_records(answer: GroundedAnswer, pairs: Sequence[Pair], turn: Turn) -
 
 
 def coarse_mask(logits: torch.Tensor, size: tuple[int, int], threshold: float) -> np.ndarray:
-    """A coarse mask's logits ``[h, w]`` as a mask ``[H, W]`` bool of the picture."""
+    """A coarse mask's logits ``[h, w]`` as a mask ``[H, W]`` bool of the image."""
     probability = F.interpolate(logits.sigmoid()[None, None], size, mode="bilinear")[0, 0]
     return (probability > threshold).cpu().numpy()
 
@@ -213,57 +213,57 @@ def _span_counts(text: str, found: Sequence[Range], true: Sequence[Range]) -> Sp
 Load = Callable[[GroundingConfig], GroundingPipeline]
 
 
-def evaluate_pictures(
-    pictures: Sequence[Picture],
+def evaluate_images(
+    samples: Sequence[Sample],
     config: GroundingConfig,
     *,
     per_kind: int | None = None,
     workers: int = 1,
     load: Load = GroundingPipeline.from_config,
-) -> list[PictureRecord]:
-    """Evaluate a model on pictures, with a progress bar.
+) -> list[ImageRecord]:
+    """Evaluate a model on images, with a progress bar.
 
     Args:
-        pictures: with their truth.
+        samples: with their truth.
         config: the model.
-        per_kind: most questions of each kind and picture; None for all.
+        per_kind: most questions of each kind and image; None for all.
         workers: processes, each with the model; they share the processor's cores.
         load: builds the pipeline; with several workers a function of a module, which each of them imports.
 
     Returns:
-        One record for each picture, in order.
+        One record for each image, in order.
     """
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers}")
-    if not pictures:
-        raise ValueError("pictures: expected at least one, got none")
-    with _mapped(pictures, config, per_kind, min(workers, len(pictures)), load) as records:
-        return list(tqdm(records, total=len(pictures), desc="evaluation", unit="picture"))
+    if not samples:
+        raise ValueError("samples: expected at least one, got none")
+    with _mapped(samples, config, per_kind, min(workers, len(samples)), load) as records:
+        return list(tqdm(records, total=len(samples), desc="evaluation", unit="image"))
 
 
 @contextmanager
 def _mapped(
-    pictures: Sequence[Picture], config: GroundingConfig, per_kind: int | None, workers: int, load: Load
-) -> Iterator[Iterator[PictureRecord]]:
-    """The pictures' records as they come."""
+    samples: Sequence[Sample], config: GroundingConfig, per_kind: int | None, workers: int, load: Load
+) -> Iterator[Iterator[ImageRecord]]:
+    """The images' records as they come."""
     if workers == 1:
-        yield map(PictureEvaluation(load(config), per_kind=per_kind).run, pictures)
+        yield map(ImageEvaluation(load(config), per_kind=per_kind).run, samples)
         return
     if not config.cpu_threads:
         config = replace(config, cpu_threads=max(1, (os.cpu_count() or 1) // workers))
     spawn = multiprocessing.get_context("spawn")  # forked threads of PyTorch hang
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(config, per_kind, load)) as pool:
-        yield pool.map(_evaluate_in_worker, pictures, chunksize=1)
+        yield pool.map(_evaluate_in_worker, samples, chunksize=1)
 
 
 @dataclass
 class _Worker:
-    """State of a worker process; the model is loaded with the first picture, so that a failure reaches the caller."""
+    """State of a worker process; the model is loaded with the first image, so that a failure reaches the caller."""
 
     config: GroundingConfig = field(default_factory=GroundingConfig)
     per_kind: int | None = None
     load: Load = GroundingPipeline.from_config
-    evaluation: PictureEvaluation | None = None
+    evaluation: ImageEvaluation | None = None
 
 
 _worker = _Worker()
@@ -273,7 +273,7 @@ def _start_worker(config: GroundingConfig, per_kind: int | None, load: Load) -> 
     _worker.config, _worker.per_kind, _worker.load = config, per_kind, load
 
 
-def _evaluate_in_worker(picture: Picture) -> PictureRecord:
+def _evaluate_in_worker(sample: Sample) -> ImageRecord:
     if _worker.evaluation is None:
-        _worker.evaluation = PictureEvaluation(_worker.load(_worker.config), per_kind=_worker.per_kind)
-    return _worker.evaluation.run(picture)
+        _worker.evaluation = ImageEvaluation(_worker.load(_worker.config), per_kind=_worker.per_kind)
+    return _worker.evaluation.run(sample)

@@ -17,7 +17,7 @@ from flmm_core.types import ImageGeometry
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A picture as the vision tower takes it."""
+    """An image as the vision tower takes it."""
 
     pixel_values: Tensor
     """``[1, 3, padded_height, padded_width]`` float32, normalised."""
@@ -53,8 +53,8 @@ class LmmFamily(ABC):
         """The user's text in the family's chat format, with one image token."""
 
     @abstractmethod
-    def prepare(self, picture: Image.Image) -> PreparedImage:
-        """Preprocess an RGB picture as the published heads were trained."""
+    def prepare(self, image: Image.Image) -> PreparedImage:
+        """Preprocess an RGB image as the published heads were trained."""
 
     @abstractmethod
     def encode(self, model: PreTrainedModel, prepared: PreparedImage) -> Any:
@@ -62,7 +62,7 @@ class LmmFamily(ABC):
 
     @abstractmethod
     def image_tokens(self, features: Any) -> int:
-        """How many image tokens the encoded picture takes in the sequence."""
+        """How many image tokens the encoded image takes in the sequence."""
 
     @abstractmethod
     def arrange_maps(self, rows: Tensor, geometry: ImageGeometry) -> Tensor:

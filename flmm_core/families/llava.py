@@ -1,6 +1,6 @@
 """LLaVA (``LlavaForConditionalGeneration``): one square frame, one image token for each patch.
 
-Preprocessing is the published heads': the long side is resized to the frame and the picture is centred on the mean
+Preprocessing is the published heads': the long side is resized to the frame and the image is centred on the mean
 colour. Nothing is cropped, unlike in the processor that LLaVA checkpoints come with.
 """
 
@@ -57,18 +57,18 @@ class LlavaFamily(LmmFamily):
         """The user's text in LLaVA's chat format."""
         return self.template.format(image=self.image_token, text=text)
 
-    def prepare(self, picture: Image.Image) -> PreparedImage:
+    def prepare(self, image: Image.Image) -> PreparedImage:
         """Long side to the frame, centred on the mean colour, normalised."""
-        width, height = picture.size
+        width, height = image.size
         geometry = long_side_geometry(
-            picture_height=height,
-            picture_width=width,
+            image_height=height,
+            image_width=width,
             frame=self.frame,
             grid_height=self.grid,
             grid_width=self.grid,
         )
         red, green, blue = (int(255 * channel) for channel in self.mean)
-        frame = place_in_frame(picture, geometry, background=(red, green, blue), resample=self.resample)
+        frame = place_in_frame(image, geometry, background=(red, green, blue), resample=self.resample)
         values = frame.astype(np.float32) / 255.0
         values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return PreparedImage(pixel_values=torch.from_numpy(values).permute(2, 0, 1)[None].contiguous(), geometry=geometry)

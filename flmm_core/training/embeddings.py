@@ -1,4 +1,4 @@
-"""SAM's image embeddings of many pictures, computed once and kept on disk: the image encoder never learns with the heads."""
+"""SAM's image embeddings of many images, computed once and kept on disk: the image encoder never learns with the heads."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from flmm_core.sam_refiner import SamImage, SamRefiner
 
 
 def load_embeddings(folder: Path, paths: Sequence[Path], *, sam: Path, refiner: SamRefiner) -> list[SamImage]:
-    """Embeddings of picture files; a stopped run goes on where it ended.
+    """Embeddings of image files; a stopped run goes on where it ended.
 
     Args:
         folder: where they are kept, in float16; a manifest says of what.
-        paths: of the pictures.
+        paths: of the images.
         sam: where the refiner's SAM was loaded from.
         refiner: runs the image encoder.
 
     Returns:
-        One for each picture, memory-mapped.
+        One for each image, memory-mapped.
 
     Raises:
-        ValueError: the folder holds embeddings of other pictures or of another SAM.
+        ValueError: the folder holds embeddings of other images or of another SAM.
     """
-    require_manifest(folder, {"pictures": files_fingerprint(paths), "sam": sam_fingerprint(sam)})
+    require_manifest(folder, {"images": files_fingerprint(paths), "sam": sam_fingerprint(sam)})
     images = []
-    for index, path in enumerate(tqdm(paths, desc="SAM embeddings", unit="picture")):
+    for index, path in enumerate(tqdm(paths, desc="SAM embeddings", unit="image")):
         file = folder / f"{index:06d}.npy"
-        picture = read_image(path)
+        image = read_image(path)
         if not file.exists():
-            embedding = refiner.encode_image(picture).embedding.half().cpu().numpy()
+            embedding = refiner.encode_image(image).embedding.half().cpu().numpy()
             temporary = folder / "unfinished.npy"
             np.save(temporary, embedding)
             temporary.rename(file)
         kept = torch.from_numpy(np.load(file, mmap_mode="c"))
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         images.append(SamImage(kept, height, width, *refiner.input_size(height, width)))
     return images

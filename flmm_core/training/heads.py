@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flmm_core.checkpoints import HeadsOrigin, lmm_shape, load_sam, save_heads
-from flmm_core.data.dataset import Picture, read_dataset
+from flmm_core.data.dataset import Sample, read_dataset
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.image_geometry import unpad
 from flmm_core.mask_head import UNetConfig
@@ -45,8 +45,8 @@ def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: to
     heads = GroundingHeads(config=config, sam=SamRefiner(sam=load_sam(settings.sam))).to(device)
     stage = HeadsStage(heads, device, settings)
     read = partial(_load_examples, heads=heads, settings=settings)
-    examples = read(out / "train", data=settings.data, pictures=settings.pictures)
-    held_out = read(out / "val", data=settings.val, pictures=settings.val_pictures)
+    examples = read(out / "train", data=settings.data, samples=settings.samples)
+    held_out = read(out / "val", data=settings.val, samples=settings.val_samples)
 
     def loss_at(step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, 4, step])
@@ -70,7 +70,7 @@ class Phrase:
 
     @property
     def objects(self) -> tuple[int, ...]:
-        """The picture's objects that it names; none if it names what is not there."""
+        """The image's objects that it names; none if it names what is not there."""
         return self.trace.objects[self.index]
 
     @property
@@ -86,9 +86,9 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture with all that the LMM read about it, and what SAM's frozen encoder sees."""
+    """An image with all that the LMM read about it, and what SAM's frozen encoder sees."""
 
-    picture: Picture
+    sample: Sample
     traces: tuple[AnswerTrace, ...]
     image: SamImage
 
@@ -99,25 +99,25 @@ class Example:
 
     def targets(self, phrases: Sequence[Phrase]) -> torch.Tensor:
         """True masks ``[n, H, W]`` float32 in {0, 1}."""
-        return torch.stack([torch.from_numpy(self.picture.mask(phrase.objects)) for phrase in phrases]).float()
+        return torch.stack([torch.from_numpy(self.sample.mask(phrase.objects)) for phrase in phrases]).float()
 
 
-def _load_examples(folder: Path, *, data: Path, pictures: int, heads: GroundingHeads, settings: HeadsSettings) -> list[Example]:
-    """Examples of some pictures of a data set whose answers name something; traces and embeddings are kept in ``folder``."""
-    samples = list(read_dataset(data))
+def _load_examples(folder: Path, *, data: Path, samples: int, heads: GroundingHeads, settings: HeadsSettings) -> list[Example]:
+    """Examples of some images of a data set whose answers name something; traces and embeddings are kept in ``folder``."""
+    available = list(read_dataset(data))
     traces = load_traces(
-        folder / "traces", data=data, lmm=settings.lmm, pictures=pictures, turns=settings.turns, seed=settings.seed
+        folder / "traces", data=data, lmm=settings.lmm, samples=samples, turns=settings.turns, seed=settings.seed
     )
     grouped: dict[int, list[AnswerTrace]] = {}
     for trace in traces:
-        grouped.setdefault(trace.picture, []).append(trace)
-    images = load_embeddings(folder / "embeddings", [samples[i].path for i in grouped], sam=settings.sam, refiner=heads.sam)
-    examples = [Example(samples[i], tuple(own), image) for (i, own), image in zip(grouped.items(), images, strict=True)]
+        grouped.setdefault(trace.sample, []).append(trace)
+    images = load_embeddings(folder / "embeddings", [available[i].path for i in grouped], sam=settings.sam, refiner=heads.sam)
+    examples = [Example(available[i], tuple(own), image) for (i, own), image in zip(grouped.items(), images, strict=True)]
     return [example for example in examples if any(phrase.objects for phrase in example.phrases)]
 
 
 class HeadsStage:
-    """Heads on stored traces: losses for training, figures for held-out pictures."""
+    """Heads on stored traces: losses for training, figures for held-out images."""
 
     def __init__(self, heads: GroundingHeads, device: torch.device, settings: HeadsSettings) -> None:
         if heads.keyword_selector is None or heads.presence is None:
@@ -128,7 +128,7 @@ class HeadsStage:
         self.settings = settings
 
     def losses(self, batch: Sequence[Example], rng: np.random.Generator) -> Losses:
-        """Mask losses of some phrases of each picture, and losses of selector and presence score on all its answers."""
+        """Mask losses of some phrases of each image, and losses of selector and presence score on all its answers."""
         terms: dict[str, list[torch.Tensor]] = {"bce": [], "dice": [], "sam_bce": [], "sam_dice": []}
         chosen = [self._choose(example, rng) for example in batch]
         for example, phrases, coarse in zip(batch, chosen, self._coarse(chosen), strict=True):
@@ -182,7 +182,7 @@ class HeadsStage:
         return [present[i] for i in rng.permutation(len(present))[: self.settings.phrases]]
 
     def _coarse(self, groups: Sequence[Sequence[Phrase]]) -> list[torch.Tensor]:
-        """Logits ``[n, h', w']`` of the U-Net for each group of phrases about one picture; one pass where maps are alike."""
+        """Logits ``[n, h', w']`` of the U-Net for each group of phrases about one image; one pass where maps are alike."""
         maps = [torch.stack([phrase.map for phrase in phrases]).float().to(self.device) for phrases in groups]
         if len({own.shape[1:] for own in maps}) == 1:
             logits = self.heads.mask_head(torch.cat(maps)).float().split([len(own) for own in maps])
@@ -194,7 +194,7 @@ class HeadsStage:
         """Logits ``[n, H, W]`` of SAM."""
         texts = [self.heads.text_tokens(phrase.states.to(self.device)) for phrase in phrases]
         image = example.image.to(self.device)
-        return self.heads.sam.to_picture(self.heads.sam(image, coarse, texts).low_res.float(), image)
+        return self.heads.sam.to_image(self.heads.sam(image, coarse, texts).low_res.float(), image)
 
     def _presence(self, phrases: Sequence[Phrase]) -> torch.Tensor:
         """Logits ``[n]``."""

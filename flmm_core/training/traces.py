@@ -1,6 +1,6 @@
 """What the frozen LMM pays attention to while it reads the answers of a data set, computed once and kept on disk.
 
-One worker process for each core reads its share of the pictures through the same :class:`FrozenLmm` that serves at run time.
+One worker process for each core reads its share of the images through the same :class:`FrozenLmm` that serves at run time.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from PIL import Image
 from tqdm import tqdm
 
 from flmm_core.cache_manifest import require_manifest
-from flmm_core.data.dataset import DATASET_FILES, MISTAKE, Picture, Turn, read_dataset
+from flmm_core.data.dataset import DATASET_FILES, MISTAKE, Sample, Turn, read_dataset
 from flmm_core.fingerprints import file_fingerprint, lmm_fingerprint
 from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
 from flmm_core.types import ImageGeometry
 
 CHUNK = 50
-"""Pictures of one file; a stopped run goes on with the first file that is missing."""
+"""Images of one file; a stopped run goes on with the first file that is missing."""
 
 
 @dataclass(frozen=True)
 class AnswerTrace:
     """One answer that the LMM read."""
 
-    picture: int
+    sample: int
     """Index in the data set."""
     geometry: ImageGeometry
     objects: tuple[tuple[int, ...], ...]
-    """The picture's objects that each of the ``n`` phrases names; none for a name of what is not there."""
+    """The image's objects that each of the ``n`` phrases names; none for a name of what is not there."""
     spans: tuple[tuple[int, int], ...]
     """Half-open token range of each phrase."""
     maps: torch.Tensor
@@ -51,9 +51,9 @@ class AnswerTrace:
 
 
 def load_traces(
-    folder: Path, *, data: Path, lmm: Path, pictures: int, turns: int, seed: int, workers: int = 2
+    folder: Path, *, data: Path, lmm: Path, samples: int, turns: int, seed: int, workers: int = 2
 ) -> list[AnswerTrace]:
-    """Read answers of ``pictures`` pictures spread over a data set, up to ``turns`` each, one of every kind first.
+    """Read answers of ``samples`` images spread over a data set, up to ``turns`` each, one of every kind first.
 
     They are cached in ``folder``, with a manifest of what they were made from.
 
@@ -62,14 +62,14 @@ def load_traces(
     """
     questions, annotations = (file_fingerprint(data / name) for name in DATASET_FILES)
     made_from = {"lmm": lmm_fingerprint(lmm), "questions": questions, "annotations": annotations}
-    require_manifest(folder, {**made_from, "pictures": pictures, "turns": turns, "seed": seed})
+    require_manifest(folder, {**made_from, "samples": samples, "turns": turns, "seed": seed})
     available = sum(1 for _ in read_dataset(data))
-    total = min(pictures, available)
+    total = min(samples, available)
     chosen = [i * available // total for i in range(total)]
     jobs = [chosen[start : start + CHUNK] for start in range(0, total, CHUNK)]
     missing = [job for job in jobs if not _file(folder, job).exists()]
     with (
-        tqdm(total=total, initial=total - sum(map(len, missing)), desc="attention", unit="picture") as bar,
+        tqdm(total=total, initial=total - sum(map(len, missing)), desc="attention", unit="image") as bar,
         ProcessPoolExecutor(workers) as pool,
     ):
         shares = [missing[i::workers] for i in range(workers)]
@@ -91,10 +91,10 @@ def _load(path: Path) -> Iterator[AnswerTrace]:
 def _read_share(folder: Path, data: Path, lmm_folder: Path, jobs: list[list[int]], turns: int, seed: int) -> int:
     torch.set_num_threads(1)
     lmm = FrozenLmm.from_pretrained(lmm_folder)
-    pictures = list(read_dataset(data))
+    samples = list(read_dataset(data))
     done = 0
     for job in jobs:
-        traces = [trace for index in job for trace in _read_picture(lmm, pictures[index], index, turns, seed)]
+        traces = [trace for index in job for trace in _read_image(lmm, samples[index], index, turns, seed)]
         temporary = _file(folder, job).with_suffix(".tmp")
         torch.save([{**vars(trace), "geometry": asdict(trace.geometry)} for trace in traces], temporary)
         temporary.rename(_file(folder, job))
@@ -102,10 +102,10 @@ def _read_share(folder: Path, data: Path, lmm_folder: Path, jobs: list[list[int]
     return done
 
 
-def _read_picture(lmm: FrozenLmm, picture: Picture, index: int, turns: int, seed: int) -> Iterator[AnswerTrace]:
+def _read_image(lmm: FrozenLmm, sample: Sample, index: int, turns: int, seed: int) -> Iterator[AnswerTrace]:
     rng = np.random.default_rng([seed, 3, index])
-    image = lmm.encode_image(Image.fromarray(picture.image()))
-    for turn in _choose(picture.turns, turns, rng):
+    image = lmm.encode_image(Image.fromarray(sample.image()))
+    for turn in _choose(sample.turns, turns, rng):
         yield _read_turn(lmm, image, turn, index)
 
 
@@ -128,7 +128,7 @@ def _read_turn(lmm: FrozenLmm, image: EncodedImage, turn: Turn, index: int) -> A
         # What a wrong answer names is chosen like any other thing; that it is not there is found out afterwards.
         named[start:end] = bool(span.objects) or turn.kind == MISTAKE
     return AnswerTrace(
-        picture=index,
+        sample=index,
         geometry=trace.geometry,
         objects=tuple(span.objects for span in turn.spans),
         spans=spans,

@@ -1,4 +1,4 @@
-"""Pictures of a data set as the vision tower's frames, decoded and resized once and kept beside the data set."""
+"""Images of a data set as the vision tower's frames, decoded and resized once and kept beside the data set."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from PIL import Image
 from tqdm import tqdm
 
 from flmm_core.cache_manifest import require_manifest
-from flmm_core.data.dataset import Picture
+from flmm_core.data.dataset import Sample
 from flmm_core.fingerprints import files_fingerprint
 from flmm_core.image_files import read_image
 from flmm_core.image_geometry import long_side_geometry, place_in_frame
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's pictures: what every LLaVA's preprocessor states."""
+"""Of CLIP's images: what every LLaVA's preprocessor states."""
 
 
-def load_frames(folder: Path, pictures: Sequence[Picture], frame: int) -> np.ndarray:
-    """Frames of all pictures of a data set.
+def load_frames(folder: Path, samples: Sequence[Sample], frame: int) -> np.ndarray:
+    """Frames of all images of a data set.
 
     Args:
         folder: the data set; the frames are kept there in the folder ``frames-<frame>``.
-        pictures: of that data set, in order.
+        samples: of that data set, in order.
         frame: side of the square frame, pixels.
 
     Returns:
-        ``[pictures, frame, frame, 3]`` uint8, memory-mapped.
+        ``[images, frame, frame, 3]`` uint8, memory-mapped.
 
     Raises:
-        ValueError: the frames that are kept were made from other pictures.
+        ValueError: the frames that are kept were made from other images.
     """
     cache = folder / f"frames-{frame}"
-    files = files_fingerprint(picture.path for picture in pictures)
-    require_manifest(cache, {"pictures": len(pictures), "files": files, "frame": frame})
+    files = files_fingerprint(sample.path for sample in samples)
+    require_manifest(cache, {"images": len(samples), "files": files, "frame": frame})
     path = cache / "frames.npy"
     if not path.exists():
         temporary = path.with_suffix(".tmp")
-        shape = (len(pictures), frame, frame, 3)
+        shape = (len(samples), frame, frame, 3)
         frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         with ProcessPoolExecutor(2) as pool:
-            done = pool.map(_frame, [p.path for p in pictures], [frame] * len(pictures), chunksize=64)
-            for index, pixels in enumerate(tqdm(done, total=len(pictures), desc="frames", unit="picture")):
+            done = pool.map(_frame, [p.path for p in samples], [frame] * len(samples), chunksize=64)
+            for index, pixels in enumerate(tqdm(done, total=len(samples), desc="frames", unit="image")):
                 frames[index] = pixels
         frames.flush()
         temporary.rename(path)
@@ -61,15 +61,15 @@ def normalised(frames: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def rebrightened(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Make each picture of pixel values ``[b, 3, frame, frame]`` brighter or darker by up to 15 %."""
+    """Make each image of pixel values ``[b, 3, frame, frame]`` brighter or darker by up to 15 %."""
     factors = torch.from_numpy(rng.uniform(0.85, 1.15, (len(pixels), 1, 1, 1)))
     return pixels * factors.float().to(pixels.device)
 
 
 def _frame(path: Path, frame: int) -> np.ndarray:
-    picture = Image.fromarray(read_image(path))
+    sample = Image.fromarray(read_image(path))
     geometry = long_side_geometry(
-        picture_height=picture.height, picture_width=picture.width, frame=frame, grid_height=1, grid_width=1
+        image_height=sample.height, image_width=sample.width, frame=frame, grid_height=1, grid_width=1
     )
     red, green, blue = (int(255 * channel) for channel in MEAN)
-    return place_in_frame(picture, geometry, background=(red, green, blue), resample=Image.Resampling.BICUBIC)
+    return place_in_frame(sample, geometry, background=(red, green, blue), resample=Image.Resampling.BICUBIC)

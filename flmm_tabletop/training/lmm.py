@@ -1,6 +1,6 @@
 """Second stage of flmm-tabletop: the tiny LLaVA learns to answer, and to look at what is named.
 
-Pictures, questions and answers go in; no mask, box or coordinate does. What heads are told to look at is where the tower votes,
+Images, questions and answers go in; no mask, box or coordinate does. What heads are told to look at is where the tower votes,
 which knows words alone. The tower stays as it is, all else learns. The result is an ordinary Hugging Face folder.
 """
 
@@ -19,11 +19,11 @@ from flmm_core.training.loop import Losses, adamw, parameter_groups, train
 from flmm_core.training.settings import LoopConfig
 from flmm_tabletop.training import packed_turns
 from flmm_tabletop.training.frames import MEAN, STD, load_frames
+from flmm_tabletop.training.image_votes import load_votes
 from flmm_tabletop.training.lmm_start import build_lmm, build_tokenizer
 from flmm_tabletop.training.looking import AHEAD_HEADS, LOOK_HEADS, looking_loss
 from flmm_tabletop.training.muon import Muon
 from flmm_tabletop.training.packed_turns import WatchedHeads
-from flmm_tabletop.training.picture_votes import load_votes
 from flmm_tabletop.training.settings import LmmSettings
 from flmm_tabletop.training.turn_packer import IGNORED, EncodedTurn, PackedBatch, TurnPacker, looking_targets
 
@@ -41,16 +41,16 @@ KIND_WEIGHTS: Mapping[str, float] = {
 """How much the answers of a kind count, if not 1: the hard ones more; the order of names in refer mode is chance."""
 
 TOKENIZED = 3000
-"""Pictures whose turns the tokenizer is made from."""
+"""Images whose turns the tokenizer is made from."""
 MEASURED = 160
-"""Held-out pictures whose answers are counted now and then."""
+"""Held-out images whose answers are counted now and then."""
 
 
 def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.device) -> None:
     """Train the LMM and save it in ``out/lmm`` with tokenizer and preprocessor, ready for ``from_pretrained``."""
     torch.manual_seed(settings.seed)
-    pictures, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))
-    tokenizer = build_tokenizer((turn for picture in pictures[:TOKENIZED] for turn in picture.turns), settings.vocabulary)
+    samples, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))
+    tokenizer = build_tokenizer((turn for sample in samples[:TOKENIZED] for turn in sample.turns), settings.vocabulary)
     tower = AutoModel.from_pretrained(settings.tower)
     model = build_lmm(tokenizer, tower.config, settings)
     model.model.vision_tower.load_state_dict(tower.state_dict())
@@ -60,16 +60,16 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
     model.set_attn_implementation({"text_config": packed_turns.NAME})
     packer = TurnPacker(tokenizer, image_tokens=model.config.image_seq_length, groups=settings.turns)
     frame = tower.config.image_size
-    frames, val_frames = load_frames(settings.data, pictures, frame), load_frames(settings.val, held_out, frame)
+    frames, val_frames = load_frames(settings.data, samples, frame), load_frames(settings.val, held_out, frame)
     held_out = held_out[:MEASURED]
-    votes = load_votes(out / "votes", settings.tower, pictures, frames, device)
+    votes = load_votes(out / "votes", settings.tower, samples, frames, device)
     val_votes = load_votes(out / "val_votes", settings.tower, held_out, val_frames, device)
-    encoded, val_encoded = ([packer.encode(picture.turns) for picture in own] for own in (pictures, held_out))
+    encoded, val_encoded = ([packer.encode(sample.turns) for sample in own] for own in (samples, held_out))
 
     def loss_at(step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, step])
-        epoch, first = divmod(step * settings.batch, len(pictures))
-        order = np.random.default_rng([settings.seed, 1, epoch]).permutation(len(pictures))
+        epoch, first = divmod(step * settings.batch, len(samples))
+        order = np.random.default_rng([settings.seed, 1, epoch]).permutation(len(samples))
         index = np.sort(np.take(order, range(first, first + settings.batch), mode="wrap"))
         batch = packer.pack([encoded[i] for i in index], rng)
         answer, looking = lmm_losses(model, packer, torch.from_numpy(votes[index].astype(np.float32)), batch)
@@ -111,13 +111,13 @@ def hidden_states(
     batch: PackedBatch,
     watched: WatchedHeads | None = None,
 ) -> torch.Tensor:
-    """Last hidden states of the turns' tokens, ``[pictures, packing.length - packing.prefix, d]``.
+    """Last hidden states of the turns' tokens, ``[images, packing.length - packing.prefix, d]``.
 
     Args:
         model: with the attention of packed turns.
         packer: that packed the batch.
-        votes: ``[pictures, cells, words]`` of the tower.
-        batch: turns of these pictures.
+        votes: ``[images, cells, words]`` of the tower.
+        batch: turns of these images.
         watched: heads whose attention is kept.
     """
     device = model.device
@@ -142,14 +142,14 @@ def lmm_losses(
     Args:
         model: with the attention of packed turns.
         packer: that packed the batch.
-        votes: ``[pictures, cells, words]`` of the tower, float32 on the CPU.
-        batch: turns of these pictures.
+        votes: ``[images, cells, words]`` of the tower, float32 on the CPU.
+        batch: turns of these images.
     """
     watched = WatchedHeads({**LOOK_HEADS, **AHEAD_HEADS})
     states = hidden_states(model, packer, votes, batch, watched)
     weights = torch.zeros(batch.labels.shape)
     for place in batch.turns:
-        weights[place.picture, place.predicting] = KIND_WEIGHTS.get(place.turn.kind, 1.0)
+        weights[place.image, place.predicting] = KIND_WEIGHTS.get(place.turn.kind, 1.0)
     predicting = (batch.labels != IGNORED).to(states.device)
     labels, weights = (x.to(states.device)[predicting] for x in (batch.labels, weights))
     each = F.cross_entropy(model.lm_head(states[predicting]).float(), labels, reduction="none")
@@ -173,5 +173,5 @@ def _measure(
         logits = model.lm_head(hidden_states(model, packer, torch.from_numpy(votes[i : i + 16].astype(np.float32)), batch))
         agree = (logits.argmax(-1).cpu() == batch.labels) | (batch.labels == IGNORED)
         for place in batch.turns:
-            right.setdefault(place.turn.kind, []).append(bool(agree[place.picture, place.predicting].all()))
+            right.setdefault(place.turn.kind, []).append(bool(agree[place.image, place.predicting].all()))
     return {kind: float(np.mean(values)) for kind, values in sorted(right.items())}

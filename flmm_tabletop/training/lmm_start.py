@@ -80,7 +80,7 @@ def build_lmm(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        # Slow rotations: words must find pictures by what they show, hundreds of tokens away, with few channels a head.
+        # Slow rotations: words must find images by what they show, hundreds of tokens away, with few channels a head.
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )
     config = LlavaConfig(

@@ -20,7 +20,7 @@ LOOK_HEADS: Mapping[int, int] = {1: 0, 2: 0, 3: 0}
 AHEAD_HEADS: Mapping[int, int] = {4: 1, 5: 1}
 """Layer to the head that looks, before a name in the answer, at what it will name."""
 PRESENT, ABSENT = 0.35, 0.05
-"""A picture shows a thing if its votes for it add up to more than the one, and does not if to less than the other."""
+"""An image shows a thing if its votes for it add up to more than the one, and does not if to less than the other."""
 _FAINT = 1e-5
 """Added to attention, so that a head which looks elsewhere has a finite loss."""
 
@@ -42,7 +42,7 @@ class LookingTargets:
     """Where one head of some layers shall look, at ``n`` tokens of a batch."""
 
     at: torch.Tensor
-    """``[n, 2]`` int64: picture of the batch, and token of its turns."""
+    """``[n, 2]`` int64: image of the batch, and token of its turns."""
     share: torch.Tensor
     """``[n, 1 + cells]`` float32, rows that sum to one: how much to look at the first token, and at each cell."""
 
@@ -77,7 +77,7 @@ def looking_share(name: Name, votes: torch.Tensor, words: Sequence[str]) -> torc
 
     Args:
         name: what is named.
-        votes: ``[cells, words]`` of a picture: logarithms of how many things each cell adds to a word's number.
+        votes: ``[cells, words]`` of an image: logarithms of how many things each cell adds to a word's number.
         words: of the tower.
     """
     # The geometric mean of colour and kind is the mean of the logarithms.
@@ -95,7 +95,7 @@ def looking_loss(seen: Mapping[int, torch.Tensor], targets: LookingTargets) -> t
     """Cross-entropy between where heads look and where they shall, summed over tokens and layers, and the number of terms.
 
     Args:
-        seen: layer to the head's attention ``[pictures, tokens of the turns, prefix]``: the prefix's first token is the
+        seen: layer to the head's attention ``[images, tokens of the turns, prefix]``: the prefix's first token is the
             sequence's, its last ones are the cells.
         targets: the same for all these layers.
     """

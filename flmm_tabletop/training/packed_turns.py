@@ -1,6 +1,6 @@
-"""Attention for many questions about one picture in one sequence: each turn sees the prompt's prefix and itself, nothing else.
+"""Attention for many questions about one image in one sequence: each turn sees the prompt's prefix and itself, nothing else.
 
-A sequence is the prefix (with the picture) and then groups of turns; the turns of a group are padded to one length. The decoder
+A sequence is the prefix (with the image) and then groups of turns; the turns of a group are padded to one length. The decoder
 runs unchanged: the rule below is an attention implementation, chosen through the public seam of transformers.
 """
 

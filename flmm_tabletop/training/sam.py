@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from flmm_core.data.dataset import Picture, read_dataset
+from flmm_core.data.dataset import Sample, read_dataset
 from flmm_core.sam_refiner import RefinerConfig, SamImage, SamRefiner
 from flmm_core.training.loop import Losses, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
@@ -30,15 +30,15 @@ def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.
     config = TinySamConfig()
     refiner = SamRefiner(sam=build_tiny_sam(config), config=RefinerConfig(use_text=False)).to(device)
     refiner.model.image_encoder.requires_grad_(True)
-    pictures, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))[:100]
+    samples, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))[:100]
 
     def loss_at(step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, 2, step])
-        chosen = [pictures[i] for i in rng.choice(len(pictures), settings.batch, replace=False)]
+        chosen = [samples[i] for i in rng.choice(len(samples), settings.batch, replace=False)]
         bce: list[torch.Tensor] = []
         dice: list[torch.Tensor] = []
-        for image, picture in zip(_encode(refiner.train(), chosen), chosen, strict=True):
-            logits, targets = _refine(refiner, image, picture, rng, settings)
+        for image, sample in zip(_encode(refiner.train(), chosen), chosen, strict=True):
+            logits, targets = _refine(refiner, image, sample, rng, settings)
             for losses, value in zip((bce, dice), mask_losses(logits, targets), strict=True):
                 losses.append(value)
         return {"bce": torch.stack(bce).mean() * 5, "dice": torch.stack(dice).mean()}
@@ -53,24 +53,24 @@ def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.
     save_tiny_sam(refiner.model, config, out / "sam")
 
 
-def _encode(refiner: SamRefiner, pictures: list[Picture]) -> list[SamImage]:
-    """Embed pictures of one size together, with gradients."""
-    images = [picture.image() for picture in pictures]
+def _encode(refiner: SamRefiner, samples: list[Sample]) -> list[SamImage]:
+    """Embed images of one size together, with gradients."""
+    images = [sample.image() for sample in samples]
     pixels, sizes = zip(*(refiner.preprocess(image) for image in images), strict=True)
     embeddings = refiner.model.image_encoder(torch.cat(pixels)).split(1)
     return [SamImage(e, *image.shape[:2], *size) for e, image, size in zip(embeddings, images, sizes, strict=True)]
 
 
 def _refine(
-    refiner: SamRefiner, image: SamImage, picture: Picture, rng: np.random.Generator, settings: SamSettings
+    refiner: SamRefiner, image: SamImage, sample: Sample, rng: np.random.Generator, settings: SamSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and true masks ``[n, H, W]`` of some objects of a picture."""
-    count = min(settings.objects, len(picture.rles))
-    objects = rng.permutation(len(picture.rles))[:count].tolist()
-    targets = torch.stack([torch.from_numpy(picture.mask((i,))) for i in objects]).float().to(image.embedding.device)
+    """Logits and true masks ``[n, H, W]`` of some objects of an image."""
+    count = min(settings.objects, len(sample.rles))
+    objects = rng.permutation(len(sample.rles))[:count].tolist()
+    targets = torch.stack([torch.from_numpy(sample.mask((i,))) for i in objects]).float().to(image.embedding.device)
     coarse = torch.stack([imitate_coarse(target, rng, settings.grid) for target in targets])
     low_res = refiner(image, coarse, [coarse.new_zeros(0, refiner.text_size)] * count).low_res
-    return refiner.to_picture(low_res.float(), image), targets
+    return refiner.to_image(low_res.float(), image), targets
 
 
 def imitate_coarse(mask: torch.Tensor, rng: np.random.Generator, grid: int) -> torch.Tensor:
@@ -89,11 +89,11 @@ def imitate_coarse(mask: torch.Tensor, rng: np.random.Generator, grid: int) -> t
 
 
 @torch.no_grad()
-def _measure(refiner: SamRefiner, pictures: list[Picture], settings: SamSettings) -> dict[str, float]:
+def _measure(refiner: SamRefiner, samples: list[Sample], settings: SamSettings) -> dict[str, float]:
     shared = total = 0.0
-    for index, picture in enumerate(pictures):
+    for index, sample in enumerate(samples):
         rng = np.random.default_rng(index)
-        logits, targets = _refine(refiner, refiner.encode_image(picture.image()), picture, rng, settings)
+        logits, targets = _refine(refiner, refiner.encode_image(sample.image()), sample, rng, settings)
         found, true = logits > 0, targets > 0
         shared += (found & true).sum().item()
         total += (found | true).sum().item()

@@ -18,12 +18,12 @@ class TowerSettings(StageSettings):
 
     LOOP: ClassVar[LoopConfig] = LoopConfig(steps=5000, learning_rate=2e-3, weight_decay=0.05)
 
-    batch: int = field(default=32, metadata=option("pictures of a step", minimum=1))
+    batch: int = field(default=32, metadata=option("images of a step", minimum=1))
     vote_steps: int = field(
         default=1200, metadata=option("steps of the fit of the votes, once the cells are learnt", minimum=1)
     )
     vote_batch: int = 64
-    """Pictures of a step of that fit."""
+    """Images of a step of that fit."""
     seed: int = field(default=0, metadata=option(SEED, minimum=0))
 
 
@@ -36,9 +36,9 @@ class LmmSettings(StageSettings):
     )
 
     tower: Path = field(default=Path("runs/tower/tower"), metadata=option("the trained vision tower", earlier=True))
-    batch: int = field(default=8, metadata=option("pictures of a step", minimum=1))
+    batch: int = field(default=8, metadata=option("images of a step", minimum=1))
     turns: tuple[tuple[int, int], ...] = ((8, 20), (6, 28), (2, 42), (1, 60))
-    """Most turns of a picture in one step, and most tokens of each: a turn goes where it fits most closely."""
+    """Most turns of an image in one step, and most tokens of each: a turn goes where it fits most closely."""
     matrix_rate: float = field(
         default=4e-3, metadata=option("highest learning rate of the decoder's matrices, which Muon trains")
     )
@@ -59,8 +59,8 @@ class SamSettings(StageSettings):
 
     LOOP: ClassVar[LoopConfig] = LoopConfig(steps=1000, learning_rate=1e-3)
 
-    batch: int = field(default=8, metadata=option("pictures of a step", minimum=1))
-    objects: int = field(default=2, metadata=option("most masks of a picture", minimum=1))
+    batch: int = field(default=8, metadata=option("images of a step", minimum=1))
+    objects: int = field(default=2, metadata=option("most masks of an image", minimum=1))
     grid: int = 16
     """Cells along the long side of the attention grid that prompts imitate."""
     seed: int = field(default=0, metadata=option(SEED, minimum=0))

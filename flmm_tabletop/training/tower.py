@@ -1,7 +1,7 @@
-"""First stage of flmm-tabletop: the vision tower learns which things are in a picture, from their names alone.
+"""First stage of flmm-tabletop: the vision tower learns which things are in an image, from their names alone.
 
 Each cell of the grid votes for every word (a colour, a kind, a colour with a kind, "object"); the votes are summed over the
-picture and compared with the number of things of which the word is true. Where a thing is, is never told. The convolutions
+image and compared with the number of things of which the word is true. Where a thing is, is never told. The convolutions
 learn first, by every word; then the tower's own votes, for single words alone, are fitted to what its cells have come to show.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flmm_core.data.dataset import Picture, read_dataset
+from flmm_core.data.dataset import Sample, read_dataset
 from flmm_core.training.loop import Losses, adamw, parameter_groups, train
 from flmm_core.training.settings import LoopConfig
 from flmm_sim.scene import COLORS, KINDS
@@ -51,19 +51,19 @@ def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: to
     """Train the tower and save it in ``out/tower`` (Hugging Face layout); the fit of its votes has its log in ``out/votes``."""
     torch.manual_seed(settings.seed)
     config = TabletopTowerConfig(words=WORDS, hidden_size=len(WORDS) + TabletopTowerConfig.position_channels)
-    pictures, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))
-    frames = load_frames(settings.data, pictures, config.image_size)
+    samples, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))
+    frames = load_frames(settings.data, samples, config.image_size)
     val_frames = load_frames(settings.val, held_out, config.image_size)
     tower = TabletopTower(config)
-    vocabulary = sorted({word for picture in pictures for word in _words(picture)})
+    vocabulary = sorted({word for sample in samples for word in _words(sample)})
     model = WordDetector(tower, nn.Linear(config.stage_widths[-1], len(vocabulary)))
     model.to(device).to(memory_format=torch.channels_last)
     tower.votes.requires_grad_(False)
-    targets, val_targets = count_targets(pictures, vocabulary), count_targets(held_out, vocabulary)
+    targets, val_targets = count_targets(samples, vocabulary), count_targets(held_out, vocabulary)
 
     def loss_at(step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, step])
-        index = np.sort(rng.choice(len(pictures), settings.batch, replace=False))
+        index = np.sort(rng.choice(len(samples), settings.batch, replace=False))
         pixels = normalised(frames[index], device)
         flip = torch.from_numpy(rng.random(settings.batch) < 0.5).to(device)
         pixels = rebrightened(torch.where(flip[:, None, None, None], pixels.flip(-1), pixels), rng)
@@ -78,7 +78,7 @@ def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: to
     tower.votes.requires_grad_(True)
     fit_votes(
         tower,
-        (frames, count_targets(pictures, WORDS)),
+        (frames, count_targets(samples, WORDS)),
         (val_frames, count_targets(held_out, WORDS)),
         out / "votes",
         settings,
@@ -99,8 +99,8 @@ def fit_votes(
 
     Args:
         tower: with trained convolutions.
-        learnt: frames ``[pictures, frame, frame, 3]`` uint8, and the numbers of things ``[pictures, words]`` as float32.
-        held_out: the same of the pictures to measure on.
+        learnt: frames ``[images, frame, frame, 3]`` uint8, and the numbers of things ``[images, words]`` as float32.
+        held_out: the same of the images to measure on.
         out: folder of log and checkpoint.
         settings: of the stage.
         loop: of the stage; what concerns neither steps nor rates is taken from it.
@@ -129,17 +129,17 @@ def _count_loss(model: WordDetector, pixels: torch.Tensor, targets: torch.Tensor
     return F.poisson_nll_loss(logarithms, targets.to(logarithms.device)) * 10
 
 
-def _words(picture: Picture) -> Counter[str]:
+def _words(sample: Sample) -> Counter[str]:
     """How many things each word is true of."""
-    return Counter(word for name in picture.names for word in (name, *name.split(), ANY))
+    return Counter(word for name in sample.names for word in (name, *name.split(), ANY))
 
 
-def count_targets(pictures: Sequence[Picture], vocabulary: Sequence[str]) -> torch.Tensor:
-    """``[pictures, words]`` float32, the number of things of which the word is true."""
+def count_targets(samples: Sequence[Sample], vocabulary: Sequence[str]) -> torch.Tensor:
+    """``[images, words]`` float32, the number of things of which the word is true."""
     index = {word: i for i, word in enumerate(vocabulary)}
-    targets = torch.zeros(len(pictures), len(vocabulary))
-    for row, picture in enumerate(pictures):
-        for word, count in _words(picture).items():
+    targets = torch.zeros(len(samples), len(vocabulary))
+    for row, sample in enumerate(samples):
+        for word, count in _words(sample).items():
             if word in index:
                 targets[row, index[word]] = count
     return targets

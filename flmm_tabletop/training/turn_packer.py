@@ -1,4 +1,4 @@
-"""Turns as tokens behind their pictures: tokenised as the LLaVA family prompts for them, and packed at random for each step."""
+"""Turns as tokens behind their images: tokenised as the LLaVA family prompts for them, and packed at random for each step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class NamedTokens:
 
 @dataclass(frozen=True, slots=True)
 class EncodedTurn:
-    """A turn as tokens after the picture; indices count from the first of them."""
+    """A turn as tokens after the image; indices count from the first of them."""
 
     ids: np.ndarray
     """``[tokens]`` int64."""
@@ -46,9 +46,9 @@ class EncodedTurn:
 class PlacedTurn:
     """A turn in a batch."""
 
-    picture: int
+    image: int
     start: int
-    """Index of its first token among its picture's tokens."""
+    """Index of its first token among its image's tokens."""
     turn: EncodedTurn
 
     @property
@@ -59,24 +59,24 @@ class PlacedTurn:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Turns of several pictures."""
+    """Turns of several images."""
 
     packing: Packing
     ids: torch.Tensor
-    """``[pictures, packing.length - packing.prefix]`` int64."""
+    """``[images, packing.length - packing.prefix]`` int64."""
     labels: torch.Tensor
     """As ``ids``: the next token where it belongs to an answer, else ``IGNORED``."""
     turns: tuple[PlacedTurn, ...]
 
 
 class TurnPacker:
-    """Packs turns for one tokenizer, picture size and layout."""
+    """Packs turns for one tokenizer, image size and layout."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, image_tokens: int, groups: tuple[tuple[int, int], ...]) -> None:
         self.tokenizer = tokenizer
         ids = tokenizer(_prompt("")).input_ids
         self.before_image = tuple(ids[: ids.index(tokenizer.vocab[IMAGE])])
-        """Tokens before the picture's."""
+        """Tokens before the image's."""
         self.packing = Packing(len(self.before_image) + image_tokens, groups)
 
     def encode(self, turns: Sequence[Turn]) -> list[EncodedTurn]:
@@ -102,9 +102,9 @@ class TurnPacker:
         return encoded
 
     def pack(self, turns: Sequence[Sequence[EncodedTurn]], rng: np.random.Generator) -> PackedBatch:
-        """Choose turns of each picture at random, at most one in refer mode, and lay them out by their lengths."""
+        """Choose turns of each image at random, at most one in refer mode, and lay them out by their lengths."""
         placed = []
-        for picture, own in enumerate(turns):
+        for image, own in enumerate(turns):
             refer = [turn for turn in own if turn.kind == REFER]
             chosen = [turn for turn in own if turn.kind != REFER]
             if refer:
@@ -113,14 +113,14 @@ class TurnPacker:
             for count, length in self.packing.groups:
                 fitting = [turn for turn in chosen if shorter < len(turn.ids) <= length]
                 for slot, index in enumerate(rng.permutation(len(fitting))[:count]):
-                    placed.append(PlacedTurn(picture, start + slot * length, fitting[index]))
+                    placed.append(PlacedTurn(image, start + slot * length, fitting[index]))
                 start, shorter = start + count * length, length
         ids = torch.zeros(len(turns), self.packing.length - self.packing.prefix, dtype=torch.long)
         labels = torch.full_like(ids, IGNORED)
         for place in placed:
             tokens = torch.from_numpy(place.turn.ids)
-            ids[place.picture, place.start : place.start + len(tokens)] = tokens
-            labels[place.picture, place.predicting] = tokens[place.turn.answer :]
+            ids[place.image, place.start : place.start + len(tokens)] = tokens
+            labels[place.image, place.predicting] = tokens[place.turn.answer :]
         return PackedBatch(self.packing, ids, labels, tuple(placed))
 
 
@@ -129,7 +129,7 @@ def looking_targets(batch: PackedBatch, votes: torch.Tensor, words: Sequence[str
 
     Args:
         batch: packed turns.
-        votes: ``[pictures, cells, words]`` of the tower.
+        votes: ``[images, cells, words]`` of the tower.
         words: of the tower.
         ahead: before names in answers, for what is there; else at the ends of all names.
     """
@@ -137,9 +137,9 @@ def looking_targets(batch: PackedBatch, votes: torch.Tensor, words: Sequence[str
     for place in batch.turns:
         for named in place.turn.names:
             token = named.before if ahead else named.last
-            share = None if token is None else looking_share(named.name, votes[place.picture], words)
+            share = None if token is None else looking_share(named.name, votes[place.image], words)
             if token is not None and share is not None and not (ahead and share[0] > 0):
-                at.append((place.picture, place.start + token))
+                at.append((place.image, place.start + token))
                 shares.append(share[None])
     return LookingTargets(torch.tensor(at, dtype=torch.long, device=votes.device).reshape(-1, 2), torch.cat(shares))
 

@@ -1,4 +1,4 @@
-"""A client for tests: sends pictures and commands to a grounding node and collects every reply."""
+"""A client for tests: sends images and commands to a grounding node and collects every reply."""
 
 import array
 import time
@@ -15,7 +15,7 @@ from flmm_cli.ask_client import AskClient
 from flmm_ros import qos
 from flmm_ros.msg import GroundedAnswer
 
-PICTURE = np.full((24, 32, 3), (200, 100, 50), np.uint8)
+IMAGE = np.full((24, 32, 3), (200, 100, 50), np.uint8)
 
 
 def image_of(pixels, encoding="rgb8", **changed):
@@ -38,12 +38,12 @@ class Bench:
 
     def __post_init__(self):
         node, namespace = self.client.node, self.name.rsplit("/", 1)[0]
-        # Reliable, so that a test's one picture arrives; the node's own reader asks for less.
+        # Reliable, so that a test's one image arrives; the node's own reader asks for less.
         self.images = node.create_publisher(Image, f"{namespace}/image", QoSProfile(depth=5))
         self.commands = node.create_publisher(String, f"{namespace}/command", qos.commands())
         self.replies = self.client.replies
         node.create_subscription(String, f"{self.name}/answer_text", self.texts.append, qos.commands())
-        node.create_subscription(Image, f"{self.name}/label_mask", self.label_maps.append, qos.pictures())
+        node.create_subscription(Image, f"{self.name}/label_mask", self.label_maps.append, qos.images())
         self.parameters = AsyncParameterClient(node, self.name)
 
     def connect(self, meanwhile):
@@ -55,8 +55,8 @@ class Bench:
         return self.client.wait_until(ready, timeout, f"nothing within {timeout} s")
 
     def show(self, message=None, *, age=0.0, frame="camera"):
-        """Publish a picture, a good one by default, until replies are about it; returns its header."""
-        message = image_of(PICTURE) if message is None else message
+        """Publish an image, a good one by default, until replies are about it; returns its header."""
+        message = image_of(IMAGE) if message is None else message
         for _ in range(4):  # best effort may lose it
             now = time.time() - age
             message.header = Header(frame_id=frame)
@@ -66,19 +66,19 @@ class Bench:
                 if self.ask("nothing").header == message.header:
                     return message.header
                 self.client.spin(0.1)
-        raise AssertionError("the picture never arrived")
+        raise AssertionError("the image never arrived")
 
     def ask(self, text="hello", **options):
         return self.client.ask(text, timeout=20.0, **options)
 
     def ask_about(self, message, text="hello"):
-        """Show a picture and ask about it."""
+        """Show an image and ask about it."""
         self.show(message)
         return self.ask(text)
 
     def still_serves(self):
-        """The node answers a good command on a good picture."""
-        reply = self.ask_about(image_of(PICTURE), "mean")
+        """The node answers a good command on a good image."""
+        reply = self.ask_about(image_of(IMAGE), "mean")
         assert (reply.status, reply.answer) == (GroundedAnswer.STATUS_ANSWERED, "200 100 50"), reply.reason
 
     def set_parameter(self, name, value):

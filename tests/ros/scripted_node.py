@@ -19,9 +19,9 @@ class ScriptedPipeline:
         if config.refer_prompt == "slow":  # a model that takes long to load
             time.sleep(60)
 
-    def set_image(self, picture):
-        assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
-        self.picture = picture
+    def set_image(self, image):
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+        self.image = image
         self.images += 1
 
     def chat(self, text, *, max_new_tokens=None):
@@ -46,14 +46,14 @@ class ScriptedPipeline:
         if word == "tokens":
             return self._answer(f"limit {max_new_tokens}", 0)
         if word == "mean":
-            return self._answer(" ".join(str(round(v)) for v in self.picture.reshape(-1, 3).mean(axis=0)), 0)
+            return self._answer(" ".join(str(round(v)) for v in self.image.reshape(-1, 3).mean(axis=0)), 0)
         return self._answer(f"It said: {text}", 1)
 
     def refer(self, phrases):
         return self._answer(phrases[0], 1, len(phrases[0]))
 
     def _answer(self, text, count, length=2):
-        height, width = self.picture.shape[:2]
+        height, width = self.image.shape[:2]
         mask = np.zeros((height, width), bool)
         mask[:, : max(1, width // 2)] = True
         box = (0, 0, max(1, width // 2), height)

@@ -5,7 +5,7 @@ import time
 import cv2
 import numpy as np
 import pytest
-from bench import PICTURE, image_of
+from bench import IMAGE, image_of
 from rclpy.serialization import serialize_message
 from std_msgs.msg import String
 
@@ -23,8 +23,8 @@ def gray(value):
 
 
 def as_encoding(encoding):
-    """The colour of PICTURE in an encoding, and the RGB that must come out."""
-    rgb, colour = PICTURE, "200 100 50"
+    """The colour of IMAGE in an encoding, and the RGB that must come out."""
+    rgb, colour = IMAGE, "200 100 50"
     luma = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     if encoding.startswith("mono") or encoding == "8UC1":
         return (luma.astype("<u2") * 257 if encoding == "mono16" else luma), " ".join([str(luma[0, 0])] * 3)
@@ -60,7 +60,7 @@ def test_supported_encodings_give_the_right_colours(bench, encoding):
 
 @pytest.mark.parametrize("encoding", UNSUPPORTED, ids=lambda name: name[:12] or "empty")
 def test_unsupported_encodings_are_refused_by_name(bench, encoding):
-    reply = bench.ask_about(image_of(PICTURE, encoding))
+    reply = bench.ask_about(image_of(IMAGE, encoding))
     assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE
     assert repr(encoding[:40]) in reply.reason and "rgb8" in reply.reason
     assert reply.answer == "" and not reply.phrases
@@ -76,9 +76,9 @@ def test_unsupported_encodings_are_refused_by_name(bench, encoding):
         ({"height": 25}, "wrong data size: expected 2400 bytes (25 rows of step 96), got 2304"),
         ({"height": 23}, "wrong data size"),
         ({"data": []}, "wrong data size: expected 2304 bytes (24 rows of step 96), got 0"),
-        ({"width": 0}, "empty picture: got width 0, height 24"),
-        ({"height": 0}, "empty picture: got width 32, height 0"),
-        ({"width": 0, "height": 0, "step": 0, "data": []}, "empty picture"),
+        ({"width": 0}, "empty image: got width 0, height 24"),
+        ({"height": 0}, "empty image: got width 32, height 0"),
+        ({"width": 0, "height": 0, "step": 0, "data": []}, "empty image"),
         ({"width": 2**32 - 1, "height": 2**32 - 1}, "too large"),
         ({"encoding": "yuyv", "width": 31}, "needs even sizes"),
         ({"encoding": "rgba8"}, "wrong step: expected at least 128 for width 32 in rgba8, got 96"),
@@ -86,31 +86,31 @@ def test_unsupported_encodings_are_refused_by_name(bench, encoding):
     ids=str,
 )
 def test_fields_that_do_not_fit_are_refused(bench, changed, reason):
-    reply = bench.ask_about(image_of(PICTURE, **changed))
+    reply = bench.ask_about(image_of(IMAGE, **changed))
     assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE
     assert reason in reply.reason
 
 
 def test_padded_rows_are_read(bench):
     padded = np.zeros((24, 128), np.uint8)
-    padded[:, :96] = PICTURE.reshape(24, 96)
+    padded[:, :96] = IMAGE.reshape(24, 96)
     assert bench.ask_about(image_of(padded, "rgb8", width=32), "mean").answer == "200 100 50"
 
 
 def test_big_endian_16_bit_is_read(bench):
-    message = image_of(PICTURE.astype(">u2") * 257, "rgb16", is_bigendian=1)
+    message = image_of(IMAGE.astype(">u2") * 257, "rgb16", is_bigendian=1)
     assert bench.ask_about(message, "mean").answer == "200 100 50"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (2, 2)])
-def test_tiny_and_thin_pictures(bench, size):
+def test_tiny_and_thin_images(bench, size):
     reply = bench.ask_about(image_of(np.full((*size, 3), 7, np.uint8)))
     assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
     assert (reply.image_height, reply.image_width) == size
 
 
-def test_8k_picture(start_scripted):
-    # Best effort loses most pictures of more than half a megabyte: users of such cameras ask for reliable delivery.
+def test_8k_image(start_scripted):
+    # Best effort loses most images of more than half a megabyte: users of such cameras ask for reliable delivery.
     large = start_scripted("large", "qos_overrides./large/image.subscription.reliability:=reliable")
     reply = large.ask_about(image_of(np.zeros((4320, 7680, 3), np.uint8)))
     assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE
@@ -124,28 +124,28 @@ def test_8k_picture(start_scripted):
 
 
 @pytest.mark.parametrize("length", [4, 12, 30, 60, 2000])
-def test_malformed_picture_message(bench, length):
-    bench.images.publish(serialize_message(image_of(PICTURE))[:length])
+def test_malformed_image_message(bench, length):
+    bench.images.publish(serialize_message(image_of(IMAGE))[:length])
     bench.client.spin(0.2)
     reply = bench.ask()
-    assert (reply.status, reply.reason) == (GroundedAnswer.STATUS_BAD_IMAGE, "the newest picture message is malformed")
+    assert (reply.status, reply.reason) == (GroundedAnswer.STATUS_BAD_IMAGE, "the newest image message is malformed")
 
 
-def test_picture_with_a_broken_text_field(bench):
-    bench.images.publish(serialize_message(image_of(PICTURE, "rgb8")).replace(b"rgb8", b"\xff\xfe\xff8"))
+def test_image_with_a_broken_text_field(bench):
+    bench.images.publish(serialize_message(image_of(IMAGE, "rgb8")).replace(b"rgb8", b"\xff\xfe\xff8"))
     bench.client.spin(0.2)
     reply = bench.ask()
     assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE and "unsupported encoding" in reply.reason
 
 
-def test_picture_with_a_negative_stamp(bench):
-    message = image_of(PICTURE)
+def test_image_with_a_negative_stamp(bench):
+    message = image_of(IMAGE)
     message.header.stamp.sec = -5
     bench.images.publish(message)
     bench.client.spin(0.2)
     reply = bench.ask()
     assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE
-    assert reply.reason == "the newest picture has a negative stamp: expected seconds >= 0, got -5"
+    assert reply.reason == "the newest image has a negative stamp: expected seconds >= 0, got -5"
     assert reply.header == message.header
 
 
@@ -212,12 +212,12 @@ def test_malformed_command_message(bench, length):
     assert (reply.status, reply.reason) == (GroundedAnswer.STATUS_BAD_COMMAND, "the command message is malformed")
 
 
-def test_commands_before_any_picture(start_scripted):
+def test_commands_before_any_image(start_scripted):
     early = start_scripted("early")
     for refer in (False, True):
         reply = early.ask(refer=refer)
         assert reply.status == GroundedAnswer.STATUS_NO_IMAGE
-        assert reply.reason.startswith("no picture has arrived yet, though 1 publishes /early/image")
+        assert reply.reason.startswith("no image has arrived yet, though 1 publishes /early/image")
         assert reply.header.stamp.sec == 0 and reply.image_width == 0
     early.still_serves()
 
@@ -258,7 +258,7 @@ def test_stale_stamp(bench):
 def test_stamp_from_the_future_and_no_stamp(bench):
     bench.show(age=-3600.0)
     assert bench.ask().status == GroundedAnswer.STATUS_ANSWERED
-    bench.images.publish(image_of(PICTURE))
+    bench.images.publish(image_of(IMAGE))
     bench.client.spin(0.2)
     assert bench.ask().status == GroundedAnswer.STATUS_ANSWERED
 

@@ -49,7 +49,7 @@ def set_seed(client, value):
     return result, (now.sec, now.nanosec)
 
 
-def test_picture_depth_and_camera_info_belong_together(camera, renderer):
+def test_image_depth_and_camera_info_belong_together(camera, renderer):
     client, received = camera
     for messages in received.values():
         messages.clear()
@@ -73,14 +73,14 @@ def test_picture_depth_and_camera_info_belong_together(camera, renderer):
     assert np.allclose(np.reshape(info.p, (3, 4))[:, :3], scene.intrinsics)
 
 
-def test_pictures_stamped_after_the_change_show_the_new_scene(camera, renderer):
+def test_images_stamped_after_the_change_show_the_new_scene(camera, renderer):
     client, received = camera
     result, changed = set_seed(client, 4)
     assert result.successful
     newer = client.wait_until(
         lambda: next((m for m in received["image"] if (m.header.stamp.sec, m.header.stamp.nanosec) > changed), None),
         20.0,
-        "no newer picture",
+        "no newer image",
     )
     assert np.abs(pixels(newer, np.uint8, 3).astype(int) - renderer.sample(4).image).mean() < 1.0
 

@@ -50,7 +50,7 @@ def opengl():
 
 @pytest.fixture
 def waiting(bench):
-    """The shared node with a picture that does not grow old while a command starts, however slowly."""
+    """The shared node with an image that does not grow old while a command starts, however slowly."""
     assert bench.set_parameter("max_image_age", 0.0).successful
     bench.show()
     yield bench
@@ -167,7 +167,7 @@ def outcome(kind, text, phrases=(), *, missed=(), said=None, status=Reply.STATUS
     )
     answer = GroundedAnswer(text if said is None else said, tuple(pointing.phrase for pointing in pointings), 4, 4)
     ask = Ask(0, None, Turn(kind, f"{kind}?", text, spans))
-    return Outcome(ask, Reply(status=status, reason="no picture"), np.zeros((4, 4, 3), np.uint8), answer, pointings)
+    return Outcome(ask, Reply(status=status, reason="no image"), np.zeros((4, 4, 3), np.uint8), answer, pointings)
 
 
 def test_demo_marks_what_is_wrong():
@@ -180,7 +180,7 @@ def test_demo_marks_what_is_wrong():
     assert outcome("refer", "mug", [("mug", 0.0, ~MASK, True)]).fault == "“mug”: it is there"
     assert outcome(REFER_ABSENT, "unicorn", [("unicorn", None, MASK, False)]).fault == "“unicorn”: nothing to point at"
     assert outcome(REFER_ABSENT, "unicorn", [("unicorn", None, ~MASK, True)]).fault == ""
-    assert outcome("list", "a mug", said="", status=Reply.STATUS_NO_IMAGE).fault == "refused: no picture"
+    assert outcome("list", "a mug", said="", status=Reply.STATUS_NO_IMAGE).fault == "refused: no image"
 
 
 def test_demo_leads_with_its_best_answers():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench import PICTURE, image_of
+from bench import IMAGE, image_of
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
@@ -23,7 +23,7 @@ def pixels_of(message, dtype=np.uint8):
     return np.frombuffer(message.data, dtype).reshape(message.height, message.width)
 
 
-def test_answer_ties_words_to_masks_under_the_header_of_the_picture(bench):
+def test_answer_ties_words_to_masks_under_the_header_of_the_image(bench):
     header = bench.show(frame="left_eye")
     reply = bench.ask("where is it")
     assert reply.header == header and reply.header.frame_id == "left_eye"
@@ -79,7 +79,7 @@ def test_label_map(bench, count, encoding, unlabelled):
 
 def test_overlay_for_rviz(bench):
     overlays = []
-    subscription = bench.client.node.create_subscription(Image, f"{bench.name}/overlay", overlays.append, qos.pictures())
+    subscription = bench.client.node.create_subscription(Image, f"{bench.name}/overlay", overlays.append, qos.images())
     bench.until(lambda: subscription.get_publisher_count() > 0)
     bench.client.spin(0.5)
     header = bench.show()
@@ -90,7 +90,7 @@ def test_overlay_for_rviz(bench):
     assert len(overlay.data) == overlay.height * overlay.step == overlay.height * 3 * 480
 
 
-def test_the_newest_picture_counts(bench):
+def test_the_newest_image_counts(bench):
     for value in range(10, 60, 10):
         bench.images.publish(image_of(np.full((24, 32, 3), value, np.uint8)))
     bench.client.spin(0.2)
@@ -101,7 +101,7 @@ def test_best_effort_camera(bench):
     publisher = bench.client.node.create_publisher(Image, "/shared/image", qos.camera())
     bench.until(lambda: publisher.get_subscription_count() > 0)
     bench.client.spin(0.3)
-    publisher.publish(image_of(np.full_like(PICTURE, 77)))
+    publisher.publish(image_of(np.full_like(IMAGE, 77)))
     bench.client.spin(0.3)
     assert bench.ask("mean").answer == "77 77 77"
     bench.client.node.destroy_publisher(publisher)

@@ -1,4 +1,4 @@
-"""The tower's votes for the pictures of a data set, computed once: what is frozen need not see a picture twice."""
+"""The tower's votes for the images of a data set, computed once: what is frozen need not see an image twice."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from tqdm import tqdm
 from transformers import AutoModel
 
 from flmm_core.cache_manifest import require_manifest
-from flmm_core.data.dataset import Picture
+from flmm_core.data.dataset import Sample
 from flmm_core.fingerprints import files_fingerprint, lmm_fingerprint
 from flmm_tabletop.training.frames import normalised
 from flmm_tabletop.vision_tower import TabletopTower
 
 BATCH = 64
-"""Pictures that the tower sees at once."""
+"""Images that the tower sees at once."""
 
 
 def load_votes(
-    cache: Path, tower_folder: Path, pictures: Sequence[Picture], frames: np.ndarray, device: torch.device
+    cache: Path, tower_folder: Path, samples: Sequence[Sample], frames: np.ndarray, device: torch.device
 ) -> np.ndarray:
     """Votes of a trained tower, before they become evidence.
 
     Args:
         cache: folder that keeps them.
         tower_folder: of the tower's stage.
-        pictures: of a data set.
-        frames: ``[pictures or more, frame, frame, 3]`` uint8, beginning with these pictures.
+        samples: of a data set.
+        frames: ``[images or more, frame, frame, 3]`` uint8, beginning with these images.
         device: where the tower computes.
 
     Returns:
-        ``[pictures, cells, words]`` float16, memory-mapped.
+        ``[images, cells, words]`` float16, memory-mapped.
 
     Raises:
-        ValueError: the votes that are kept are of another tower, or of other pictures.
+        ValueError: the votes that are kept are of another tower, or of other images.
     """
-    files = files_fingerprint(picture.path for picture in pictures)
-    require_manifest(cache, {"tower": lmm_fingerprint(tower_folder), "pictures": len(pictures), "files": files})
+    files = files_fingerprint(sample.path for sample in samples)
+    require_manifest(cache, {"tower": lmm_fingerprint(tower_folder), "images": len(samples), "files": files})
     path = cache / "votes.npy"
     if not path.exists():
         tower: TabletopTower = AutoModel.from_pretrained(tower_folder).eval().to(device, memory_format=torch.channels_last)
         cells = (tower.config.image_size // tower.config.patch_size) ** 2
         temporary = path.with_suffix(".tmp")
-        shape = (len(pictures), cells, len(tower.config.words))
+        shape = (len(samples), cells, len(tower.config.words))
         votes = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
-        for first in tqdm(range(0, len(pictures), BATCH), desc="votes", unit="batch"):
-            part = slice(first, min(first + BATCH, len(pictures)))
+        for first in tqdm(range(0, len(samples), BATCH), desc="votes", unit="batch"):
+            part = slice(first, min(first + BATCH, len(samples)))
             with torch.no_grad():
                 votes[part] = tower.votes(tower.content(normalised(frames[part], device))).cpu().numpy()
         votes.flush()
