@@ -96,7 +96,7 @@ def test_traces_are_read_once_and_never_stale(data, lmm, traced, monkeypatch):
     for changes, words in (
         ({"turns": 7}, "turns: expected 7, got 8"),
         ({"seed": 1}, "seed: expected 1, got 0"),
-        ({"images": 2}, "samples: expected 2, got 3"),
+        ({"samples": 2}, "samples: expected 2, got 3"),
     ):
         with pytest.raises(ValueError, match=f"{words}; delete .*traces to make them anew"):
             load_traces(folder, **{"data": data, "lmm": lmm, "samples": 3, "turns": 8, "seed": 0, "workers": 1, **changes})
