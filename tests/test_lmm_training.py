@@ -251,7 +251,7 @@ def test_turns_go_where_they_fit_most_closely(tokenizer, samples):
     short, long = len(turns[0].ids), len(turns[-1].ids)
     assert short <= 12 < long <= 30
     batch = packer.pack([turns, turns[:1]], np.random.default_rng(0))
-    assert [(p.sample, p.start, len(p.turn.ids)) for p in batch.turns] == [
+    assert [(p.image, p.start, len(p.turn.ids)) for p in batch.turns] == [
         (0, 0, short),
         (0, 12, short),
         (0, 24, long),
