@@ -13,9 +13,11 @@ from contextlib import ExitStack
 import cv2
 import numpy as np
 import pytest
+from bench import image_of
 from std_msgs.msg import String
 from test_start import models  # noqa: F401
 
+from flmm_cli import camera_images
 from flmm_cli.ask_client import AskClient
 from flmm_cli.demo import lead_answers, remove_earlier
 from flmm_cli.demo_run import KINDS, Ask, Outcome, Pointing, compare, plan
@@ -152,6 +154,29 @@ def test_demo_compares_masks_with_what_the_phrases_name(opengl):
     other = f"There is a {name} and a unicorn."
     spans = [(other.index(word), other.index(word) + len(word)) for word in (name, "unicorn")]
     assert ious(grounded(other, spans, [half, half])) == [pytest.approx(0.5, abs=0.02), None]
+
+
+def stamped(number, value):
+    message = image_of(np.full((4, 6, 3), value, np.uint8))
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(number, 5)
+    return message
+
+
+def test_images_are_kept_until_the_reply_comes_however_late(monkeypatch):
+    kept = camera_images.CameraImages()
+    kept.add(stamped(0, 1))
+    kept.forget((0, 0))
+    assert len(kept) == 0 and kept.get((0, 0)) is None
+    for number in range(1, 501):  # a reply that takes 100 s
+        kept.add(stamped(number, 7))
+    kept.add(stamped(501, 8))
+    assert len(kept) == 501
+    first = kept.get((0, 1))
+    assert first.shape == (4, 6, 3) and (first == 7).all() and (kept.get((100, 1)) == 8).all()
+    assert kept.get((100, 0)) is first, "equal images do not share their memory"
+    monkeypatch.setattr(camera_images, "MOST_IMAGES", 501)
+    kept.add(stamped(502, 9))
+    assert len(kept) == 501 and kept.get((0, 1)) is None and (kept.get((100, 2)) == 9).all()
 
 
 MASK = np.ones((4, 4), bool)
