@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         timeout=args.timeout,
         start_timeout=args.start_timeout,
         on_started=lambda seconds: print(f"both are ready after {seconds:.1f} s", flush=True),
-        on_outcome=lambda outcome: print(f"  {printable(outcome.ask.text)}\n    {_said(outcome)}", flush=True),
+        on_outcome=lambda outcome: print(f"  {printable(outcome.ask.text)}\n    {_answer_text(outcome)}", flush=True),
     )
     _draw(outcomes, args.out)
     print(f"\n{_table(outcomes)}\n\n{_summary(outcomes)}")
@@ -105,7 +105,7 @@ def remove_earlier(out: Path, kinds: Sequence[str]) -> None:
             path.unlink()
 
 
-def _said(outcome: Outcome) -> str:
+def _answer_text(outcome: Outcome) -> str:
     """The answer, and what is wrong with it."""
     words = [printable(outcome.answer.text)] if outcome.answered else []
     return "\n".join([*words, f"WRONG, {printable(outcome.fault)}"] if outcome.fault else words)
@@ -118,7 +118,7 @@ def _table(outcomes: list[Outcome]) -> str:
         phrases = "\n".join(f"{printable(pointing.phrase.text)}: {_facts(pointing)}" for pointing in outcome.pointings)
         stages = [f"{1000 * getattr(outcome.reply.durations, field):.0f}" for field in STAGES]
         command = printable(outcome.ask.text)
-        rows.append((str(number), outcome.ask.turn.kind, command, _said(outcome), phrases or "-", *stages))
+        rows.append((str(number), outcome.ask.turn.kind, command, _answer_text(outcome), phrases or "-", *stages))
     return format_table(headers, rows, width=max(shutil.get_terminal_size((180, 24)).columns, 140))
 
 
