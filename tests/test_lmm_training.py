@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_dataset import write_tiny_dataset
 from torch import nn
 from transformers import AutoModel, LlavaForConditionalGeneration
 
-from flmm_core.data.dataset import MISTAKE, REFER, REFER_ABSENT, Turn, read_dataset
+from flmm_core.data.dataset import MISTAKE, REFER, REFER_ABSENT, Turn
 from flmm_core.training.settings import LoopConfig
 from flmm_tabletop import MODEL
 from flmm_tabletop.training import packed_turns
@@ -32,16 +31,6 @@ SETTINGS = LmmSettings(
     turns=GROUPS, hidden_size=96, layers=6, heads=4, head_size=32, intermediate_size=64, vocabulary=640
 )  # fmt: skip
 VISION = TabletopTowerConfig(words=WORDS, hidden_size=len(WORDS) + 32, stage_widths=[8, 16, 32], stage_blocks=[1, 1, 1])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_dataset(tmp_path_factory.mktemp("data") / "set", count=8)
-
-
-@pytest.fixture(scope="module")
-def samples(data):
-    return list(read_dataset(data))
 
 
 @pytest.fixture(scope="module")

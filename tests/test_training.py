@@ -30,16 +30,6 @@ CPU = torch.device("cpu")
 TINY = {"hidden_size": 96, "layers": 3, "heads": 2, "head_size": 16, "intermediate_size": 64, "vocabulary": 320}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_dataset(tmp_path_factory.mktemp("data") / "set", count=8)
-
-
-@pytest.fixture(scope="module")
-def samples(data):
-    return list(read_dataset(data))
-
-
 # --- data sets -------------------------------------------------------------------------------------------------------------
 
 

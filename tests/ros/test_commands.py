@@ -25,8 +25,6 @@ from flmm_core.data.dataset import MISTAKE, REFER_ABSENT, Span, Turn
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 from flmm_ros.msg import GroundedAnswer as Reply
 from flmm_sim.language import TURNS
-from flmm_sim.offscreen import RenderingUnavailableError
-from flmm_sim.renderer import TabletopRenderer
 
 FLMM = [sys.executable, "-m", "flmm_cli"]
 
@@ -43,11 +41,8 @@ def other_domain():
 
 
 @pytest.fixture(scope="module")
-def opengl():
-    try:
-        TabletopRenderer().close()
-    except RenderingUnavailableError as error:
-        pytest.skip(str(error))
+def opengl(open_renderer):
+    open_renderer().close()
 
 
 @pytest.fixture
