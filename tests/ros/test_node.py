@@ -197,6 +197,12 @@ def test_shutdown_does_not_wait_for_a_slow_answer(start_scripted, log_dir, secon
     assert "Traceback" not in (log_dir / f"{name}.log").read_text()
 
 
+def test_the_warm_up_goes_through_both_modes(start_scripted):
+    fresh = start_scripted("fresh")
+    fresh.show()
+    assert fresh.ask("history").answer == "refer thing, chat thing"
+
+
 def test_shutdown_while_the_model_loads(start_scripted):
     loading = start_scripted("loads", "refer_prompt:=slow")
     texts = ["first", "second"]
