@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_cli.counts import require_counts
 from flmm_cli.json_files import write_json
 from flmm_cli.node_options import add_node_options, node_arguments
 from flmm_cli.table import format_table
@@ -62,12 +63,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo."""
+    """Ask, print, and draw; exit status 0 if every command was answered."""
     from flmm_cli import demo_run
 
-    for name in ("count", "scenes"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name}: expected at least 1, got {getattr(args, name)}")
+    require_counts(args, "count", "scenes")
     os.environ.update(demo_run.demo_environment())
     args.out.mkdir(parents=True, exist_ok=True)
     remove_earlier(args.out, demo_run.KINDS)
