@@ -183,7 +183,7 @@ class Oracle:
         seconds = StageSeconds(image=0.5 if turn.kind == "list" else 0.0, lmm=1.0)
         answer = self.spoil(turn, GroundedAnswer(turn.answer, tuple(phrases), *self.shape, seconds))
         # The U-Net sees a thing in every name; what the presence score calls absent must not count all the same.
-        masks = [np.ones(self.shape, bool) if own.absent else own.mask for own in answer.phrases]
+        masks = [np.ones(self.shape, bool) if phrase.absent else phrase.mask for phrase in answer.phrases]
         on_coarse(CoarseMasks(torch.tensor(np.array(masks, dtype=np.float32).reshape(-1, *self.shape)) * 20 - 10, None))
         return answer
 
@@ -304,7 +304,7 @@ def test_a_wrong_answer_costs_what_it_missed_and_what_it_made_up(samples):
 
     record = next(r for r in ImageEvaluation(Oracle(sample, spoil)).run(sample).chat if r.kind == "relation")
     areas = [int(mask.sum()) for mask in named]
-    assert not record.right and [own.there for own in record.phrases] == [True, False]
+    assert not record.right and [phrase.there for phrase in record.phrases] == [True, False]
     assert record.masks.refined == (Overlap(areas[0], areas[0]), Overlap(0, areas[1]), Overlap(0, 6))
     report = report_of([ImageEvaluation(Oracle(sample, spoil)).run(sample)])
     chat = [t for t in sample.turns if t.kind in ("list", "where", "relation", "count")]

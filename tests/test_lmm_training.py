@@ -219,9 +219,9 @@ def packed(data, samples, built, tokenizer):
 def test_a_packed_turn_is_the_prompt_of_the_family(packed, samples, tokenizer):
     packer, batch, *_ = packed
     turns = {(turn.question, turn.answer) for turn in samples[0].turns}
-    own = [place for place in batch.turns if place.image == 0]
-    assert len(own) >= 4
-    for place in own:
+    placed = [place for place in batch.turns if place.image == 0]
+    assert len(placed) >= 4
+    for place in placed:
         text = tokenizer.decode(place.turn.ids)
         question, answer = text.split(" ASSISTANT:")
         assert (question.strip(), answer.removeprefix(" ").removesuffix("</s>")) in turns
@@ -229,7 +229,7 @@ def test_a_packed_turn_is_the_prompt_of_the_family(packed, samples, tokenizer):
         labels = batch.labels[0, place.predicting]
         assert labels.tolist() == place.turn.ids[place.turn.answer :].tolist()
         assert (batch.ids[0, place.start : place.start + len(place.turn.ids)] == torch.from_numpy(place.turn.ids)).all()
-    full = tokenizer(f"USER: <image>\n{own[0].turn.kind} ASSISTANT:").input_ids
+    full = tokenizer(f"USER: <image>\n{placed[0].turn.kind} ASSISTANT:").input_ids
     assert tuple(full[: len(packer.before_image)]) == packer.before_image
     assert (batch.labels != IGNORED).sum() == sum(len(p.turn.ids) - p.turn.answer for p in batch.turns)
 
@@ -300,9 +300,9 @@ def test_packed_attention_is_causal_attention_of_each_turn(model, packed):
             expected = alone.attentions[layer][0, head, -len(place.turn.ids) :, : batch.packing.prefix]
             assert torch.allclose(watched.seen[layer][place.image, tokens], expected, atol=1e-5)
         targets = torch.from_numpy(place.turn.ids[place.turn.answer :])
-        own = KIND_WEIGHTS.get(place.turn.kind, 1.0)
-        total += own * float(nn.functional.cross_entropy(logits[place.turn.answer - 1 : -1], targets, reduction="sum"))
-        weight += own * len(targets)
+        factor = KIND_WEIGHTS.get(place.turn.kind, 1.0)
+        total += factor * float(nn.functional.cross_entropy(logits[place.turn.answer - 1 : -1], targets, reduction="sum"))
+        weight += factor * len(targets)
     assert float(answer) == pytest.approx(total / weight, rel=1e-4)
 
 
