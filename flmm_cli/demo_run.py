@@ -223,13 +223,11 @@ class Demo:
     def ask(self, ask: Ask) -> Outcome:
         """Show the scene, send the command, and compare the reply with the truth."""
         changed = self._show(ask.seed)
-        reply = self._client.ask(ask.text, refer=ask.refer, timeout=self._timeout, meanwhile=self._processes.check)
-        stamp = (reply.header.stamp.sec, reply.header.stamp.nanosec)
+        reply = self._reply(ask, changed)
         if reply.status != Reply.STATUS_ANSWERED:
             height, width = ask.scene.image.shape[:2]
             return Outcome(ask, reply, ask.scene.image, GroundedAnswer("", (), height, width), ())
-        if stamp < changed:
-            raise NoReplyError(f"the reply to {ask.text!r} is about an old image")
+        stamp = _stamp(reply)
         image = self._wait(lambda: self._images.get(stamp), self._timeout, f"the image of the reply to {ask.text!r} never came")
         difference = float(np.abs(image.astype(int) - ask.scene.image).mean())
         if difference > 1.0:
@@ -238,6 +236,16 @@ class Demo:
         phrases = tuple(phrase_from_message(message, height, width) for message in reply.phrases)
         answer = GroundedAnswer(reply.answer, phrases, height, width)
         return Outcome(ask, reply, image, answer, compare(answer, ask))
+
+    def _reply(self, ask: Ask, changed: Stamp) -> Reply:
+        """The node's reply; the command is sent again while the node has no image of the new scene yet."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            reply = self._client.ask(ask.text, refer=ask.refer, timeout=self._timeout, meanwhile=self._processes.check)
+            if reply.status != Reply.STATUS_ANSWERED or _stamp(reply) >= changed:
+                return reply
+            if time.monotonic() > deadline:
+                raise NoReplyError(f"the reply to {ask.text!r} is about an old image")
 
     def _show(self, seed: int) -> Stamp:
         """Switch the camera to a scene; returns a stamp from which on its images show it."""
@@ -255,6 +263,10 @@ class Demo:
 
     def _wait(self, ready: Callable[[], T | None], timeout: float, complaint: str) -> T:
         return self._client.wait_until(ready, timeout, complaint, self._processes.check)
+
+
+def _stamp(reply: Reply) -> Stamp:
+    return reply.header.stamp.sec, reply.header.stamp.nanosec
 
 
 def compare(answer: GroundedAnswer, ask: Ask) -> tuple[Pointing, ...]:
