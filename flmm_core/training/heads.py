@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from flmm_core.checkpoints import HeadsOrigin, lmm_shape, load_sam, save_heads
 from flmm_core.data.dataset import Sample, read_dataset
+from flmm_core.evaluation.matching import Overlap
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.image_geometry import unpad
 from flmm_core.mask_head import UNetConfig
@@ -172,7 +173,8 @@ class HeadsStage:
             refined = self._refined(example, phrases, coarse)
             coarse = F.interpolate(coarse[:, None], true.shape[-2:], mode="bilinear")[:, 0]
             for row, logits in zip(overlaps, (coarse, refined), strict=True):
-                row += [int(((logits > 0) & true).sum()), int(((logits > 0) | true).sum())]
+                overlap = Overlap.of((logits > 0).cpu().numpy(), true.cpu().numpy())
+                row += [overlap.shared, overlap.union]
         self.heads.train()
         unet, sam = overlaps[:, 0] / np.maximum(overlaps[:, 1], 1)
         f1 = 2 * tokens[0] / max(1, tokens[1] + tokens[2])
