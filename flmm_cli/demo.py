@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_cli.counts import require_counts
 from flmm_cli.json_files import write_json
 from flmm_cli.node_options import add_node_options, node_arguments
 from flmm_cli.table import format_table
@@ -62,12 +63,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo."""
+    """Ask, print, and draw; exit status 0 if every command was answered."""
     from flmm_cli import demo_run
 
-    for name in ("count", "scenes"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name}: expected at least 1, got {getattr(args, name)}")
+    require_counts(args, "count", "scenes")
     os.environ.update(demo_run.demo_environment())
     args.out.mkdir(parents=True, exist_ok=True)
     remove_earlier(args.out, demo_run.KINDS)
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         timeout=args.timeout,
         start_timeout=args.start_timeout,
         on_started=lambda seconds: print(f"both are ready after {seconds:.1f} s", flush=True),
-        on_outcome=lambda outcome: print(f"  {printable(outcome.ask.text)}\n    {_said(outcome)}", flush=True),
+        on_outcome=lambda outcome: print(f"  {printable(outcome.ask.text)}\n    {_answer_text(outcome)}", flush=True),
     )
     _draw(outcomes, args.out)
     print(f"\n{_table(outcomes)}\n\n{_summary(outcomes)}")
@@ -105,7 +104,7 @@ def remove_earlier(out: Path, kinds: Sequence[str]) -> None:
             path.unlink()
 
 
-def _said(outcome: Outcome) -> str:
+def _answer_text(outcome: Outcome) -> str:
     """The answer, and what is wrong with it."""
     words = [printable(outcome.answer.text)] if outcome.answered else []
     return "\n".join([*words, f"WRONG, {printable(outcome.fault)}"] if outcome.fault else words)
@@ -118,7 +117,7 @@ def _table(outcomes: list[Outcome]) -> str:
         phrases = "\n".join(f"{printable(pointing.phrase.text)}: {_facts(pointing)}" for pointing in outcome.pointings)
         stages = [f"{1000 * getattr(outcome.reply.durations, field):.0f}" for field in STAGES]
         command = printable(outcome.ask.text)
-        rows.append((str(number), outcome.ask.turn.kind, command, _said(outcome), phrases or "-", *stages))
+        rows.append((str(number), outcome.ask.turn.kind, command, _answer_text(outcome), phrases or "-", *stages))
     return format_table(headers, rows, width=max(shutil.get_terminal_size((180, 24)).columns, 140))
 
 

@@ -21,11 +21,12 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 
 from flmm_cli.ask_client import AskClient, NoReplyError
+from flmm_cli.camera_images import CameraImages, Stamp
 from flmm_cli.node_processes import NodeProcesses, start_camera_and_node
 from flmm_core.data.dataset import REFER, REFER_ABSENT, Span, Turn
 from flmm_core.evaluation.matching import Overlap, is_right, match_phrases, true_masks
 from flmm_core.types import GroundedAnswer, GroundedPhrase
-from flmm_ros.conversions import image_from_message, phrase_from_message
+from flmm_ros.conversions import phrase_from_message
 from flmm_ros.msg import GroundedAnswer as Reply
 from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS
 from flmm_sim.language import questions
@@ -39,6 +40,9 @@ KINDS = (
 )  # fmt: skip
 """Kinds of commands, in the order in which the demo plans them."""
 _REFER = (REFER, REFER_ABSENT)
+
+_UNREAD_IMAGES = 100
+"""Images that the middleware keeps while this process gets no time to read them."""
 
 LEAST_IOU = 0.5
 """A mask that shares less with the true one is called wrong."""
@@ -139,7 +143,7 @@ def plan(count: int, scenes: int, seed: int) -> list[Ask]:
     turns = []
     for at, scene in zip(seeds, rendered, strict=True):
         asked = questions(scene, np.random.default_rng(at), turns=amounts, unknown_words=HELD_OUT_UNKNOWN_WORDS)
-        turns.append([own for turn in asked for own in (_phrases(turn) if turn.kind in _REFER else [turn])])
+        turns.append([single for turn in asked for single in (_phrases(turn) if turn.kind in _REFER else [turn])])
     asks: list[tuple[int, Ask]] = []
     missed = 0
     kinds = itertools.cycle(KINDS)
@@ -193,7 +197,7 @@ class Demo:
 
     Args:
         processes: checked while waiting, so that a node that died is noticed at once.
-        timeout: seconds to wait for a reply.
+        timeout: seconds to wait for a reply, of the node or the camera.
         start_timeout: seconds to wait for camera, node and model at the start.
     """
 
@@ -201,12 +205,11 @@ class Demo:
         self._processes = processes
         self._timeout = timeout
         self._client = AskClient()
-        self._images: dict[tuple[int, int], np.ndarray] = {}
-        """By stamp."""
-        self._client.node.create_subscription(Image, "/camera/image", self._on_image, QoSProfile(depth=10))
+        self._images = CameraImages()
+        self._client.node.create_subscription(Image, "/camera/image", self._images.add, QoSProfile(depth=_UNREAD_IMAGES))
         self._camera = AsyncParameterClient(self._client.node, "/camera")
         self._wait(self._camera.services_are_ready, start_timeout, "the camera did not start")
-        self._wait(lambda: bool(self._images), start_timeout, "no image came from the camera")
+        self._wait(lambda: len(self._images) > 0, start_timeout, "no image came from the camera")
         self._client.wait_for_node(start_timeout, processes.check)
         # Commands wait while the node loads its model: the reply to this one says that it has.
         reply = self._client.ask("table", refer=True, timeout=start_timeout, meanwhile=processes.check)
@@ -220,14 +223,12 @@ class Demo:
     def ask(self, ask: Ask) -> Outcome:
         """Show the scene, send the command, and compare the reply with the truth."""
         changed = self._show(ask.seed)
-        reply = self._client.ask(ask.text, refer=ask.refer, timeout=self._timeout, meanwhile=self._processes.check)
-        stamp = (reply.header.stamp.sec, reply.header.stamp.nanosec)
+        reply = self._reply(ask, changed)
         if reply.status != Reply.STATUS_ANSWERED:
             height, width = ask.scene.image.shape[:2]
             return Outcome(ask, reply, ask.scene.image, GroundedAnswer("", (), height, width), ())
-        if stamp < changed:
-            raise NoReplyError(f"the reply to {ask.text!r} is about an old image")
-        image = self._wait(lambda: self._images.get(stamp), 5.0, f"the image of the reply to {ask.text!r} never came")
+        stamp = _stamp(reply)
+        image = self._wait(lambda: self._images.get(stamp), self._timeout, f"the image of the reply to {ask.text!r} never came")
         difference = float(np.abs(image.astype(int) - ask.scene.image).mean())
         if difference > 1.0:
             raise NoReplyError(f"the camera does not show seed {ask.seed}: mean difference {difference:.1f} of 255")
@@ -236,26 +237,36 @@ class Demo:
         answer = GroundedAnswer(reply.answer, phrases, height, width)
         return Outcome(ask, reply, image, answer, compare(answer, ask))
 
-    def _show(self, seed: int) -> tuple[int, int]:
+    def _reply(self, ask: Ask, changed: Stamp) -> Reply:
+        """The node's reply; the command is sent again while the node has no image of the new scene yet."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            reply = self._client.ask(ask.text, refer=ask.refer, timeout=self._timeout, meanwhile=self._processes.check)
+            if reply.status != Reply.STATUS_ANSWERED or _stamp(reply) >= changed:
+                return reply
+            if time.monotonic() > deadline:
+                raise NoReplyError(f"the reply to {ask.text!r} is about an old image")
+
+    def _show(self, seed: int) -> Stamp:
         """Switch the camera to a scene; returns a stamp from which on its images show it."""
         future = self._camera.set_parameters([Parameter("seed", value=seed)])
-        response = self._wait(lambda: future.result() if future.done() else None, 10.0, "the camera did not change its scene")
+        complaint = "the camera did not change its scene"
+        response = self._wait(lambda: future.result() if future.done() else None, self._timeout, complaint)
         if not response.results[0].successful:
             raise NoReplyError(f"the camera refused seed {seed}: {response.results[0].reason}")
         now = self._client.node.get_clock().now().to_msg()
         changed = (now.sec, now.nanosec)
-        self._wait(lambda: any(stamp > changed for stamp in self._images), 15.0, "no image of the new scene came")
+        self._images.forget(before=changed)
+        self._wait(lambda: len(self._images) > 0, self._timeout, "no image of the new scene came")
         self._client.spin(0.1)  # the node gets it at the same time, on another way
         return changed
 
     def _wait(self, ready: Callable[[], T | None], timeout: float, complaint: str) -> T:
         return self._client.wait_until(ready, timeout, complaint, self._processes.check)
 
-    def _on_image(self, message: Image) -> None:
-        stamp = (message.header.stamp.sec, message.header.stamp.nanosec)
-        self._images[stamp] = image_from_message(message, 2**31 - 1)
-        for old in sorted(self._images)[:-50]:
-            del self._images[old]
+
+def _stamp(reply: Reply) -> Stamp:
+    return reply.header.stamp.sec, reply.header.stamp.nanosec
 
 
 def compare(answer: GroundedAnswer, ask: Ask) -> tuple[Pointing, ...]:

@@ -7,6 +7,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
+from flmm_cli.counts import require_counts
 from flmm_cli.held_out import rendered_scenes
 from flmm_cli.json_files import provenance, write_json
 from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline
@@ -36,11 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate."""
-    for name in ("count", "limit", "per_kind", "workers"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    """Measure, print the table, and write what was asked for."""
+    require_counts(args, "count", "limit", "per_kind", "workers")
     config = grounding_config(args)
 
     from flmm_core.data.dataset import read_dataset

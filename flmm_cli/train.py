@@ -92,7 +92,7 @@ def _add_option(parser: argparse.ArgumentParser, entry: Field[Any], default: Any
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train."""
+    """Run the stage on its data set, or go on with a run that stopped."""
     from flmm_core.devices import resolve_device
 
     stage: Stage = args.stage

@@ -51,7 +51,7 @@ def require_equal(path: Path, record: Mapping[str, Any], *, remedy: str) -> None
     expected, got = dict(_entries(json.loads(_json(record)))), dict(_entries(found))
     for name in (*expected, *got):
         if name not in expected or name not in got or expected[name] != got[name]:
-            wanted, given = (json.dumps(own[name]) if name in own else "no such entry" for own in (expected, got))
+            wanted, given = (json.dumps(side[name]) if name in side else "no such entry" for side in (expected, got))
             raise ValueError(f"{path}: {name}: expected {wanted}, got {given}; {remedy}")
 
 
@@ -69,7 +69,7 @@ def _json(record: Mapping[str, Any]) -> str:
 def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Entries of nested objects by dotted names."""
     if isinstance(value, dict):
-        for key, own in value.items():
-            yield from _entries(own, f"{name}.{key}" if name else key)
+        for key, entry in value.items():
+            yield from _entries(entry, f"{name}.{key}" if name else key)
     else:
         yield name, value

@@ -329,16 +329,16 @@ def _load_strictly(
     may_miss: tuple[str, ...] = (),
 ) -> None:
     """Copy weights of any float dtype; every entry must be known, of the right shape, and none may miss without leave."""
-    own = module.state_dict()
-    unknown = sorted(key for key in state if key not in own)
-    missing = sorted(key for key in own if key not in state and not key.startswith(may_miss or ("\0",)))
+    expected = module.state_dict()
+    unknown = sorted(key for key in state if key not in expected)
+    missing = sorted(key for key in expected if key not in state and not key.startswith(may_miss or ("\0",)))
     if unknown or missing:
         some = ", ".join((missing or unknown)[:3])
         kind = f"{len(missing)} entries are missing" if missing else f"{len(unknown)} entries are unknown"
         raise LoadError(f"{what} {source}: expected exactly the entries of this model, but {kind} ({some} ...)")
     for key, value in state.items():
-        if own[key].shape != value.shape:
-            raise LoadError(f"{what} {source}: {key}: expected shape {list(own[key].shape)}, got {list(value.shape)}")
+        if expected[key].shape != value.shape:
+            raise LoadError(f"{what} {source}: {key}: expected shape {list(expected[key].shape)}, got {list(value.shape)}")
     module.load_state_dict(dict(state), strict=False)
 
 

@@ -92,6 +92,6 @@ def spans_from_ranges(
     spans = []
     for start, end in ranges:
         first, last = trace.span_of(start, end)
-        own = probabilities[first:last] if probabilities is not None else [1.0]
-        spans.append(KeywordSpan(trace.text[start:end], start, end, first, last, sum(own) / len(own)))
+        scores = probabilities[first:last] if probabilities is not None else [1.0]
+        spans.append(KeywordSpan(trace.text[start:end], start, end, first, last, sum(scores) / len(scores)))
     return tuple(spans)

@@ -70,8 +70,8 @@ class LmmWords:
         first = next((i for i, (_, end) in enumerate(offsets) if end > len(head)), None)
         if not answer.strip() or first is None:
             raise ValueError(f"answer: expected at least one word, got {answer!r}")
-        own = tuple((max(start - begin, 0), max(end - begin, 0)) for start, end in offsets[first:])
-        return AnswerTokens(self.expand(ids[:first], image_tokens), tuple(ids[first:]), own)
+        within = tuple((max(start - begin, 0), max(end - begin, 0)) for start, end in offsets[first:])
+        return AnswerTokens(self.expand(ids[:first], image_tokens), tuple(ids[first:]), within)
 
     def expand(self, ids: Sequence[int], image_tokens: int) -> tuple[int, ...]:
         """Repeat the image token as often as the image has tokens."""

@@ -43,6 +43,6 @@ class PresenceHead(TokenProbe):
         looks = torch.cat([maps.sum(dim=(-2, -1)), maps.amax(dim=(-2, -1))], dim=1).clamp_min(_LEAST).log10() + 2
         units = self.look(looks)
         phrases = [
-            -torch.logsumexp(-self.logits(self.units(own) + unit), dim=0) for own, unit in zip(states, units, strict=True)
+            -torch.logsumexp(-self.logits(self.units(tokens) + unit), dim=0) for tokens, unit in zip(states, units, strict=True)
         ]
         return torch.stack(phrases) if phrases else looks.new_zeros(0)

@@ -35,10 +35,10 @@ class CameraNode(RunnableNode):
         self._renderer = TabletopRenderer(parameters.value(self, "height"), parameters.value(self, "width"))
         self._shown: tuple[int, Scene] | None = None
         """Seed and scene."""
-        own = qos.overridable()
-        self._images = self.create_publisher(Image, "~/image", qos.camera_output(), qos_overriding_options=own)
-        self._depths = self.create_publisher(Image, "~/depth", qos.camera_output(), qos_overriding_options=own)
-        self._infos = self.create_publisher(CameraInfo, "~/camera_info", qos.camera_output(), qos_overriding_options=own)
+        overrides = qos.overridable()
+        self._images = self.create_publisher(Image, "~/image", qos.camera_output(), qos_overriding_options=overrides)
+        self._depths = self.create_publisher(Image, "~/depth", qos.camera_output(), qos_overriding_options=overrides)
+        self._infos = self.create_publisher(CameraInfo, "~/camera_info", qos.camera_output(), qos_overriding_options=overrides)
         self.create_timer(1.0 / parameters.value(self, "rate", float), self._on_timer)
 
     def close(self, timeout: float) -> None:

@@ -93,11 +93,11 @@ class GroundingNode(RunnableNode):
         self._worker.start()
 
     def _make_publishers(self) -> None:
-        own = qos.overridable()
-        self._answers = self.create_publisher(GroundedAnswerMsg, "~/answer", qos.commands(), qos_overriding_options=own)
-        self._texts = self.create_publisher(String, "~/answer_text", qos.commands(), qos_overriding_options=own)
-        self._label_maps = self.create_publisher(Image, "~/label_mask", qos.images(), qos_overriding_options=own)
-        self._overlays = self.create_publisher(Image, "~/overlay", qos.images(), qos_overriding_options=own)
+        overrides = qos.overridable()
+        self._answers = self.create_publisher(GroundedAnswerMsg, "~/answer", qos.commands(), qos_overriding_options=overrides)
+        self._texts = self.create_publisher(String, "~/answer_text", qos.commands(), qos_overriding_options=overrides)
+        self._label_maps = self.create_publisher(Image, "~/label_mask", qos.images(), qos_overriding_options=overrides)
+        self._overlays = self.create_publisher(Image, "~/overlay", qos.images(), qos_overriding_options=overrides)
 
     def _make_subscriptions(self) -> None:
         chat, refer = GroundedAnswerMsg.MODE_CHAT, GroundedAnswerMsg.MODE_REFER

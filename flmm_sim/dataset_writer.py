@@ -102,7 +102,7 @@ def _record(scene: Scene, turns: list[Turn], index: int, seed: int) -> dict[str,
     height, width = scene.image.shape[:2]
     image = {"id": index, "file_name": f"{index:06d}.png", "height": height, "width": width, "seed": seed}
     image |= {"intrinsics": scene.intrinsics.tolist(), "camera_pose": scene.camera_pose.tolist()}
-    said = [
+    records = [
         {
             "kind": turn.kind,
             "question": turn.question,
@@ -111,7 +111,7 @@ def _record(scene: Scene, turns: list[Turn], index: int, seed: int) -> dict[str,
         }
         for turn in turns
     ]
-    return {"image": image, "annotations": annotations, "turns": said}
+    return {"image": image, "annotations": annotations, "turns": records}
 
 
 def _merge(out: Path, records: list[dict[str, Any]]) -> None:

@@ -5,31 +5,18 @@ From the names in them that mean nothing that is there, heads learn to point at 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from flmm_core.config import GroundingConfig
 from flmm_core.data.dataset import MISTAKE, REFER, REFER_ABSENT, Turn
 from flmm_sim import wording
 from flmm_sim.answer_text import AnswerText, article
 from flmm_sim.scene import COLORS, KIND_COLORS
-from flmm_sim.scene_facts import SceneFacts
-from flmm_sim.speaker import Speaker
+from flmm_sim.turn_writer import TurnWriter
 
 REFER_PROMPT = GroundingConfig.refer_prompt
 
 
-class GroundingTurns:
+class GroundingTurns(TurnWriter):
     """Writes a speaker's phrases, and answers that the facts contradict."""
-
-    def __init__(self, facts: SceneFacts, speaker: Speaker) -> None:
-        self.facts = facts
-        self.speaker = speaker
-        self.rng = speaker.rng
-
-    def ask(self, kind: str) -> Turn | None:
-        """A turn of that kind."""
-        ask: Callable[[], Turn | None] = getattr(self, f"_{kind}")
-        return ask()
 
     def _refer(self) -> Turn | None:
         text = AnswerText()

@@ -5,14 +5,12 @@ Answers name objects as "red mug". A method returns None when what it happened t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from flmm_core.data.dataset import Turn
 from flmm_sim import wording
 from flmm_sim.answer_text import AnswerText, article, plural
 from flmm_sim.foreign_words import CHAT
-from flmm_sim.scene_facts import NEAREST_RATIO, SceneFacts
-from flmm_sim.speaker import Speaker
+from flmm_sim.scene_facts import NEAREST_RATIO
+from flmm_sim.turn_writer import TurnWriter
 
 UNKNOWN_ANSWER = "I do not know what that is."
 """To a question about a thing that this world does not have."""
@@ -20,18 +18,8 @@ TALK_ANSWER = "I do not understand."
 """To words that are no question about the table."""
 
 
-class TrueTurns:
+class TrueTurns(TurnWriter):
     """Asks a speaker's questions and answers them by the facts."""
-
-    def __init__(self, facts: SceneFacts, speaker: Speaker) -> None:
-        self.facts = facts
-        self.speaker = speaker
-        self.rng = speaker.rng
-
-    def ask(self, kind: str) -> Turn | None:
-        """A question of that kind."""
-        ask: Callable[[], Turn | None] = getattr(self, f"_{kind}")
-        return ask()
 
     def _list(self) -> Turn:
         text = AnswerText("I see ").name_all(self.facts.names, self.facts.names)

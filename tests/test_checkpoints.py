@@ -160,12 +160,12 @@ def test_truncated_files(tmp_path, keep, sam_folder):
     with pytest.raises(LoadError, match="cannot be loaded, the file may be damaged") as error:
         load_heads(heads, shape=SHAPE, sam=tiny_sam())
     assert str(heads) in one_line(error)
-    own = tmp_path / "own"
-    save_tiny_sam(tiny_sam(), SAM_CONFIG, own)
-    weights = own / "model.safetensors"
+    folder = tmp_path / "own"
+    save_tiny_sam(tiny_sam(), SAM_CONFIG, folder)
+    weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
     with pytest.raises(LoadError, match="cannot be loaded, the file may be damaged") as error:
-        load_sam(own)
+        load_sam(folder)
     assert "model.safetensors" in one_line(error)
     with pytest.raises(LoadError, match=r"SAM .*cannot be loaded"):
         load_sam(heads)

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from tiny_dataset import HEIGHT, WIDTH, write_tiny_dataset
 from tiny_models import save_model
@@ -152,6 +153,20 @@ def test_ground_writes_what_it_found(capsys, tmp_path, model, data):
     assert cv2.imread(str(out / "overlay.png")).shape[1] >= WIDTH
 
 
+def test_ground_shows_a_turned_photograph_upright(capsys, tmp_path, model, data):
+    """A camera that was held upright stores its image lying, and says so in EXIF."""
+    path, outputs = tmp_path / "turned.jpg", ["--json", tmp_path / "answer.json", "--masks", tmp_path / "masks"]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    with Image.open(data / "images" / "000001.png") as image:
+        image.save(path, exif=exif)
+    assert run("ground", path, "red mug", "--refer", *outputs, "--presence-threshold", 0, *model) == 0
+    record = json.loads((tmp_path / "answer.json").read_text())
+    assert (record["height"], record["width"]) == (WIDTH, HEIGHT)
+    (mask,) = (tmp_path / "masks").iterdir()
+    assert cv2.imread(str(mask), cv2.IMREAD_UNCHANGED).shape == (WIDTH, HEIGHT)
+
+
 def test_ground_says_what_is_not_there(capsys, tmp_path, model, data):
     command = ["ground", data / "images" / "000001.png", "red mug", "--refer", *model, "--json", tmp_path / "answer.json"]
 
@@ -221,7 +236,7 @@ def test_scenes(capsys, tmp_path):
 
 
 def test_demo_removes_its_own_files_alone(tmp_path):
-    own = (
+    written = (
         "01_list.png",
         "12_refer.png",
         "100_where.png",
@@ -232,7 +247,7 @@ def test_demo_removes_its_own_files_alone(tmp_path):
         "grounding.log",
     )
     foreign = ("notes.txt", "1_list.png", "01_holiday.png", "01_list.png.bak", "my_answers.json", ".hidden", "node.log")
-    for name in (*own, *foreign):
+    for name in (*written, *foreign):
         (tmp_path / name).write_text(name)
     (tmp_path / "02_where.png").mkdir()
     (tmp_path / "sub").mkdir()

@@ -13,22 +13,10 @@ from flmm_sim import dataset_writer
 from flmm_sim.dataset_writer import write_dataset
 from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS, UNKNOWN_WORDS
 from flmm_sim.language import TURNS, questions
-from flmm_sim.offscreen import RenderingUnavailableError
-from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import scene_seed
 
 SPLITS: Mapping[str, tuple[str, ...]] = {"train": UNKNOWN_WORDS, "odd": HELD_OUT_UNKNOWN_WORDS}
 COUNT = 3
-
-
-@pytest.fixture(scope="module")
-def renderer():
-    try:
-        opened = TabletopRenderer()
-    except RenderingUnavailableError as error:
-        pytest.skip(str(error))
-    with opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -13,35 +13,19 @@ from tiny_models import save_model
 
 from flmm_cli.model_options import load_pipeline
 from flmm_core.config import GroundingConfig
-from flmm_core.data.dataset import REFER, REFER_ABSENT, Span, Turn, read_dataset
-from flmm_core.drawing.attention_figure import CELL, draw_attention
+from flmm_core.data.dataset import REFER, REFER_ABSENT, Span, Turn
 from flmm_core.errors import LoadError
 from flmm_core.evaluation import metrics
-from flmm_core.evaluation.attention_maps import (
-    HeadRanking,
-    attention_rows,
-    clear_names,
-    peaks,
-    rank_heads,
-    share_on,
-    touched_cells,
-)
 from flmm_core.evaluation.matching import Overlap, match_phrases, normalise_answer, overlaps, true_masks
 from flmm_core.evaluation.metrics import Retrieval, Tally
 from flmm_core.evaluation.report import report_of
 from flmm_core.evaluation.tabletop import ImageEvaluation, coarse_mask, evaluate_images, is_relational
-from flmm_core.pipeline import GroundingPipeline
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, StageSeconds
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_tiny_dataset(tmp_path_factory.mktemp("data") / "set", count=4)
-
-
-@pytest.fixture(scope="module")
-def samples(data):
-    return list(read_dataset(data))
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +183,7 @@ class Oracle:
         seconds = StageSeconds(image=0.5 if turn.kind == "list" else 0.0, lmm=1.0)
         answer = self.spoil(turn, GroundedAnswer(turn.answer, tuple(phrases), *self.shape, seconds))
         # The U-Net sees a thing in every name; what the presence score calls absent must not count all the same.
-        masks = [np.ones(self.shape, bool) if own.absent else own.mask for own in answer.phrases]
+        masks = [np.ones(self.shape, bool) if phrase.absent else phrase.mask for phrase in answer.phrases]
         on_coarse(CoarseMasks(torch.tensor(np.array(masks, dtype=np.float32).reshape(-1, *self.shape)) * 20 - 10, None))
         return answer
 
@@ -320,7 +304,7 @@ def test_a_wrong_answer_costs_what_it_missed_and_what_it_made_up(samples):
 
     record = next(r for r in ImageEvaluation(Oracle(sample, spoil)).run(sample).chat if r.kind == "relation")
     areas = [int(mask.sum()) for mask in named]
-    assert not record.right and [own.there for own in record.phrases] == [True, False]
+    assert not record.right and [phrase.there for phrase in record.phrases] == [True, False]
     assert record.masks.refined == (Overlap(areas[0], areas[0]), Overlap(0, areas[1]), Overlap(0, 6))
     report = report_of([ImageEvaluation(Oracle(sample, spoil)).run(sample)])
     chat = [t for t in sample.turns if t.kind in ("list", "where", "relation", "count")]
@@ -356,64 +340,3 @@ def test_refusals(samples, config):
         evaluate_images([], config)
     with pytest.raises(LoadError, match="expected an existing"):
         evaluate_images(samples, replace(config, heads="/nothing/here"))
-
-
-# --- attention maps --------------------------------------------------------------------------------------------------------
-
-
-def test_peaks_are_cell_centres():
-    maps = np.zeros((2, 3, 4), np.float32)
-    maps[0, 2, 3], maps[1, 0, 0] = 1, 1
-    assert peaks(maps, 30, 80) == [(70, 25), (10, 5)]
-
-
-def test_attention_on_the_cells_of_a_thing():
-    mask = np.zeros((6, 8), bool)
-    mask[1, 3:5] = True  # two cells of two by two pixels
-    assert touched_cells(mask, 3, 4).tolist() == [[False, True, True, False], [False] * 4, [False] * 4]
-    maps = np.ones((2, 3, 4), np.float32)
-    maps[1, 0, 1] = 10
-    assert share_on(maps, mask) == pytest.approx([2 / 12, 11 / 21])
-
-
-def test_ranking():
-    hits = np.array([[1, 3, 3, 0, 5, 1], [0, 2, 2, 0, 4, 1]])
-    attention = np.array([[0.1, 2.0, 3.0, 0.1, 0.5, 0.1]] * 2)
-    ranking = HeadRanking(hits, attention, np.array([6, 4]), random_pointing=0.1, random_attention=0.2, heads=3)
-    assert ranking.best(3) == [4, 2, 1] and ranking.layer_and_head(4) == (1, 1)  # of equal hits the steadier first
-    assert ranking.pointing(4).value == 0.9 and ranking.pointing(4).count == 10 and ranking.attention_share(4) == 0.1
-    record = json.loads(json.dumps(ranking.record()))
-    best, second, *_, worst = record["heads"]
-    assert best == {**best, "layer": 1, "head": 1, "pointing": 0.9, "attention": 0.1, "count": 10} and best["low"] < 0.9
-    assert (second["layer"], second["head"], second["pointing"]) == (0, 2, 0.5) and worst["pointing"] == 0
-    assert len(record["heads"]) == 6 and record["random"] == {"pointing": 0.1, "attention": 0.2}
-    assert (record["images"], record["names"]) == (2, 10)
-
-
-def test_attention_of_tiny_models(samples, config):
-    pipeline = GroundingPipeline.from_config(config)
-    ranking = rank_heads(pipeline, samples[:2])
-    assert ranking.hits.shape == ranking.attention.shape == (2, 12)
-    assert ranking.names.tolist() == [9, 9]  # 6 in chat, 2 and 1 in refer; neither the absent ones nor the wrong answer's
-    assert 0 < ranking.random_pointing < ranking.random_attention < 1
-    assert (ranking.hits <= 9).all() and (ranking.attention <= 9).all()
-    channels = ranking.best(2)
-    sample = samples[2]
-    rows = attention_rows(pipeline, sample.image(), ["red mug", "lemon"], channels)
-    assert (
-        [row.phrase for row in rows] == ["red mug", "lemon"]
-        and rows[0].truth is None
-        and math.isnan(rows[0].attention_share(0))
-    )
-    assert rows[0].maps.shape == (2, 3, 4)  # 4 x 4 cells, less the padding of a 4:3 image
-    drawn = draw_attention(rows, ranking, channels)
-    assert drawn.dtype == np.uint8 and drawn.shape[1] > 5 * CELL
-    known = replace(rows[0], truth=sample.mask((0,)), refined=sample.mask((0,)))
-    assert 0 <= known.attention_share(0) <= 1 and known.iou(known.refined) == 1
-    assert draw_attention([known], ranking, channels).shape[0] < drawn.shape[0]
-    with pytest.raises(ValueError, match="rows: expected at least one phrase to draw, got none"):
-        draw_attention([], ranking, channels)
-    for sample, turn in clear_names(samples):
-        assert [turn.answer[span.start : span.end] for span in turn.spans] == list(sample.names)
-        rows = attention_rows(pipeline, sample.image(), list(sample.names), channels, (sample, turn))
-        assert all((row.truth == sample.mask((i,))).all() for i, row in enumerate(rows)) and len(rows) == 2

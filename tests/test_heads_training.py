@@ -65,11 +65,11 @@ def test_stored_traces_are_what_the_lmm_reads(data, lmm, traced):
     image = model.encode_image(Image.fromarray(sample.image()))
     (asked,) = [one for one in sample.turns if one.kind == "where"]
     read = model.read_answer(image, asked.question, asked.answer)
-    objects = tuple(own.objects for own in asked.spans)
+    objects = tuple(span.objects for span in asked.spans)
     alike = [trace for trace in traces if trace.sample == 1 and trace.objects == objects]
     (stored,) = [trace for trace in alike if trace.states.shape[1] == len(read.token_ids)]
     assert torch.allclose(stored.states.float(), read.hidden_states, atol=1e-2)
-    expected = read.merged_attention([read.span_of(own.start, own.end) for own in asked.spans])
+    expected = read.merged_attention([read.span_of(span.start, span.end) for span in asked.spans])
     assert torch.allclose(stored.maps.float(), expected, atol=1e-3)
     assert torch.equal(stored.phrase_states(0), stored.states[:, slice(*stored.spans[0])])
 
@@ -148,9 +148,9 @@ def test_every_loss_reaches_its_part(examples):
     for name, prefixes in parts.items():
         heads.zero_grad(set_to_none=True)
         losses[name].backward(retain_graph=True)
-        touched = {own for own, parameter in heads.named_parameters() if parameter.grad is not None and parameter.grad.any()}
-        assert all(own.startswith(prefixes) for own in touched), name
-        assert all(any(own.startswith(prefix) for own in touched) for prefix in prefixes), name
+        touched = {key for key, parameter in heads.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+        assert all(key.startswith(prefixes) for key in touched), name
+        assert all(any(key.startswith(prefix) for key in touched) for prefix in prefixes), name
 
 
 def test_heads_learn_from_stored_traces(examples):

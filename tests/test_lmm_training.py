@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_dataset import write_tiny_dataset
 from torch import nn
 from transformers import AutoModel, LlavaForConditionalGeneration
 
-from flmm_core.data.dataset import MISTAKE, REFER, REFER_ABSENT, Turn, read_dataset
+from flmm_core.data.dataset import MISTAKE, REFER, REFER_ABSENT, Turn
 from flmm_core.training.settings import LoopConfig
 from flmm_tabletop import MODEL
 from flmm_tabletop.training import packed_turns
@@ -32,16 +31,6 @@ SETTINGS = LmmSettings(
     turns=GROUPS, hidden_size=96, layers=6, heads=4, head_size=32, intermediate_size=64, vocabulary=640
 )  # fmt: skip
 VISION = TabletopTowerConfig(words=WORDS, hidden_size=len(WORDS) + 32, stage_widths=[8, 16, 32], stage_blocks=[1, 1, 1])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_dataset(tmp_path_factory.mktemp("data") / "set", count=8)
-
-
-@pytest.fixture(scope="module")
-def samples(data):
-    return list(read_dataset(data))
 
 
 @pytest.fixture(scope="module")
@@ -230,9 +219,9 @@ def packed(data, samples, built, tokenizer):
 def test_a_packed_turn_is_the_prompt_of_the_family(packed, samples, tokenizer):
     packer, batch, *_ = packed
     turns = {(turn.question, turn.answer) for turn in samples[0].turns}
-    own = [place for place in batch.turns if place.image == 0]
-    assert len(own) >= 4
-    for place in own:
+    placed = [place for place in batch.turns if place.image == 0]
+    assert len(placed) >= 4
+    for place in placed:
         text = tokenizer.decode(place.turn.ids)
         question, answer = text.split(" ASSISTANT:")
         assert (question.strip(), answer.removeprefix(" ").removesuffix("</s>")) in turns
@@ -240,7 +229,7 @@ def test_a_packed_turn_is_the_prompt_of_the_family(packed, samples, tokenizer):
         labels = batch.labels[0, place.predicting]
         assert labels.tolist() == place.turn.ids[place.turn.answer :].tolist()
         assert (batch.ids[0, place.start : place.start + len(place.turn.ids)] == torch.from_numpy(place.turn.ids)).all()
-    full = tokenizer(f"USER: <image>\n{own[0].turn.kind} ASSISTANT:").input_ids
+    full = tokenizer(f"USER: <image>\n{placed[0].turn.kind} ASSISTANT:").input_ids
     assert tuple(full[: len(packer.before_image)]) == packer.before_image
     assert (batch.labels != IGNORED).sum() == sum(len(p.turn.ids) - p.turn.answer for p in batch.turns)
 
@@ -311,9 +300,9 @@ def test_packed_attention_is_causal_attention_of_each_turn(model, packed):
             expected = alone.attentions[layer][0, head, -len(place.turn.ids) :, : batch.packing.prefix]
             assert torch.allclose(watched.seen[layer][place.image, tokens], expected, atol=1e-5)
         targets = torch.from_numpy(place.turn.ids[place.turn.answer :])
-        own = KIND_WEIGHTS.get(place.turn.kind, 1.0)
-        total += own * float(nn.functional.cross_entropy(logits[place.turn.answer - 1 : -1], targets, reduction="sum"))
-        weight += own * len(targets)
+        factor = KIND_WEIGHTS.get(place.turn.kind, 1.0)
+        total += factor * float(nn.functional.cross_entropy(logits[place.turn.answer - 1 : -1], targets, reduction="sum"))
+        weight += factor * len(targets)
     assert float(answer) == pytest.approx(total / weight, rel=1e-4)
 
 

@@ -10,6 +10,7 @@ from documents import CARD, ROOT, document, section, table, tables
 
 from flmm_cli.train import STAGES
 from flmm_core.data.dataset import NO_ANSWERS
+from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig
 from flmm_core.sam_refiner import SamRefiner
@@ -40,6 +41,13 @@ def heads():
         return GroundingHeads(
             config=HeadsConfig(unet=unet, layers=layers, hidden_size=size), sam=SamRefiner(sam=build_tiny_sam(TinySamConfig()))
         )
+
+
+def test_the_heads_know_what_they_were_trained_on():
+    """Without fingerprints nothing would be checked when they are loaded."""
+    origin = config("heads")["origin"]
+    assert origin["lmm_fingerprint"] == lmm_fingerprint(MODEL / "lmm")
+    assert origin["sam_fingerprint"] == sam_fingerprint(MODEL / "sam")
 
 
 def test_simulated_world():

@@ -239,8 +239,12 @@ def test_wrong_arguments_end_with_status_2(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_help_answers_at_once():
-    loaded = "import sys; from flmm_cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    loaded += "print([name for name in ('torch', 'rclpy', 'mujoco', 'transformers') if name in sys.modules])"
+@pytest.mark.parametrize("command", [None, *declare(argparse.ArgumentParser().add_subparsers())])
+def test_help_answers_at_once(command):
+    """Without anything that takes long to import."""
+    arguments = [*([command] if command else []), "--help"]
+    loaded = f"import sys; from flmm_cli.main import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
+    heavy = ("torch", "rclpy", "mujoco", "transformers", "numpy", "cv2")
+    loaded += f"print([name for name in {heavy} if name in sys.modules])"
     output = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
     assert output.splitlines()[-1] == "[]"

@@ -161,7 +161,7 @@ def test_bad_images(pipeline, value, got):
         pipeline.set_image(np.zeros((0, 4, 3), np.uint8))
 
 
-def test_a_image_that_cannot_be_encoded_leaves_none(pipeline, monkeypatch):
+def test_an_image_that_cannot_be_encoded_leaves_none(pipeline, monkeypatch):
     def fail(_):
         raise RuntimeError("out of memory")
 

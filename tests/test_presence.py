@@ -26,10 +26,10 @@ def test_one_absent_token_makes_the_phrase_absent(presence):
 def test_each_phrase_has_its_own_words_and_map(presence):
     states, maps = [torch.randn(3, n, 8) for n in (1, 3, 2)], torch.rand(3, 4, 5, 6)
     together = presence(states, maps)
-    alone = torch.cat([presence([own], maps[i : i + 1]) for i, own in enumerate(states)])
+    alone = torch.cat([presence([tokens], maps[i : i + 1]) for i, tokens in enumerate(states)])
     assert together.shape == (3,) and torch.allclose(together, alone, atol=1e-6)
     assert not torch.allclose(presence(states, maps.flip(0)), together, atol=1e-3)  # it looks
-    assert not torch.allclose(presence([-own for own in states], maps), together, atol=1e-3)  # and it reads
+    assert not torch.allclose(presence([-tokens for tokens in states], maps), together, atol=1e-3)  # and it reads
 
 
 @torch.no_grad()

@@ -7,30 +7,18 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from flmm_sim.layout import choose_objects
 from flmm_sim.objects import make_parts
-from flmm_sim.offscreen import RenderingUnavailableError
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import COLORS, KIND_COLORS, KINDS, Scene
 
 SEEDS = range(12)
 FLAT_KINDS = ("lemon", "banana", "cube", "ball", "can", "plate", "box")
 """Kinds whose visible middle lies near their centre."""
-
-
-@pytest.fixture(scope="module")
-def renderer() -> Iterator[TabletopRenderer]:
-    try:
-        opened = TabletopRenderer()
-    except RenderingUnavailableError as error:
-        pytest.skip(str(error))
-    with opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

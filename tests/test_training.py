@@ -30,16 +30,6 @@ CPU = torch.device("cpu")
 TINY = {"hidden_size": 96, "layers": 3, "heads": 2, "head_size": 16, "intermediate_size": 64, "vocabulary": 320}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_dataset(tmp_path_factory.mktemp("data") / "set", count=8)
-
-
-@pytest.fixture(scope="module")
-def samples(data):
-    return list(read_dataset(data))
-
-
 # --- data sets -------------------------------------------------------------------------------------------------------------
 
 
@@ -78,16 +68,16 @@ def test_frames_are_what_the_lmm_sees(data, samples, llava):
 
 def test_frames_of_changed_images_are_refused(tmp_path):
     folder = write_tiny_dataset(tmp_path / "set", count=2)
-    own = list(read_dataset(folder))
-    before = load_frames(folder, own, 16).copy()
+    changed = list(read_dataset(folder))
+    before = load_frames(folder, changed, 16).copy()
     shutil.copytree(folder, tmp_path / "copy")
     copied = list(read_dataset(tmp_path / "copy"))
     assert (load_frames(tmp_path / "copy", copied, 16) == before).all()
-    Image.fromarray(255 - own[1].image()).save(own[1].path)
+    Image.fromarray(255 - changed[1].image()).save(changed[1].path)
     with pytest.raises(ValueError, match=r"manifest\.json: files: expected .*; delete .*frames-16 to make them anew"):
-        load_frames(folder, own, 16)
+        load_frames(folder, changed, 16)
     shutil.rmtree(folder / "frames-16")
-    after = load_frames(folder, own, 16)
+    after = load_frames(folder, changed, 16)
     assert (after[0] == before[0]).all() and (after[1] != before[1]).any()
 
 

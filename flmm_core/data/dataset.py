@@ -98,13 +98,13 @@ def read_dataset(folder: Path) -> Iterator[Sample]:
     for annotation in coco["annotations"]:
         objects[annotation["image_id"]].append(annotation)
     for image in coco["images"]:
-        own = objects[image["id"]]
-        index = {annotation["id"]: i for i, annotation in enumerate(own)}
+        annotations = objects[image["id"]]
+        index = {annotation["id"]: i for i, annotation in enumerate(annotations)}
         yield Sample(
             path=folder / "images" / image["file_name"],
             turns=tuple(_turn(turn, index) for turn in turns[image["id"]]),
-            names=tuple(f"{a['attributes']['color']} {kinds[a['category_id']]}" for a in own),
-            rles=tuple(a["segmentation"] for a in own),
+            names=tuple(f"{a['attributes']['color']} {kinds[a['category_id']]}" for a in annotations),
+            rles=tuple(a["segmentation"] for a in annotations),
         )
 
 

@@ -132,9 +132,9 @@ def _row(row: AttentionRow) -> Image.Image:
     height = max(tile.shape[0] for tile, _ in tiles)
     block = Image.new("RGB", (GAP + len(tiles) * (CELL + GAP), _TITLE + height + _NOTE), _PAPER)
     draw = ImageDraw.Draw(block)
-    said = f"   asked: {row.question}   answer: {row.answer}" if row.question else "   (a given name)"
+    source = f"   asked: {row.question}   answer: {row.answer}" if row.question else "   (a given name)"
     draw.text((GAP, 8), printable(f"“{row.phrase}”"), _INK, _font(18))
-    draw.text((GAP + draw.textlength(printable(f"“{row.phrase}”"), _font(18)), 11), printable(said), _FAINT, _font(15))
+    draw.text((GAP + draw.textlength(printable(f"“{row.phrase}”"), _font(18)), 11), printable(source), _FAINT, _font(15))
     for index, (tile, note) in enumerate(tiles):
         x = GAP + index * (CELL + GAP)
         block.paste(Image.fromarray(tile), (x, _TITLE))

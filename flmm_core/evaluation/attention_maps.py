@@ -138,13 +138,13 @@ def rank_heads(pipeline: GroundingPipeline, samples: Sequence[Sample]) -> HeadRa
         firsts = {turn.kind: turn for turn in reversed(sample.turns) if turn.present and turn.kind != MISTAKE}
         for turn in firsts.values():
             maps = _maps(pipeline.read(turn.question, turn.answer), [(span.start, span.end) for span in turn.present])
-            for own, span in zip(maps, turn.present, strict=True):
+            for phrase_maps, span in zip(maps, turn.present, strict=True):
                 truth = sample.mask(span.objects)
-                hits[index] += [truth[y, x] for x, y in peaks(own, *truth.shape)]
-                attention[index] += share_on(own, truth)
+                hits[index] += [truth[y, x] for x, y in peaks(phrase_maps, *truth.shape)]
+                attention[index] += share_on(phrase_maps, truth)
                 names[index] += 1
                 covered += float(truth.mean())
-                touched += float(touched_cells(truth, *own.shape[-2:]).mean())
+                touched += float(touched_cells(truth, *phrase_maps.shape[-2:]).mean())
     total = int(names.sum())
     if not total:
         raise ValueError("images: expected some whose answers name things, got none")

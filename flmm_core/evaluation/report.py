@@ -95,8 +95,8 @@ def _masks(records: Sequence[ImageRecord]) -> Iterator[tuple[str, Figure]]:
 
 def _mask_figures(name: str, images: Sequence[Sequence[MaskPair]]) -> Iterator[tuple[str, Figure]]:
     stages: dict[str, list[list[Overlap]]] = {
-        "U-Net": [[mask for masks in own for mask in masks.coarse] for own in images],
-        "SAM": [[mask for masks in own for mask in masks.refined] for own in images],
+        "U-Net": [[mask for pair in pairs for mask in pair.coarse] for pairs in images],
+        "SAM": [[mask for pair in pairs for mask in pair.refined] for pairs in images],
     }
     for measure, figure in (("cIoU", cumulative_iou), ("mean IoU", mean_iou)):
         for stage, masks in stages.items():
@@ -114,9 +114,9 @@ def _presence(records: Sequence[ImageRecord]) -> Iterator[tuple[str, Figure]]:
     absence = [[r for r in image.chat if r.kind == "absence"] for image in records]
     unmasked = [Tally.of(not any(phrase.masked for phrase in r.phrases) for r in asked) for asked in absence]
     yield "absence without mask: chat", share(unmasked)
-    yield "absence without mask: refer", share([Tally.of(not p.masked for p in own if not p.there) for own in refer])
-    yield "present things kept: chat", share([kept(own) for own in chat])
-    yield "present things kept: refer", share([kept(own) for own in refer])
+    yield "absence without mask: refer", share([Tally.of(not p.masked for p in phrases if not p.there) for phrases in refer])
+    yield "present things kept: chat", share([kept(phrases) for phrases in chat])
+    yield "present things kept: refer", share([kept(phrases) for phrases in refer])
 
 
 def _keywords(records: Sequence[ImageRecord]) -> Iterator[tuple[str, Figure]]:
@@ -128,7 +128,7 @@ def _keywords(records: Sequence[ImageRecord]) -> Iterator[tuple[str, Figure]]:
         images = [[found for r in image.chat if (found := counts(r)) is not None] for image in records]
         if any(images):
             for unit in ("phrases", "words"):
-                sums = [sum((getattr(found, unit) for found in own), Retrieval(0, 0, 0)) for own in images]
+                sums = [sum((getattr(found, unit) for found in answers), Retrieval(0, 0, 0)) for answers in images]
                 yield f"{source}: F1 of {unit}", f1(sums)
                 yield f"{source}: precision of {unit}", precision(sums)
                 yield f"{source}: recall of {unit}", recall(sums)

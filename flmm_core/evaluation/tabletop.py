@@ -146,14 +146,14 @@ class ImageEvaluation:
         )
 
     def _refer(self, sample: Sample, turn: Turn) -> list[ReferRecord]:
-        words = [turn.answer[span.start : span.end] for span in turn.spans]
+        phrases = [turn.answer[span.start : span.end] for span in turn.spans]
         coarse: list[CoarseMasks] = []
-        answer = self.pipeline.refer(words, on_coarse=coarse.append)
+        answer = self.pipeline.refer(phrases, on_coarse=coarse.append)
         records = []
-        for index, own in enumerate(words):
+        for index, words in enumerate(phrases):
             pairs: list[Pair] = [(index, index)]
             masks = self._compare(answer, coarse[0], pairs, sample, turn)
-            records.append(ReferRecord(own, is_relational(own), _phrase_records(answer, pairs, turn)[0], masks))
+            records.append(ReferRecord(words, is_relational(words), _phrase_records(answer, pairs, turn)[0], masks))
         return records
 
     def _keywords(self, turn: Turn) -> tuple[SpanCounts | None, SpanCounts]:

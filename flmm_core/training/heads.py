@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from flmm_core.checkpoints import HeadsOrigin, lmm_shape, load_sam, save_heads
 from flmm_core.data.dataset import Sample, read_dataset
+from flmm_core.evaluation.matching import Overlap
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.image_geometry import unpad
 from flmm_core.mask_head import UNetConfig
@@ -112,7 +113,9 @@ def _load_examples(folder: Path, *, data: Path, samples: int, heads: GroundingHe
     for trace in traces:
         grouped.setdefault(trace.sample, []).append(trace)
     images = load_embeddings(folder / "embeddings", [available[i].path for i in grouped], sam=settings.sam, refiner=heads.sam)
-    examples = [Example(available[i], tuple(own), image) for (i, own), image in zip(grouped.items(), images, strict=True)]
+    examples = [
+        Example(available[i], tuple(answers), image) for (i, answers), image in zip(grouped.items(), images, strict=True)
+    ]
     return [example for example in examples if any(phrase.objects for phrase in example.phrases)]
 
 
@@ -137,8 +140,8 @@ class HeadsStage:
             refined = slice(self.settings.refined)
             logits = self._refined(example, phrases[refined], coarse[refined])
             pairs = (*mask_losses(coarse, small), *mask_losses(logits, targets[refined]))
-            for own, value in zip(terms.values(), pairs, strict=True):
-                own.append(value)
+            for values, value in zip(terms.values(), pairs, strict=True):
+                values.append(value)
         losses = {name: torch.stack(values).mean() for name, values in terms.items()}
         traces = [trace for example in batch for trace in example.traces]
         picked = torch.cat([self.selector(trace.states.to(self.device)) for trace in traces])
@@ -170,11 +173,12 @@ class HeadsStage:
             refined = self._refined(example, phrases, coarse)
             coarse = F.interpolate(coarse[:, None], true.shape[-2:], mode="bilinear")[:, 0]
             for row, logits in zip(overlaps, (coarse, refined), strict=True):
-                row += [int(((logits > 0) & true).sum()), int(((logits > 0) | true).sum())]
+                overlap = Overlap.of((logits > 0).cpu().numpy(), true.cpu().numpy())
+                row += [overlap.shared, overlap.union]
         self.heads.train()
         unet, sam = overlaps[:, 0] / np.maximum(overlaps[:, 1], 1)
         f1 = 2 * tokens[0] / max(1, tokens[1] + tokens[2])
-        present, absent = (float(np.mean(own)) if own else float("nan") for own in (kept, caught))
+        present, absent = (float(np.mean(rows)) if rows else float("nan") for rows in (kept, caught))
         return {"unet_ciou": unet, "sam_ciou": sam, "selector_f1": f1, "present_kept": present, "absent_caught": absent}
 
     def _choose(self, example: Example, rng: np.random.Generator) -> list[Phrase]:
@@ -184,11 +188,11 @@ class HeadsStage:
     def _coarse(self, groups: Sequence[Sequence[Phrase]]) -> list[torch.Tensor]:
         """Logits ``[n, h', w']`` of the U-Net for each group of phrases about one image; one pass where maps are alike."""
         maps = [torch.stack([phrase.map for phrase in phrases]).float().to(self.device) for phrases in groups]
-        if len({own.shape[1:] for own in maps}) == 1:
-            logits = self.heads.mask_head(torch.cat(maps)).float().split([len(own) for own in maps])
+        if len({group.shape[1:] for group in maps}) == 1:
+            logits = self.heads.mask_head(torch.cat(maps)).float().split([len(group) for group in maps])
         else:
-            logits = tuple(self.heads.mask_head(own).float() for own in maps)
-        return [unpad(own, phrases[0].trace.geometry) for own, phrases in zip(logits, groups, strict=True)]
+            logits = tuple(self.heads.mask_head(group).float() for group in maps)
+        return [unpad(masks, phrases[0].trace.geometry) for masks, phrases in zip(logits, groups, strict=True)]
 
     def _refined(self, example: Example, phrases: Sequence[Phrase], coarse: torch.Tensor) -> torch.Tensor:
         """Logits ``[n, H, W]`` of SAM."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import nn
@@ -84,11 +84,11 @@ def train(
     stateful: list[Any] = [*optimizers, *schedulers]
     first = _resume(out / "checkpoint.pt", module, stateful)
     saved = time.monotonic()
-    averages: dict[str, float] = {}
     with (
         tqdm(total=config.steps, initial=first, desc=out.name, unit="step", mininterval=2.0) as bar,
         (out / "log.jsonl").open("a", buffering=1) as log,
     ):
+        progress = _Progress(bar, log)
         for step in range(first, config.steps):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
                 losses = loss_at(step)
@@ -100,21 +100,40 @@ def train(
             nn.utils.clip_grad_norm_(parameters, config.clip)
             for part in stateful:
                 part.step()
-            for name, value in losses.items():
-                figure = value.item()
-                averages[name] = 0.98 * averages.get(name, figure) + 0.02 * figure
-            bar.update()
-            bar.set_postfix({name: f"{value:.4f}" for name, value in averages.items()}, refresh=False)
             last = step + 1 == config.steps
-            if (step + 1) % 50 == 0 or last:
-                log.write(json.dumps({"step": step + 1, **{n: round(v, 5) for n, v in averages.items()}}) + "\n")
+            progress.advance(step + 1, losses, log=(step + 1) % 50 == 0 or last)
             if every is not None and ((step + 1) % every[0] == 0 or last):
-                figures = every[1](step + 1)
-                log.write(json.dumps({"step": step + 1, **figures}) + "\n")
-                bar.write(f"step {step + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+                progress.measured(step + 1, every[1](step + 1))
             if last or time.monotonic() - saved > config.checkpoint_seconds:
                 _save(out / "checkpoint.pt", module, stateful, step + 1)
                 saved = time.monotonic()
+
+
+class _Progress:
+    """Running averages of the losses of a run, on its bar and in its log."""
+
+    def __init__(self, bar: tqdm, log: TextIO) -> None:
+        self._bar = bar
+        self._log = log
+        self._averages: dict[str, float] = {}
+
+    def advance(self, done: int, losses: Losses, *, log: bool) -> None:
+        """One more step is done; with ``log`` the averages go into the log, too."""
+        for name, value in losses.items():
+            figure = value.item()
+            self._averages[name] = 0.98 * self._averages.get(name, figure) + 0.02 * figure
+        self._bar.update()
+        self._bar.set_postfix({name: f"{value:.4f}" for name, value in self._averages.items()}, refresh=False)
+        if log:
+            self._write(done, {name: round(value, 5) for name, value in self._averages.items()})
+
+    def measured(self, done: int, figures: dict[str, float]) -> None:
+        """Figures that were measured after ``done`` steps."""
+        self._write(done, figures)
+        self._bar.write(f"step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+
+    def _write(self, done: int, figures: dict[str, float]) -> None:
+        self._log.write(json.dumps({"step": done, **figures}) + "\n")
 
 
 def _require_config(out: Path, config: dict[str, Any]) -> None:

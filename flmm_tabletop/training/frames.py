@@ -67,9 +67,7 @@ def rebrightened(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor
 
 
 def _frame(path: Path, frame: int) -> np.ndarray:
-    sample = Image.fromarray(read_image(path))
-    geometry = long_side_geometry(
-        image_height=sample.height, image_width=sample.width, frame=frame, grid_height=1, grid_width=1
-    )
+    image = Image.fromarray(read_image(path))
+    geometry = long_side_geometry(image_height=image.height, image_width=image.width, frame=frame, grid_height=1, grid_width=1)
     red, green, blue = (int(255 * channel) for channel in MEAN)
-    return place_in_frame(sample, geometry, background=(red, green, blue), resample=Image.Resampling.BICUBIC)
+    return place_in_frame(image, geometry, background=(red, green, blue), resample=Image.Resampling.BICUBIC)

@@ -104,9 +104,9 @@ class TurnPacker:
     def pack(self, turns: Sequence[Sequence[EncodedTurn]], rng: np.random.Generator) -> PackedBatch:
         """Choose turns of each image at random, at most one in refer mode, and lay them out by their lengths."""
         placed = []
-        for image, own in enumerate(turns):
-            refer = [turn for turn in own if turn.kind == REFER]
-            chosen = [turn for turn in own if turn.kind != REFER]
+        for image, available in enumerate(turns):
+            refer = [turn for turn in available if turn.kind == REFER]
+            chosen = [turn for turn in available if turn.kind != REFER]
             if refer:
                 chosen.append(refer[rng.integers(len(refer))])
             start = shorter = 0

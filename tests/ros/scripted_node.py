@@ -16,6 +16,7 @@ class ScriptedPipeline:
     def __init__(self, config):
         self.config = config
         self.images = self.calls = 0
+        self.history = []
         if config.refer_prompt == "slow":  # a model that takes long to load
             time.sleep(60)
 
@@ -25,7 +26,10 @@ class ScriptedPipeline:
         self.images += 1
 
     def chat(self, text, *, max_new_tokens=None):
+        self.history.append(f"chat {text}")
         word, _, argument = text.partition(" ")
+        if word == "history":
+            return self._answer(", ".join(self.history[:2]), 0)
         if word == "fail":
             raise RuntimeError("scripted\nfailure")
         if word == "sleep":
@@ -50,6 +54,7 @@ class ScriptedPipeline:
         return self._answer(f"It said: {text}", 1)
 
     def refer(self, phrases):
+        self.history.append(f"refer {phrases[0]}")
         return self._answer(phrases[0], 1, len(phrases[0]))
 
     def _answer(self, text, count, length=2):

@@ -102,6 +102,19 @@ def test_big_endian_16_bit_is_read(bench):
     assert bench.ask_about(message, "mean").answer == "200 100 50"
 
 
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_cameras_of_any_depth_show_what_a_person_sees(bench, bits):
+    """Black, half and full brightness in thirds; 10 and 12 bits fill the low ones of mono16."""
+    white = 2**bits - 1
+    pixels = np.repeat(np.array([[0, white // 2, white]], "<u2"), 8, axis=0)
+    assert bench.ask_about(image_of(pixels, "mono16"), "mean").answer == "127 127 127"
+    dark = image_of(pixels // 8, "mono16")
+    assert bench.set_parameter("significant_bits", bits).successful
+    answer = bench.ask_about(dark, "mean").answer
+    assert bench.set_parameter("significant_bits", 0).successful
+    assert answer == "16 16 16", "the camera's depth is given, and a dark image stays dark"
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (2, 2)])
 def test_tiny_and_thin_images(bench, size):
     reply = bench.ask_about(image_of(np.full((*size, 3), 7, np.uint8)))

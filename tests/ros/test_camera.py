@@ -8,17 +8,12 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 
 from flmm_cli.ask_client import AskClient
-from flmm_sim.offscreen import RenderingUnavailableError
-from flmm_sim.renderer import TabletopRenderer
 
 
 @pytest.fixture(scope="module")
-def renderer():
-    try:
-        with TabletopRenderer(96, 128) as renderer:
-            yield renderer
-    except RenderingUnavailableError as error:
-        pytest.skip(str(error))
+def renderer(open_renderer):
+    with open_renderer(96, 128) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

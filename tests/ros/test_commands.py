@@ -9,22 +9,23 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from bench import image_of
 from std_msgs.msg import String
 from test_start import models  # noqa: F401
 
-from flmm_cli.ask_client import AskClient
+from flmm_cli import camera_images
+from flmm_cli.ask_client import AskClient, NoReplyError
 from flmm_cli.demo import lead_answers, remove_earlier
-from flmm_cli.demo_run import KINDS, Ask, Outcome, Pointing, compare, plan
+from flmm_cli.demo_run import KINDS, Ask, Demo, Outcome, Pointing, compare, plan
 from flmm_core.data.dataset import MISTAKE, REFER_ABSENT, Span, Turn
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 from flmm_ros.msg import GroundedAnswer as Reply
 from flmm_sim.language import TURNS
-from flmm_sim.offscreen import RenderingUnavailableError
-from flmm_sim.renderer import TabletopRenderer
 
 FLMM = [sys.executable, "-m", "flmm_cli"]
 
@@ -41,11 +42,8 @@ def other_domain():
 
 
 @pytest.fixture(scope="module")
-def opengl():
-    try:
-        TabletopRenderer().close()
-    except RenderingUnavailableError as error:
-        pytest.skip(str(error))
+def opengl(open_renderer):
+    open_renderer().close()
 
 
 @pytest.fixture
@@ -152,6 +150,50 @@ def test_demo_compares_masks_with_what_the_phrases_name(opengl):
     other = f"There is a {name} and a unicorn."
     spans = [(other.index(word), other.index(word) + len(word)) for word in (name, "unicorn")]
     assert ious(grounded(other, spans, [half, half])) == [pytest.approx(0.5, abs=0.02), None]
+
+
+def stamped(number, value):
+    message = image_of(np.full((4, 6, 3), value, np.uint8))
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(number, 5)
+    return message
+
+
+def test_images_are_kept_until_the_reply_comes_however_late(monkeypatch):
+    kept = camera_images.CameraImages()
+    kept.add(stamped(0, 1))
+    kept.forget((0, 0))
+    assert len(kept) == 0 and kept.get((0, 0)) is None
+    for number in range(1, 501):  # a reply that takes 100 s
+        kept.add(stamped(number, 7))
+    kept.add(stamped(501, 8))
+    assert len(kept) == 501
+    first = kept.get((0, 1))
+    assert first.shape == (4, 6, 3) and (first == 7).all() and (kept.get((100, 1)) == 8).all()
+    assert kept.get((100, 0)) is first, "equal images do not share their memory"
+    monkeypatch.setattr(camera_images, "MOST_IMAGES", 501)
+    kept.add(stamped(502, 9))
+    assert len(kept) == 501 and kept.get((0, 1)) is None and (kept.get((100, 2)) == 9).all()
+
+
+def test_demo_asks_again_while_the_node_has_an_old_image(opengl):
+    """On a loaded machine the camera's new image may reach the node later than the command."""
+    (ask,) = plan(1, 1, seed=1)
+    replies = [Reply(status=status) for status in (Reply.STATUS_ANSWERED, Reply.STATUS_ANSWERED, Reply.STATUS_NO_IMAGE)]
+    for reply, seconds in zip(replies, (9, 10, 0), strict=True):
+        reply.header.stamp.sec = seconds
+
+    def answered(*waiting, timeout):
+        demo = object.__new__(Demo)
+        demo._processes, demo._timeout = SimpleNamespace(check=None), timeout
+        demo._client = SimpleNamespace(ask=lambda *_, **options: waiting[0] if len(waiting) == 1 else waiting.pop(0))
+        waiting = list(waiting)
+        return demo._reply(ask, (10, 0))
+
+    old, new, refused = replies
+    assert answered(old, old, new, timeout=60) is new
+    assert answered(refused, timeout=60) is refused
+    with pytest.raises(NoReplyError, match="is about an old image"):
+        answered(old, timeout=0.05)
 
 
 MASK = np.ones((4, 4), bool)

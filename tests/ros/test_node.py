@@ -16,6 +16,7 @@ from std_msgs.msg import String
 from flmm_ros import qos
 from flmm_ros.conversions import phrase_from_message
 from flmm_ros.msg import GroundedAnswer
+from flmm_ros.parameters import CHANGEABLE
 from flmm_ros.requests import Request
 
 
@@ -145,13 +146,11 @@ def test_every_parameter_is_described(bench):
     names = [n for n in bench.until(lambda: names.result() if names.done() else None).result.names if "qos" not in n]
     future = bench.parameters.describe_parameters(names)
     descriptors = bench.until(lambda: future.result() if future.done() else None).descriptors
-    own = [d for d in descriptors if d.name not in ("use_sim_time", "start_type_description_service")]
-    assert len(own) >= 15
-    assert all(d.description for d in own)
-    assert {d.name for d in own if not d.read_only} == {
-        "max_new_tokens", "max_image_age", "max_image_pixels", "max_command_length"
-    }  # fmt: skip
-    ranged = [d for d in own if d.type in (2, 3)]
+    described = [d for d in descriptors if d.name not in ("use_sim_time", "start_type_description_service")]
+    assert len(described) >= 15
+    assert all(d.description for d in described)
+    assert {d.name for d in described if not d.read_only} == CHANGEABLE
+    ranged = [d for d in described if d.type in (2, 3)]
     assert all(d.integer_range or d.floating_point_range for d in ranged)
 
 
@@ -196,6 +195,12 @@ def test_shutdown_does_not_wait_for_a_slow_answer(start_scripted, log_dir, secon
     assert sorted(reply.command for reply in slow.replies) == texts
     assert {reply.status for reply in slow.replies} == {GroundedAnswer.STATUS_SHUTTING_DOWN}
     assert "Traceback" not in (log_dir / f"{name}.log").read_text()
+
+
+def test_the_warm_up_goes_through_both_modes(start_scripted):
+    fresh = start_scripted("fresh")
+    fresh.show()
+    assert fresh.ask("history").answer == "refer thing, chat thing"
 
 
 def test_shutdown_while_the_model_loads(start_scripted):
