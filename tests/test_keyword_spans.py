@@ -92,7 +92,7 @@ def test_the_selector_reads_a_mixture_of_layers():
     (span,) = chosen([9.0, -9.0])
     assert (span.text, span.start, span.end, span.token_start, span.token_end) == ("red mug", 11, 18, 3, 5)
     probabilities = selector(hidden).sigmoid()
-    assert span.score == pytest.approx(float(probabilities[3:5].mean()))
+    assert span.score == pytest.approx(probabilities[3:5].mean().item())
     assert [span.text for span in chosen([-9.0, 9.0])] == ["There"]
     assert select_keywords(trace_of("", hidden[:, :0]), selector, threshold=0.5) == ()
 

@@ -277,7 +277,11 @@ def children_of(pid):
 def test_run_takes_its_nodes_with_it(models, opengl, number):  # noqa: F811
     environment = {**os.environ, "ROS_DOMAIN_ID": other_domain()}
     command = [*FLMM, "run", *options_of(models)]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    # As from a terminal: programs that a shell starts in the background ignore SIGINT, and hand that on.
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while len(nodes := children_of(running.pid)) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
