@@ -15,7 +15,7 @@ import torch
 
 TOLERANCES = {
     "pixel values": 1e-5,
-    "frame": 0.0,
+    "SAM input size": 0.0,
     "image features": 1e-4,
     "token ids": 0.0,
     "token positions": 0.0,

@@ -83,7 +83,7 @@ def _refiner_case(folder: Path) -> Iterator[Check]:
         image = refiner.encode_image(np.asarray(_image(folder, name)))
         coarse = torch.from_numpy(inputs[f"{name}_coarse"])
         texts = [torch.from_numpy(inputs[f"{name}_text{i}"]) for i in range(len(coarse))]
-        yield want.check("frame", (image.input_height, image.input_width), want["sam_input_size"], "sam_input_size")
+        yield want.check("SAM input size", (image.input_height, image.input_width), want["sam_input_size"], "sam_input_size")
         yield from want.compare("SAM embedding", "image_embedding", image.embedding[0])
         prompts = refiner.prompts(image, coarse, texts)
         yield from want.compare("boxes", "boxes", prompts.boxes)
@@ -182,13 +182,6 @@ class _Sample:
             "pixel_values": "pixel_values", "image_tensor": "pixel_values", "image_tensor_aux": "pixel_values_aux",
         }.items():  # fmt: skip
             yield from self.want.compare("pixel values", key, prepared.inputs.get(name, torch.zeros(0)))
-        frame = self.manifest.get("extra", {}).get("meta_data", {}).get(self.want.sample)
-        if frame:
-            g = prepared.layouts[0].geometry
-            got = (g.offset_y, g.offset_x, g.inner_height, g.inner_width, g.padded_height, g.padded_width)
-            before = (frame["padding"]["before_height"], frame["padding"]["before_width"])
-            sizes = [frame[part][axis] for part in ("image_shape", "padded_shape") for axis in ("height", "width")]
-            yield self.want.check("frame", got, (*before, *sizes), "meta_data")
 
     def _features(self, encoded: EncodedImage) -> Iterator[Check]:
         expected = self.want["projected_image_features"]

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from tiny_models import random_image, save_llava
-from transformers import LlavaForConditionalGeneration
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from flmm_core import families
 from flmm_core.checkpoints import lmm_shape
@@ -181,3 +181,36 @@ def test_channels_layers_system_and_state_are_the_familys(folder, monkeypatch):
 def test_a_family_may_forbid_the_reuse_of_a_prefix(folder, monkeypatch):
     monkeypatch.setattr(LlavaFamily, "reuses_prefix", False)
     assert not FrozenLmm.from_pretrained(folder).encode_image(random_image()).prefixes
+
+
+class Composed(LlavaFamily):
+    """A bare decoder that is given embeddings: for families whose vision part transformers does not know."""
+
+    def encode(self, model, prepared):
+        return super().encode(self.vision, prepared)
+
+    def model_inputs(self, model, ids, features):
+        embeddings = model.get_input_embeddings()(ids).clone()
+        embeddings[ids == self.image_token_id] = torch.cat(features.views)
+        return {"inputs_embeds": embeddings}
+
+
+@pytest.mark.parametrize("reuse", [False, True], ids=["whole", "prefix"])
+def test_a_bare_decoder_may_be_given_embeddings(folder, reuse):
+    whole = FrozenLmm.from_pretrained(folder)
+    vision = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    decoder = LlamaForCausalLM(vision.config.text_config).eval()
+    decoder.model.load_state_dict(vision.model.language_model.state_dict())
+    decoder.lm_head.load_state_dict(vision.lm_head.state_dict())
+    decoder.generation_config = vision.generation_config
+    family = Composed.__new__(Composed)
+    family.__dict__.update(whole.family.__dict__, vision=vision)
+    lmm = FrozenLmm(model=decoder, tokenizer=whole.words.tokenizer, family=family, reuse_prefix=reuse)
+    traces = []
+    for one in (whole, lmm):
+        image = one.encode_image(random_image())
+        traces.append((one.generate(image, "where?", max_new_tokens=6), one.read_answer(image, "where?", "The lemon.")))
+    for expected, got in zip(*traces, strict=True):
+        assert got.token_ids == expected.token_ids
+        spans = [(0, len(got.token_ids))]
+        torch.testing.assert_close(got.merged_attention(spans), expected.merged_attention(spans), atol=1e-5, rtol=0)

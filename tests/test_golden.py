@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no reference data 
 
 CASES = cases([GOLDEN]) if GOLDEN.is_dir() else []
 STAGES = {
-    "pixel values", "frame", "image features", "token ids", "token positions", "image positions", "hidden states",
+    "pixel values", "image features", "token ids", "token positions", "image positions", "hidden states",
     "merged maps", "text tokens", "U-Net output", "un-padded logits", "boxes", "SAM logits", "mask IoU",
 }  # fmt: skip
 
