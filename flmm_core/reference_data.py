@@ -61,20 +61,32 @@ class Check:
 
 
 class Wanted:
-    """Reference tensors whose names begin alike, and the comparison with them."""
+    """Reference tensors of one sample, and the comparison with them."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], sample: str, prefix: str = "") -> None:
-        start = f"{sample}_{prefix}"
+    def __init__(self, arrays: Mapping[str, np.ndarray], sample: str) -> None:
+        start = f"{sample}_"
         self.arrays = {key.removeprefix(start): value for key, value in arrays.items() if key.startswith(start)}
         self.sample = sample
-        self.prefix = prefix
-        self.used: set[str] = set()
+        self.prefix = ""
+        self._used: set[str] = set()
+
+    def part(self, prefix: str) -> Wanted:
+        """Those whose names begin with ``prefix``, by the rest of their names."""
+        part = Wanted({}, self.sample)
+        part.arrays = {key.removeprefix(prefix): value for key, value in self.arrays.items() if key.startswith(prefix)}
+        part.prefix, part._used = self.prefix + prefix, self._used
+        return part
+
+    @property
+    def unread(self) -> list[str]:
+        """Names of what nothing has been compared with."""
+        return sorted(set(self.arrays) - self._used)
 
     def __contains__(self, key: str) -> bool:
         return key in self.arrays
 
     def __getitem__(self, key: str) -> np.ndarray:
-        self.used.add(self.prefix + key)
+        self._used.add(self.prefix + key)
         return self.arrays[key]
 
     def compare(self, stage: str, key: str, got: Any) -> Iterator[Check]:

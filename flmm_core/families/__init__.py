@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flmm_core.errors import LoadError
 from flmm_core.families.base import ImageFeatures, LmmFamily, LmmShape, LoadedLmm, PreparedImages
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout, ImageLayout
@@ -17,20 +18,22 @@ def family_of(checkpoint: Checkpoint) -> type[LmmFamily]:
     """The one family that a checkpoint is of.
 
     Raises:
-        ValueError: no family knows its kind, or those that do say why it is none of theirs.
+        LoadError: no family knows its kind, or those that do say why it is none of theirs.
     """
     kin = {name: family for name, family in FAMILIES.items() if family.claims(checkpoint)}
     if not kin:
         checkpoint.require("config.json")
         known = ", ".join(sorted(FAMILIES))
-        raise ValueError(f"LMM family: expected one of {known}, got {checkpoint.config.get('model_type')!r}")
+        raise LoadError(
+            f"LMM family: expected one of {known}, got {checkpoint.config.get('model_type')!r} in {checkpoint.source}"
+        )
     doubts = {name: family.doubt(checkpoint) for name, family in kin.items()}
     sure = [name for name, doubt in doubts.items() if not doubt]
     if len(sure) == 1:
         return kin[sure[0]]
     if sure:
-        raise ValueError(f"LMM family: expected one that {checkpoint.source} is of, got {' and '.join(sure)}")
-    raise ValueError("LMM family: " + "; ".join(f"{name}: {doubt}" for name, doubt in doubts.items()))
+        raise LoadError(f"LMM family: expected one that takes {checkpoint.source}, got {' and '.join(sure)}")
+    raise LoadError(f"LMM {checkpoint.source}: " + "; ".join(f"{name}: {doubt}" for name, doubt in doubts.items()))
 
 
 __all__ = [

@@ -11,6 +11,8 @@ from jinja2 import TemplateError
 from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from flmm_core.errors import LoadError
+
 _TURN = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "{text}"}]}
 """What :attr:`Checkpoint.prompt` puts into the chat template."""
 
@@ -33,13 +35,13 @@ class Checkpoint:
         """Where a file of it lies.
 
         Raises:
-            ValueError: the folder has no such file.
+            LoadError: the folder has no such file.
             OSError: the Hub has no such file, or cannot be asked.
         """
         if (path := self.file(name)) is not None:
             return path
         if Path(self.source).is_dir():
-            raise ValueError(f"expected a {name} in the folder, got none")
+            raise LoadError(f"LMM {self.source}: expected a {name} in the folder, got none")
         return Path(str(cached_file(self.source, name)))
 
     def json(self, name: str) -> dict[str, Any]:
