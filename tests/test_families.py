@@ -57,6 +57,18 @@ def test_a_checkpoint_is_known_by_its_chat_template(tmp_path, place):
             family_of(one(MISTRAL))
 
 
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("USER: {{ messages[0]['content'] + ' ASSISTANT:' }}", "USER: <image>\n{text} ASSISTANT:"),
+        ("{{ raise_exception('no') }}", "{{ raise_exception('no') }}"),
+    ],
+    ids=["text", "unfit"],
+)
+def test_templates_of_other_kinds(tmp_path, template, prompt):
+    assert checkpoint(tmp_path, {}, chat_template={"chat_template": template}).prompt == prompt
+
+
 def test_a_checkpoint_that_two_families_take_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(families.FAMILIES, "twin", LlavaFamily)
     with pytest.raises(ValueError, match="got llava and twin"):

@@ -7,14 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from flmm_core.errors import LoadError
 
-_TURN = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "{text}"}]}
-"""What :attr:`Checkpoint.prompt` puts into the chat template."""
+_CONTENTS = ([{"type": "image"}, {"type": "text", "text": "{text}"}], "<image>\n{text}")
+"""What :attr:`Checkpoint.prompt` puts into the chat template, the second where the first does not fit."""
 
 
 class Checkpoint:
@@ -79,14 +78,16 @@ class Checkpoint:
         """
         if not self.chat_template:
             return ""
-        try:
-            rendered: Any = render_jinja_template(
-                conversations=[[_TURN]],
-                chat_template=self.chat_template,
-                add_generation_prompt=True,
-                bos_token="",
-                eos_token="",
-            )
-        except (TemplateError, TypeError, ValueError):
-            return self.chat_template
-        return str(rendered[0][0])
+        for content in _CONTENTS:
+            try:
+                rendered: Any = render_jinja_template(
+                    conversations=[[{"role": "user", "content": content}]],
+                    chat_template=self.chat_template,
+                    add_generation_prompt=True,
+                    bos_token="",
+                    eos_token="",
+                )
+            except Exception:  # templates raise what they like
+                continue
+            return str(rendered[0][0])
+        return self.chat_template
