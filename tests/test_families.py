@@ -1,9 +1,11 @@
 """The seam between the project and kinds of LMMs: who reads a checkpoint, where images are, what a family has a say in."""
 
+import copy
 import json
 
 import pytest
 import torch
+from family_checks import cells, changed_columns, check_greedy, check_rows
 from tiny_models import random_image, save_llava
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
@@ -224,3 +226,26 @@ def test_a_bare_decoder_may_be_given_embeddings(folder, reuse):
         assert got.token_ids == expected.token_ids
         spans = [(0, len(got.token_ids))]
         torch.testing.assert_close(got.merged_attention(spans), expected.merged_attention(spans), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (65, 33), (51, 51)], ids=["landscape", "portrait", "square"])
+def test_llava_rows_words_and_places(folder, size):
+    lmm = FrozenLmm.from_pretrained(folder)
+    image = random_image(*size)
+    check_rows(lmm, [image])
+    check_greedy(lmm, [image])
+    encoded = lmm.encode_image(image)
+    (features,) = encoded.features.views
+    for row, column in ((0, 0), (1, 3), (3, 2)):
+        other = features.clone()
+        other[row * 4 + column] += 1
+        given = copy.copy(encoded.features.given)
+        given.pooler_output = [other]
+        columns = changed_columns(lmm, encoded, families.ImageFeatures((other,), given))
+        expected = torch.zeros(1, 4, 4)
+        expected[0, row, column] = 1
+        assert torch.equal(cells(encoded.layouts[0], columns), expected)
+
+
+def test_llava_rows_of_two_images(folder):
+    check_rows(FrozenLmm.from_pretrained(folder), [random_image(48, 64), random_image(70, 31, seed=1)])
