@@ -24,7 +24,7 @@ def with_prefix(lmm: FrozenLmm, reuse: bool) -> FrozenLmm:
 
 
 def check_rows(lmm: FrozenLmm, images, *, tolerance: float = 1e-5) -> None:
-    """What is captured, read or written, with the cached prefix and without, is eager attention of the layers that give maps."""
+    """What is captured, read or written, with and without the cached prefix, is eager attention of layers that give maps."""
     eager = plain_model(lmm, "eager")
     for one in (with_prefix(lmm, False), with_prefix(lmm, True)):
         encoded = one.encode_images(images)
