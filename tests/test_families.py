@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from family_checks import cells, changed_columns, check_greedy, check_rows
+from row_checks import cells, changed_columns, check_greedy, check_rows
 from tiny_models import random_image, save_llava
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
