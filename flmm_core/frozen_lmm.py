@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ class Prefix:
     """A prompt up to its last image's end, read once."""
 
     ids: tuple[int, ...]
-    cache: tuple[tuple[Tensor, Tensor], ...]
-    """Keys and values ``[1, k, s, e]`` of each layer."""
+    cache: DynamicCache
+    """What each layer keeps of it; only ever read, through :func:`_continued`."""
     state: Any
     """What the model itself kept, for :meth:`~flmm_core.families.LmmFamily.restore_state`."""
 
@@ -134,8 +135,7 @@ class FrozenLmm:
     def _prefix(self, ids: tuple[int, ...], features: ImageFeatures) -> Prefix:
         inputs = self.family.model_inputs(self.model, self._tensor(ids), features)
         output = self.model(**inputs, cache=self.family.new_cache(self.model), use_cache=True, logits_to_keep=1)
-        cache = tuple((layer.keys, layer.values) for layer in output.cache.layers)
-        return Prefix(ids, cache, self.family.model_state(self.model))
+        return Prefix(ids, output.cache, self.family.model_state(self.model))
 
     @torch.no_grad()
     def generate(
@@ -268,8 +268,7 @@ class FrozenLmm:
         if prefix is None:
             raise ValueError("prompt: expected it to begin as it did when the image was encoded, got other tokens")
         self.family.restore_state(self.model, prefix.state)
-        # A growing cache concatenates into new tensors, so the image's own keys and values are never written to.
-        return DynamicCache([(keys, values) for keys, values in prefix.cache]), {}
+        return _continued(prefix.cache), {}
 
     def _record(self, *, start: int, cache: DynamicCache) -> AbstractContextManager[attention_tap.Tap]:
         return attention_tap.record(start, seen=cache.get_seq_length(), layers=self.map_layers)
@@ -302,6 +301,24 @@ class FrozenLmm:
             image_starts=prompt.image_starts,
             kept=kept,
         )
+
+
+def _continued(cache: DynamicCache) -> DynamicCache:
+    """A cache to go on from, that leaves the given one alone.
+
+    Keys and values are shared: a growing layer concatenates into new tensors. Linear layers write into their states, which
+    they keep in dictionaries, so these are copied.
+    """
+    own = copy(cache)
+    own.layers = []
+    for layer in cache.layers:
+        grown = copy(layer)
+        for name, kept in vars(layer).items():
+            if isinstance(kept, dict):
+                states = {key: state.clone() if isinstance(state, Tensor) else state for key, state in kept.items()}
+                setattr(grown, name, states)
+        own.layers.append(grown)
+    return own
 
 
 class _TextStreamer(BaseStreamer):

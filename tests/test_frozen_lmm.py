@@ -78,14 +78,15 @@ def test_reading_an_answer_matches_having_written_it(folder, monkeypatch):
 def test_commands_leave_the_encoded_image_alone(folder):
     lmm = FrozenLmm.from_pretrained(folder)
     image = lmm.encode_image(random_image())
-    before = [(keys.clone(), values.clone()) for keys, values in image.prefixes[0].cache]
+    layers = image.prefixes[0].cache.layers
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in layers]
     first = lmm.generate(image, QUESTIONS[0], max_new_tokens=6)
     lmm.read_answer(image, QUESTIONS[1], "The lemon.")
     again = lmm.generate(image, QUESTIONS[0], max_new_tokens=6)
     assert first.token_ids == again.token_ids
     assert torch.equal(first.hidden_states, again.hidden_states)
-    for (keys, values), (keys_before, values_before) in zip(image.prefixes[0].cache, before, strict=True):
-        assert torch.equal(keys, keys_before) and torch.equal(values, values_before)
+    for layer, (keys, values) in zip(layers, before, strict=True):
+        assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
 
 
 def test_reuse_and_whole_agree(folder):

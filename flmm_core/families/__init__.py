@@ -7,9 +7,15 @@ from flmm_core.families.base import ImageFeatures, LmmFamily, LmmShape, LoadedLm
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout, ImageLayout
 from flmm_core.families.llava import LlavaFamily
+from flmm_core.families.qwen2_5_vl import Qwen25VlFamily
+from flmm_core.families.qwen3_5 import Qwen35Family
+from flmm_core.families.qwen3_vl import Qwen3VlFamily
 
 FAMILIES: dict[str, type[LmmFamily]] = {
     "llava": LlavaFamily,
+    "qwen2_5_vl": Qwen25VlFamily,
+    "qwen3_5": Qwen35Family,
+    "qwen3_vl": Qwen3VlFamily,
 }
 """By the project's own names."""
 

@@ -74,7 +74,7 @@ class Checkpoint:
     def prompt(self) -> str:
         """The chat template with one user's turn of an image and the words ``{text}``; empty without a template.
 
-        A template that cannot be filled in is returned as it is.
+        A template that cannot be filled in is returned as it is. Where it can be told so, the answer is not thought over first.
         """
         if not self.chat_template:
             return ""
@@ -84,6 +84,7 @@ class Checkpoint:
                     conversations=[[{"role": "user", "content": content}]],
                     chat_template=self.chat_template,
                     add_generation_prompt=True,
+                    enable_thinking=False,
                     bos_token="",
                     eos_token="",
                 )
