@@ -48,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--count", type=int, default=13, help="commands (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=6, help="different scenes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="seed of scenes and questions (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=9, help="seed of scenes and questions (default: %(default)s)")
     parser.add_argument(
         "--out",
         type=Path,
