@@ -16,6 +16,12 @@ FAMILIES: dict[str, type[LmmFamily]] = {
     "qwen2_5_vl": Qwen25VlFamily,
     "qwen3_5": Qwen35Family,
     "qwen3_vl": Qwen3VlFamily,
+from flmm_core.families.llava_next import LlavaNextMistralFamily, LlavaNextVicunaFamily
+
+FAMILIES: dict[str, type[LmmFamily]] = {
+    "llava": LlavaFamily,
+    "llava_next_vicuna": LlavaNextVicunaFamily,
+    "llava_next_mistral": LlavaNextMistralFamily,
 }
 """By the project's own names."""
 

@@ -7,7 +7,7 @@ colour. Nothing is cropped, unlike in the processor that LLaVA checkpoints come 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class LlavaFamily(LmmFamily):
     """LLaVA-1.5, and models of its architecture that are prompted like it, whatever their vision tower and decoder."""
 
     model_type = "llava"
+    architecture: ClassVar[Any] = LlavaForConditionalGeneration
     prompt_marks = ("USER:", "ASSISTANT:")
     template = "USER: {image}\n{text} ASSISTANT:"
 
@@ -53,7 +54,7 @@ class LlavaFamily(LmmFamily):
     def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
         """Load model, tokenizer and the numbers of the image processor."""
         source = checkpoint.source
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        loaded: Any = cls.architecture.from_pretrained(source, dtype=dtype, output_loading_info=True)
         model, report = loaded
         check_complete(report)
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -79,8 +80,11 @@ class LlavaFamily(LmmFamily):
     def _pixels(self, image: Image.Image, layout: GridLayout) -> Tensor:
         """Long side to the frame, centred on the mean colour, normalised: ``[3, frame, frame]``."""
         red, green, blue = (int(255 * channel) for channel in self.mean)
-        frame = place_in_frame(image, layout.geometry, background=(red, green, blue), resample=self.resample)
-        values = frame.astype(np.float32) / 255.0
+        return self._normalised(place_in_frame(image, layout.geometry, background=(red, green, blue), resample=self.resample))
+
+    def _normalised(self, pixels: np.ndarray) -> Tensor:
+        """RGB 0..255 ``[h, w, 3]`` as the vision tower takes it: ``[3, h, w]``."""
+        values = pixels.astype(np.float32) / 255.0
         values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return torch.from_numpy(values).permute(2, 0, 1).contiguous()
 
