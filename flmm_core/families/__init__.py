@@ -17,11 +17,13 @@ FAMILIES: dict[str, type[LmmFamily]] = {
     "qwen3_5": Qwen35Family,
     "qwen3_vl": Qwen3VlFamily,
 from flmm_core.families.llava_next import LlavaNextMistralFamily, LlavaNextVicunaFamily
+from flmm_core.families.llava_onevision import LlavaOnevisionFamily
 
 FAMILIES: dict[str, type[LmmFamily]] = {
     "llava": LlavaFamily,
     "llava_next_vicuna": LlavaNextVicunaFamily,
     "llava_next_mistral": LlavaNextMistralFamily,
+    "llava_onevision": LlavaOnevisionFamily,
 }
 """By the project's own names."""
 

@@ -58,7 +58,7 @@ class AnyresLayout(ImageLayout):
 
 
 class LlavaNextFamily(LlavaFamily):
-    """What the two published LLaVA-NeXT have in common."""
+    """What the two published LLaVA-NeXT, and what came from them, have in common."""
 
     model_type = "llava_next"
     architecture = LlavaNextForConditionalGeneration
@@ -73,7 +73,7 @@ class LlavaNextFamily(LlavaFamily):
     @classmethod
     def doubt(cls, checkpoint: Checkpoint) -> str:
         """The chat template decides, or the decoder where there is none."""
-        decoder = checkpoint.config.get("text_config", {}).get("model_type", "llama")
+        decoder = cls.text_config(checkpoint).model_type
         if checkpoint.chat_template or decoder == cls.decoder:
             return super().doubt(checkpoint)
         return f"expected a decoder of kind {cls.decoder!r} where there is no chat template, got {decoder!r}"
@@ -102,8 +102,12 @@ class LlavaNextFamily(LlavaFamily):
     def _cut(self, height: int, width: int, cells: tuple[int, int]) -> tuple[int, int]:
         """Padding cells on either side of the image in the grid of all tiles."""
         if width / height > cells[1] / cells[0]:
-            return (cells[0] - int(height * (cells[1] / width))) // 2, 0
-        return 0, (cells[1] - int(width * (cells[0] / height))) // 2
+            return (cells[0] - self._truncated(height * (cells[1] / width))) // 2, 0
+        return 0, (cells[1] - self._truncated(width * (cells[0] / height))) // 2
+
+    def _truncated(self, size: float) -> int:
+        """Whole cells of an un-padded size."""
+        return int(size)
 
     def _fine_grid(self, height: int, width: int) -> tuple[int, int]:
         """Fine cells of an image that covers ``height x width`` cells of the tiles."""
