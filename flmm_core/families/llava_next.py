@@ -91,6 +91,10 @@ class LlavaNextFamily(LlavaFamily):
         cells = (tiles[0] * self.grid, tiles[1] * self.grid)
         cut = self._cut(height, width, cells)
         grid = self._fine_grid(cells[0] - 2 * cut[0], cells[1] - 2 * cut[1])
+        if min(grid) < 1:
+            raise ValueError(
+                f"image: expected sides that cover at least one cell of {cells} each, got {height} x {width} pixels"
+            )
         return AnyresLayout(
             geometry=ImageGeometry(height, width, height, width, 0, 0, height, width, *grid),
             image_token_id=self.image_token_id,

@@ -1,5 +1,6 @@
 """LLaVA-NeXT on tiny random models: the checks of every family, the two prompts, and the processor's own tokens."""
 
+import copy
 import json
 
 import family_checks
@@ -121,6 +122,19 @@ def test_features_of_two_images_are_those_of_the_model(lmm):
         assert len(layout.ids) == len(got)
         torch.testing.assert_close(got, expected)
     assert [view.shape for view in features.views] == [(64, 32)] * (3 + 5)
+
+
+def test_unpadded_sizes_truncate(lmm):
+    """637 * (8 / 392) is 12.999...: the published heads saw 12 cells, transformers rounds to 13 and cuts off fewer."""
+    family = copy.copy(lmm.family)
+    family.pinpoints = [[112, 224]]
+    layout = family.prepare([random_image(392, 637)]).layouts[0]
+    assert (layout.geometry.grid_height, layout.geometry.grid_width) == (8, 12)
+
+
+def test_an_image_that_is_too_thin_for_a_cell_is_refused(lmm):
+    with pytest.raises(ValueError, match=r"at least one cell of \(16, 8\) each, got 400 x 10 pixels"):
+        lmm.encode_image(random_image(400, 10))
 
 
 @pytest.mark.parametrize(

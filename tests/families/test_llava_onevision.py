@@ -1,5 +1,6 @@
 """LLaVA-OneVision on tiny random models: the checks of every family, and the processor's own tokens."""
 
+import copy
 import json
 
 import family_checks
@@ -134,6 +135,14 @@ def test_features_of_two_images_are_those_of_the_model(lmms, tiles):
     ):
         assert len(layout.ids) == len(got)
         torch.testing.assert_close(got, expected)
+
+
+def test_unpadded_sizes_are_rounded_as_the_model_does(lmms):
+    """637 * (8 / 392) is 12.999..., which transformers takes for 13."""
+    family = copy.copy(lmms[9].family)
+    family.pinpoints = [[112, 224]]
+    layout = family.prepare([random_image(392, 637)]).layouts[0]
+    assert (layout.geometry.grid_height, layout.geometry.grid_width) == (8, 14)
 
 
 def test_the_prompt_decides(saved, tmp_path):
