@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class LlavaNextFamily(LlavaFamily):
     """What the two published LLaVA-NeXT, and what came from them, have in common."""
 
     model_type = "llava_next"
-    architecture = LlavaNextForConditionalGeneration
+    architecture: ClassVar[Any] = LlavaNextForConditionalGeneration
     maps_per_head = 2
     decoder: str
     """Kind of the decoder, which decides where a checkpoint has no chat template."""
@@ -131,14 +131,16 @@ class LlavaNextFamily(LlavaFamily):
 
     def encode(self, model: PreTrainedModel, prepared: PreparedImages) -> ImageFeatures:
         """Vision tower and projector of every view; tiles are put together, padding is cut off and newlines are added."""
-        parts, config = model.base_model, model.config
+        parts: Any = model.base_model
+        config: Any = model.config
         pixels = prepared.inputs["pixel_values"].to(device=model.device, dtype=model.dtype)
         states = parts.vision_tower(pixels, output_hidden_states=True).hidden_states
         chosen = config.vision_feature_layer
         seen = states[chosen] if isinstance(chosen, int) else torch.cat([states[layer] for layer in chosen], dim=-1)
         skip = 1 if config.vision_feature_select_strategy == "default" else 0
         views = parts.multi_modal_projector(seen[:, skip:])
-        packed, done = [], 0
+        packed: Any = []  # transformers declares one tensor, and takes one for each image
+        done = 0
         for layout in prepared.layouts:
             assert isinstance(layout, AnyresLayout)
             count = 1 + layout.tiles[0] * layout.tiles[1]
