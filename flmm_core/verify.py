@@ -72,8 +72,9 @@ def _image(folder: Path, name: str) -> Image.Image:
 
 def _sam_file(folder: Path) -> Path:
     """The SAM that the manifest names."""
-    files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-    return folder / next(name for name in files if name.startswith("../") and name.endswith(".pth"))
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    names = [*manifest["files"], *manifest.get("sha256", {})]
+    return folder / next(name for name in names if name.startswith("../") and name.endswith(".pth"))
 
 
 def _unet_case(folder: Path) -> Iterator[Check]:

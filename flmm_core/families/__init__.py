@@ -24,6 +24,13 @@ FAMILIES: dict[str, type[LmmFamily]] = {
     "llava_next_vicuna": LlavaNextVicunaFamily,
     "llava_next_mistral": LlavaNextMistralFamily,
     "llava_onevision": LlavaOnevisionFamily,
+from flmm_core.families.mgm import MgmFamily, MgmGemmaFamily, MgmHdFamily
+
+FAMILIES: dict[str, type[LmmFamily]] = {
+    "llava": LlavaFamily,
+    "mgm": MgmFamily,
+    "mgm-gemma": MgmGemmaFamily,
+    "mgm-hd": MgmHdFamily,
 }
 """By the project's own names."""
 
