@@ -80,6 +80,7 @@ class MgmFamily(LmmFamily):
     template = "USER: {image}\n{text} ASSISTANT:"
     image_token = "<image>"
     text_class: ClassVar[type[PreTrainedConfig]] = LlamaConfig
+    architecture: ClassVar[str] = "MGMLlamaForCausalLM"
 
     def __init__(
         self,
@@ -92,7 +93,7 @@ class MgmFamily(LmmFamily):
         vision: Any = model.config.vision_config
         self.view = int(vision.image_size)
         self.cells = self.view // int(vision.patch_size)
-        self.tiles = int(config.get("image_grid", 1))
+        self.tiles = int(config.get("image_grid") or 1)
         self.frame = int(config["image_size_aux"])
         self.image_token_id = int(cast(int, tokenizer.convert_tokens_to_ids(self.image_token)))
         self.mean = tuple(float(x) for x in image_processor.image_mean)
@@ -102,14 +103,14 @@ class MgmFamily(LmmFamily):
     @classmethod
     def claims(cls, checkpoint: Checkpoint) -> bool:
         """Whether the kind is right, and the number of maps: tiles double it."""
-        tiled = int(checkpoint.config.get("image_grid", 1)) > 1
+        tiled = int(checkpoint.config.get("image_grid") or 1) > 1
         return super().claims(checkpoint) and tiled == (cls.maps_per_head == 2)
 
     @classmethod
     def doubt(cls, checkpoint: Checkpoint) -> str:
-        """Prompt, or an option that no published checkpoint uses."""
+        """The chat template, another decoder, or an option that no published checkpoint uses."""
         config = checkpoint.config
-        only = _ONLY | ({"image_global": True} if cls.maps_per_head == 2 else {})
+        only = _ONLY | {"architectures": [cls.architecture]} | ({"image_global": True} if cls.maps_per_head == 2 else {})
         for key, value in only.items():
             if config.get(key, value) != value:
                 return f"expected {key} = {value}, got {config[key]}"
@@ -204,6 +205,7 @@ class MgmGemmaFamily(MgmFamily):
     answer_separator = ""
     phrase_separator = ""
     text_class = GemmaConfig
+    architecture = "MGMGemmaForCausalLM"
 
     def encode(self, model: PreTrainedModel, prepared: PreparedImages) -> ImageFeatures:
         """Features, scaled here: transformers scales words only, in their embedding."""

@@ -119,7 +119,8 @@ def save_mgm(root, kind, *, seed=0, **changes):
     index = {"weight_map": {name: file for file, names in parts.items() for name in names}}
     (lmm / "model.safetensors.index.json").write_text(json.dumps(index))
     config = numbers | {
-        "architectures": ["MGMLlamaForCausalLM"], "model_type": "mgm_gemma" if gemma else "mgm", "rope_scaling": None,
+        "architectures": ["MGMGemmaForCausalLM" if gemma else "MGMLlamaForCausalLM"],
+        "model_type": "mgm_gemma" if gemma else "mgm", "rope_scaling": None,
         "image_aspect_ratio": "pad", "image_size_aux": 16 * CELLS * tiles, "mm_projector_type": "mlp2x_gelu",
         "mm_use_im_start_end": False, "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2,
         "mm_vision_tower": "model_zoo/OpenAI/clip", "mm_vision_tower_aux": "../openclip-convnext-tiny",
@@ -236,6 +237,7 @@ def test_a_missing_tower_is_named(tmp_path):
     [
         ("mgm", {"optimize_vision_tower": True}, "expected optimize_vision_tower = False, got True"),
         ("mgm", {"mm_projector_type": "linear"}, "expected mm_projector_type = mlp2x_gelu, got linear"),
+        ("mgm", {"architectures": ["MGMGemmaForCausalLM"]}, r"expected architectures = \['MGMLlamaForCausalLM'\], got"),
         ("mgm_hd", {"image_global": False}, "expected image_global = True, got False"),
     ],
 )
