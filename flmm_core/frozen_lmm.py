@@ -6,7 +6,7 @@ Nothing in the model changes: weights need no gradient, the attention tap only l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass
@@ -91,7 +91,13 @@ class FrozenLmm:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **options: Any
+        cls,
+        source: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        settings: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> FrozenLmm:
         """Load from a folder or a Hugging Face name.
 
@@ -99,10 +105,14 @@ class FrozenLmm:
             source: folder or name.
             device: where the model goes.
             dtype: number format of the model.
+            settings: in place of the family's ``settings``, which the checkpoint's files do not say.
             options: ``refer_prompt`` and ``reuse_prefix``.
         """
-        checkpoint = Checkpoint(source)
-        loaded = family_of(checkpoint).load(checkpoint, dtype=dtype)
+        checkpoint = Checkpoint(source, settings)
+        family = family_of(checkpoint)
+        if unknown := sorted(set(checkpoint.settings) - set(family.settings)):
+            raise ValueError(f"settings: expected some of {sorted(family.settings)}, got {', '.join(unknown)}")
+        loaded = family.load(checkpoint, dtype=dtype)
         model = loaded.model.to(device)  # type: ignore[arg-type]
         return cls(model=model, tokenizer=loaded.tokenizer, family=loaded.family, **options)
 
@@ -234,11 +244,13 @@ class FrozenLmm:
             The trace and one span for each phrase, in order.
         """
         answer, ranges = "", []
+        separator = "" if self.family.reads_apart else self.family.phrase_separator
         for phrase in phrases:
-            answer += self.family.phrase_separator if answer else ""
+            answer += separator if answer else ""
             ranges.append((len(answer), len(answer) + len(phrase)))
             answer += phrase + "."
-        trace = self.read_answer(image, self.refer_prompt, answer)
+        tokens = self.words.answer_tokens(self.refer_prompt, answer, image.layouts, [start for start, _ in ranges])
+        trace = self.read_tokens(image, tokens, answer)
         spans = []
         for phrase, (start, end) in zip(phrases, ranges, strict=True):
             first, last = trace.span_of(start, end)

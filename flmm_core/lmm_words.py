@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -70,16 +71,23 @@ class LmmWords:
     def _prompt(self, text: str, layouts: Sequence[ImageLayout], chat: bool) -> str:
         return (self.family.system if chat else "") + self.family.prompt(text, len(layouts))
 
-    def answer_tokens(self, prompt: str, answer: str, layouts: Sequence[ImageLayout]) -> AnswerTokens:
+    def answer_tokens(
+        self, prompt: str, answer: str, layouts: Sequence[ImageLayout], starts: Sequence[int] = (0,)
+    ) -> AnswerTokens:
         """Tokenise prompt and answer together, as the LMM would have gone on writing; split by character offsets.
+
+        A family that reads apart has each part of the answer tokenised on its own instead.
 
         Args:
             prompt: the user's words.
             answer: the assistant's words.
             layouts: of the images.
+            starts: first characters of the answer's parts.
         """
         self.check(prompt)
         self.check(answer)
+        if self.family.reads_apart:
+            return self._tokens_apart(prompt, answer, layouts, starts)
         head = self._prompt(prompt, layouts, chat=False)
         begin = len(head) + len(self.family.answer_separator)
         encoded = self.tokenizer(head + self.family.answer_separator + answer, return_offsets_mapping=True)
@@ -89,6 +97,17 @@ class LmmWords:
             raise ValueError(f"answer: expected at least one word, got {answer!r}")
         within = tuple((max(start - begin, 0), max(end - begin, 0)) for start, end in offsets[first:])
         return AnswerTokens(self.expand(ids[:first], layouts), tuple(ids[first:]), within)
+
+    def _tokens_apart(self, prompt: str, answer: str, layouts: Sequence[ImageLayout], starts: Sequence[int]) -> AnswerTokens:
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for start, end in pairwise([*starts, len(answer)]):
+            part = self.tokenizer(answer[start:end], add_special_tokens=False, return_offsets_mapping=True)
+            ids += part.input_ids
+            offsets += [(start + first, start + last) for first, last in part.offset_mapping]
+        if not answer.strip() or not ids:
+            raise ValueError(f"answer: expected at least one word, got {answer!r}")
+        return AnswerTokens(self.prompt_tokens(prompt, layouts), tuple(ids), tuple(offsets))
 
     def expand(self, ids: Sequence[int], layouts: Sequence[ImageLayout]) -> PromptTokens:
         """Put each image's own tokens in the place of its mark."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flmm_core import checkpoints
+from flmm_core.families import Checkpoint, family_of
 from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
 from flmm_core.heads import GroundingHeads
 from flmm_core.lmm_trace import LmmTrace
@@ -134,7 +135,10 @@ def _heads_file(folder: Path, scratch: Path) -> Path:
 def _lmm_case(folder: Path, unread: list[str]) -> Iterator[Check]:
     manifest, inputs = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("manifest.json", "inputs.json"))
     words = inputs.get("prompt_text") or re.sub(r"<[^<>]*>", "", inputs["prompt"]).strip()
-    lmm = checkpoints.load_lmm(folder / "lmm", device=CPU, dtype=torch.float32, refer_prompt=words, reuse_prefix=False)
+    said = {**manifest["config"], **inputs}
+    settings = {name: said[name] for name in family_of(Checkpoint(folder / "lmm")).settings if name in said}
+    options = {"refer_prompt": words, "reuse_prefix": False, "settings": settings}
+    lmm = checkpoints.load_lmm(folder / "lmm", device=CPU, dtype=torch.float32, **options)
     with tempfile.TemporaryDirectory() as scratch:
         path = _heads_file(folder, Path(scratch))
         shape = checkpoints.lmm_shape(folder / "lmm")

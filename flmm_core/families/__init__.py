@@ -5,6 +5,7 @@ from __future__ import annotations
 from flmm_core.errors import LoadError
 from flmm_core.families.base import ImageFeatures, LmmFamily, LmmShape, LoadedLmm, PreparedImages
 from flmm_core.families.checkpoint import Checkpoint
+from flmm_core.families.hpt import HptAir15Family, HptAirFamily
 from flmm_core.families.layouts import GridLayout, ImageLayout
 from flmm_core.families.llava import LlavaFamily
 from flmm_core.families.qwen2_5_vl import Qwen25VlFamily
@@ -12,6 +13,8 @@ from flmm_core.families.qwen3_5 import Qwen35Family
 from flmm_core.families.qwen3_vl import Qwen3VlFamily
 
 FAMILIES: dict[str, type[LmmFamily]] = {
+    "hpt-air": HptAirFamily,
+    "hpt-air-1.5": HptAir15Family,
     "llava": LlavaFamily,
     "qwen2_5_vl": Qwen25VlFamily,
     "qwen3_5": Qwen35Family,

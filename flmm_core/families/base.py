@@ -77,6 +77,10 @@ class LmmFamily(ABC):
     """What stands after the full stop between phrases that are read together."""
     system: ClassVar[str] = ""
     """What stands before the prompt in a chat; reading phrases goes without it, as the published heads were trained."""
+    reads_apart: ClassVar[bool] = False
+    """Whether an answer, and each phrase of it, is tokenised apart from what stands before; there are no separators then."""
+    settings: ClassVar[Mapping[str, Any]] = {}
+    """What the files of a checkpoint do not say, with the values that published heads were trained with."""
     maps_per_head: ClassVar[int] = 1
     """Maps that an image layout makes of each head's attention: 2 for coarse and fine."""
     reuses_prefix: ClassVar[bool] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ _CONTENTS = ([{"type": "image"}, {"type": "text", "text": "{text}"}], "<image>\n
 class Checkpoint:
     """A folder or a Hugging Face name. Nothing is run or imported from it; not every kind has every file."""
 
-    def __init__(self, source: str | Path) -> None:
+    def __init__(self, source: str | Path, settings: Mapping[str, Any] | None = None) -> None:
         self.source = str(Path(source).expanduser()) if Path(source).expanduser().exists() else str(source)
+        self.settings = dict(settings or {})
+        """What its files do not say, by the names of the family's ``settings``, where it differs from these."""
 
     def file(self, name: str) -> Path | None:
         """Where a file of it lies, downloaded if need be; None if it has no such file."""
