@@ -135,8 +135,9 @@ def _heads_file(folder: Path, scratch: Path) -> Path:
 def _lmm_case(folder: Path, unread: list[str]) -> Iterator[Check]:
     manifest, inputs = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("manifest.json", "inputs.json"))
     words = inputs.get("prompt_text") or re.sub(r"<[^<>]*>", "", inputs["prompt"]).strip()
-    said = {**manifest["config"], **inputs}
-    settings = {name: said[name] for name in family_of(Checkpoint(folder / "lmm")).settings if name in said}
+    known = family_of(Checkpoint(folder / "lmm")).settings
+    said = {**manifest.get("config", {}), **inputs}
+    settings = {name: said[name] for name in known if name in said}
     options = {"refer_prompt": words, "reuse_prefix": False, "settings": settings}
     lmm = checkpoints.load_lmm(folder / "lmm", device=CPU, dtype=torch.float32, **options)
     with tempfile.TemporaryDirectory() as scratch:
