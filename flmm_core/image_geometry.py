@@ -14,7 +14,9 @@ from torch import Tensor
 from flmm_core.types import ImageGeometry
 
 
-def long_side_geometry(*, image_height: int, image_width: int, frame: int, grid_height: int, grid_width: int) -> ImageGeometry:
+def long_side_geometry(
+    *, image_height: int, image_width: int, frame: int, grid_height: int, grid_width: int, smallest: int = 1
+) -> ImageGeometry:
     """An image resized so that its long side fills a square frame, and centred in it.
 
     Args:
@@ -23,10 +25,11 @@ def long_side_geometry(*, image_height: int, image_width: int, frame: int, grid_
         frame: side of the square frame, pixels.
         grid_height: image tokens from top to bottom of the frame.
         grid_width: image tokens from left to right.
+        smallest: pixels of the frame that the image is high and wide at least.
     """
     longest = max(image_height, image_width)
-    inner_height = max(1, int(image_height * frame / longest))
-    inner_width = max(1, int(image_width * frame / longest))
+    inner_height = max(smallest, int(image_height * frame / longest))
+    inner_width = max(smallest, int(image_width * frame / longest))
     return ImageGeometry(
         image_height=image_height,
         image_width=image_width,

@@ -6,6 +6,8 @@ from flmm_core.errors import LoadError
 from flmm_core.families.base import ImageFeatures, LmmFamily, LmmShape, LoadedLmm, PreparedImages
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.hpt import HptAir15Family, HptAirFamily
+from flmm_core.families.deepseek_vl import DeepseekVlFamily
+from flmm_core.families.deepseek_vl_hybrid import DeepseekVlHybridFamily
 from flmm_core.families.layouts import GridLayout, ImageLayout
 from flmm_core.families.llava import LlavaFamily
 from flmm_core.families.qwen2_5_vl import Qwen25VlFamily
@@ -34,6 +36,8 @@ FAMILIES: dict[str, type[LmmFamily]] = {
     "mgm": MgmFamily,
     "mgm-gemma": MgmGemmaFamily,
     "mgm-hd": MgmHdFamily,
+    "deepseek_vl": DeepseekVlFamily,
+    "deepseek_vl_hybrid": DeepseekVlHybridFamily,
 }
 """By the project's own names."""
 
