@@ -103,6 +103,10 @@ class DeepseekVlFamily(LmmFamily):
             pixels = cls._processor_pixels(AutoImageProcessor.from_pretrained(source))
         model, report = cls.model_class.from_pretrained(given, dtype=dtype, output_loading_info=True, **options)
         check_complete(report)
+        if given is None and report["unexpected_keys"]:
+            raise ValueError(
+                f"expected no other weights than the model's, got {', '.join(sorted(report['unexpected_keys'])[:3])}"
+            )
         model.generation_config.update(
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
         )

@@ -129,7 +129,7 @@ def norms(checkpoint: Checkpoint) -> dict[str, Norm]:
     mean, std = torch.zeros(3), torch.ones(3)
     if processor.get("do_normalize", True):
         mean, std = torch.tensor(processor["image_mean"]), torch.tensor(processor["image_std"])
-    found = {}
+    found: dict[str, Norm] = {}
     for name, tower in towers.items():
         own_mean, own_std = (torch.tensor(tower.get(key) or default) for key, default in _OWN_NORM.items())
         found[name] = ((mean + std * own_mean).tolist(), (std * own_std).tolist())
