@@ -38,6 +38,8 @@ FAMILIES: dict[str, type[LmmFamily]] = {
     "mgm-hd": MgmHdFamily,
     "deepseek_vl": DeepseekVlFamily,
     "deepseek_vl_hybrid": DeepseekVlHybridFamily,
+    "deepseek-vl": DeepseekVlFamily,
+    "deepseek-vl-hybrid": DeepseekVlHybridFamily,
 }
 """By the project's own names."""
 
