@@ -83,6 +83,17 @@ def test_the_prompt_is_that_of_the_processor(folder, lmm, images):
     assert lmm.words.tokenizer.decode(plain).startswith(f"{tiny.BOS}User: {tiny.IMAGE}")
 
 
+def test_phrases_are_read_without_spaces_between(lmm):
+    """As the published heads were trained."""
+    image = lmm.encode_image(random_image(*SIZES["landscape"]))
+    trace, spans = lmm.read_phrases(image, ["red mug", "bowl"])
+    prompt = lmm.words.prompt_tokens(lmm.refer_prompt, image.layouts).ids
+    whole = lmm.words.tokenizer.decode([*prompt, *trace.token_ids])
+    assert whole.endswith(f"{lmm.refer_prompt}\n\nAssistant:red mug.bowl.")
+    own = [lmm.words.decode(trace.token_ids[span.token_start : span.token_end]) for span in spans]
+    assert own == ["red mug", "bowl"]
+
+
 def test_pixels_are_the_processors_but_for_sizes_that_truncate(folder, lmm, hybrid):
     processor = AutoProcessor.from_pretrained(folder)
     image = random_image(*SIZES["square"])
