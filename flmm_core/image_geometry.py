@@ -44,6 +44,28 @@ def long_side_geometry(
     )
 
 
+def stretched_geometry(image: Image.Image, *, frame: tuple[int, int], grid: tuple[int, int]) -> ImageGeometry:
+    """An image that fills its frame, whatever that does to its shape.
+
+    Args:
+        image: of any size.
+        frame: height and width, pixels.
+        grid: image tokens from top to bottom and from left to right of the frame.
+    """
+    return ImageGeometry(
+        image_height=image.height,
+        image_width=image.width,
+        padded_height=frame[0],
+        padded_width=frame[1],
+        offset_y=0,
+        offset_x=0,
+        inner_height=frame[0],
+        inner_width=frame[1],
+        grid_height=grid[0],
+        grid_width=grid[1],
+    )
+
+
 def place_in_frame(
     image: Image.Image, geometry: ImageGeometry, *, background: tuple[int, int, int], resample: int
 ) -> np.ndarray:

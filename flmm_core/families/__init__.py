@@ -8,6 +8,7 @@ from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.hpt import HptAir15Family, HptAirFamily
 from flmm_core.families.deepseek_vl import DeepseekVlFamily
 from flmm_core.families.deepseek_vl_hybrid import DeepseekVlHybridFamily
+from flmm_core.families.internvl import InternVLFamily
 from flmm_core.families.layouts import GridLayout, ImageLayout
 from flmm_core.families.llava import LlavaFamily
 from flmm_core.families.qwen2_5_vl import Qwen25VlFamily
@@ -25,6 +26,7 @@ from flmm_core.families.llava_next import LlavaNextMistralFamily, LlavaNextVicun
 from flmm_core.families.llava_onevision import LlavaOnevisionFamily
 
 FAMILIES: dict[str, type[LmmFamily]] = {
+    "internvl": InternVLFamily,
     "llava": LlavaFamily,
     "llava_next_vicuna": LlavaNextVicunaFamily,
     "llava_next_mistral": LlavaNextMistralFamily,
