@@ -24,6 +24,7 @@ FAMILIES: dict[str, type[LmmFamily]] = {
     "qwen3_vl": Qwen3VlFamily,
 from flmm_core.families.llava_next import LlavaNextMistralFamily, LlavaNextVicunaFamily
 from flmm_core.families.llava_onevision import LlavaOnevisionFamily
+from flmm_core.families.smolvlm import SmolVlmFamily
 
 FAMILIES: dict[str, type[LmmFamily]] = {
     "internvl": InternVLFamily,
@@ -42,6 +43,7 @@ FAMILIES: dict[str, type[LmmFamily]] = {
     "deepseek_vl_hybrid": DeepseekVlHybridFamily,
     "deepseek-vl": DeepseekVlFamily,
     "deepseek-vl-hybrid": DeepseekVlHybridFamily,
+    "smolvlm": SmolVlmFamily,
 }
 """By the project's own names."""
 
