@@ -8,6 +8,7 @@ from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.hpt import HptAir15Family, HptAirFamily
 from flmm_core.families.deepseek_vl import DeepseekVlFamily
 from flmm_core.families.deepseek_vl_hybrid import DeepseekVlHybridFamily
+from flmm_core.families.gemma3 import Gemma3Family
 from flmm_core.families.internvl import InternVLFamily
 from flmm_core.families.layouts import GridLayout, ImageLayout
 from flmm_core.families.llava import LlavaFamily
@@ -27,6 +28,7 @@ from flmm_core.families.llava_onevision import LlavaOnevisionFamily
 from flmm_core.families.smolvlm import SmolVlmFamily
 
 FAMILIES: dict[str, type[LmmFamily]] = {
+    "gemma3": Gemma3Family,
     "internvl": InternVLFamily,
     "llava": LlavaFamily,
     "llava_next_vicuna": LlavaNextVicunaFamily,
