@@ -25,6 +25,7 @@ FAMILIES: dict[str, type[LmmFamily]] = {
     "qwen3_vl": Qwen3VlFamily,
 from flmm_core.families.llava_next import LlavaNextMistralFamily, LlavaNextVicunaFamily
 from flmm_core.families.llava_onevision import LlavaOnevisionFamily
+from flmm_core.families.paligemma import PaliGemmaFamily
 from flmm_core.families.smolvlm import SmolVlmFamily
 
 FAMILIES: dict[str, type[LmmFamily]] = {
@@ -45,6 +46,7 @@ FAMILIES: dict[str, type[LmmFamily]] = {
     "deepseek_vl_hybrid": DeepseekVlHybridFamily,
     "deepseek-vl": DeepseekVlFamily,
     "deepseek-vl-hybrid": DeepseekVlHybridFamily,
+    "paligemma": PaliGemmaFamily,
     "smolvlm": SmolVlmFamily,
 }
 """By the project's own names."""
