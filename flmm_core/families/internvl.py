@@ -1,4 +1,4 @@
-"""InternVL3 and 3.5 in the layout of transformers (checkpoints named ``-hf``): tiles of the whole image, then a thumbnail.
+"""InternVL3 and 3.5 in the layout of transformers (checkpoints named ``-hf`` or ``-HF``): tiles, then a thumbnail.
 
 The image is stretched to the tiles' common size, whose shape is the nearest to its own; nothing is padded or cropped.
 """
@@ -24,7 +24,7 @@ class InternVLFamily(StockFamily):
 
     model_type = "internvl"
     model_class = InternVLForConditionalGeneration
-    prompt_marks = ("<|im_start|>user\n<IMG_CONTEXT>\n{text}<|im_end|>\n<|im_start|>assistant\n",)
+    prompt_marks = ("<|im_start|>user\n", "\n{text}<|im_end|>\n<|im_start|>assistant\n")  # older templates write <image>
     answer_separator = ""
     maps_per_head = 2
 
@@ -46,7 +46,7 @@ class InternVLFamily(StockFamily):
     def doubt(cls, checkpoint: Checkpoint) -> str:
         """Layouts and decoders that are not served."""
         if not super().claims(checkpoint):
-            return "expected the layout of transformers (its name ends in -hf), got that of InternVL's own code"
+            return "expected the layout of transformers (its name ends in -hf or -HF), got that of InternVL's own code"
         if checkpoint.config.get("text_config", {}).get("model_type") == "gpt_oss":
             return "expected a decoder with plain softmax attention, got gpt_oss, whose attention has sinks"
         return super().doubt(checkpoint)

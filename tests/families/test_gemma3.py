@@ -85,8 +85,9 @@ def test_image_tokens_see_each_other_also_in_the_cached_prefix(lmm):
     """The first cell's state depends on the last cell's features; and the prefix is what the whole sequence computes."""
     image = lmm.encode_image(random_image())
     whole = FrozenLmm(model=lmm.model, tokenizer=lmm.words.tokenizer, family=lmm.family, reuse_prefix=False)
-    traces = [one.read_answer(image if one is lmm else one.encode_image(random_image()), QUESTION, ANSWER) for one in (lmm, whole)]
-    torch.testing.assert_close(traces[0].hidden_states, traces[1].hidden_states, atol=1e-4, rtol=1e-4)
+    behind = lmm.read_answer(image, QUESTION, ANSWER)
+    at_once = whole.read_answer(whole.encode_image(random_image()), QUESTION, ANSWER)
+    torch.testing.assert_close(behind.hidden_states, at_once.hidden_states, atol=1e-4, rtol=1e-4)
     prefix = image.prefixes[0]
     image.features.given.pooler_output[:, -1] += 1
     other = lmm._prefix(prefix.ids, image.features)
@@ -106,8 +107,11 @@ def test_answers_are_those_of_the_processors_inputs(folder, lmm):
     text = processor.apply_chat_template(stock_models.turn(QUESTION), add_generation_prompt=True)
     theirs = processor(images=[image], text=text, add_special_tokens=False, return_tensors="pt")
     plain = Gemma3ForConditionalGeneration.from_pretrained(folder).eval()
+    encoded = lmm.encode_image(image)
+    ours = lmm.family.model_inputs(lmm.model, theirs["input_ids"], encoded.features)
+    torch.testing.assert_close(lmm.model(**ours).logits, plain(**theirs).logits, atol=1e-4, rtol=1e-4)
     output = plain.generate(**theirs, do_sample=False, max_new_tokens=8)[0, theirs["input_ids"].shape[1] :]
-    assert lmm.generate(lmm.encode_image(image), QUESTION, max_new_tokens=8).token_ids == tuple(output.tolist())
+    assert lmm.generate(encoded, QUESTION, max_new_tokens=8).token_ids == tuple(output.tolist())
 
 
 def test_a_tiny_head_trains(folder):

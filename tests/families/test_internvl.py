@@ -92,7 +92,7 @@ def test_prompt_and_images_are_the_processors(lmm, names):
 
 def test_other_layouts_and_decoders_are_refused(tmp_path):
     for config, words in (
-        ({"model_type": "internvl_chat"}, r"expected the layout of transformers \(its name ends in -hf\)"),
+        ({"model_type": "internvl_chat"}, r"expected the layout of transformers \(its name ends in -hf or -HF\)"),
         ({"model_type": "internvl", "text_config": {"model_type": "gpt_oss"}}, "plain softmax attention, got gpt_oss"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
