@@ -40,14 +40,15 @@ class TiledLayout(ImageLayout):
         return tiles + 1 if tiles > 1 else 1
 
     def maps(self, rows: Tensor) -> Tensor:
-        """Tiles put together, and the whole image's cells as large as those of all tiles."""
+        """Tiles put together; a cell of the whole image shares its attention out among the cells that it covers."""
         layers, heads, phrases, columns = rows.shape
         if columns != len(self.tokens):
             raise ValueError(f"image columns: expected {len(self.tokens)}, got {columns}")
         places = [i for i, token in enumerate(self.tokens) if token == self.image_token_id]
         height, width = self.geometry.grid_height // self.rows, self.geometry.grid_width // self.columns
         cells = rows[..., places].reshape(layers * heads, phrases, self.views, height, width).transpose(0, 1)
-        coarse = cells[:, :, -1].repeat_interleave(self.rows, dim=-2).repeat_interleave(self.columns, dim=-1)
+        whole = cells[:, :, -1] / (self.rows * self.columns)
+        coarse = whole.repeat_interleave(self.rows, dim=-2).repeat_interleave(self.columns, dim=-1)
         tiles = cells[:, :, : self.rows * self.columns].unflatten(2, (self.rows, self.columns))
         fine = tiles.transpose(3, 4).reshape(coarse.shape)
         return torch.cat([coarse, fine], dim=1)

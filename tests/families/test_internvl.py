@@ -67,6 +67,13 @@ def test_a_region_of_the_image_is_the_same_region_of_the_maps(lmm, name, region)
     family_checks.check_position_truth(lmm, image, region, channels=slice(half), reach=max(image.size) / 8 + 8)
 
 
+def test_coarse_and_fine_maps_hold_all_attention_to_the_image(lmm):
+    trace = lmm.read_answer(lmm.encode_image(random_image(*SIZES["landscape"])), family_checks.QUESTION, family_checks.ANSWER)
+    rows = trace.kept.merged_rows([(0, 2)], trace.image_columns())
+    maps = trace.merged_attention([(0, 2)])
+    torch.testing.assert_close(maps.unflatten(1, (2, -1)).sum(dim=(1, 3, 4)).flatten(), rows.sum(dim=-1).flatten())
+
+
 def test_greedy_answers_are_those_of_the_plain_model(folder):
     family_checks.check_greedy(folder, [random_image(*size, seed=i) for i, size in enumerate(SIZES.values())])
 
