@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flmm_core.families import Checkpoint, family_of
 from flmm_core.verify import cases, main, verify_case
 
 GOLDEN = Path(os.environ.get("FLMM_GOLDEN") or Path(__file__).resolve().parents[2] / "shared" / "golden")
@@ -25,20 +24,8 @@ STAGES = {
 }  # fmt: skip
 
 
-def family_is_missing(folder):
-    if not (folder / "lmm").is_dir():
-        return ""
-    try:
-        family_of(Checkpoint(folder / "lmm"))
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
 @pytest.mark.parametrize("folder", CASES, ids=[folder.name for folder in CASES])
 def test_every_stage(folder):
-    if missing := family_is_missing(folder):
-        pytest.skip(missing)
     checks = verify_case(folder).checks
     exceeded = [f"{c.sample} {c.stage} {c.difference} > {c.tolerance} ({c.note})" for c in checks if not c.passed]
     assert not exceeded

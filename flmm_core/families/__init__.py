@@ -5,49 +5,41 @@ from __future__ import annotations
 from flmm_core.errors import LoadError
 from flmm_core.families.base import ImageFeatures, LmmFamily, LmmShape, LoadedLmm, PreparedImages
 from flmm_core.families.checkpoint import Checkpoint
-from flmm_core.families.hpt import HptAir15Family, HptAirFamily
 from flmm_core.families.deepseek_vl import DeepseekVlFamily
 from flmm_core.families.deepseek_vl_hybrid import DeepseekVlHybridFamily
 from flmm_core.families.gemma3 import Gemma3Family
+from flmm_core.families.hpt import HptAir15Family, HptAirFamily
 from flmm_core.families.internvl import InternVLFamily
 from flmm_core.families.layouts import GridLayout, ImageLayout
 from flmm_core.families.llava import LlavaFamily
+from flmm_core.families.llava_next import LlavaNextMistralFamily, LlavaNextVicunaFamily
+from flmm_core.families.llava_onevision import LlavaOnevisionFamily
+from flmm_core.families.mgm import MgmFamily, MgmGemmaFamily, MgmHdFamily
+from flmm_core.families.paligemma import PaliGemmaFamily
 from flmm_core.families.qwen2_5_vl import Qwen25VlFamily
 from flmm_core.families.qwen3_5 import Qwen35Family
 from flmm_core.families.qwen3_vl import Qwen3VlFamily
-
-FAMILIES: dict[str, type[LmmFamily]] = {
-    "hpt-air": HptAirFamily,
-    "hpt-air-1.5": HptAir15Family,
-    "llava": LlavaFamily,
-    "qwen2_5_vl": Qwen25VlFamily,
-    "qwen3_5": Qwen35Family,
-    "qwen3_vl": Qwen3VlFamily,
-from flmm_core.families.llava_next import LlavaNextMistralFamily, LlavaNextVicunaFamily
-from flmm_core.families.llava_onevision import LlavaOnevisionFamily
-from flmm_core.families.paligemma import PaliGemmaFamily
 from flmm_core.families.smolvlm import SmolVlmFamily
 
 FAMILIES: dict[str, type[LmmFamily]] = {
-    "gemma3": Gemma3Family,
-    "internvl": InternVLFamily,
     "llava": LlavaFamily,
     "llava_next_vicuna": LlavaNextVicunaFamily,
     "llava_next_mistral": LlavaNextMistralFamily,
-    "llava_onevision": LlavaOnevisionFamily,
-from flmm_core.families.mgm import MgmFamily, MgmGemmaFamily, MgmHdFamily
-
-FAMILIES: dict[str, type[LmmFamily]] = {
-    "llava": LlavaFamily,
-    "mgm": MgmFamily,
-    "mgm-gemma": MgmGemmaFamily,
-    "mgm-hd": MgmHdFamily,
     "deepseek_vl": DeepseekVlFamily,
     "deepseek_vl_hybrid": DeepseekVlHybridFamily,
-    "deepseek-vl": DeepseekVlFamily,
-    "deepseek-vl-hybrid": DeepseekVlHybridFamily,
-    "paligemma": PaliGemmaFamily,
+    "mgm": MgmFamily,
+    "mgm_gemma": MgmGemmaFamily,
+    "mgm_hd": MgmHdFamily,
+    "hpt_air": HptAirFamily,
+    "hpt_air_1_5": HptAir15Family,
+    "llava_onevision": LlavaOnevisionFamily,
+    "qwen2_5_vl": Qwen25VlFamily,
+    "qwen3_vl": Qwen3VlFamily,
+    "qwen3_5": Qwen35Family,
+    "internvl": InternVLFamily,
     "smolvlm": SmolVlmFamily,
+    "gemma3": Gemma3Family,
+    "paligemma": PaliGemmaFamily,
 }
 """By the project's own names."""
 

@@ -148,7 +148,7 @@ def test_published_weights_that_are_unknown_are_refused(folder, lmm, tiny_sam, t
 def test_janus_is_refused(tmp_path):
     config = {"model_type": "multi_modality", "vision_config": {"cls": "CLIPVisionTower"}, "gen_vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="deepseek-vl: expected DeepSeek-VL, got a model that draws images too"):
+    with pytest.raises(ValueError, match="deepseek_vl: expected DeepSeek-VL, got a model that draws images too"):
         family_of(Checkpoint(tmp_path))
 
 
