@@ -92,7 +92,7 @@ def test_image_tokens_see_each_other_also_in_the_cached_prefix(lmm):
     image.features.given.pooler_output[:, -1] += 1
     other = lmm._prefix(prefix.ids, image.features)
     first = lmm.words.prompt_tokens("", image.layouts).image_starts[0]
-    assert not torch.allclose(prefix.cache[1][0][:, :, first], other.cache[1][0][:, :, first])
+    assert not torch.allclose(prefix.cache.layers[1].keys[:, :, first], other.cache.layers[1].keys[:, :, first])
 
 
 def test_greedy_answers_are_those_of_the_plain_model(folder):
