@@ -6,12 +6,16 @@ given position on and a reference to the keys, which the key/value cache holds a
 later, layer by layer, for the wanted tokens only: no attention matrix of the whole sequence ever exists, and nothing is
 added to the decoding loop.
 
+Rows are what the model computed, or there are none: masks (windows, padding) are kept with the queries, soft caps applied,
+unused room of static caches cut off, and a layer whose cache has dropped positions is refused.
+
 This file knows attention layers and positions. It knows nothing of images, words or tokenizers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -38,11 +42,19 @@ class LayerQueries:
     keys: Tensor
     """``[k, s, e]`` of all positions up to the last kept token."""
     scaling: float
+    layer: int
+    """Which decoder layer it is."""
+    visible: Tensor | None = None
+    """``[t, s]`` bool, which positions each token may see; None if all before it and itself."""
+    window: int | None = None
+    """How many positions a token of a sliding layer sees, itself included; None for full attention."""
+    softcap: float | None = None
+    """Largest size of a score, which a tanh bends towards it; None for plain scores."""
 
 
 @dataclass(frozen=True)
 class KeptQueries:
-    """Queries of the tokens at positions ``start ... start + t - 1`` and the keys that they saw."""
+    """Queries of the tokens at positions ``start ... start + t - 1`` and the keys that they saw; of layers that give maps."""
 
     start: int
     layers: tuple[LayerQueries, ...]
@@ -56,7 +68,7 @@ class KeptQueries:
         """Attention of one layer, each row a softmax over all that its token may see.
 
         Args:
-            layer: index of the decoder layer.
+            layer: which one, counted among the kept layers.
             tokens: which tokens, counted from the first kept one.
             columns: ``[m]`` int64, which positions of the sequence are wanted.
 
@@ -70,8 +82,13 @@ class KeptQueries:
         key_heads, positions = kept.keys.shape[:2]
         grouped = queries.reshape(key_heads, heads // key_heads * count, size)
         scores = (grouped @ kept.keys.transpose(1, 2) * kept.scaling).reshape(heads, count, positions)
-        future = torch.arange(positions, device=index.device)[None] > (self.start + index)[:, None]
-        scores = scores.masked_fill(future, float("-inf"))
+        if kept.softcap is not None:
+            scores = (scores / kept.softcap).tanh() * kept.softcap
+        if kept.visible is None:
+            hidden = torch.arange(positions, device=index.device)[None] > (self.start + index)[:, None]
+        else:
+            hidden = ~kept.visible[index]
+        scores = scores.masked_fill(hidden, float("-inf"))
         return scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)[..., columns]
 
     def merged_rows(self, spans: Sequence[tuple[int, int]], columns: Tensor, *, merge: Merge = "mean") -> Tensor:
@@ -83,7 +100,7 @@ class KeptQueries:
             merge: ``mean`` or ``max`` over the tokens, computed in the model's dtype.
 
         Returns:
-            ``[l, q, n, m]`` float32.
+            ``[l, q, n, m]`` float32, of the kept layers.
 
         Raises:
             ValueError: if a span is empty or reaches outside the kept tokens.
@@ -91,6 +108,8 @@ class KeptQueries:
         for start, end in spans:
             if not 0 <= start < end <= self.tokens:
                 raise ValueError(f"token span: expected 0 <= start < end <= {self.tokens}, got ({start}, {end})")
+        if not spans:
+            return torch.zeros(len(self.layers), self.layers[0].queries.shape[0], 0, len(columns), device=columns.device)
         tokens = sorted({token for start, end in spans for token in range(start, end)})
         place = {token: i for i, token in enumerate(tokens)}
         layers = []
@@ -103,56 +122,143 @@ class KeptQueries:
 
 
 @dataclass
+class _LayerRecord:
+    """One layer's passes so far."""
+
+    queries: list[Tensor]
+    visible: list[Tensor | None]
+    """``[rows, positions then]`` of each pass."""
+    keys: Tensor
+    seen: int
+    """Positions that the layer has been through, those in the cache at the beginning included."""
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+
+@dataclass
 class _Recording:
     """Collects queries during forward passes of one sequence; turned into :class:`KeptQueries` at the end."""
 
     start: int
-    queries: dict[int, list[Tensor]] = field(default_factory=dict)
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    scaling: dict[int, float] = field(default_factory=dict)
+    seen: int
+    layers: Collection[int] | None
+    records: dict[int, _LayerRecord] = field(default_factory=dict)
 
-    def add(self, layer: int, query: Tensor, key: Tensor, scaling: float | None) -> None:
-        """Keep the rows at or after ``start``. ``query`` ``[1, q, rows, e]``, ``key`` ``[1, k, s, e]``."""
+    def add(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
+        """Keep the rows at or after ``start``.
+
+        Args:
+            layer: index of the decoder layer.
+            query: ``[1, q, rows, e]``.
+            key: ``[1, k, s, e]``, of all positions; of a static cache, with unused room behind them.
+            mask: ``[1, 1, rows, s]`` bool, or None where nothing but the future is hidden.
+            options: ``scaling``, ``sliding_window`` and ``softcap`` of the attention function, where given.
+        """
+        if self.layers is not None and layer not in self.layers:
+            return
         if query.shape[0] != 1:
             raise ValueError(f"attention tap: expected one sequence, got a batch of {query.shape[0]}")
-        rows, positions = query.shape[2], key.shape[2]
-        skip = min(rows, max(0, self.start - (positions - rows)))
+        rows = query.shape[2]
+        before = self.records[layer].seen if layer in self.records else self.seen
+        seen = before + rows
+        window = options.get("sliding_window")
+        if key.shape[2] < seen:
+            kind = f"a sliding window of {window}" if window else "a cache that drops positions"
+            raise ValueError(
+                f"attention tap, layer {layer}: expected keys of {seen} positions, got {key.shape[2]}; a layer with {kind}"
+                " gives no maps"
+            )
+        if mask is None and window is not None and seen > window:
+            raise ValueError(f"attention tap, layer {layer}: expected a mask for its sliding window of {window}, got none")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
+            raise ValueError(f"attention tap: expected a bool mask for all heads, got {mask.dtype} {list(mask.shape)}")
+        skip = min(rows, max(0, self.start - before))
         # A clone of a part, so that a view of its last rows does not keep a long prompt alive.
         kept = query[0, :, skip:].clone() if skip else query[0]
-        self.queries.setdefault(layer, []).append(kept)
-        self.keys[layer] = key[0]
-        self.scaling[layer] = query.shape[-1] ** -0.5 if scaling is None else scaling
+        visible = None if mask is None else mask[0, 0, skip:, :seen].clone()
+        record = self.records.get(layer)
+        if record is None:
+            scaling = options.get("scaling")
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            record = _LayerRecord([], [], key, seen, scaling, window, options.get("softcap"))
+            self.records[layer] = record
+        record.queries.append(kept)
+        record.visible.append(visible)
+        record.keys, record.seen = key[0, :, :seen], seen
 
     def finish(self) -> KeptQueries:
+        wanted = self.records if self.layers is None else self.layers
+        silent = sorted(set(wanted) - set(self.records))
+        if silent:
+            raise ValueError(
+                f"attention tap: expected softmax attention in layers {sorted(wanted)}, got none from {silent}; layers with"
+                " linear attention give no maps"
+            )
         layers = []
-        for layer in sorted(self.keys):
-            key = self.keys[layer]
-            queries = torch.cat(self.queries[layer], dim=1)
-            if self.start + queries.shape[1] != key.shape[1]:
+        for layer, record in sorted(self.records.items()):
+            queries = torch.cat(record.queries, dim=1)
+            if self.start + queries.shape[1] != record.seen:
                 raise ValueError(
-                    f"attention tap, layer {layer}: expected keys of {self.start + queries.shape[1]} positions, got "
-                    f"{key.shape[1]}; layers with a sliding window or linear attention give no maps"
+                    f"attention tap, layer {layer}: expected queries of positions {self.start} to {record.seen}, got"
+                    f" {queries.shape[1]}: passes must begin where the cache ends"
                 )
-            layers.append(LayerQueries(queries=queries, keys=key, scaling=self.scaling[layer]))
+            layers.append(
+                LayerQueries(
+                    queries=queries,
+                    keys=record.keys,
+                    scaling=record.scaling,
+                    layer=layer,
+                    visible=self._visible(record),
+                    window=record.window,
+                    softcap=record.softcap,
+                )
+            )
         return KeptQueries(start=self.start, layers=tuple(layers))
+
+    def _visible(self, record: _LayerRecord) -> Tensor | None:
+        """Masks of all passes under each other, as wide as the last; None if there was none."""
+        if all(mask is None for mask in record.visible):
+            return None
+        device = record.keys.device
+        position, parts = self.start, []
+        columns = torch.arange(record.seen, device=device)
+        for queries, mask in zip(record.queries, record.visible, strict=True):
+            rows = torch.arange(position, position + queries.shape[1], device=device)
+            part = columns[None] <= rows[:, None]
+            if mask is not None:
+                part = torch.zeros_like(part)
+                part[:, : mask.shape[1]] = mask
+            parts.append(part)
+            position += queries.shape[1]
+        return torch.cat(parts)
 
 
 _RECORDING: ContextVar[_Recording | None] = ContextVar("flmm_recording", default=None)
 
 
 def _tapped_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
     recording = _RECORDING.get()
     if recording is not None:
-        recording.add(int(module.layer_idx), query, key, scaling)  # type: ignore[arg-type]
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        recording.add(int(module.layer_idx), query, key, attention_mask, options)  # type: ignore[arg-type]
+    if options.get("softcap") is not None:
+        return _own_attention(module, query, key, value, attention_mask, options)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def _own_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """The eager attention of the model's own file: SDPA refuses soft-capped scores."""
+    if mask is None:
+        rows, positions = query.shape[2], key.shape[2]
+        mask = torch.ones(1, 1, rows, positions, dtype=torch.bool, device=query.device).tril(positions - rows)
+    lowest = torch.finfo(query.dtype).min
+    added = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return eager(module, query, key, value, added, **options)
 
 
 AttentionInterface.register(TAP_NAME, _tapped_attention)
@@ -161,7 +267,9 @@ AttentionMaskInterface.register(TAP_NAME, sdpa_mask)
 
 def install(model: PreTrainedModel) -> None:
     """Let the text part of ``model`` run through the tap; the vision part keeps what it has."""
-    model.set_attn_implementation({"text_config": TAP_NAME})
+    text = model.config.get_text_config()
+    names = [name for name in model.config.sub_configs if getattr(model.config, name, None) is text]
+    model.set_attn_implementation({names[0]: TAP_NAME} if names else TAP_NAME)
     used = model.config.get_text_config()._attn_implementation
     if used != TAP_NAME:
         raise ValueError(f"attention of the text model: expected {TAP_NAME!r}, got {used!r}")
@@ -179,12 +287,21 @@ class Tap:
 
 
 @contextmanager
-def record(start: int) -> Iterator[Tap]:
+def record(start: int, *, seen: int = 0, layers: Collection[int] | None = None) -> Iterator[Tap]:
     """Keep the queries of the tokens from position ``start`` on, in every tapped forward pass inside the block.
 
     The passes must belong to one sequence, in order, with a key/value cache that keeps all positions.
+
+    Args:
+        start: first position that is kept.
+        seen: positions that are in the cache at the beginning.
+        layers: decoder layers that give maps; None for all that come by.
+
+    Raises:
+        ValueError: (inside the block or from ``finish``) a layer cannot give maps: positions are missing from its cache, or
+            it has no softmax attention.
     """
-    recording = _Recording(start=start)
+    recording = _Recording(start=start, seen=seen, layers=layers)
     token = _RECORDING.set(recording)
     try:
         yield Tap(recording)

@@ -18,12 +18,14 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from flmm_core import frozen_lmm
 from flmm_core.devices import check_device
 from flmm_core.errors import LoadError, explained
+from flmm_core.families import LmmShape
 from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
-from flmm_core.frozen_lmm import FrozenLmm, LmmShape
+from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.heads import GroundingHeads, HeadsConfig
-from flmm_core.mask_head import UNetConfig
+from flmm_core.mask_head import UNetConfig, UNetHead
 from flmm_core.sam_refiner import SamRefiner
 from flmm_core.sam_vit import sam_vit_like
 
@@ -36,6 +38,9 @@ _FROM_SAM = ("sam.model.prompt_encoder.pe_layer.",)
 """Fixed buffers that published heads leave out; SAM's own are used."""
 _IGNORED = ("sam.model.image_encoder.",)
 """Frozen parts that some published heads carry; SAM's own are used."""
+
+_FIRST_CONV = "encoder.0.0.convs.0.conv.weight"
+"""Entry of a U-Net that shows its size."""
 
 _PUBLISHED = {
     1024: "LLaVA-1.5-7B, MGM-7B or HPT",
@@ -153,7 +158,7 @@ def lmm_shape(source: str | Path) -> LmmShape:
     """Numbers of an LMM from its config alone, so that unfit heads are refused before gigabytes are read."""
     source = _lmm_source(source)
     with explained("LMM", source):
-        return LmmShape.from_pretrained(source)
+        return frozen_lmm.lmm_shape(source)
 
 
 def _lmm_source(source: str | Path) -> str:
@@ -163,8 +168,6 @@ def _lmm_source(source: str | Path) -> str:
     looks_like_name = source.count("/") == 1 and not source.startswith((".", "~", "/"))
     if not path.exists() and not looks_like_name:
         raise LoadError(f"LMM {source}: expected an existing folder or a Hugging Face name (owner/name), got nothing there")
-    if path.is_dir() and not (path / CONFIG_FILE).is_file():
-        raise LoadError(f"LMM {source}: expected a {CONFIG_FILE} in the folder, got none")
     return str(path)
 
 
@@ -250,6 +253,25 @@ def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHea
     return heads.float().eval()
 
 
+def load_mask_head(source: str | Path) -> UNetHead:
+    """Load a U-Net alone, in evaluation mode.
+
+    Args:
+        source: a ``.pth`` file with the entries of published heads, their ``mask_head.`` left out.
+
+    Raises:
+        LoadError: the file is damaged or of another kind.
+    """
+    path = Path(source)
+    _require(path, "mask head")
+    state = _read_pth(path, "mask head")
+    if _FIRST_CONV not in state:
+        raise LoadError(f"mask head {path}: expected a U-Net with {_FIRST_CONV}, got a file with other entries")
+    head = UNetHead(_unet_config(state[_FIRST_CONV]))
+    _load_strictly(head, state, what="mask head", source=path)
+    return head.eval()
+
+
 def check_origin(heads: str | Path, *, lmm: str | Path, sam: str | Path) -> None:
     """Refuse heads that were trained on another LMM or with another SAM of the same sizes.
 
@@ -306,18 +328,23 @@ def _check_fit(config: HeadsConfig, shape: LmmShape, path: Path) -> None:
 
 def _published_config(state: Mapping[str, Tensor], path: Path) -> HeadsConfig:
     """Sizes of published heads from the shapes of their weights."""
-    names = ("mask_head.encoder.0.0.convs.0.conv.weight", "text_layer_weights", "text_proj.weight")
+    names = (f"mask_head.{_FIRST_CONV}", "text_layer_weights", "text_proj.weight")
     missing = [name for name in names if name not in state]
     if missing:
         raise LoadError(f"heads {path}: expected F-LMM heads with {missing[0]}, got a file with other entries")
     first, weights, projection = (state[name] for name in names)
     return HeadsConfig(
-        unet=UNetConfig(in_channels=first.shape[1], base_channels=first.shape[0]),
+        unet=_unet_config(first),
         layers=weights.shape[0],
         hidden_size=projection.shape[1],
         keyword_selector=False,
         presence=False,
     )
+
+
+def _unet_config(first: Tensor) -> UNetConfig:
+    """Size of a U-Net from the weight of its first convolution."""
+    return UNetConfig(in_channels=first.shape[1], base_channels=first.shape[0])
 
 
 def _load_strictly(

@@ -25,6 +25,8 @@ _LMM_WEIGHTS = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
 )  # fmt: skip
 """In the order in which transformers looks for them."""
+_PARTS = ("projector", "llm", "visual_encoder")
+"""Folders of an LMM that has no config and no weights of the whole; the first one is only found there."""
 
 
 def lmm_fingerprint(source: str | Path) -> str:
@@ -37,9 +39,16 @@ def lmm_fingerprint(source: str | Path) -> str:
         ValueError: the folder has no weights, or a file is damaged.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        return _weights_fingerprint(_lmm_files(source, lambda name: folder / name if (folder / name).is_file() else None))
-    return _weights_fingerprint(_lmm_files(source, lambda name: _from_hub(str(source), name)))
+
+    def find(name: str) -> Path | None:
+        if not folder.is_dir():
+            return _from_hub(str(source), name)
+        return folder / name if (folder / name).is_file() else None
+
+    if find("config.json") or not find(f"{_PARTS[0]}/config.json"):
+        return _weights_fingerprint(_lmm_files(source, find))
+    parts = {part: _weights_fingerprint(_lmm_files(source, find, f"{part}/")) for part in _PARTS}
+    return settings_fingerprint(parts)
 
 
 def sam_fingerprint(source: str | Path) -> str:
@@ -77,24 +86,24 @@ def _from_hub(name: str, file: str) -> Path | None:
     try:
         return Path(hf_hub_download(name, file))
     except EntryNotFoundError:
-        if file == _LMM_WEIGHTS[-1]:
+        if file.endswith(_LMM_WEIGHTS[-1]):
             raise  # says whether the network or the file is missing
         return None
 
 
-def _lmm_files(source: str | Path, find: Callable[[str], Path | None]) -> list[Path]:
+def _lmm_files(source: str | Path, find: Callable[[str], Path | None], folder: str = "") -> list[Path]:
     for name in _LMM_WEIGHTS:
-        path = find(name)
+        path = find(folder + name)
         if path is None:
             continue
         if not name.endswith(".index.json"):
             return [path]
         shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        found = [find(shard) for shard in shards]
+        found = [find(folder + shard) for shard in shards]
         if None in found:
             raise ValueError(f"{source}: expected the weights {shards[found.index(None)]} that {name} lists, got no such file")
         return [shard for shard in found if shard is not None]
-    raise ValueError(f"{source}: expected weights ({', '.join(_LMM_WEIGHTS)}), got none of them")
+    raise ValueError(f"{source}: expected weights ({folder}{', '.join(_LMM_WEIGHTS)}), got none of them")
 
 
 def _weights_fingerprint(files: Iterable[Path]) -> str:

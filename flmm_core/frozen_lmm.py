@@ -6,7 +6,9 @@ Nothing in the model changes: weights need no gradient, the attention tap only l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,63 +16,55 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from flmm_core import attention_tap, config
 from flmm_core.attention_tap import KeptQueries
 from flmm_core.config import GroundingConfig
 from flmm_core.errors import CommandError
-from flmm_core.families import LmmFamily, family_of
+from flmm_core.families import Checkpoint, ImageFeatures, ImageLayout, LmmFamily, LmmShape, family_of
 from flmm_core.lmm_trace import LmmTrace
-from flmm_core.lmm_words import LmmWords
+from flmm_core.lmm_words import AnswerTokens, LmmWords, PromptTokens
 from flmm_core.types import ImageGeometry, KeywordSpan
 
 
 @dataclass(frozen=True)
-class EncodedImage:
-    """What depends on the image alone: image features, and the cache of the prompt up to the image's last token."""
+class Prefix:
+    """A prompt up to its last image's end, read once."""
 
-    geometry: ImageGeometry
-    features: Any
-    """What the model takes as ``mm_encoder_outputs["image"]``."""
-    image_tokens: int
-    prefix_ids: tuple[int, ...]
-    """Token ids up to and including the last image token."""
-    prefix_cache: tuple[tuple[Tensor, Tensor], ...] | None
-    """Keys and values ``[1, k, s, e]`` of each layer, or None if the image is to be read anew each time."""
+    ids: tuple[int, ...]
+    cache: DynamicCache
+    """What each layer keeps of it; only ever read, through :func:`_continued`."""
+    state: Any
+    """What the model itself kept, for :meth:`~flmm_core.families.LmmFamily.restore_state`."""
 
 
 @dataclass(frozen=True)
-class LmmShape:
-    """Numbers of an LMM that grounding heads must fit."""
+class EncodedImage:
+    """What depends on the images of a prompt alone (nearly always one): features, and the prompt's beginning with them."""
 
-    layers: int
-    heads: int
-    """Query heads of each layer."""
-    hidden_size: int
+    layouts: tuple[ImageLayout, ...]
+    features: ImageFeatures
+    prefixes: tuple[Prefix, ...]
+    """Beginnings that prompts may have; none if the images are to be read anew each time."""
 
     @property
-    def channels(self) -> int:
-        """Attention channels, layers * query heads."""
-        return self.layers * self.heads
+    def geometry(self) -> ImageGeometry:
+        """Of the first image."""
+        return self.layouts[0].geometry
 
-    @classmethod
-    def from_config(cls, lmm_config: PreTrainedConfig) -> LmmShape:
-        """From the config of the whole LMM."""
-        text = lmm_config.get_text_config()
-        return cls(int(text.num_hidden_layers), int(text.num_attention_heads), int(text.hidden_size))
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path) -> LmmShape:
-        """From the config of a folder or a Hugging Face name, without its weights."""
-        lmm_config = _read_config(source)
-        family_of(lmm_config.model_type)
-        return cls.from_config(lmm_config)
+    @property
+    def image_tokens(self) -> int:
+        """Columns of the sequence that the images take together."""
+        return sum(len(layout.ids) for layout in self.layouts)
 
 
-def _read_config(source: str | Path) -> PreTrainedConfig:
-    return AutoConfig.from_pretrained(str(source))
+def lmm_shape(source: str | Path) -> LmmShape:
+    """Numbers of an LMM from the config of a folder or a Hugging Face name, without its weights."""
+    checkpoint = Checkpoint(source)
+    family = family_of(checkpoint)
+    return family.shape(family.text_config(checkpoint))
 
 
 class FrozenLmm:
@@ -89,13 +83,21 @@ class FrozenLmm:
         self.words = LmmWords(tokenizer=tokenizer, family=family)
         self.family = family
         self.refer_prompt = refer_prompt
-        self.reuse_prefix = reuse_prefix
+        self.reuse_prefix = reuse_prefix and family.reuses_prefix
         attention_tap.install(model)
-        self.shape = LmmShape.from_config(model.config)
+        text: Any = model.config.get_text_config()
+        self.shape = family.shape(text)
+        self.map_layers = family.map_layers(text)
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **options: Any
+        cls,
+        source: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        settings: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> FrozenLmm:
         """Load from a folder or a Hugging Face name.
 
@@ -103,9 +105,14 @@ class FrozenLmm:
             source: folder or name.
             device: where the model goes.
             dtype: number format of the model.
+            settings: in place of the family's ``settings``, which the checkpoint's files do not say.
             options: ``refer_prompt`` and ``reuse_prefix``.
         """
-        loaded = family_of(_read_config(source).model_type).load(str(source), dtype=dtype)
+        checkpoint = Checkpoint(source, settings)
+        family = family_of(checkpoint)
+        if unknown := sorted(set(checkpoint.settings) - set(family.settings)):
+            raise ValueError(f"settings: expected some of {sorted(family.settings)}, got {', '.join(unknown)}")
+        loaded = family.load(checkpoint, dtype=dtype)
         model = loaded.model.to(device)  # type: ignore[arg-type]
         return cls(model=model, tokenizer=loaded.tokenizer, family=loaded.family, **options)
 
@@ -114,30 +121,31 @@ class FrozenLmm:
         """Where the model is."""
         return self.model.device
 
-    @torch.no_grad()
     def encode_image(self, image: Image.Image) -> EncodedImage:
-        """Run the vision tower, and the decoder over the prompt up to the image's last token.
+        """Encode the one image of the prompts to come; see :meth:`encode_images`."""
+        return self.encode_images([image])
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Image.Image]) -> EncodedImage:
+        """Run the vision tower, and the decoder over the prompt up to the last image's end.
 
         Args:
-            image: RGB.
+            images: RGB, in the order of the prompt. Each keeps columns and maps of its own.
         """
-        prepared = self.family.prepare(image)
+        prepared = self.family.prepare(images)
         features = self.family.encode(self.model, prepared)
-        image_tokens = self.family.image_tokens(features)
-        ids = self.words.prompt_ids("", image_tokens)
-        last = max(i for i, token in enumerate(ids) if token == self.family.image_token_id)
-        prefix = ids[: last + 1]
-        cache = None
+        prefixes = []
         if self.reuse_prefix:
-            output = self.model(
-                input_ids=self._tensor(prefix),
-                mm_encoder_outputs={"image": features},
-                cache=DynamicCache(),
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = tuple((layer.keys, layer.values) for layer in output.cache.layers)
-        return EncodedImage(prepared.geometry, features, image_tokens, prefix, cache)
+            for chat in (False, True) if self.family.system else (False,):
+                tokens = self.words.prompt_tokens("", prepared.layouts, chat=chat)
+                end = tokens.image_starts[-1] + len(prepared.layouts[-1].ids)
+                prefixes.append(self._prefix(tokens.ids[:end], features))
+        return EncodedImage(prepared.layouts, features, tuple(prefixes))
+
+    def _prefix(self, ids: tuple[int, ...], features: ImageFeatures) -> Prefix:
+        inputs = self.family.model_inputs(self.model, self._tensor(ids), features)
+        output = self.model(**inputs, cache=self.family.new_cache(self.model), use_cache=True, logits_to_keep=1)
+        return Prefix(ids, output.cache, self.family.model_state(self.model))
 
     @torch.no_grad()
     def generate(
@@ -160,15 +168,16 @@ class FrozenLmm:
             CommandError: ``text`` holds special tokens, or more than the context.
         """
         config.check("max_new_tokens", max_new_tokens)
-        ids = self.words.prompt_ids(text, image.image_tokens)
+        prompt = self.words.prompt_tokens(text, image.layouts, chat=True)
+        ids = prompt.ids
         self._check_length(len(ids), image.image_tokens, max_new_tokens)
-        cache, images = self._start(image, ids)
-        with attention_tap.record(start=len(ids)) as tap:
+        cache, inputs = self._start(image, ids)
+        with self._record(start=len(ids), cache=cache) as tap:
             output = self.model.generate(
                 self._tensor(ids),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.device),
                 cache=cache,
-                mm_encoder_outputs=images,
+                **{name: value for name, value in inputs.items() if name != "input_ids"},
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
                 return_dict_in_generate=True,
@@ -193,9 +202,8 @@ class FrozenLmm:
         text_out, offsets = self.words.decode_with_offsets(answer)
         empty = torch.zeros(self.shape.layers, 0, self.shape.hidden_size, dtype=self.model.dtype, device=self.device)
         states = torch.cat(steps, dim=1) if steps else empty
-        return self._trace(text_out, answer, offsets, ended, states, image, ids, kept)
+        return self._trace(text_out, answer, offsets, ended, states, image, prompt, kept)
 
-    @torch.no_grad()
     def read_answer(self, image: EncodedImage, prompt: str, answer: str) -> LmmTrace:
         """Let the LMM read a given answer, teacher-forced; nothing is generated.
 
@@ -204,23 +212,26 @@ class FrozenLmm:
             prompt: the user's words.
             answer: the assistant's words, exactly these.
         """
-        tokens = self.words.answer_tokens(prompt, answer, image.image_tokens)
-        sequence = tokens.prompt_ids + tokens.ids
+        return self.read_tokens(image, self.words.answer_tokens(prompt, answer, image.layouts), answer)
+
+    @torch.no_grad()
+    def read_tokens(self, image: EncodedImage, tokens: AnswerTokens, answer: str) -> LmmTrace:
+        """Let the LMM read an answer that is tokenised already.
+
+        Args:
+            image: from :meth:`encode_image`.
+            tokens: prompt and answer; the prompt with or without what stands before a chat.
+            answer: text of the answer's tokens.
+        """
+        sequence = tokens.prompt.ids + tokens.ids
         self._check_length(len(sequence), image.image_tokens, 0)
-        cache, images = self._start(image, sequence)
-        seen = cache.get_seq_length()
-        with attention_tap.record(start=len(tokens.prompt_ids)) as tap:
-            output = self.model(
-                input_ids=self._tensor(sequence[seen:]),
-                mm_encoder_outputs=images,
-                cache=cache,
-                use_cache=True,
-                output_hidden_states=True,
-                logits_to_keep=1,
-            )
+        cache, inputs = self._start(image, sequence)
+        with self._record(start=len(tokens.prompt.ids), cache=cache) as tap:
+            inputs = inputs or {"input_ids": self._tensor(sequence[cache.get_seq_length() :])}
+            output = self.model(**inputs, cache=cache, use_cache=True, output_hidden_states=True, logits_to_keep=1)
             kept = tap.finish()
         states = torch.cat(output.hidden_states[1:])[:, -len(tokens.ids) :]
-        return self._trace(answer, tokens.ids, tokens.offsets, True, states, image, tokens.prompt_ids, kept)
+        return self._trace(answer, tokens.ids, tokens.offsets, True, states, image, tokens.prompt, kept)
 
     def read_phrases(self, image: EncodedImage, phrases: Sequence[str]) -> tuple[LmmTrace, tuple[KeywordSpan, ...]]:
         """Let the LMM read phrases as the answer to :attr:`refer_prompt`, each followed by a full stop.
@@ -233,11 +244,13 @@ class FrozenLmm:
             The trace and one span for each phrase, in order.
         """
         answer, ranges = "", []
+        separator = "" if self.family.reads_apart else self.family.phrase_separator
         for phrase in phrases:
-            answer += " " if answer else ""
+            answer += separator if answer else ""
             ranges.append((len(answer), len(answer) + len(phrase)))
             answer += phrase + "."
-        trace = self.read_answer(image, self.refer_prompt, answer)
+        tokens = self.words.answer_tokens(self.refer_prompt, answer, image.layouts, [start for start, _ in ranges])
+        trace = self.read_tokens(image, tokens, answer)
         spans = []
         for phrase, (start, end) in zip(phrases, ranges, strict=True):
             first, last = trace.span_of(start, end)
@@ -259,13 +272,18 @@ class FrozenLmm:
         )
 
     def _start(self, image: EncodedImage, ids: Sequence[int]) -> tuple[DynamicCache, dict[str, Any]]:
-        """The cache to go on from, and the image features if the sequence is to be read from its beginning."""
-        if image.prefix_cache is None:
-            return DynamicCache(), {"image": image.features}
-        if tuple(ids[: len(image.prefix_ids)]) != image.prefix_ids:
+        """The cache to go on from, and what the model takes if the sequence is to be read from its beginning, else nothing."""
+        if not image.prefixes:
+            inputs = self.family.model_inputs(self.model, self._tensor(ids), image.features)
+            return self.family.new_cache(self.model), inputs
+        prefix = next((prefix for prefix in image.prefixes if tuple(ids[: len(prefix.ids)]) == prefix.ids), None)
+        if prefix is None:
             raise ValueError("prompt: expected it to begin as it did when the image was encoded, got other tokens")
-        # A growing cache concatenates into new tensors, so the image's own keys and values are never written to.
-        return DynamicCache([(keys, values) for keys, values in image.prefix_cache]), {}
+        self.family.restore_state(self.model, prefix.state)
+        return _continued(prefix.cache), {}
+
+    def _record(self, *, start: int, cache: DynamicCache) -> AbstractContextManager[attention_tap.Tap]:
+        return attention_tap.record(start, seen=cache.get_seq_length(), layers=self.map_layers)
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor([list(ids)], dtype=torch.long, device=self.device)
@@ -282,21 +300,37 @@ class FrozenLmm:
         ended: bool,
         states: Tensor,
         image: EncodedImage,
-        prompt_ids: Sequence[int],
+        prompt: PromptTokens,
         kept: KeptQueries,
     ) -> LmmTrace:
-        columns = [i for i, token in enumerate(prompt_ids) if token == self.family.image_token_id]
         return LmmTrace(
             text=text,
             token_ids=tuple(token_ids),
             token_offsets=offsets,
             ended=ended,
             hidden_states=states,
-            geometry=image.geometry,
-            image_columns=torch.tensor(columns, device=self.device),
+            layouts=image.layouts,
+            image_starts=prompt.image_starts,
             kept=kept,
-            family=self.family,
         )
+
+
+def _continued(cache: DynamicCache) -> DynamicCache:
+    """A cache to go on from, that leaves the given one alone.
+
+    Keys and values are shared: a growing layer concatenates into new tensors. Linear layers write into their states, which
+    they keep in dictionaries, so these are copied.
+    """
+    own = copy(cache)
+    own.layers = []
+    for layer in cache.layers:
+        grown = copy(layer)
+        for name, kept in vars(layer).items():
+            if isinstance(kept, dict):
+                states = {key: state.clone() if isinstance(state, Tensor) else state for key, state in kept.items()}
+                setattr(grown, name, states)
+        own.layers.append(grown)
+    return own
 
 
 class _TextStreamer(BaseStreamer):

@@ -14,7 +14,9 @@ from torch import Tensor
 from flmm_core.types import ImageGeometry
 
 
-def long_side_geometry(*, image_height: int, image_width: int, frame: int, grid_height: int, grid_width: int) -> ImageGeometry:
+def long_side_geometry(
+    *, image_height: int, image_width: int, frame: int, grid_height: int, grid_width: int, smallest: int = 1
+) -> ImageGeometry:
     """An image resized so that its long side fills a square frame, and centred in it.
 
     Args:
@@ -23,10 +25,11 @@ def long_side_geometry(*, image_height: int, image_width: int, frame: int, grid_
         frame: side of the square frame, pixels.
         grid_height: image tokens from top to bottom of the frame.
         grid_width: image tokens from left to right.
+        smallest: pixels of the frame that the image is high and wide at least.
     """
     longest = max(image_height, image_width)
-    inner_height = max(1, int(image_height * frame / longest))
-    inner_width = max(1, int(image_width * frame / longest))
+    inner_height = max(smallest, int(image_height * frame / longest))
+    inner_width = max(smallest, int(image_width * frame / longest))
     return ImageGeometry(
         image_height=image_height,
         image_width=image_width,
@@ -38,6 +41,28 @@ def long_side_geometry(*, image_height: int, image_width: int, frame: int, grid_
         inner_width=inner_width,
         grid_height=grid_height,
         grid_width=grid_width,
+    )
+
+
+def stretched_geometry(image: Image.Image, *, frame: tuple[int, int], grid: tuple[int, int]) -> ImageGeometry:
+    """An image that fills its frame, whatever that does to its shape.
+
+    Args:
+        image: of any size.
+        frame: height and width, pixels.
+        grid: image tokens from top to bottom and from left to right of the frame.
+    """
+    return ImageGeometry(
+        image_height=image.height,
+        image_width=image.width,
+        padded_height=frame[0],
+        padded_width=frame[1],
+        offset_y=0,
+        offset_x=0,
+        inner_height=frame[0],
+        inner_width=frame[1],
+        grid_height=grid[0],
+        grid_width=grid[1],
     )
 
 

@@ -7,22 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 from flmm_core.errors import CommandError
-from flmm_core.families import LmmFamily
+from flmm_core.families import ImageLayout, LmmFamily
 
 Offsets = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A prompt with its images' tokens in their places."""
+
+    ids: tuple[int, ...]
+    image_starts: tuple[int, ...]
+    """First column of each image."""
 
 
 @dataclass(frozen=True)
 class AnswerTokens:
     """An answer to be read, behind its prompt."""
 
-    prompt_ids: tuple[int, ...]
-    """Ids up to the answer, one for each image token."""
+    prompt: PromptTokens
     ids: tuple[int, ...]
     """Ids of the answer's ``t`` tokens."""
     offsets: Offsets
@@ -48,22 +57,38 @@ class LmmWords:
             if special in text:
                 raise CommandError(f"text: expected no special tokens of the LMM, got {special!r}")
 
-    def prompt_ids(self, text: str, image_tokens: int) -> tuple[int, ...]:
-        """Ids of the user's words in the family's chat format, with that many image tokens."""
-        self.check(text)
-        return self.expand(self.tokenizer(self.family.prompt(text)).input_ids, image_tokens)
+    def prompt_tokens(self, text: str, layouts: Sequence[ImageLayout], *, chat: bool = False) -> PromptTokens:
+        """The user's words in the family's chat format.
 
-    def answer_tokens(self, prompt: str, answer: str, image_tokens: int) -> AnswerTokens:
+        Args:
+            text: the user's words.
+            layouts: of the images.
+            chat: whether what the family says before a chat comes first.
+        """
+        self.check(text)
+        return self.expand(self.tokenizer(self._prompt(text, layouts, chat)).input_ids, layouts)
+
+    def _prompt(self, text: str, layouts: Sequence[ImageLayout], chat: bool) -> str:
+        return (self.family.system if chat else "") + self.family.prompt(text, len(layouts))
+
+    def answer_tokens(
+        self, prompt: str, answer: str, layouts: Sequence[ImageLayout], starts: Sequence[int] = (0,)
+    ) -> AnswerTokens:
         """Tokenise prompt and answer together, as the LMM would have gone on writing; split by character offsets.
+
+        A family that reads apart has each part of the answer tokenised on its own instead.
 
         Args:
             prompt: the user's words.
             answer: the assistant's words.
-            image_tokens: of the image.
+            layouts: of the images.
+            starts: first characters of the answer's parts.
         """
         self.check(prompt)
         self.check(answer)
-        head = self.family.prompt(prompt)
+        if self.family.reads_apart:
+            return self._tokens_apart(prompt, answer, layouts, starts)
+        head = self._prompt(prompt, layouts, chat=False)
         begin = len(head) + len(self.family.answer_separator)
         encoded = self.tokenizer(head + self.family.answer_separator + answer, return_offsets_mapping=True)
         ids, offsets = encoded.input_ids, encoded.offset_mapping
@@ -71,12 +96,34 @@ class LmmWords:
         if not answer.strip() or first is None:
             raise ValueError(f"answer: expected at least one word, got {answer!r}")
         within = tuple((max(start - begin, 0), max(end - begin, 0)) for start, end in offsets[first:])
-        return AnswerTokens(self.expand(ids[:first], image_tokens), tuple(ids[first:]), within)
+        return AnswerTokens(self.expand(ids[:first], layouts), tuple(ids[first:]), within)
 
-    def expand(self, ids: Sequence[int], image_tokens: int) -> tuple[int, ...]:
-        """Repeat the image token as often as the image has tokens."""
-        image = self.family.image_token_id
-        return tuple(token for one in ids for token in ([one] * image_tokens if one == image else [one]))
+    def _tokens_apart(self, prompt: str, answer: str, layouts: Sequence[ImageLayout], starts: Sequence[int]) -> AnswerTokens:
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for start, end in pairwise([*starts, len(answer)]):
+            part = self.tokenizer(answer[start:end], add_special_tokens=False, return_offsets_mapping=True)
+            ids += part.input_ids
+            offsets += [(start + first, start + last) for first, last in part.offset_mapping]
+        if not answer.strip() or not ids:
+            raise ValueError(f"answer: expected at least one word, got {answer!r}")
+        return AnswerTokens(self.prompt_tokens(prompt, layouts), tuple(ids), tuple(offsets))
+
+    def expand(self, ids: Sequence[int], layouts: Sequence[ImageLayout]) -> PromptTokens:
+        """Put each image's own tokens in the place of its mark."""
+        marks = [i for i, token in enumerate(ids) if token == self.family.image_token_id]
+        if len(marks) != len(layouts):
+            raise ValueError(
+                f"prompt: expected one {self.family.image_token} for each of {len(layouts)} images, got {len(marks)}"
+            )
+        expanded: list[int] = []
+        starts, done = [], 0
+        for mark, layout in zip(marks, layouts, strict=True):
+            expanded += ids[done:mark]
+            starts.append(len(expanded))
+            expanded += layout.ids
+            done = mark + 1
+        return PromptTokens((*expanded, *ids[done:]), tuple(starts))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, without special ones."""

@@ -1,13 +1,21 @@
 """The tap: what it captures is eager attention, and the model does not notice."""
 
+import copy
 import hashlib
 
 import pytest
 import torch
 from tiny_models import random_image, save_llava
-from transformers import LlavaForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    StaticCache,
+)
 
-from flmm_core.attention_tap import TAP_NAME, record
+from flmm_core.attention_tap import TAP_NAME, install, record
 from flmm_core.frozen_lmm import FrozenLmm
 
 
@@ -19,7 +27,7 @@ def folder(request, tmp_path_factory):
 def eager_rows(folder, lmm, image, ids, first):
     """Attention ``[l, q, t, image tokens]`` and hidden states ``[l, t, d]`` of tokens ``first ...``, by eager attention."""
     model = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
-    pixels = lmm.family.prepare(random_image()).pixel_values
+    pixels = lmm.family.prepare([random_image()]).inputs["pixel_values"]
     with torch.no_grad():
         output = model(input_ids=torch.tensor([ids]), pixel_values=pixels, output_attentions=True, output_hidden_states=True)
     columns = [i for i, token in enumerate(ids) if token == lmm.family.image_token_id]
@@ -41,7 +49,7 @@ def test_captured_rows_are_eager_attention(folder, path, reuse):
         prompt = lmm.family.prompt("where is the lemon?")
         assert len(trace.token_ids) == 9
     start = trace.kept.start
-    prompt_ids = lmm.words.expand(lmm.words.tokenizer(prompt).input_ids, 16)
+    prompt_ids = lmm.words.expand(lmm.words.tokenizer(prompt).input_ids, image.layouts).ids
     rows, states = eager_rows(folder, lmm, image, [*prompt_ids, *trace.token_ids], len(prompt_ids))
     assert start == len(prompt_ids)
     assert rows.shape[2] == len(trace.token_ids) == trace.kept.tokens
@@ -59,8 +67,8 @@ def test_the_model_does_not_notice(folder):
     """Logits of a prefill, a continued prefill and decoding steps are the same to the bit with the tap and without."""
     plain = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa").eval()
     lmm = FrozenLmm.from_pretrained(folder)
-    ids = torch.tensor([lmm.words.prompt_ids("what is on the table?", 16)])
-    pixels = lmm.family.prepare(random_image()).pixel_values
+    ids = torch.tensor([lmm.words.prompt_tokens("what is on the table?", lmm.family.prepare([random_image()]).layouts).ids])
+    pixels = lmm.family.prepare([random_image()]).inputs["pixel_values"]
 
     def run(model):
         with torch.no_grad():
@@ -112,3 +120,110 @@ def test_one_sequence_at_a_time(folder):
     lmm = FrozenLmm.from_pretrained(folder)
     with torch.no_grad(), record(start=0), pytest.raises(ValueError, match="expected one sequence, got a batch of 2"):
         lmm.model(input_ids=torch.ones(2, 3, dtype=torch.long))
+
+
+def sliding_llava(folder):
+    """A LLaVA whose decoder slides over 20 positions."""
+    save_llava(folder)
+    model = LlavaForConditionalGeneration.from_pretrained(folder)
+    config = model.config
+    fields = {name: getattr(config.text_config, name) for name in SIZES}
+    config.text_config = MistralConfig(**fields, sliding_window=20, rope_parameters=config.text_config.rope_parameters)
+    other = LlavaForConditionalGeneration(config)
+    other.load_state_dict(model.state_dict())
+    other.save_pretrained(folder)
+    return folder
+
+
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "rms_norm_eps",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("reuse", [False, True], ids=["whole", "prefix"])
+@pytest.mark.parametrize("path", ["read", "chat"])
+def test_a_sliding_window_is_not_forgotten(tmp_path, path, reuse):
+    """With a cache of all positions the rows of a sliding layer are eager attention's too: nothing outside the window."""
+    folder = sliding_llava(tmp_path)
+    lmm = FrozenLmm.from_pretrained(folder, reuse_prefix=reuse)
+    image = lmm.encode_image(random_image())
+    read = path == "read"
+    trace = lmm.read_answer(image, "lemon", "The lemon.") if read else lmm.generate(image, "lemon", max_new_tokens=6)
+    prompt = lmm.words.prompt_tokens("lemon", image.layouts).ids
+    assert len(prompt) > 20
+    rows, _ = eager_rows(folder, lmm, image, [*prompt, *trace.token_ids], len(prompt))
+    maps = trace.merged_attention([(i, i + 1) for i in range(len(trace.token_ids))])
+    torch.testing.assert_close(maps, rows.permute(2, 0, 1, 3).reshape(len(maps), 12, 4, 4), atol=1e-5, rtol=0)
+    assert all(layer.window == 20 for layer in trace.kept.layers)
+    assert (rows == 0).any() and rows.std() > 1e-3
+
+
+def test_a_cache_that_drops_positions_is_refused(tmp_path):
+    lmm = FrozenLmm.from_pretrained(sliding_llava(tmp_path), reuse_prefix=False)
+    ids = torch.arange(40)[None] + 5
+    cache = DynamicCache(config=lmm.model.config)
+    with torch.no_grad():
+        lmm.model(input_ids=ids, cache=cache, use_cache=True)
+        expected = r"layer 0: expected keys of 41 positions, got 20; a layer with a sliding window of 20 gives no maps"
+        with record(start=40, seen=40), pytest.raises(ValueError, match=expected):
+            lmm.model(input_ids=ids[:, :1], cache=cache, use_cache=True)
+
+
+def test_layers_without_attention_are_refused(folder):
+    lmm = FrozenLmm.from_pretrained(folder)
+    with torch.no_grad(), record(start=0, layers=(0, 3)) as tap:
+        lmm.model(input_ids=torch.ones(1, 3, dtype=torch.long))
+        with pytest.raises(ValueError, match=r"expected softmax attention in layers \[0, 3\], got none from \[3\]"):
+            tap.finish()
+
+
+@pytest.mark.parametrize("kind", ["static", "padded"])
+def test_room_and_padding_give_the_same_rows(folder, kind):
+    """Unused room of a static cache is cut off, and padded positions get no attention."""
+    lmm = FrozenLmm.from_pretrained(folder)
+    ids = torch.arange(12)[None] + 5
+    columns = torch.arange(12)
+    with torch.no_grad(), record(start=8) as plain:
+        lmm.model(input_ids=ids, cache=DynamicCache(), use_cache=True)
+    if kind == "static":
+        cache = StaticCache(config=lmm.model.config, max_cache_len=32)
+        with torch.no_grad(), record(start=8) as other:
+            for part in (ids[:, :10], ids[:, 10:11], ids[:, 11:]):
+                lmm.model(input_ids=part, cache=cache, use_cache=True)
+        at = columns
+    else:
+        left = torch.cat([torch.full((1, 3), 3), ids], dim=1)
+        mask = (left != 3).long()
+        mask[:, 3:] = 1
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        with torch.no_grad(), record(start=11) as other:
+            lmm.model(input_ids=left, attention_mask=mask, position_ids=positions, cache=DynamicCache(), use_cache=True)
+        at = columns + 3
+    for layer in range(3):
+        expected = plain.finish().rows(layer, range(4), columns)
+        torch.testing.assert_close(other.finish().rows(layer, range(4), at), expected, atol=1e-5, rtol=0)
+
+
+def test_soft_capped_scores(tmp_path):
+    """Gemma 2 bends its scores, and SDPA refuses them: rows and logits are still those of its eager attention."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, sliding_window=6, attn_logit_softcapping=2.0, query_pre_attn_scalar=8, initializer_range=0.5,
+    )  # fmt: skip
+    eager = Gemma2ForCausalLM._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
+    model = Gemma2ForCausalLM(config).eval()
+    model.load_state_dict(eager.state_dict())
+    install(model)
+    ids = torch.arange(14)[None] + 5
+    with torch.no_grad(), record(start=9) as tap:
+        cache = DynamicCache()
+        logits = [model(input_ids=part, cache=cache, use_cache=True).logits for part in (ids[:, :9], ids[:, 9:13], ids[:, 13:])]
+        expected = eager(input_ids=ids, output_attentions=True)
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected.logits, atol=1e-4, rtol=1e-4)
+    kept = tap.finish()
+    assert {layer.window for layer in kept.layers} == {6, None}
+    for layer in range(2):
+        rows = kept.rows(layer, range(5), torch.arange(14))
+        torch.testing.assert_close(rows, expected.attentions[layer][0, :, 9:], atol=1e-5, rtol=0)

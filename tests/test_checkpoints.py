@@ -22,7 +22,7 @@ from flmm_core.checkpoints import (
     save_sam,
 )
 from flmm_core.errors import LoadError
-from flmm_core.frozen_lmm import LmmShape
+from flmm_core.families import LmmShape
 from flmm_tabletop.sam_tiny import save_tiny_sam
 
 SHAPE = LmmShape(layers=3, heads=4, hidden_size=32)

@@ -28,7 +28,7 @@ from flmm_core.errors import (
     UnknownModelError,
     explained,
 )
-from flmm_core.frozen_lmm import LmmShape
+from flmm_core.families import LmmShape
 from flmm_core.heads import GroundingHeads
 from flmm_core.pipeline import GroundingPipeline
 from flmm_tabletop.sam_tiny import save_tiny_sam

@@ -9,7 +9,8 @@ from tiny_models import random_image, save_llava
 from transformers import LlavaForConditionalGeneration
 
 from flmm_core.errors import CommandError
-from flmm_core.frozen_lmm import FrozenLmm, LmmShape
+from flmm_core.families import LmmShape
+from flmm_core.frozen_lmm import FrozenLmm, lmm_shape
 from flmm_core.lmm_words import AnswerTokens
 
 QUESTIONS = ["where is the lemon?", "what is there", "pick up the banana, please", "Où est l'été? 柠檬", "a"]
@@ -25,7 +26,7 @@ def plain_generate(folder, lmm, question, **options):
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     prompt = f"USER: {'<image>' * 16}\n{question} ASSISTANT:"
     inputs = lmm.words.tokenizer(prompt, return_tensors="pt")
-    pixels = lmm.family.prepare(random_image()).pixel_values
+    pixels = lmm.family.prepare([random_image()]).inputs["pixel_values"]
     output = model.generate(
         input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, pixel_values=pixels, do_sample=False, **options
     )
@@ -66,7 +67,7 @@ def test_reading_an_answer_matches_having_written_it(folder, monkeypatch):
     lmm = FrozenLmm.from_pretrained(folder)
     image = lmm.encode_image(random_image())
     written = lmm.generate(image, QUESTIONS[0], max_new_tokens=8)
-    tokens = AnswerTokens(lmm.words.prompt_ids(QUESTIONS[0], 16), written.token_ids, written.token_offsets)
+    tokens = AnswerTokens(lmm.words.prompt_tokens(QUESTIONS[0], image.layouts), written.token_ids, written.token_offsets)
     monkeypatch.setattr(lmm.words, "answer_tokens", lambda *_: tokens)  # what is written at random does not re-tokenise
     read = lmm.read_answer(image, QUESTIONS[0], "x")
     spans = [(i, i + 1) for i in range(8)]
@@ -77,14 +78,15 @@ def test_reading_an_answer_matches_having_written_it(folder, monkeypatch):
 def test_commands_leave_the_encoded_image_alone(folder):
     lmm = FrozenLmm.from_pretrained(folder)
     image = lmm.encode_image(random_image())
-    before = [(keys.clone(), values.clone()) for keys, values in image.prefix_cache]
+    layers = image.prefixes[0].cache.layers
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in layers]
     first = lmm.generate(image, QUESTIONS[0], max_new_tokens=6)
     lmm.read_answer(image, QUESTIONS[1], "The lemon.")
     again = lmm.generate(image, QUESTIONS[0], max_new_tokens=6)
     assert first.token_ids == again.token_ids
     assert torch.equal(first.hidden_states, again.hidden_states)
-    for (keys, values), (keys_before, values_before) in zip(image.prefix_cache, before, strict=True):
-        assert torch.equal(keys, keys_before) and torch.equal(values, values_before)
+    for layer, (keys, values) in zip(layers, before, strict=True):
+        assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
 
 
 def test_reuse_and_whole_agree(folder):
@@ -158,5 +160,5 @@ def test_an_answer_without_words_is_refused(folder, answer):
 
 
 def test_shape_comes_from_the_config(folder):
-    assert LmmShape.from_pretrained(folder) == LmmShape(layers=3, heads=4, hidden_size=32)
+    assert lmm_shape(folder) == LmmShape(layers=3, heads=4, hidden_size=32)
     assert LmmShape(3, 4, 32).channels == 12

@@ -173,6 +173,14 @@ def test_heads_learn_from_stored_traces(examples):
     assert heads.training
 
 
+def test_images_of_other_shapes_are_learned_from_together(examples):
+    """Families that read tiles have maps of another size for each shape of image."""
+    first, second = examples[:2]
+    traces = tuple(replace(trace, maps=trace.maps.repeat_interleave(3, dim=-1)) for trace in second.traces)
+    losses = stage_of(tiny_heads()).losses([first, replace(second, traces=traces)], np.random.default_rng(0))
+    assert all(loss.isfinite() for loss in losses.values())
+
+
 def test_figures_by_hand(examples, monkeypatch):
     """Masks that are right, a selector that chooses everything, and a presence score that believes everything."""
     heads = tiny_heads()

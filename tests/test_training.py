@@ -60,7 +60,7 @@ def test_no_data_set(tmp_path):
 def test_frames_are_what_the_lmm_sees(data, samples, llava):
     frames = load_frames(data, samples, 64)
     assert frames.shape == (8, 64, 64, 3) and (data / "frames-64" / "frames.npy").exists()
-    seen = llava.family.prepare(Image.fromarray(samples[3].image())).pixel_values
+    seen = llava.family.prepare([Image.fromarray(samples[3].image())]).inputs["pixel_values"]
     assert torch.allclose(normalised(frames[3:4], CPU), seen, atol=1e-5)
     with pytest.raises(ValueError, match=r"manifest\.json: images: expected 7, got 8; delete .*frames-64 to make them anew"):
         load_frames(data, samples[:7], 64)

@@ -1,27 +1,58 @@
-"""What the project needs to know of a family of LMMs: prompt, preprocessing, where the image tokens are."""
+"""What the project needs to know of a family of LMMs: prompt, preprocessing, where images are, which layers give maps."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from flmm_core.types import ImageGeometry
+from flmm_core.families.checkpoint import Checkpoint
+from flmm_core.families.layouts import ImageLayout
 
 
 @dataclass(frozen=True)
-class PreparedImage:
-    """An image as the vision tower takes it."""
+class LmmShape:
+    """Numbers of an LMM that grounding heads must fit."""
 
-    pixel_values: Tensor
-    """``[1, 3, padded_height, padded_width]`` float32, normalised."""
-    geometry: ImageGeometry
+    layers: int
+    heads: int
+    """Query heads of each layer."""
+    hidden_size: int
+    maps_per_head: int = 1
+    """2 where each head gives a coarse and a fine map."""
+    mapless_layers: int = 0
+    """Decoder layers that give no maps."""
+
+    @property
+    def channels(self) -> int:
+        """Attention channels ``c`` of the maps."""
+        return self.maps_per_head * (self.layers - self.mapless_layers) * self.heads
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """The images of one prompt as the model takes them, and where they are going to be in the sequence."""
+
+    inputs: Mapping[str, Tensor]
+    """By the model's own names: ``pixel_values``, float32 and normalised, and what else it wants (image sizes, grids)."""
+    layouts: tuple[ImageLayout, ...]
+    """One for each image, in the order of the prompt."""
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the vision tower makes of the images of one prompt."""
+
+    views: tuple[Tensor, ...]
+    """Projected features ``[tokens, d]`` of each view (whole image or tile), as the projector gives them; for looking at."""
+    given: Any
+    """What :meth:`LmmFamily.model_inputs` hands to the model."""
 
 
 @dataclass(frozen=True)
@@ -37,36 +68,104 @@ class LmmFamily(ABC):
     """One kind of LMM. An instance belongs to one loaded model and reads all its numbers from that model's configs."""
 
     model_type: ClassVar[str]
-    """``model_type`` of the Hugging Face config."""
+    """``model_type`` of the raw config; :meth:`claims` may look at more."""
+    prompt_marks: ClassVar[tuple[str, ...]] = ()
+    """What the checkpoint's chat template must write, if it has one; see :meth:`doubt`."""
     answer_separator: ClassVar[str] = " "
     """What stands between the prompt and an answer that is read rather than generated."""
+    phrase_separator: ClassVar[str] = " "
+    """What stands after the full stop between phrases that are read together."""
+    system: ClassVar[str] = ""
+    """What stands before the prompt in a chat; reading phrases goes without it, as the published heads were trained."""
+    reads_apart: ClassVar[bool] = False
+    """Whether an answer, and each phrase of it, is tokenised apart from what stands before; there are no separators then."""
+    settings: ClassVar[Mapping[str, Any]] = {}
+    """What the files of a checkpoint do not say, with the values that published heads were trained with."""
+    maps_per_head: ClassVar[int] = 1
+    """Maps that an image layout makes of each head's attention: 2 for coarse and fine."""
+    reuses_prefix: ClassVar[bool] = True
+    """Whether keys and values up to the last image may serve other prompts: not where the image looks at the words."""
     image_token_id: int
+    """Marks the place of an image in tokenised words; the image's layout takes its place."""
     image_token: str
+
+    # --- before the weights are read ---
+
+    @classmethod
+    def claims(cls, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint is of the family's kind, from its raw config."""
+        return checkpoint.config.get("model_type") == cls.model_type
+
+    @classmethod
+    def doubt(cls, checkpoint: Checkpoint) -> str:
+        """Why a checkpoint of the kind is none of this family after all, in one line; empty if it is.
+
+        Kinds are shared by models that were trained on other prompts, so the chat template decides. Without one the
+        family's own prompt is taken.
+        """
+        missing = [mark for mark in cls.prompt_marks if mark not in checkpoint.prompt]
+        if not checkpoint.chat_template or not missing:
+            return ""
+        return f"expected a chat template that writes {' ... '.join(cls.prompt_marks)}, got {checkpoint.prompt!r:.120}"
+
+    @classmethod
+    def text_config(cls, checkpoint: Checkpoint) -> PreTrainedConfig:
+        """Config of the decoder, with the defaults of its kind filled in."""
+        return AutoConfig.from_pretrained(checkpoint.source).get_text_config()
+
+    @classmethod
+    def map_layers(cls, text: PreTrainedConfig) -> tuple[int, ...]:
+        """Decoder layers that give maps, in order; all of them unless some slide or are linear."""
+        return tuple(range(int(text.num_hidden_layers)))
+
+    @classmethod
+    def shape(cls, text: PreTrainedConfig) -> LmmShape:
+        """Numbers that heads must fit, from the decoder's config."""
+        layers = int(text.num_hidden_layers)
+        mapless = layers - len(cls.map_layers(text))
+        return LmmShape(layers, int(text.num_attention_heads), int(text.hidden_size), cls.maps_per_head, mapless)
 
     @classmethod
     @abstractmethod
-    def load(cls, source: str, *, dtype: torch.dtype) -> LoadedLmm:
-        """Load model and tokenizer from a folder or a Hugging Face name."""
+    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
+        """Load model and tokenizer."""
+
+    # --- words and images ---
 
     @abstractmethod
-    def prompt(self, text: str) -> str:
-        """The user's text in the family's chat format, with one image token."""
+    def prompt(self, text: str, images: int = 1) -> str:
+        """The user's text in the family's chat format, with one image token for each image."""
 
     @abstractmethod
-    def prepare(self, image: Image.Image) -> PreparedImage:
-        """Preprocess an RGB image as the published heads were trained."""
+    def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
+        """Preprocess RGB images as the published heads were trained."""
 
     @abstractmethod
-    def encode(self, model: PreTrainedModel, prepared: PreparedImage) -> Any:
-        """Run the vision tower; returns what the model takes as ``mm_encoder_outputs["image"]``."""
+    def encode(self, model: PreTrainedModel, prepared: PreparedImages) -> ImageFeatures:
+        """Run the vision tower and the projector."""
 
-    @abstractmethod
-    def image_tokens(self, features: Any) -> int:
-        """How many image tokens the encoded image takes in the sequence."""
+    # --- the decoder ---
 
-    @abstractmethod
-    def arrange_maps(self, rows: Tensor, geometry: ImageGeometry) -> Tensor:
-        """Attention rows ``[l, q, n, image tokens]`` as maps ``[n, c, h, w]``, channels as the heads expect them."""
+    def model_inputs(self, model: PreTrainedModel, ids: Tensor, features: ImageFeatures) -> dict[str, Any]:
+        """Keywords of ``model`` (and, but for ``input_ids``, of ``generate``) for a sequence from its beginning.
+
+        Args:
+            model: of the family.
+            ids: ``[1, s]`` with the images' tokens in their places.
+            features: from :meth:`encode`.
+        """
+        return {"input_ids": ids, "mm_encoder_outputs": {"image": features.given}}
+
+    def new_cache(self, model: PreTrainedModel) -> DynamicCache:
+        """An empty cache. Without a config it keeps every position in every layer, sliding ones too, as maps need it."""
+        return DynamicCache()
+
+    def model_state(self, model: PreTrainedModel) -> Any:
+        """What the model itself keeps of the sequence that it read last (for instance ``rope_deltas``), to be put back."""
+        return None
+
+    def restore_state(self, model: PreTrainedModel, state: Any) -> None:  # noqa: B027 - most models keep nothing
+        """Put back what :meth:`model_state` gave, before the model goes on from that sequence's cache."""
 
 
 def check_complete(report: Mapping[str, Any]) -> None:

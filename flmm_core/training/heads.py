@@ -201,7 +201,8 @@ class HeadsStage:
         return self.heads.sam.to_image(self.heads.sam(image, coarse, texts).low_res.float(), image)
 
     def _presence(self, phrases: Sequence[Phrase]) -> torch.Tensor:
-        """Logits ``[n]``."""
-        assert self.heads.presence is not None
-        maps = torch.stack([phrase.map for phrase in phrases]).to(self.device)
-        return self.heads.presence([phrase.states.to(self.device) for phrase in phrases], maps)
+        """Logits ``[n]``; phrases about images of other shapes may have maps of other sizes."""
+        presence = self.heads.presence
+        assert presence is not None
+        pairs = ((phrase.states.to(self.device), phrase.map[None].to(self.device)) for phrase in phrases)
+        return torch.cat([presence([states], own) for states, own in pairs])

@@ -1,0 +1,97 @@
+"""What a checkpoint of an LMM says of itself, read from its small files before any weights are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from flmm_core.errors import LoadError
+
+_CONTENTS = ([{"type": "image"}, {"type": "text", "text": "{text}"}], "<image>\n{text}")
+"""What :attr:`Checkpoint.prompt` puts into the chat template, the second where the first does not fit."""
+
+
+class Checkpoint:
+    """A folder or a Hugging Face name. Nothing is run or imported from it; not every kind has every file."""
+
+    def __init__(self, source: str | Path, settings: Mapping[str, Any] | None = None) -> None:
+        self.source = str(Path(source).expanduser()) if Path(source).expanduser().exists() else str(source)
+        self.settings = dict(settings or {})
+        """What its files do not say, by the names of the family's ``settings``, where it differs from these."""
+
+    def file(self, name: str) -> Path | None:
+        """Where a file of it lies, downloaded if need be; None if it has no such file."""
+        if Path(self.source).is_dir():
+            path = Path(self.source) / name
+            return path if path.is_file() else None
+        found = cached_file(self.source, name, _raise_exceptions_for_missing_entries=False)
+        return Path(found) if found else None
+
+    def require(self, name: str) -> Path:
+        """Where a file of it lies.
+
+        Raises:
+            LoadError: the folder has no such file.
+            OSError: the Hub has no such file, or cannot be asked.
+        """
+        if (path := self.file(name)) is not None:
+            return path
+        if Path(self.source).is_dir():
+            raise LoadError(f"LMM {self.source}: expected a {name} in the folder, got none")
+        return Path(str(cached_file(self.source, name)))
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Fields of a JSON file; none if it has no such file."""
+        path = self.file(name)
+        fields = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        if not isinstance(fields, dict):
+            raise ValueError(f"{self.source}: {name}: expected an object, got {type(fields).__name__}")
+        return fields
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The raw ``config.json``, as it is; transformers need not know its kind. Empty if it has none."""
+        return self.json("config.json")
+
+    @cached_property
+    def chat_template(self) -> str:
+        """The Jinja text, from any of the places where it may stand; empty if it has none."""
+        path = self.file("chat_template.jinja")
+        if path:
+            return path.read_text(encoding="utf-8")
+        for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+            template = self.json(name).get("chat_template")
+            if isinstance(template, list):  # several by name, an old layout
+                template = next((one["template"] for one in template if one["name"] == "default"), None)
+            if template:
+                return str(template)
+        return ""
+
+    @cached_property
+    def prompt(self) -> str:
+        """The chat template with one user's turn of an image and the words ``{text}``; empty without a template.
+
+        A template that cannot be filled in is returned as it is. Where it can be told so, the answer is not thought over first.
+        """
+        if not self.chat_template:
+            return ""
+        for content in _CONTENTS:
+            try:
+                rendered: Any = render_jinja_template(
+                    conversations=[[{"role": "user", "content": content}]],
+                    chat_template=self.chat_template,
+                    add_generation_prompt=True,
+                    enable_thinking=False,
+                    bos_token="",
+                    eos_token="",
+                )
+            except Exception:  # templates raise what they like
+                continue
+            return str(rendered[0][0])
+        return self.chat_template

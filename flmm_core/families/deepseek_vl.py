@@ -1,0 +1,163 @@
+"""DeepSeek-VL with one vision tower (1.3B), in its published layout or in transformers'.
+
+Preprocessing is the published heads': sizes truncate with ``int()``, where transformers' processor rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    DeepseekVLForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from flmm_core.families import deepseek_vl_layout as published
+from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, PreparedImages, check_complete
+from flmm_core.families.checkpoint import Checkpoint
+from flmm_core.families.layouts import GridLayout
+from flmm_core.image_geometry import long_side_geometry, place_in_frame
+
+_SMALLEST_SIDE = 14
+"""Pixels of the frame that an image is high and wide at least."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Numbers of the preprocessing."""
+
+    background: tuple[int, int, int]
+    """RGB 0..255 around an image."""
+    norms: Mapping[str, published.Norm]
+    """Mean and standard deviation of RGB 0..1, for each of the model's inputs by name."""
+
+
+class DeepseekVlFamily(LmmFamily):
+    """DeepSeek-VL-1.3B, and models of its architecture."""
+
+    model_type = "deepseek_vl"
+    prompt_marks = ("User: ", "Assistant:")
+    answer_separator = ""
+    phrase_separator = ""
+    system = (
+        "You are a helpful language and vision assistant. You are able to understand the visual content that the user"
+        " provides, and assist the user with a variety of tasks using natural language.\n\n"
+    )
+    template = "User: {image}{text}\n\nAssistant:"
+    settings: ClassVar[Mapping[str, Any]] = {"siglip_entry": published.SIGLIP_TOWERS}
+    model_class: ClassVar[Any] = DeepseekVLForConditionalGeneration
+    tower: ClassVar[str] = "CLIPVisionTower"
+    """Class of the vision tower in the published layout."""
+    frame_prefix: ClassVar[str] = ""
+    """Of the numbers of transformers' processor that are about the frame."""
+
+    def __init__(self, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pixels: Pixels) -> None:
+        config: Any = model.config
+        self.frame = int(self.frame_config(config).image_size)
+        self.grid = int(config.vision_config.image_size) // int(config.vision_config.patch_size)
+        self.image_token_id = int(config.image_token_id)
+        self.image_token = str(tokenizer.convert_ids_to_tokens(self.image_token_id))
+        self.pixels = pixels
+
+    @classmethod
+    def claims(cls, checkpoint: Checkpoint) -> bool:
+        """By transformers' name, or by the class of the tower in the published layout."""
+        if checkpoint.config.get("model_type") == published.MODEL_TYPE:
+            return cls.tower in checkpoint.config["vision_config"]["cls"]
+        return super().claims(checkpoint)
+
+    @classmethod
+    def doubt(cls, checkpoint: Checkpoint) -> str:
+        """Janus shares the published layout's kind and has another prompt."""
+        if "gen_vision_config" in checkpoint.config:
+            return "expected DeepSeek-VL, got a model that draws images too (gen_vision_config), such as Janus"
+        return super().doubt(checkpoint)
+
+    @classmethod
+    def text_config(cls, checkpoint: Checkpoint) -> PreTrainedConfig:
+        """Config of the decoder, in either layout."""
+        if checkpoint.config.get("model_type") == published.MODEL_TYPE:
+            return published.text_config(checkpoint)
+        return super().text_config(checkpoint)
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
+        """Load model and tokenizer; an answer ends with the tokenizer's end, whatever the config's default is."""
+        source = checkpoint.source
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+        if checkpoint.config["model_type"] == published.MODEL_TYPE:
+            config = published.model_config(checkpoint, tokenizer)
+            given, options = None, {"config": config, "state_dict": published.weights(checkpoint)}
+            pixels = Pixels(published.background(checkpoint), published.norms(checkpoint))
+        else:
+            given, options = source, {}
+            pixels = cls._processor_pixels(AutoImageProcessor.from_pretrained(source))
+        model, report = cls.model_class.from_pretrained(given, dtype=dtype, output_loading_info=True, **options)
+        check_complete(report)
+        if given is None and report["unexpected_keys"]:
+            raise ValueError(
+                f"expected no other weights than the model's, got {', '.join(sorted(report['unexpected_keys'])[:3])}"
+            )
+        model.generation_config.update(
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        )
+        return LoadedLmm(model=model, tokenizer=tokenizer, family=cls(model=model, tokenizer=tokenizer, pixels=pixels))
+
+    @classmethod
+    def frame_config(cls, config: Any) -> Any:
+        """Config of the tower that sees the whole frame."""
+        return config.vision_config
+
+    @classmethod
+    def _processor_pixels(cls, processor: Any) -> Pixels:
+        prefixes = {"", cls.frame_prefix}
+        norms = {
+            f"{prefix}pixel_values": (getattr(processor, f"{prefix}image_mean"), getattr(processor, f"{prefix}image_std"))
+            for prefix in prefixes
+        }
+        return Pixels(getattr(processor, f"{cls.frame_prefix}background_color"), norms)
+
+    def prompt(self, text: str, images: int = 1) -> str:
+        """The user's text in DeepSeek-VL's chat format."""
+        return self.template.format(image=self.image_token * images, text=text)
+
+    def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
+        """Each image in a frame of its own: long side to the frame, centred on the mean colour, normalised."""
+        layouts, frames = [], []
+        for image in images:
+            width, height = image.size
+            geometry = long_side_geometry(
+                image_height=height,
+                image_width=width,
+                frame=self.frame,
+                grid_height=self.grid,
+                grid_width=self.grid,
+                smallest=_SMALLEST_SIDE,
+            )
+            layouts.append(GridLayout(geometry, self.image_token_id))
+            placed = place_in_frame(image, geometry, background=self.pixels.background, resample=Image.Resampling.BICUBIC)
+            frames.append(torch.from_numpy(placed.copy()).permute(2, 0, 1))
+        inputs = {}
+        for name, values in self.views(torch.stack(frames) / 255).items():
+            mean, std = (torch.tensor(numbers)[:, None, None] for numbers in self.pixels.norms[name])
+            inputs[name] = (values - mean) / std
+        return PreparedImages(inputs, tuple(layouts))
+
+    def views(self, frames: Tensor) -> dict[str, Tensor]:
+        """Frames ``[n, 3, s, s]``, RGB 0..1, as each tower sees them, by the model's names of its inputs."""
+        return {"pixel_values": frames}
+
+    def encode(self, model: PreTrainedModel, prepared: PreparedImages) -> ImageFeatures:
+        """Vision towers and aligner."""
+        inputs = {name: values.to(device=model.device, dtype=model.dtype) for name, values in prepared.inputs.items()}
+        output = model.base_model.get_image_features(**inputs, return_dict=True)  # type: ignore[operator]
+        return ImageFeatures(views=tuple(output.pooler_output), given=output)

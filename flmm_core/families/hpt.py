@@ -1,0 +1,175 @@
+"""HPT: a vision tower, a projector and a Llama decoder, each in a folder of its own, without a config of the whole.
+
+transformers does not know HPT. Its parts are put together as those of LLaVA are: features of one layer of the tower, without
+a class token, through an MLP into the decoder. The tower sees larger images than it was trained on, so its position
+embeddings are interpolated. Preprocessing is LLaVA's, at that size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.activations import ACT2FN
+
+from flmm_core.families.base import ImageFeatures, LoadedLmm, check_complete
+from flmm_core.families.checkpoint import Checkpoint
+from flmm_core.families.llava import LlavaFamily
+
+_IMAGE_TOKEN = "<image>"
+
+
+class _HptFamily(LlavaFamily):
+    """What both HPTs share."""
+
+    model_type = "projector"  # of the only folder that is HPT's own
+    reads_apart = True
+    tower_type: ClassVar[str]
+    end_of_turn: ClassVar[str]
+    """Ends an answer in the published prompts; not every checkpoint's ``generation_config.json`` says so."""
+
+    def __init__(self, *, instruction: str, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.instruction = instruction
+
+    @classmethod
+    def claims(cls, checkpoint: Checkpoint) -> bool:
+        """Whether there are folders of a projector and of the right kind of tower, and no config of the whole."""
+        if checkpoint.config or checkpoint.json("projector/config.json").get("model_type") != cls.model_type:
+            return False
+        return checkpoint.json("visual_encoder/config.json").get("model_type") == cls.tower_type
+
+    @classmethod
+    def text_config(cls, checkpoint: Checkpoint) -> PreTrainedConfig:
+        """Config of the decoder, from its own folder."""
+        return AutoConfig.from_pretrained(checkpoint.source, subfolder="llm")
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
+        """Load the parts and put them together."""
+        settings = {**cls.settings, **checkpoint.settings}
+        decoder = _part(AutoModelForCausalLM, checkpoint, "llm", dtype)
+        tower = _part(AutoModel, checkpoint, "visual_encoder", dtype)
+        _enlarge(tower, int(settings["image_size"]))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.source, subfolder="llm")
+        tokenizer.add_tokens([_IMAGE_TOKEN], special_tokens=True)
+        class_token = hasattr(tower.embeddings, "class_embedding")
+        config = LlavaConfig(
+            vision_config=tower.config,
+            text_config=decoder.config,
+            image_token_index=tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN),
+            vision_feature_layer=int(settings["visual_select_layer"]),
+            vision_feature_select_strategy="default" if class_token else "full",
+        )
+        with torch.device("meta"):  # nothing of it stays
+            model = LlavaForConditionalGeneration(config)
+        model.model.vision_tower = tower
+        model.model.multi_modal_projector = _projector(checkpoint, dtype)
+        model.model.language_model, model.lm_head = decoder.model, decoder.lm_head
+        model.generation_config = decoder.generation_config
+        _end_turns(model, tokenizer, cls.end_of_turn)
+        processor = AutoImageProcessor.from_pretrained(checkpoint.source, subfolder="visual_encoder")
+        family = cls(model=model, tokenizer=tokenizer, image_processor=processor, instruction=str(settings["instruction"]))
+        return LoadedLmm(model=model, tokenizer=tokenizer, family=family)
+
+    def prompt(self, text: str, images: int = 1) -> str:
+        """The user's text in the chat format that the published heads were trained with."""
+        return self.instruction.replace("{input}", f"{self.image_token}\n" * images + text)
+
+    def model_inputs(self, model: PreTrainedModel, ids: Tensor, features: ImageFeatures) -> dict[str, Any]:
+        """Embeddings: the image token is not among those that the decoder knows."""
+        images = ids == self.image_token_id
+        embeds = model.get_input_embeddings()(ids.masked_fill(images, 0))
+        return {"inputs_embeds": embeds.masked_scatter(images[..., None], torch.cat(features.views).to(embeds))}
+
+
+class HptAirFamily(_HptFamily):
+    """HPT-Air: CLIP."""
+
+    tower_type = "clip_vision_model"
+    end_of_turn = "<|im_end|>"
+    settings: ClassVar[Mapping[str, Any]] = {
+        "image_size": 392,
+        "visual_select_layer": -2,
+        "instruction": "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n",
+    }
+
+
+class HptAir15Family(_HptFamily):
+    """HPT-Air-1.5: SigLIP."""
+
+    tower_type = "siglip_vision_model"
+    end_of_turn = "<|eot_id|>"
+    settings: ClassVar[Mapping[str, Any]] = {
+        "image_size": 448,
+        "visual_select_layer": -2,
+        "instruction": (
+            "<|start_header_id|>user<|end_header_id|>\n\n{input}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        ),
+    }
+
+
+def _part(kind: Any, checkpoint: Checkpoint, folder: str, dtype: torch.dtype) -> Any:
+    model, report = kind.from_pretrained(checkpoint.source, subfolder=folder, dtype=dtype, output_loading_info=True)
+    check_complete(report)
+    return model
+
+
+def _projector(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Sequential:
+    """An MLP of ``depth`` linear layers with activations between them."""
+    config = checkpoint.json("projector/config.json")
+    sizes = [config["visual_hidden_size"], *[config["llm_hidden_size"]] * config["depth"]]
+    layers: list[nn.Module] = []
+    for inner, outer in pairwise(sizes):
+        layers += [ACT2FN[config["hidden_act"]], nn.Linear(inner, outer, bias=config["bias"])]
+    projector = nn.Sequential(*layers[1:])
+    state = load_file(checkpoint.require("projector/model.safetensors"))
+    projector.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    return projector.to(dtype)
+
+
+def _enlarge(tower: Any, image_size: int) -> None:
+    """Let a tower take images of ``image_size`` pixels: its position embeddings are interpolated.
+
+    They are rounded through float16, a class token's too, as they were when the published heads were trained.
+    """
+    embeddings: Any = tower.embeddings
+    side, wanted = math.isqrt(embeddings.num_patches), image_size // embeddings.patch_size
+    if side == wanted:
+        return
+    table = embeddings.position_embedding.weight.detach().float()
+    before = len(table) - side * side
+    cells = table[before:].T.reshape(1, -1, side, side)
+    grown = F.interpolate(cells, size=(wanted, wanted), mode="bicubic", align_corners=False)
+    table = torch.cat([table[:before], grown[0].flatten(1).T]).half().to(tower.dtype)
+    embeddings.position_embedding = nn.Embedding.from_pretrained(table)
+    embeddings.num_patches, embeddings.num_positions = wanted * wanted, len(table)
+    embeddings.position_ids = torch.arange(len(table))[None]
+    embeddings.image_size = tower.config.image_size = image_size
+
+
+def _end_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token: str) -> None:
+    """Let a token end answers too, if the tokenizer knows it."""
+    if (end := tokenizer.get_vocab().get(token)) is None:
+        return
+    ends = model.generation_config.eos_token_id
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    model.generation_config.eos_token_id = [*ends, *[end][: end not in ends]]

@@ -1,0 +1,30 @@
+"""Qwen3.5: most decoder layers are linear and give no maps; those of full attention, one in four, do.
+
+A full layer gates what attention gathers, behind the softmax: its rows are rows all the same. A linear layer keeps a state
+of fixed size instead of keys and values, so the cache is of the model's own kind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from flmm_core.families.qwen2_5_vl import ASSISTANT, USER, Qwen25VlFamily
+
+
+class Qwen35Family(Qwen25VlFamily):
+    """Qwen3.5, answering without thinking aloud first."""
+
+    model_type = "qwen3_5"
+    plain_template = USER + ASSISTANT + "<think>\n\n</think>\n\n"
+
+    @classmethod
+    def map_layers(cls, text: PreTrainedConfig) -> tuple[int, ...]:
+        """Layers of full attention."""
+        kinds: Any = text.layer_types
+        return tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+
+    def new_cache(self, model: PreTrainedModel) -> DynamicCache:
+        """Keys and values for full layers, a state for linear ones."""
+        return DynamicCache(config=model.config)

@@ -1,0 +1,288 @@
+"""What every family of LMMs is checked for, on tiny random models.
+
+A family's test builds a checkpoint of a few layers, loads it as everywhere else, and calls these. Let the decoder have an
+``initializer_range`` of 0.3 or so: with transformers' 0.02 tiny models look at nothing in particular.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image
+from tiny_models import random_image
+from torch import nn
+
+from flmm_core import attention_tap
+from flmm_core.families import Checkpoint, family_of
+from flmm_core.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.image_geometry import unpad
+from flmm_core.lmm_words import LmmWords
+from flmm_core.mask_head import UNetConfig, UNetHead
+from flmm_core.training.losses import mask_losses
+
+SIZES = {"landscape": (101, 173), "portrait": (173, 101), "square": (131, 131)}
+"""Height and width of images that fit no grid."""
+
+REGIONS = {"corner": (0.0, 0.0, 0.3, 0.4), "middle": (0.37, 0.45, 0.7, 0.8), "end": (0.62, 0.55, 1.0, 1.0)}
+"""Top, left, bottom and right of a region, as parts of the image."""
+
+QUESTION, ANSWER = "where is the lemon?", "The yellow lemon is left of the green can."
+
+
+# --- (a) captured rows equal eager attention ---
+
+
+@torch.no_grad()
+def check_rows(source, image: Image.Image, *, tolerance: float = 1e-5) -> None:
+    """Rows and maps of a read and of a written answer are those of eager attention over the whole sequence.
+
+    With and without a cached prefix; a layer that gives maps must have eager attention of its own.
+    """
+    for reuse in (False, True):
+        lmm = FrozenLmm.from_pretrained(source, reuse_prefix=reuse)
+        encoded = lmm.encode_image(image)
+        read = lmm.read_answer(encoded, QUESTION, ANSWER)
+        written = lmm.generate(encoded, QUESTION, max_new_tokens=6)
+        for trace, chat in ((read, False), (written, True)):
+            assert trace.token_ids
+            prompt = lmm.words.prompt_tokens(QUESTION, encoded.layouts, chat=chat)
+            assert trace.kept.start == len(prompt.ids)
+            eager = eager_attention(lmm, encoded, [*prompt.ids, *trace.token_ids])
+            tokens = range(len(trace.token_ids))
+            assert len(eager) == len(trace.kept.layers) == len(lmm.map_layers)
+            own = torch.stack([layer[0, :, len(prompt.ids) :] for layer in eager])
+            everywhere = torch.arange(own.shape[-1])
+            rows = torch.stack([trace.kept.rows(i, tokens, everywhere) for i in range(len(eager))])
+            torch.testing.assert_close(rows, own, atol=tolerance, rtol=0)
+            maps = trace.merged_attention([(i, i + 1) for i in tokens])
+            assert maps.shape == (len(tokens), lmm.shape.channels, trace.geometry.grid_height, trace.geometry.grid_width)
+            torch.testing.assert_close(maps, trace.layouts[0].maps(own[..., trace.image_columns()]), atol=tolerance, rtol=0)
+
+
+def eager_attention(lmm: FrozenLmm, encoded, ids) -> list[torch.Tensor]:
+    """``[1, q, s, s]`` of each layer that gives maps, from the model's own eager attention; the tap is put back."""
+    text = lmm.model.config.get_text_config()
+    names = [name for name in lmm.model.config.sub_configs if getattr(lmm.model.config, name, None) is text]
+    lmm.model.set_attn_implementation({names[0]: "eager"} if names else "eager")
+    try:
+        inputs = lmm.family.model_inputs(lmm.model, torch.tensor([list(ids)]), encoded.features)
+        attentions = lmm.model(**inputs, use_cache=False, output_attentions=True).attentions
+    finally:
+        attention_tap.install(lmm.model)
+    if len(attentions) == len(lmm.map_layers):  # linear layers have none
+        return list(attentions)
+    return [attentions[layer] for layer in lmm.map_layers]
+
+
+# --- (b) position truth ---
+
+
+@torch.no_grad()
+def check_position_truth(
+    lmm: FrozenLmm,
+    image: Image.Image,
+    region: tuple[float, float, float, float],
+    *,
+    channels: slice = slice(None),
+    reach: float = 0.0,
+    parts: Iterable[nn.Module] = (),
+) -> None:
+    """Other pixels in one region of the image change the map cells of that region, and no others.
+
+    All attention of the model is silenced behind its scores (tower and decoder, :func:`local`), so the features of a cell
+    and the keys of its column depend on the cell's own pixels alone. Then attention to all other columns changes by one
+    factor (the softmax's sum), and this goes from pixels to cells through the whole of preprocessing, tiles, tower, merge,
+    sequence and layout. Where a cell lies in the image is computed here from nothing but ``geometry``.
+
+    Args:
+        lmm: of any family.
+        image: RGB.
+        region: one of :data:`REGIONS`.
+        channels: which channels; coarse maps want a larger ``reach`` than fine ones.
+        reach: image pixels around the region that may change cells too, or may not. At least what resampling blends; for
+            coarse maps that were enlarged, the pixels of two coarse cells.
+        parts: modules with a tower that lie outside ``lmm.model``.
+    """
+    height, width = image.height, image.width
+    top, left, bottom, right = (round(part * size) for part, size in zip(region, (height, width) * 2, strict=True))
+    pixels = np.array(image)
+    pixels[top:bottom, left:right] += 128  # of uint8: no pixel stays as it is
+    changed = Image.fromarray(pixels)
+    with local(lmm.model, *parts):
+        maps = [_maps(lmm, one)[:, channels] for one in (image, changed)]
+    geometry = lmm.family.prepare([image]).layouts[0].geometry
+    scales = height / geometry.inner_height, width / geometry.inner_width
+    blend = 2.5 * max(1.0, *scales)
+    reach = max(reach, blend)
+    rows = _cells(geometry.grid_height, geometry.padded_height, geometry.offset_y, scales[0])
+    columns = _cells(geometry.grid_width, geometry.padded_width, geometry.offset_x, scales[1])
+    must = _overlap(rows, top, bottom, height, -blend)[:, None] & _overlap(columns, left, right, width, -blend)[None]
+    may = _overlap(rows, top, bottom, height, reach)[:, None] & _overlap(columns, left, right, width, reach)[None]
+    assert must.any() and not may.all(), "the region is no part of the image that this grid can show"
+    factor = maps[1].double().clamp_min(1e-30).log() - maps[0].double().clamp_min(1e-30).log()
+    calm = factor[..., ~may]
+    change = (factor - calm.median(dim=-1).values[..., None, None]).abs()
+    assert change[..., ~may].amax() < 1e-3, f"cells outside of the region change: {_picture(change, must, may)}"
+    seen = change.amax(dim=(0, 1))
+    assert seen[must].amin() > 1e-2, f"cells of the region do not change: {_picture(change, must, may)}"
+
+
+def _maps(lmm: FrozenLmm, image: Image.Image) -> torch.Tensor:
+    trace = lmm.read_answer(lmm.encode_image(image), QUESTION, ANSWER)
+    return trace.merged_attention([(i, i + 1) for i in range(len(trace.token_ids))])
+
+
+def _cells(count: int, padded: int, offset: int, scale: float) -> torch.Tensor:
+    """``[count, 2]`` first and last edge of each cell along one axis, in image pixels."""
+    edges = (torch.arange(count + 1) * padded / count - offset) * scale
+    return torch.stack([edges[:-1], edges[1:]], dim=1)
+
+
+def _overlap(cells: torch.Tensor, start: int, end: int, size: int, reach: float) -> torch.Tensor:
+    """Which cells share pixels with ``[start - reach, end + reach)``; at the image's own edges nothing blends inwards."""
+    start = start - reach if start > 0 or reach > 0 else start
+    end = end + reach if end < size or reach > 0 else end
+    inside = cells.clamp(0, size) if reach < 0 else cells
+    return (torch.minimum(inside[:, 1], torch.tensor(end)) - torch.maximum(inside[:, 0], torch.tensor(start))) > 0
+
+
+def _picture(change: torch.Tensor, must: torch.Tensor, may: torch.Tensor) -> str:
+    """Cells as text: what happened (# changed, . not) against what should (X must, o may, . not)."""
+    lines = []
+    for row, strict, loose in zip(change.amax(dim=(0, 1)), must, may, strict=True):
+        seen = "".join("#" if value > 1e-2 else "+" if value > 1e-3 else "." for value in row.tolist())
+        lines.append(seen + "  " + "".join("X" if a else "o" if b else "." for a, b in zip(strict, loose, strict=True)))
+    return "\n" + "\n".join(lines)
+
+
+@contextmanager
+def local(*parts: nn.Module) -> Iterator[None]:
+    """Inside, no position of these modules learns of another: attention adds nothing, wide convolutions see one place."""
+    hooks, kept = [], []
+    for module in (module for part in parts for module in part.modules()):
+        name = type(module).__name__
+        if name.endswith(("Attention", "DeltaNet")):
+            hooks.append(module.register_forward_hook(_silence))
+        wide = isinstance(module, nn.Conv2d) and module.kernel_size > module.stride
+        if wide and module.stride == (1, 1):
+            kept.append((module.weight, module.weight.detach().clone()))
+            middle = [size // 2 for size in module.kernel_size]
+            mask = torch.zeros_like(module.weight)
+            mask[:, :, middle[0], middle[1]] = 1
+            with torch.no_grad():
+                module.weight.mul_(mask)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for weight, values in kept:
+            with torch.no_grad():
+                weight.copy_(values)
+
+
+def _silence(module: nn.Module, inputs, output):
+    if isinstance(output, tuple):
+        return (torch.zeros_like(output[0]), *output[1:])
+    return torch.zeros_like(output)
+
+
+# --- (c) greedy text identical with and without grounding ---
+
+
+@torch.no_grad()
+def check_greedy(
+    source, images: Iterable[Image.Image], *, dtypes=(torch.float32, torch.bfloat16), own_vision: bool = True, tokens: int = 12
+) -> None:
+    """Token ids are those of ``generate`` of a model that was never tapped, and its weights stay as they are.
+
+    Without a cached prefix always; with one, a bfloat16 model may choose another token where its two best scores are a
+    rounding apart, as reading the prompt in two passes rounds otherwise with or without this package.
+
+    Args:
+        source: folder of the checkpoint.
+        images: some.
+        dtypes: of the model.
+        own_vision: whether the plain model takes ``prepared.inputs`` itself (it should); else the family encodes them.
+        tokens: longest answer.
+    """
+    checkpoint = Checkpoint(source)
+    for dtype in dtypes:
+        plain = family_of(checkpoint).load(checkpoint, dtype=dtype)
+        plain.model.eval()
+        words = LmmWords(tokenizer=plain.tokenizer, family=plain.family)
+        tapped = [FrozenLmm.from_pretrained(source, dtype=dtype, reuse_prefix=reuse) for reuse in (False, True)]
+        for image in images:
+            prepared = plain.family.prepare([image])
+            encoded = [lmm.encode_image(image) for lmm in tapped]
+            for text in (QUESTION, "Please give me a description of the image."):
+                ids = words.prompt_tokens(text, prepared.layouts, chat=True).ids
+                expected, scores = _plain_answer(plain, ids, prepared, own_vision, tokens)
+                for lmm, one in zip(tapped, encoded, strict=True):
+                    got = lmm.generate(one, text, max_new_tokens=tokens).token_ids
+                    rounds = lmm.reuse_prefix and dtype != torch.float32
+                    assert got == expected or (rounds and _rounding_apart(expected, got, scores)), (dtype, lmm.reuse_prefix)
+        before = plain.model.state_dict()
+        for lmm in tapped:
+            for name, value in lmm.model.state_dict().items():
+                assert torch.equal(value, before[name]), name
+
+
+def _plain_answer(plain, ids, prepared, own_vision: bool, tokens: int) -> tuple[tuple[int, ...], list[torch.Tensor]]:
+    """Ids that the plain model writes, without the end, and ``[vocabulary]`` scores of each step."""
+    sequence = torch.tensor([ids])
+    if own_vision:
+        kind = plain.model.dtype
+        given = {name: value.to(kind) if value.is_floating_point() else value for name, value in prepared.inputs.items()}
+    else:
+        given = plain.family.model_inputs(plain.model, sequence, plain.family.encode(plain.model, prepared))
+        given.pop("input_ids", None)
+    mask = torch.ones_like(sequence)
+    output = plain.model.generate(
+        sequence,
+        attention_mask=mask,
+        **given,
+        do_sample=False,
+        max_new_tokens=tokens,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    written = tuple(output.sequences[0, len(ids) :].tolist())
+    ends = plain.model.generation_config.eos_token_id
+    ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+    answer = written[:-1] if written and written[-1] in ends else written
+    return answer, [step[0].float() for step in output.logits]
+
+
+def _rounding_apart(expected, got, scores: list[torch.Tensor]) -> bool:
+    """Whether the first token that differs scored within bfloat16's rounding of the best."""
+    place = next((i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), min(len(expected), len(got)))
+    best, second = scores[place].topk(2).values.tolist()
+    return best - second < 2**-5 * scores[place].abs().max().item()
+
+
+# --- (e) a tiny head trains ---
+
+
+def check_training(source, image: Image.Image | None = None, *, steps: int = 20) -> None:
+    """A small U-Net of the family's channels learns the masks of two phrases, and nothing else learns anything."""
+    torch.manual_seed(0)
+    image = image or random_image(*SIZES["landscape"])
+    lmm = FrozenLmm.from_pretrained(source)
+    trace, spans = lmm.read_phrases(lmm.encode_image(image), ["the lemon", "green can"])
+    maps = trace.merged_attention([(span.token_start, span.token_end) for span in spans])
+    head = UNetHead(UNetConfig(lmm_shape(source).channels, base_channels=4))
+    targets = torch.zeros_like(unpad(head(maps), trace.geometry))
+    targets[0, :, : targets.shape[2] // 2] = 1
+    targets[1, targets.shape[1] // 2 :] = 1
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(steps):
+        loss = sum(mask_losses(unpad(head(maps), trace.geometry), targets))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0], losses
+    assert not any(parameter.requires_grad for parameter in lmm.model.parameters())
