@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 README, REFERENCE, CARD, CHANGELOG = "README.md", "docs/reference.md", "MODEL_CARD.md", "CHANGELOG.md"
-DOCUMENTS = (README, REFERENCE, CARD, "CONTRIBUTING.md", CHANGELOG)
+REAL_MODELS = "docs/real_models.md"
+DOCUMENTS = (README, REFERENCE, REAL_MODELS, CARD, "CONTRIBUTING.md", CHANGELOG)
 PACKAGES = ("flmm_core", "flmm_tabletop", "flmm_ros", "flmm_sim", "flmm_cli")
 
 
@@ -57,7 +58,12 @@ def names(cell):
 
 def commands_in(name):
     """Lines of the shell blocks of a document as words, with continued lines joined and comments cut."""
-    for block in code_blocks(document(name), "bash"):
+    return commands(document(name))
+
+
+def commands(text):
+    """Those of a text; see :func:`commands_in`."""
+    for block in code_blocks(text, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
                 yield words
