@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,15 @@ def write_json(path: Path, record: Any) -> None:
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def provenance(args: argparse.Namespace, config: GroundingConfig) -> dict[str, Any]:
+def provenance(
+    args: argparse.Namespace, config: GroundingConfig, parts: Sequence[str] = ("lmm", "heads", "sam")
+) -> dict[str, Any]:
     """Command, model and versions behind a measurement.
+
+    Args:
+        args: of the command.
+        config: names the model's parts.
+        parts: those that were used.
 
     Raises:
         LoadError: a part of the model is not there.
@@ -32,7 +40,7 @@ def provenance(args: argparse.Namespace, config: GroundingConfig) -> dict[str, A
     from flmm_core.checkpoints import fingerprints
 
     flmm_tabletop.register()
-    sources = {part: getattr(config, part) for part in ("lmm", "heads", "sam")}
+    sources = {part: getattr(config, part) for part in parts}
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     return {
         "command": shlex.join(["flmm", *args.arguments]),

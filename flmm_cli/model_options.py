@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from flmm_core.config import GroundingConfig, Tunable, tunables
@@ -11,10 +12,17 @@ if TYPE_CHECKING:
     from flmm_core.pipeline import GroundingPipeline
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """One option for each entry of :class:`~flmm_core.config.GroundingConfig`."""
+def add_model_options(parser: argparse.ArgumentParser, names: Collection[str] = ()) -> None:
+    """One option for each entry of :class:`~flmm_core.config.GroundingConfig`.
+
+    Args:
+        parser: of a command.
+        names: entries that the command uses, if it does not use all.
+    """
     group = parser.add_argument_group("model")
     for tunable in tunables():
+        if names and tunable.name not in names:
+            continue
         option = "--" + tunable.name.replace("_", "-")
         if tunable.type is bool:
             group.add_argument(option, action=argparse.BooleanOptionalAction, default=tunable.default, help=_help(tunable))
@@ -24,12 +32,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def grounding_config(args: argparse.Namespace) -> GroundingConfig:
-    """The options as a configuration.
+    """The options as a configuration; what is no option of the command has its default.
 
     Raises:
         ValueError: a value is out of range.
     """
-    return GroundingConfig(**{tunable.name: getattr(args, tunable.name) for tunable in tunables()})
+    return GroundingConfig(
+        **{tunable.name: getattr(args, tunable.name) for tunable in tunables() if hasattr(args, tunable.name)}
+    )
 
 
 def load_pipeline(config: GroundingConfig) -> GroundingPipeline:

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from flmm_core import frozen_lmm
 from flmm_core.devices import check_device
 from flmm_core.errors import LoadError, explained
-from flmm_core.families import LmmShape
+from flmm_core.families import LmmShape, LoadedLmm
 from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.heads import GroundingHeads, HeadsConfig
@@ -77,12 +77,15 @@ class HeadsOrigin:
         )
 
 
-def fingerprints(*, lmm: str | Path, heads: str | Path, sam: str | Path) -> dict[str, str]:
-    """Fingerprint of the weights of each part of a model, from its sources as for the loaders."""
+def fingerprints(**sources: str | Path) -> dict[str, str]:
+    """Fingerprint of the weights of parts of a model.
+
+    Args:
+        sources: of ``lmm``, ``heads`` and ``sam``, or some of them, as for the loaders.
+    """
     return {
-        "lmm": lmm_fingerprint(_located("lmm", lmm)),
-        "heads": sam_fingerprint(_located("heads", heads)),
-        "sam": sam_fingerprint(_located("sam", sam)),
+        part: (lmm_fingerprint if part == "lmm" else sam_fingerprint)(_located(part, source))
+        for part, source in sources.items()
     }
 
 
@@ -138,6 +141,14 @@ def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **
     source = _lmm_source(source)
     with explained("LMM", source), _quiet():
         return FrozenLmm.from_pretrained(source, device=device, dtype=dtype, **options)
+
+
+def load_plain_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype) -> LoadedLmm:
+    """Load an LMM as :func:`load_lmm` does, but neither frozen nor tapped."""
+    check_device(device)
+    source = _lmm_source(source)
+    with explained("LMM", source), _quiet():
+        return frozen_lmm.load_plain(source, device=device, dtype=dtype)
 
 
 @contextmanager

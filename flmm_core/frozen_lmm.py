@@ -23,7 +23,7 @@ from flmm_core import attention_tap, config
 from flmm_core.attention_tap import KeptQueries
 from flmm_core.config import GroundingConfig
 from flmm_core.errors import CommandError
-from flmm_core.families import Checkpoint, ImageFeatures, ImageLayout, LmmFamily, LmmShape, family_of
+from flmm_core.families import Checkpoint, ImageFeatures, ImageLayout, LmmFamily, LmmShape, LoadedLmm, family_of
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.lmm_words import AnswerTokens, LmmWords, PromptTokens
 from flmm_core.types import ImageGeometry, KeywordSpan
@@ -67,6 +67,19 @@ def lmm_shape(source: str | Path) -> LmmShape:
     return family.shape(family.text_config(checkpoint))
 
 
+def load_plain(
+    source: str | Path, *, device: torch.device | str, dtype: torch.dtype, settings: Mapping[str, Any] | None = None
+) -> LoadedLmm:
+    """An LMM as transformers loads it, without the tap; arguments as of :meth:`FrozenLmm.from_pretrained`."""
+    checkpoint = Checkpoint(source, settings)
+    family = family_of(checkpoint)
+    if unknown := sorted(set(checkpoint.settings) - set(family.settings)):
+        raise ValueError(f"settings: expected some of {sorted(family.settings)}, got {', '.join(unknown)}")
+    loaded = family.load(checkpoint, dtype=dtype)
+    loaded.model.to(device)  # type: ignore[arg-type]
+    return loaded
+
+
 class FrozenLmm:
     """An LMM of one of the families, in evaluation mode, with the attention tap installed."""
 
@@ -108,13 +121,8 @@ class FrozenLmm:
             settings: in place of the family's ``settings``, which the checkpoint's files do not say.
             options: ``refer_prompt`` and ``reuse_prefix``.
         """
-        checkpoint = Checkpoint(source, settings)
-        family = family_of(checkpoint)
-        if unknown := sorted(set(checkpoint.settings) - set(family.settings)):
-            raise ValueError(f"settings: expected some of {sorted(family.settings)}, got {', '.join(unknown)}")
-        loaded = family.load(checkpoint, dtype=dtype)
-        model = loaded.model.to(device)  # type: ignore[arg-type]
-        return cls(model=model, tokenizer=loaded.tokenizer, family=loaded.family, **options)
+        loaded = load_plain(source, device=device, dtype=dtype, settings=settings)
+        return cls(model=loaded.model, tokenizer=loaded.tokenizer, family=loaded.family, **options)
 
     @property
     def device(self) -> torch.device:

@@ -14,10 +14,9 @@ from tiny_models import random_image
 from torch import nn
 
 from flmm_core import attention_tap
-from flmm_core.families import Checkpoint, family_of
-from flmm_core.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.frozen_lmm import FrozenLmm, lmm_shape, load_plain
+from flmm_core.frozen_report import ANEW, KEPT, verify_frozen
 from flmm_core.image_geometry import unpad
-from flmm_core.lmm_words import LmmWords
 from flmm_core.mask_head import UNetConfig, UNetHead
 from flmm_core.training.losses import mask_losses
 
@@ -191,11 +190,8 @@ def _silence(module: nn.Module, inputs, output):
 # --- (c) greedy text identical with and without grounding ---
 
 
-@torch.no_grad()
-def check_greedy(
-    source, images: Iterable[Image.Image], *, dtypes=(torch.float32, torch.bfloat16), own_vision: bool = True, tokens: int = 12
-) -> None:
-    """Token ids are those of ``generate`` of a model that was never tapped, and its weights stay as they are.
+def check_greedy(source, images: Iterable[Image.Image], *, dtypes=(torch.float32, torch.bfloat16), tokens: int = 12) -> None:
+    """Token ids are those of ``generate`` of a model that was not tapped yet, and its weights stay as they are.
 
     Without a cached prefix always; with one, a bfloat16 model may choose another token where its two best scores are a
     rounding apart, as reading the prompt in two passes rounds otherwise with or without this package.
@@ -204,62 +200,17 @@ def check_greedy(
         source: folder of the checkpoint.
         images: some.
         dtypes: of the model.
-        own_vision: whether the plain model takes ``prepared.inputs`` itself (it should); else the family encodes them.
         tokens: longest answer.
     """
-    checkpoint = Checkpoint(source)
+    named = {str(i): image for i, image in enumerate(images)}
     for dtype in dtypes:
-        plain = family_of(checkpoint).load(checkpoint, dtype=dtype)
-        plain.model.eval()
-        words = LmmWords(tokenizer=plain.tokenizer, family=plain.family)
-        tapped = [FrozenLmm.from_pretrained(source, dtype=dtype, reuse_prefix=reuse) for reuse in (False, True)]
-        for image in images:
-            prepared = plain.family.prepare([image])
-            encoded = [lmm.encode_image(image) for lmm in tapped]
-            for text in (QUESTION, "Please give me a description of the image."):
-                ids = words.prompt_tokens(text, prepared.layouts, chat=True).ids
-                expected, scores = _plain_answer(plain, ids, prepared, own_vision, tokens)
-                for lmm, one in zip(tapped, encoded, strict=True):
-                    got = lmm.generate(one, text, max_new_tokens=tokens).token_ids
-                    rounds = lmm.reuse_prefix and dtype != torch.float32
-                    assert got == expected or (rounds and _rounding_apart(expected, got, scores)), (dtype, lmm.reuse_prefix)
-        before = plain.model.state_dict()
-        for lmm in tapped:
-            for name, value in lmm.model.state_dict().items():
-                assert torch.equal(value, before[name]), name
-
-
-def _plain_answer(plain, ids, prepared, own_vision: bool, tokens: int) -> tuple[tuple[int, ...], list[torch.Tensor]]:
-    """Ids that the plain model writes, without the end, and ``[vocabulary]`` scores of each step."""
-    sequence = torch.tensor([ids])
-    if own_vision:
-        kind = plain.model.dtype
-        given = {name: value.to(kind) if value.is_floating_point() else value for name, value in prepared.inputs.items()}
-    else:
-        given = plain.family.model_inputs(plain.model, sequence, plain.family.encode(plain.model, prepared))
-        given.pop("input_ids", None)
-    mask = torch.ones_like(sequence)
-    output = plain.model.generate(
-        sequence,
-        attention_mask=mask,
-        **given,
-        do_sample=False,
-        max_new_tokens=tokens,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    written = tuple(output.sequences[0, len(ids) :].tolist())
-    ends = plain.model.generation_config.eos_token_id
-    ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
-    answer = written[:-1] if written and written[-1] in ends else written
-    return answer, [step[0].float() for step in output.logits]
-
-
-def _rounding_apart(expected, got, scores: list[torch.Tensor]) -> bool:
-    """Whether the first token that differs scored within bfloat16's rounding of the best."""
-    place = next((i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), min(len(expected), len(got)))
-    best, second = scores[place].topk(2).values.tolist()
-    return best - second < 2**-5 * scores[place].abs().max().item()
+        plain = load_plain(source, device="cpu", dtype=dtype)
+        questions = (QUESTION, "Please give me a description of the image.")
+        report = verify_frozen(plain, named, questions, max_new_tokens=tokens)
+        assert len(report.answers) == len(named) * len(questions)
+        assert report.frozen, (dtype, report.summary())
+        assert all(answer.outcomes[ANEW].identical for answer in report.answers), dtype
+        assert plain.family.reuses_prefix == all(KEPT in answer.outcomes for answer in report.answers)
 
 
 # --- (e) a tiny head trains ---

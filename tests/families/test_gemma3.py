@@ -97,7 +97,7 @@ def test_image_tokens_see_each_other_also_in_the_cached_prefix(lmm):
 
 def test_greedy_answers_are_those_of_the_plain_model(folder):
     images = [random_image(*size, seed=i) for i, size in enumerate(SIZES.values())]
-    family_checks.check_greedy(folder, images, own_vision=False)
+    family_checks.check_greedy(folder, images)
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def test_position_truth(lmm, size, region):
 
 
 def test_greedy(folder):
-    family_checks.check_greedy(folder, [random_image(*size) for size in SIZES.values()], own_vision=False)
+    family_checks.check_greedy(folder, [random_image(*size) for size in SIZES.values()])
 
 
 def test_a_head_trains(folder):

@@ -173,8 +173,8 @@ def test_a_region_of_the_image_is_the_same_region_of_the_maps(lmm, size, region)
 
 def test_greedy_answers_are_those_of_the_plain_model(folder):
     images = [random_image(*size, seed=i) for i, size in enumerate(SIZES.values())]
-    family_checks.check_greedy(folder, images, dtypes=(torch.float32,), own_vision=False)
-    family_checks.check_greedy(folder, images[:1], dtypes=(torch.bfloat16,), own_vision=False)
+    family_checks.check_greedy(folder, images, dtypes=(torch.float32,))
+    family_checks.check_greedy(folder, images[:1], dtypes=(torch.bfloat16,))
 
 
 def test_a_tiny_head_trains(folder):

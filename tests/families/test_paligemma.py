@@ -83,7 +83,7 @@ def test_the_prompt_sees_all_of_itself_and_the_answer_what_is_before_it(lmm):
 
 def test_greedy_answers_are_those_of_the_plain_model(folder):
     images = [random_image(*size, seed=i) for i, size in enumerate(SIZES.values())]
-    family_checks.check_greedy(folder, images, own_vision=False)
+    family_checks.check_greedy(folder, images)
 
 
 def processed(folder, images, text):

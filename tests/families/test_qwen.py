@@ -48,7 +48,7 @@ def test_position_truth(lmm, size, region):
 
 
 def test_greedy_text_is_the_plain_models(folder):
-    check_greedy(folder, [random_image(*size, seed=i) for i, size in enumerate(SIZES.values())], own_vision=False)
+    check_greedy(folder, [random_image(*size, seed=i) for i, size in enumerate(SIZES.values())])
 
 
 def test_a_head_trains(folder):
