@@ -26,6 +26,7 @@ from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig, UNetHead
+from flmm_core.sam_huggingface import check_sam_config, is_sam_model, segment_anything_names
 from flmm_core.sam_refiner import SamRefiner
 from flmm_core.sam_vit import sam_vit_like
 
@@ -176,7 +177,8 @@ def load_sam(source: str | Path) -> Sam:
 
     Args:
         source: a folder written by :func:`save_sam` in a registered format, a ``.pth`` file of ``segment_anything``
-            (ViT-B, -L, -H or any other size: sizes are read from the weights), or a registered model.
+            (ViT-B, -L, -H or any other size: sizes are read from the weights), a folder of transformers' ``SamModel``,
+            or a registered model.
 
     Raises:
         LoadError: the file is damaged, of another kind, or of a format that is not registered.
@@ -184,11 +186,15 @@ def load_sam(source: str | Path) -> Sam:
     path = Path(_located("sam", source))
     _require(path, "SAM")
     with explained("SAM", path):
-        if path.is_dir():
+        if path.is_dir() and not is_sam_model(config := _read_json(path / CONFIG_FILE, "SAM")):
             kind, fields = _read_config(path, _SAM_FORMATS, "SAM")
             sam, state = _SAM_FORMATS[kind](**fields), _read_safetensors(path / WEIGHTS_FILE, "SAM")
         else:
-            state = _read_pth(path, "SAM")
+            if path.is_dir():
+                check_sam_config(config)
+                state = segment_anything_names(_read_safetensors(path / WEIGHTS_FILE, "SAM"))
+            else:
+                state = _read_pth(path, "SAM")
             if "image_encoder.pos_embed" not in state:
                 raise LoadError(f"SAM {path}: expected segment-anything weights with image_encoder.pos_embed, got none")
             sam = sam_vit_like(state)
@@ -388,14 +394,21 @@ def _read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
 def _read_config(folder: Path, kinds: Collection[str], what: str) -> tuple[str, dict[str, Any]]:
     """Format and other fields of a folder's ``config.json``."""
     path = folder / CONFIG_FILE
-    _require(path, what)
-    with explained(what, path):
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        kind, version = fields.pop("format", None), fields.pop("version", None)
+    fields = _read_json(path, what)
+    kind, version = fields.pop("format", None), fields.pop("version", None)
     if kind not in kinds or version != FORMAT_VERSION:
         known = " or ".join(sorted(kinds)) or "(none is registered)"
         raise LoadError(f"{what} {path}: expected format {known} version {FORMAT_VERSION}, got {kind} version {version}")
     return kind, fields
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    _require(path, what)
+    with explained(what, path):
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(fields, dict):
+        raise LoadError(f"{what} {path}: expected an object, got {type(fields).__name__}")
+    return fields
 
 
 def _write(folder: Path, kind: str, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> None:

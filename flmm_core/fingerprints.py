@@ -17,6 +17,8 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from flmm_core.sam_huggingface import is_sam_model, segment_anything_names
+
 BLOCKS = 4
 BLOCK_BYTES = 1024
 """Of what is larger than all blocks together, so many blocks are read, evenly spread from the first byte to the last."""
@@ -25,6 +27,8 @@ _LMM_WEIGHTS = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
 )  # fmt: skip
 """In the order in which transformers looks for them."""
+_TORCH_NAMES = {"F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
+"""Number formats by the names that PyTorch gives them, where safetensors is to be taken for a ``.pth`` file."""
 _PARTS = ("projector", "llm", "visual_encoder")
 """Folders of an LMM that has no config and no weights of the whole; the first one is only found there."""
 
@@ -52,9 +56,17 @@ def lmm_fingerprint(source: str | Path) -> str:
 
 
 def sam_fingerprint(source: str | Path) -> str:
-    """Fingerprint of the weights of a SAM, or of heads: a folder with ``model.safetensors``, or a ``.pth`` file."""
+    """Fingerprint of the weights of a SAM, or of heads: a folder with ``model.safetensors``, or a ``.pth`` file.
+
+    A SAM has the same one as ``.pth`` file of ``segment_anything`` and as folder of transformers' ``SamModel``.
+    """
     path = Path(source).expanduser()
-    return _weights_fingerprint([path / "model.safetensors" if path.is_dir() else path])
+    if not path.is_dir():
+        return _weights_fingerprint([path])
+    config, weights = path / "config.json", path / "model.safetensors"
+    if config.is_file() and is_sam_model(json.loads(config.read_text(encoding="utf-8"))):
+        return settings_fingerprint(segment_anything_names(dict(_safetensors_entries(weights, _TORCH_NAMES))))
+    return _weights_fingerprint([weights])
 
 
 def settings_fingerprint(settings: Mapping[str, Any]) -> str:
@@ -114,7 +126,8 @@ def _weights_fingerprint(files: Iterable[Path]) -> str:
     return settings_fingerprint(tensors)
 
 
-def _safetensors_entries(path: Path) -> Iterator[tuple[str, str]]:
+def _safetensors_entries(path: Path, dtypes: Mapping[str, str] | None = None) -> Iterator[tuple[str, str]]:
+    """Name and digest of each tensor; ``dtypes`` renames number formats."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= path.stat().st_size - 8:
@@ -123,7 +136,8 @@ def _safetensors_entries(path: Path) -> Iterator[tuple[str, str]]:
         for name, entry in header.items():
             if name != "__metadata__":
                 start, end = entry["data_offsets"]
-                digest = hashlib.sha256(json.dumps([entry["dtype"], entry["shape"]]).encode())
+                dtype = (dtypes or {}).get(entry["dtype"], entry["dtype"])
+                digest = hashlib.sha256(json.dumps([dtype, entry["shape"]]).encode())
                 _sample(digest, file, 8 + length + start, end - start)
                 yield name, digest.hexdigest()
 
