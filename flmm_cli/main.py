@@ -22,6 +22,7 @@ MODULES = (
     "train",
     "eval",
     "attention",
+    "info",
 )
 """Modules of this package, in the order in which `flmm --help` lists their commands."""
 

@@ -48,7 +48,7 @@ _NAMES = tuple(
     )
 )  # fmt: skip
 
-_FIXED = {
+_FIXED: dict[str, dict[str, Any]] = {
     "vision_config": {"hidden_act": "gelu", "use_abs_pos": True, "use_rel_pos": True, "layer_norm_eps": 1e-6},
     "prompt_encoder_config": {"hidden_act": "gelu"},
     "mask_decoder_config": {
