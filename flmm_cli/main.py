@@ -23,6 +23,7 @@ MODULES = (
     "eval",
     "attention",
     "info",
+    "convert",
 )
 """Modules of this package, in the order in which `flmm --help` lists their commands."""
 

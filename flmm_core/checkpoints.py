@@ -349,6 +349,29 @@ def save_heads(
     _write(Path(folder), HEADS_FORMAT, config, heads.trained_state(), dtype)
 
 
+def convert_heads(source: Path, folder: Path, *, lmm: str | Path, sam: str | Path) -> HeadsOrigin:
+    """Write published heads for :func:`load_heads` in float32, with what they belong to.
+
+    Args:
+        source: published ``.pth`` file.
+        folder: made if need be.
+        lmm: as for :func:`load_lmm`; only its config and, for the fingerprint, its files of weights are looked at.
+        sam: as for :func:`load_sam`.
+
+    Returns:
+        What was written of LMM and SAM.
+
+    Raises:
+        LoadError: the file holds no published heads, or those of another LMM or SAM.
+    """
+    if source.is_dir():
+        raise LoadError(f"heads {source}: expected a published .pth file, got a folder")
+    heads = load_heads(source, shape=lmm_shape(lmm), sam=load_sam(sam))
+    origin = HeadsOrigin.of(lmm=lmm, sam=sam)
+    save_heads(heads, folder, origin=origin, dtype=torch.float32)
+    return origin
+
+
 def _check_fit(config: HeadsConfig, shape: LmmShape, path: Path) -> None:
     given = (shape.channels, shape.layers, shape.hidden_size)
     wanted = (config.unet.in_channels, config.layers, config.hidden_size)
