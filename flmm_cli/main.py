@@ -23,6 +23,8 @@ MODULES = (
     "eval",
     "attention",
     "verify_frozen",
+    "info",
+    "convert",
 )
 """Modules of this package, in the order in which `flmm --help` lists their commands."""
 

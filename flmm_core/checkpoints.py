@@ -26,8 +26,10 @@ from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig, UNetHead
+from flmm_core.sam_huggingface import check_sam_config, is_sam_model, segment_anything_names
 from flmm_core.sam_refiner import SamRefiner
 from flmm_core.sam_vit import sam_vit_like
+from flmm_core.weight_files import pickled_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -75,6 +77,17 @@ class HeadsOrigin:
         return cls(
             lmm=Path(lmm).name, sam=Path(sam).name, lmm_fingerprint=lmm_fingerprint(lmm), sam_fingerprint=sam_fingerprint(sam)
         )
+
+
+def registered_parts(source: str | Path) -> dict[str, str]:
+    """Folders of the parts of a registered model; none if ``source`` is no such name."""
+    folder = _MODELS.get(str(source))
+    return {part: str(folder / part) for part in ("lmm", "heads", "sam")} if folder else {}
+
+
+def published_lmms(channels: int) -> str:
+    """Which published LMMs have so many attention channels; empty if none has."""
+    return _PUBLISHED.get(channels, "")
 
 
 def fingerprints(**sources: str | Path) -> dict[str, str]:
@@ -187,7 +200,8 @@ def load_sam(source: str | Path) -> Sam:
 
     Args:
         source: a folder written by :func:`save_sam` in a registered format, a ``.pth`` file of ``segment_anything``
-            (ViT-B, -L, -H or any other size: sizes are read from the weights), or a registered model.
+            (ViT-B, -L, -H or any other size: sizes are read from the weights), a folder of transformers' ``SamModel``,
+            or a registered model.
 
     Raises:
         LoadError: the file is damaged, of another kind, or of a format that is not registered.
@@ -195,11 +209,15 @@ def load_sam(source: str | Path) -> Sam:
     path = Path(_located("sam", source))
     _require(path, "SAM")
     with explained("SAM", path):
-        if path.is_dir():
+        if path.is_dir() and not is_sam_model(config := _read_json(path / CONFIG_FILE, "SAM")):
             kind, fields = _read_config(path, _SAM_FORMATS, "SAM")
             sam, state = _SAM_FORMATS[kind](**fields), _read_safetensors(path / WEIGHTS_FILE, "SAM")
         else:
-            state = _read_pth(path, "SAM")
+            if path.is_dir():
+                check_sam_config(config)
+                state = segment_anything_names(_read_safetensors(path / WEIGHTS_FILE, "SAM"))
+            else:
+                state = _read_pth(path, "SAM")
             if "image_encoder.pos_embed" not in state:
                 raise LoadError(f"SAM {path}: expected segment-anything weights with image_encoder.pos_embed, got none")
             sam = sam_vit_like(state)
@@ -244,24 +262,45 @@ def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHea
     path = Path(_located("heads", source))
     _require(path, "heads")
     with explained("heads", path):
-        if path.is_dir():
-            _, fields = _read_config(path, (HEADS_FORMAT,), "heads")
-            config = HeadsConfig(
-                unet=UNetConfig(**fields["unet"]),
-                layers=fields["layers"],
-                hidden_size=fields["hidden_size"],
-                keyword_selector=fields["keyword_selector"],
-                presence=fields["presence"],
-            )
-            state = _read_safetensors(path / WEIGHTS_FILE, "heads")
-        else:
-            state = _read_pth(path, "heads")
-            config = _published_config(state, path)
+        config = read_heads_config(path)
+        state = _read_safetensors(path / WEIGHTS_FILE, "heads") if path.is_dir() else _read_pth(path, "heads")
         _check_fit(config, shape, path)
         heads = GroundingHeads(config=config, sam=SamRefiner(sam=sam))
         state = {key: value for key, value in state.items() if not key.startswith(_IGNORED)}
         _load_strictly(heads, state, what="heads", source=path, may_miss=_FROM_SAM + _IGNORED)
     return heads.float().eval()
+
+
+def read_heads_config(path: Path) -> HeadsConfig:
+    """Which LMM heads fit, and their size, without reading their weights.
+
+    Args:
+        path: a folder written by :func:`save_heads`, or a published ``.pth`` file.
+
+    Raises:
+        LoadError: it holds no heads.
+    """
+    _require(path, "heads")
+    with explained("heads", path):
+        if not path.is_dir():
+            return _published_config(pickled_tensors(path), path)
+        fields = _read_config(path, (HEADS_FORMAT,), "heads")[1]
+        return HeadsConfig(
+            unet=UNetConfig(**fields["unet"]),
+            layers=fields["layers"],
+            hidden_size=fields["hidden_size"],
+            keyword_selector=fields["keyword_selector"],
+            presence=fields["presence"],
+        )
+
+
+def read_origin(path: Path) -> HeadsOrigin:
+    """Which LMM and SAM heads were trained on, as they say themselves; published ``.pth`` files do not."""
+    _require(path, "heads")
+    if not path.is_dir():
+        return HeadsOrigin()
+    with explained("heads", path):
+        return HeadsOrigin(**_read_config(path, (HEADS_FORMAT,), "heads")[1].get("origin", {}))
 
 
 def load_mask_head(source: str | Path) -> UNetHead:
@@ -297,12 +336,8 @@ def check_origin(heads: str | Path, *, lmm: str | Path, sam: str | Path) -> None
         LoadError: names what the heads were trained on and what was given.
     """
     path, lmm, sam = Path(_located("heads", heads)), _located("lmm", lmm), _located("sam", sam)
-    _require(path, "heads")
+    origin = read_origin(path)
     _require(Path(sam), "SAM")
-    if not path.is_dir():
-        return
-    with explained("heads", path):
-        origin = HeadsOrigin(**_read_config(path, (HEADS_FORMAT,), "heads")[1].get("origin", {}))
     parts: tuple[tuple[str, str, str, str | Path, Callable[[str | Path], str]], ...] = (
         ("LMM", origin.lmm, origin.lmm_fingerprint, lmm, lmm_fingerprint),
         ("SAM", origin.sam, origin.sam_fingerprint, sam, sam_fingerprint),
@@ -325,11 +360,34 @@ def save_heads(
     _write(Path(folder), HEADS_FORMAT, config, heads.trained_state(), dtype)
 
 
+def convert_heads(source: Path, folder: Path, *, lmm: str | Path, sam: str | Path) -> HeadsOrigin:
+    """Write published heads for :func:`load_heads` in float32, with what they belong to.
+
+    Args:
+        source: published ``.pth`` file.
+        folder: made if need be.
+        lmm: as for :func:`load_lmm`; only its config and, for the fingerprint, its files of weights are looked at.
+        sam: as for :func:`load_sam`.
+
+    Returns:
+        What was written of LMM and SAM.
+
+    Raises:
+        LoadError: the file holds no published heads, or those of another LMM or SAM.
+    """
+    if source.is_dir():
+        raise LoadError(f"heads {source}: expected a published .pth file, got a folder")
+    heads = load_heads(source, shape=lmm_shape(lmm), sam=load_sam(sam))
+    origin = HeadsOrigin.of(lmm=lmm, sam=sam)
+    save_heads(heads, folder, origin=origin, dtype=torch.float32)
+    return origin
+
+
 def _check_fit(config: HeadsConfig, shape: LmmShape, path: Path) -> None:
     given = (shape.channels, shape.layers, shape.hidden_size)
     wanted = (config.unet.in_channels, config.layers, config.hidden_size)
     if given != wanted:
-        known = _PUBLISHED.get(wanted[0])
+        known = published_lmms(wanted[0])
         belongs = f", which belong to {known}" if known else ""
         raise LoadError(
             f"heads {path}: expected heads for the given LMM's {given[0]} attention channels ({given[1]} layers, hidden size"
@@ -382,12 +440,7 @@ def _load_strictly(
 
 def _read_pth(path: Path, what: str) -> dict[str, Tensor]:
     with explained(what, path):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise LoadError(f"{what} {path}: expected a state dict of tensors, got {type(state).__name__} of something else")
-    return state
+        return pickled_tensors(path)
 
 
 def _read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
@@ -399,14 +452,21 @@ def _read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
 def _read_config(folder: Path, kinds: Collection[str], what: str) -> tuple[str, dict[str, Any]]:
     """Format and other fields of a folder's ``config.json``."""
     path = folder / CONFIG_FILE
-    _require(path, what)
-    with explained(what, path):
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        kind, version = fields.pop("format", None), fields.pop("version", None)
+    fields = _read_json(path, what)
+    kind, version = fields.pop("format", None), fields.pop("version", None)
     if kind not in kinds or version != FORMAT_VERSION:
         known = " or ".join(sorted(kinds)) or "(none is registered)"
         raise LoadError(f"{what} {path}: expected format {known} version {FORMAT_VERSION}, got {kind} version {version}")
     return kind, fields
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    _require(path, what)
+    with explained(what, path):
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(fields, dict):
+        raise LoadError(f"{what} {path}: expected an object, got {type(fields).__name__}")
+    return fields
 
 
 def _write(folder: Path, kind: str, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> None:

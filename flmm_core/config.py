@@ -63,7 +63,8 @@ class GroundingConfig:
     )
     sam: str = _tunable(
         DEFAULT_MODEL,
-        "SAM: a folder written by this project, a segment-anything .pth file, or the name of a registered model.",
+        "SAM: a folder of this project or of transformers' SamModel, a segment-anything .pth file, or the name of a registered"
+        " model.",
     )
     device: str = _tunable("auto", "Where to compute: auto (cuda if there is one), cpu, cuda, cuda:1, ...")
     dtype: str = _tunable(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +15,9 @@ from typing import Any, BinaryIO
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+
+from flmm_core.sam_huggingface import is_sam_model, segment_anything_names
+from flmm_core.weight_files import pickled_tensors, safetensors_header
 
 BLOCKS = 4
 BLOCK_BYTES = 1024
@@ -25,6 +27,8 @@ _LMM_WEIGHTS = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
 )  # fmt: skip
 """In the order in which transformers looks for them."""
+_TORCH_NAMES = {"F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
+"""Number formats by the names that PyTorch gives them, where safetensors is to be taken for a ``.pth`` file."""
 _PARTS = ("projector", "llm", "visual_encoder")
 """Folders of an LMM that has no config and no weights of the whole; the first one is only found there."""
 
@@ -38,6 +42,14 @@ def lmm_fingerprint(source: str | Path) -> str:
     Raises:
         ValueError: the folder has no weights, or a file is damaged.
     """
+    parts = lmm_weight_files(source)
+    if list(parts) == [""]:
+        return _weights_fingerprint(parts[""])
+    return settings_fingerprint({part: _weights_fingerprint(files) for part, files in parts.items()})
+
+
+def lmm_weight_files(source: str | Path) -> dict[str, list[Path]]:
+    """Files of the weights of an LMM by the folders of its parts; of a whole by an empty name. See :func:`lmm_fingerprint`."""
     folder = Path(source).expanduser()
 
     def find(name: str) -> Path | None:
@@ -46,15 +58,22 @@ def lmm_fingerprint(source: str | Path) -> str:
         return folder / name if (folder / name).is_file() else None
 
     if find("config.json") or not find(f"{_PARTS[0]}/config.json"):
-        return _weights_fingerprint(_lmm_files(source, find))
-    parts = {part: _weights_fingerprint(_lmm_files(source, find, f"{part}/")) for part in _PARTS}
-    return settings_fingerprint(parts)
+        return {"": _lmm_files(source, find)}
+    return {part: _lmm_files(source, find, f"{part}/") for part in _PARTS}
 
 
 def sam_fingerprint(source: str | Path) -> str:
-    """Fingerprint of the weights of a SAM, or of heads: a folder with ``model.safetensors``, or a ``.pth`` file."""
+    """Fingerprint of the weights of a SAM, or of heads: a folder with ``model.safetensors``, or a ``.pth`` file.
+
+    A SAM has the same one as ``.pth`` file of ``segment_anything`` and as folder of transformers' ``SamModel``.
+    """
     path = Path(source).expanduser()
-    return _weights_fingerprint([path / "model.safetensors" if path.is_dir() else path])
+    if not path.is_dir():
+        return _weights_fingerprint([path])
+    config, weights = path / "config.json", path / "model.safetensors"
+    if config.is_file() and is_sam_model(json.loads(config.read_text(encoding="utf-8"))):
+        return settings_fingerprint(segment_anything_names(dict(_safetensors_entries(weights, _TORCH_NAMES))))
+    return _weights_fingerprint([weights])
 
 
 def settings_fingerprint(settings: Mapping[str, Any]) -> str:
@@ -114,26 +133,20 @@ def _weights_fingerprint(files: Iterable[Path]) -> str:
     return settings_fingerprint(tensors)
 
 
-def _safetensors_entries(path: Path) -> Iterator[tuple[str, str]]:
+def _safetensors_entries(path: Path, dtypes: Mapping[str, str] | None = None) -> Iterator[tuple[str, str]]:
+    """Name and digest of each tensor; ``dtypes`` renames number formats."""
+    header, begin = safetensors_header(path)
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= path.stat().st_size - 8:
-            raise ValueError(f"{path}: expected a header inside the file, got a length of {length} bytes")
-        header = json.loads(file.read(length))
         for name, entry in header.items():
-            if name != "__metadata__":
-                start, end = entry["data_offsets"]
-                digest = hashlib.sha256(json.dumps([entry["dtype"], entry["shape"]]).encode())
-                _sample(digest, file, 8 + length + start, end - start)
-                yield name, digest.hexdigest()
+            start, end = entry["data_offsets"]
+            dtype = (dtypes or {}).get(entry["dtype"], entry["dtype"])
+            digest = hashlib.sha256(json.dumps([dtype, entry["shape"]]).encode())
+            _sample(digest, file, begin + start, end - start)
+            yield name, digest.hexdigest()
 
 
 def _pickled_entries(path: Path) -> Iterator[tuple[str, str]]:
-    # Files of the old format, which are no archives, cannot be mapped into memory.
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    if isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    for name, tensor in state.items():
+    for name, tensor in pickled_tensors(path).items():
         digest = hashlib.sha256(json.dumps([str(tensor.dtype), list(tensor.shape)]).encode())
         flat = tensor.detach().reshape(-1).view(torch.uint8)
         for start, end in _blocks(len(flat)):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import ImageLayout
@@ -62,6 +70,18 @@ class LoadedLmm:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     family: LmmFamily
+
+
+class ModelOutline:
+    """A model's config and the names of its weights: all that a family asks its model for before anything is computed."""
+
+    def __init__(self, config: Any, weights: Collection[str]) -> None:
+        self.config = config
+        self.weights = weights
+
+    def named_parameters(self) -> Iterator[tuple[str, None]]:
+        """Names alone."""
+        return ((name, None) for name in self.weights)
 
 
 class LmmFamily(ABC):
@@ -124,6 +144,27 @@ class LmmFamily(ABC):
         layers = int(text.num_hidden_layers)
         mapless = layers - len(cls.map_layers(text))
         return LmmShape(layers, int(text.num_attention_heads), int(text.hidden_size), cls.maps_per_head, mapless)
+
+    @classmethod
+    def unloaded(cls, checkpoint: Checkpoint, weights: Collection[str]) -> LmmFamily:
+        """The family as :meth:`load` makes it, but without a model: its prompt and its layouts, from small files alone.
+
+        Args:
+            checkpoint: of the family.
+            weights: names of its weights.
+        """
+        source, family = checkpoint.source, cast(Any, cls)
+        made: LmmFamily = family(
+            model=ModelOutline(AutoConfig.from_pretrained(source), weights),
+            tokenizer=AutoTokenizer.from_pretrained(source),
+            image_processor=AutoImageProcessor.from_pretrained(source, backend="pil"),
+        )
+        return made
+
+    @classmethod
+    def elsewhere(cls, checkpoint: Checkpoint) -> tuple[str, ...]:
+        """Folders or Hugging Face names of other checkpoints whose weights belong to this one."""
+        return ()
 
     @classmethod
     @abstractmethod

@@ -5,14 +5,15 @@ Preprocessing is the published heads': sizes truncate with ``int()``, where tran
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     DeepseekVLForConditionalGeneration,
     PreTrainedConfig,
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from flmm_core.families import deepseek_vl_layout as published
-from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, PreparedImages, check_complete
+from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, ModelOutline, PreparedImages, check_complete
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout
 from flmm_core.image_geometry import long_side_geometry, place_in_frame
@@ -92,15 +93,11 @@ class DeepseekVlFamily(LmmFamily):
     @classmethod
     def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
         """Load model and tokenizer; an answer ends with the tokenizer's end, whatever the config's default is."""
-        source = checkpoint.source
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+        config, tokenizer, pixels = cls._small_files(checkpoint)
+        given: str | None = checkpoint.source
+        options: dict[str, Any] = {}
         if checkpoint.config["model_type"] == published.MODEL_TYPE:
-            config = published.model_config(checkpoint, tokenizer)
             given, options = None, {"config": config, "state_dict": published.weights(checkpoint)}
-            pixels = Pixels(published.background(checkpoint), published.norms(checkpoint))
-        else:
-            given, options = source, {}
-            pixels = cls._processor_pixels(AutoImageProcessor.from_pretrained(source))
         model, report = cls.model_class.from_pretrained(given, dtype=dtype, output_loading_info=True, **options)
         check_complete(report)
         if given is None and report["unexpected_keys"]:
@@ -111,6 +108,23 @@ class DeepseekVlFamily(LmmFamily):
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
         )
         return LoadedLmm(model=model, tokenizer=tokenizer, family=cls(model=model, tokenizer=tokenizer, pixels=pixels))
+
+    @classmethod
+    def unloaded(cls, checkpoint: Checkpoint, weights: Collection[str]) -> LmmFamily:
+        """Without a model, in either layout."""
+        config, tokenizer, pixels = cls._small_files(checkpoint)
+        return cls(model=cast(PreTrainedModel, ModelOutline(config, weights)), tokenizer=tokenizer, pixels=pixels)
+
+    @classmethod
+    def _small_files(cls, checkpoint: Checkpoint) -> tuple[Any, PreTrainedTokenizerBase, Pixels]:
+        """Config, tokenizer and preprocessing, in either layout."""
+        source = checkpoint.source
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+        if checkpoint.config["model_type"] == published.MODEL_TYPE:
+            pixels = Pixels(published.background(checkpoint), published.norms(checkpoint))
+            return published.model_config(checkpoint, tokenizer), tokenizer, pixels
+        pixels = cls._processor_pixels(AutoImageProcessor.from_pretrained(source))
+        return AutoConfig.from_pretrained(source), tokenizer, pixels
 
     @classmethod
     def frame_config(cls, config: Any) -> Any:

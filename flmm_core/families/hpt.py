@@ -8,9 +8,9 @@ embeddings are interpolated. Preprocessing is LLaVA's, at that size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from safetensors.torch import load_file
@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from flmm_core.families.base import ImageFeatures, LoadedLmm, check_complete
+from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, ModelOutline, check_complete
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.llava import LlavaFamily
 
@@ -69,16 +69,8 @@ class _HptFamily(LlavaFamily):
         decoder = _part(AutoModelForCausalLM, checkpoint, "llm", dtype)
         tower = _part(AutoModel, checkpoint, "visual_encoder", dtype)
         _enlarge(tower, int(settings["image_size"]))
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.source, subfolder="llm")
-        tokenizer.add_tokens([_IMAGE_TOKEN], special_tokens=True)
-        class_token = hasattr(tower.embeddings, "class_embedding")
-        config = LlavaConfig(
-            vision_config=tower.config,
-            text_config=decoder.config,
-            image_token_index=tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN),
-            vision_feature_layer=int(settings["visual_select_layer"]),
-            vision_feature_select_strategy="default" if class_token else "full",
-        )
+        tokenizer = _words(checkpoint)
+        config = _whole_config(tower.config, decoder.config, tokenizer, settings)
         with torch.device("meta"):  # nothing of it stays
             model = LlavaForConditionalGeneration(config)
         model.model.vision_tower = tower
@@ -89,6 +81,20 @@ class _HptFamily(LlavaFamily):
         processor = AutoImageProcessor.from_pretrained(checkpoint.source, subfolder="visual_encoder")
         family = cls(model=model, tokenizer=tokenizer, image_processor=processor, instruction=str(settings["instruction"]))
         return LoadedLmm(model=model, tokenizer=tokenizer, family=family)
+
+    @classmethod
+    def unloaded(cls, checkpoint: Checkpoint, weights: Collection[str]) -> LmmFamily:
+        """Without a model."""
+        settings, tokenizer = {**cls.settings, **checkpoint.settings}, _words(checkpoint)
+        tower: Any = AutoConfig.from_pretrained(checkpoint.source, subfolder="visual_encoder")
+        tower.image_size = int(settings["image_size"])
+        config = _whole_config(tower, cls.text_config(checkpoint), tokenizer, settings)
+        return cls(
+            model=ModelOutline(config, weights),
+            tokenizer=tokenizer,
+            image_processor=AutoImageProcessor.from_pretrained(checkpoint.source, subfolder="visual_encoder"),
+            instruction=str(settings["instruction"]),
+        )
 
     def prompt(self, text: str, images: int = 1) -> str:
         """The user's text in the chat format that the published heads were trained with."""
@@ -131,6 +137,25 @@ def _part(kind: Any, checkpoint: Checkpoint, folder: str, dtype: torch.dtype) ->
     model, report = kind.from_pretrained(checkpoint.source, subfolder=folder, dtype=dtype, output_loading_info=True)
     check_complete(report)
     return model
+
+
+def _words(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(checkpoint.source, subfolder="llm")
+    tokenizer.add_tokens([_IMAGE_TOKEN], special_tokens=True)
+    return tokenizer
+
+
+def _whole_config(
+    tower: PreTrainedConfig, text: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]
+) -> LlavaConfig:
+    """Config of the whole; of the towers only CLIP has a class token."""
+    return LlavaConfig(
+        vision_config=tower,
+        text_config=text,
+        image_token_index=cast(int, tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN)),
+        vision_feature_layer=int(settings["visual_select_layer"]),
+        vision_feature_select_strategy="default" if tower.model_type == HptAirFamily.tower_type else "full",
+    )
 
 
 def _projector(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Sequential:

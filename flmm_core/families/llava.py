@@ -42,8 +42,8 @@ class LlavaFamily(LmmFamily):
         vision: Any = config.vision_config
         self.frame = int(vision.image_size)
         self.grid = self.frame // int(vision.patch_size)
-        class_token = any(name.endswith("class_embedding") for name, _ in model.named_parameters())
-        self.skipped = int(class_token and config.vision_feature_select_strategy == "full")
+        whole = config.vision_feature_select_strategy == "full"
+        self.skipped = int(whole and any(name.endswith("class_embedding") for name, _ in model.named_parameters()))
         self.image_token_id = int(config.image_token_id)
         self.image_token = str(tokenizer.convert_ids_to_tokens(self.image_token_id))
         self.mean = tuple(float(x) for x in image_processor.image_mean)

@@ -6,7 +6,7 @@ tower, and what CLIP sees is made from that by bilinear interpolation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -19,15 +19,17 @@ from transformers import (
     AddedToken,
     AutoImageProcessor,
     AutoTokenizer,
+    CLIPVisionConfig,
     GemmaConfig,
     GenerationConfig,
     LlamaConfig,
+    LlavaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, PreparedImages
+from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, ModelOutline, PreparedImages
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout, ImageLayout
 from flmm_core.families.mgm_model import MgmForConditionalGeneration, load_model, tower
@@ -128,8 +130,7 @@ class MgmFamily(LmmFamily):
         """Load the LMM and its two towers; words get a mark for images, which the decoder never reads."""
         text = cls.text_config(checkpoint)
         model = load_model(checkpoint, text, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.source, config=text)
-        tokenizer.add_tokens([AddedToken(cls.image_token, special=True, normalized=False)], special_tokens=True)
+        tokenizer = cls._words(checkpoint, text)
         said = checkpoint.json("generation_config.json")
         ends = said.get("eos_token_id", text.eos_token_id)
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -137,6 +138,29 @@ class MgmFamily(LmmFamily):
         processor = AutoImageProcessor.from_pretrained(tower(checkpoint, "mm_vision_tower"))
         family = cls(model=model, tokenizer=tokenizer, image_processor=processor, config=checkpoint.config)
         return LoadedLmm(model=model, tokenizer=tokenizer, family=family)
+
+    @classmethod
+    def unloaded(cls, checkpoint: Checkpoint, weights: Collection[str]) -> LmmFamily:
+        """Without a model; the tower for the whole image has the grid."""
+        text, clip = cls.text_config(checkpoint), tower(checkpoint, "mm_vision_tower")
+        config = LlavaConfig(vision_config=CLIPVisionConfig.from_pretrained(clip), text_config=text)
+        return cls(
+            model=cast(MgmForConditionalGeneration, ModelOutline(config, weights)),
+            tokenizer=cls._words(checkpoint, text),
+            image_processor=AutoImageProcessor.from_pretrained(clip),
+            config=checkpoint.config,
+        )
+
+    @classmethod
+    def elsewhere(cls, checkpoint: Checkpoint) -> tuple[str, ...]:
+        """The two towers."""
+        return tower(checkpoint, "mm_vision_tower"), tower(checkpoint, "mm_vision_tower_aux")
+
+    @classmethod
+    def _words(cls, checkpoint: Checkpoint, text: PreTrainedConfig) -> PreTrainedTokenizerBase:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint.source, config=text)
+        tokenizer.add_tokens([AddedToken(cls.image_token, special=True, normalized=False)], special_tokens=True)
+        return tokenizer
 
     def prompt(self, text: str, images: int = 1) -> str:
         """The user's text in the decoder's chat format."""

@@ -7,13 +7,14 @@ phrases are read or a question is answered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -21,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, PreparedImages, check_complete
+from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, ModelOutline, PreparedImages, check_complete
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout
 from flmm_core.types import ImageGeometry
@@ -61,6 +62,16 @@ class Qwen25VlFamily(LmmFamily):
         processor = AutoImageProcessor.from_pretrained(source, backend="pil")
         family = cls(model=model, tokenizer=tokenizer, image_processor=processor, template=checkpoint.prompt)
         return LoadedLmm(model=model, tokenizer=tokenizer, family=family)
+
+    @classmethod
+    def unloaded(cls, checkpoint: Checkpoint, weights: Collection[str]) -> LmmFamily:
+        """Without a model; the template is the checkpoint's."""
+        return cls(
+            model=cast(PreTrainedModel, ModelOutline(AutoConfig.from_pretrained(checkpoint.source), weights)),
+            tokenizer=AutoTokenizer.from_pretrained(checkpoint.source),
+            image_processor=AutoImageProcessor.from_pretrained(checkpoint.source, backend="pil"),
+            template=checkpoint.prompt,
+        )
 
     def prompt(self, text: str, images: int = 1) -> str:
         """The user's text in the checkpoint's chat format, behind the images."""

@@ -1,0 +1,36 @@
+"""`flmm info`: what an LMM, heads or a SAM is, from its small files."""
+
+from __future__ import annotations
+
+import argparse
+
+from flmm_core.plain_text import printable
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "info",
+        help="say what an LMM, heads or a SAM is",
+        description="Prints what an LMM, heads or a SAM is: sizes, channels, prompt, grid, memory, and what belongs together."
+        " Reads configs and the headers of weights only.",
+    )
+    parser.add_argument(
+        "model", nargs="+", help="LMM, heads or SAM: a folder, a .pth file, a Hugging Face name, or a registered model"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print each part."""
+    import flmm_tabletop
+    from flmm_core.model_info import model_info
+
+    flmm_tabletop.register()
+    for number, part in enumerate(part for source in args.model for part in model_info(source)):
+        if number:
+            print()
+        print(printable(f"{part.kind} {part.source}"))
+        width = max(map(len, part.facts))
+        for name, value in part.facts.items():
+            print(f"  {name.ljust(width)}  {printable(value)}")
+    return 0
