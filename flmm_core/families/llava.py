@@ -54,12 +54,7 @@ class LlavaFamily(LmmFamily):
     def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
         """Load model, tokenizer and the numbers of the image processor."""
         source = checkpoint.source
-        options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
-        if (
-            "tie_word_embeddings" not in checkpoint.config
-        ):  # then the decoder's config says it, as it did when these were written
-            options["tie_word_embeddings"] = cls.text_config(checkpoint).tie_word_embeddings
-        loaded: Any = cls.architecture.from_pretrained(source, **options)
+        loaded: Any = cls.architecture.from_pretrained(source, dtype=dtype, output_loading_info=True)
         model, report = loaded
         check_complete(report)
         tokenizer = AutoTokenizer.from_pretrained(source)

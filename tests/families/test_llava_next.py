@@ -2,13 +2,11 @@
 
 import copy
 import json
-import shutil
 
 import family_checks
 import pytest
 import torch
 from family_checks import REGIONS, SIZES
-from safetensors.torch import load_file, save_file
 from tiny_models import random_image, tokenizer
 from transformers import (
     CLIPVisionConfig,
@@ -162,18 +160,3 @@ def test_other_prompts_are_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=r"expected a chat template that writes \[INST\] ... \[/INST\], got"):
         family_of(Checkpoint(tmp_path))
-
-
-def test_tied_words_of_an_old_config(saved, tmp_path):
-    """Configs of old do not say at their top that input and output words share weights; the decoder's config does."""
-    folder = shutil.copytree(saved["vicuna"][0], tmp_path / "tied")
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("tie_word_embeddings", None)
-    config["text_config"]["tie_word_embeddings"] = True
-    (folder / "config.json").write_text(json.dumps(config))
-    weights = load_file(folder / "model.safetensors")
-    without = {name: value for name, value in weights.items() if not name.endswith("lm_head.weight")}
-    assert len(without) == len(weights) - 1
-    save_file(without, folder / "model.safetensors", metadata={"format": "pt"})
-    model = FrozenLmm.from_pretrained(folder).model
-    assert torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
