@@ -10,6 +10,7 @@ import pickle
 import socket
 import ssl
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,7 @@ class UnknownModelError(LoadError):
 
 _DAMAGED = (
     OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError, AttributeError,
-    SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile,
+    SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What reading a damaged file, or one of another kind, raises."""
 

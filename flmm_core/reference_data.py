@@ -36,6 +36,12 @@ TOLERANCES = {
 }
 """Largest absolute difference allowed. Ids and positions count what differs; of the mask IoU it is how much 1 is missed by."""
 
+EXPECTED = (
+    "pixel values", "image features", "token positions", "hidden states", "merged maps", "text tokens", "U-Net output",
+    "un-padded logits", "boxes", "SAM logits",
+)  # fmt: skip
+"""Stages that each sample of an LMM should have reference tensors of."""
+
 _EVERY = re.compile(r"_every(\d+)\w\w_(pixel|channel)$")
 _LAST = re.compile(r"_last\d+")
 
@@ -86,6 +92,8 @@ class Wanted:
         return key in self.arrays
 
     def __getitem__(self, key: str) -> np.ndarray:
+        if key not in self.arrays:
+            raise ValueError(f"outputs.npz: expected an entry {self.sample}_{self.prefix}{key}, got none")
         self._used.add(self.prefix + key)
         return self.arrays[key]
 

@@ -8,12 +8,11 @@ exceeds its tolerance or a case cannot be run.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ from flmm_core.heads import GroundingHeads
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.lmm_words import AnswerTokens
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.reference_data import Check, Wanted, difference, missed_iou, wrong
+from flmm_core.reference_data import EXPECTED, Check, Wanted, difference, missed_iou, wrong
+from flmm_core.reference_files import arrays, cases, fields, heads_file, image, sam_file
 from flmm_core.sam_refiner import RefinerConfig, SamImage, SamRefiner
 
 CPU = torch.device("cpu")
@@ -40,9 +40,16 @@ CPU = torch.device("cpu")
 class Outcome:
     """What became of a case."""
 
-    checks: list[Check]
-    unread: list[str] = field(default_factory=list)
-    """For each sample, names of reference tensors that nothing was compared with."""
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+    """What was not compared."""
+    error: str = ""
+    """Why the case was not run to its end, in one line."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the case was run and nothing exceeds its tolerance."""
+        return not self.error and all(check.passed for check in self.checks)
 
 
 @torch.no_grad()
@@ -51,65 +58,58 @@ def verify_case(folder: Path) -> Outcome:
 
     Args:
         folder: with ``manifest.json``.
-
-    Raises:
-        ValueError: the case cannot be run, for instance because no family reads its LMM.
     """
-    if (folder / "lmm").is_dir():
-        unread: list[str] = []
-        checks = list(_lmm_case(folder, unread))
-        return Outcome(checks, unread)
-    return Outcome(list(_unet_case(folder) if (folder / "unet_head.pth").is_file() else _refiner_case(folder)))
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        return dict(file)
-
-
-def _image(folder: Path, name: str) -> Image.Image:
-    return Image.open(folder / f"{name}.png").convert("RGB")
-
-
-def _sam_file(folder: Path) -> Path:
-    """The SAM that the manifest names."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    names = [*manifest["files"], *manifest.get("sha256", {})]
-    return folder / next(name for name in names if name.startswith("../") and name.endswith(".pth"))
+    checks: list[Check] = []
+    notes: list[str] = []
+    if (folder / "inputs.json").is_file() or (folder / "lmm").is_dir():
+        stages = _lmm_case(folder, notes)
+    else:
+        stages = _unet_case(folder) if (folder / "unet_head.pth").is_file() else _refiner_case(folder)
+    error = ""
+    try:
+        for check in stages:
+            checks.append(check)  # what came before an error is kept
+        error = "" if checks else f"reference data {folder}: expected something to compare with, got nothing"
+    except Exception as caught:  # of the libraries that read and run; the other cases are run all the same
+        kind = "" if isinstance(caught, ValueError) else f"{type(caught).__name__}: "
+        error = kind + " ".join(str(caught).split())
+        if isinstance(caught, KeyError):
+            error = f"reference data {folder}: expected an entry {error.removeprefix(kind)}, got none"
+    return Outcome(tuple(checks), tuple(notes), error)
 
 
 def _unet_case(folder: Path) -> Iterator[Check]:
     head = checkpoints.load_mask_head(folder / "unet_head.pth")
-    outputs = _arrays(folder / "outputs.npz")
-    for name, maps in _arrays(folder / "inputs.npz").items():
+    outputs = arrays(folder / "outputs.npz")
+    for name, maps in arrays(folder / "inputs.npz").items():
         key = name.replace("attn", "logits")
         yield Check(name, "U-Net output", difference(head(torch.from_numpy(maps)), outputs[key]), key)
 
 
 def _refiner_case(folder: Path) -> Iterator[Check]:
-    sam = checkpoints.load_sam(_sam_file(folder))
-    inputs, outputs = _arrays(folder / "inputs.npz"), _arrays(folder / "outputs.npz")
+    sam = checkpoints.load_sam(sam_file(folder))
+    inputs, outputs = arrays(folder / "inputs.npz"), arrays(folder / "outputs.npz")
     for name in [key.removesuffix("_coarse") for key in inputs if key.endswith("_coarse")]:
         want, refiner = Wanted(outputs, name), SamRefiner(sam=sam)
-        image = refiner.encode_image(np.asarray(_image(folder, name)))
+        seen = refiner.encode_image(np.asarray(image(folder, name)))
         coarse = torch.from_numpy(inputs[f"{name}_coarse"])
         texts = [torch.from_numpy(inputs[f"{name}_text{i}"]) for i in range(len(coarse))]
-        yield want.check("SAM input size", (image.input_height, image.input_width), want["sam_input_size"], "sam_input_size")
-        yield from want.compare("SAM embedding", "image_embedding", image.embedding[0])
-        prompts = refiner.prompts(image, coarse, texts)
+        yield want.check("SAM input size", (seen.input_height, seen.input_width), want["sam_input_size"], "sam_input_size")
+        yield from want.compare("SAM embedding", "image_embedding", seen.embedding[0])
+        prompts = refiner.prompts(seen, coarse, texts)
         yield from want.compare("boxes", "boxes", prompts.boxes)
         yield from want.compare("SAM mask prompts", "prompt_masks", prompts.masks)
-        refined = refiner(image, coarse, texts)
+        refined = refiner(seen, coarse, texts)
         yield from want.compare("SAM low-res logits", "low_res_masks", refined.low_res)
         yield from want.compare("SAM predicted IoU", "iou_predictions", refined.iou)
-        yield from want.compare("SAM logits", "sam_masks", refiner.to_image(refined.low_res, image))
+        yield from want.compare("SAM logits", "sam_masks", refiner.to_image(refined.low_res, seen))
         for part in ("mask", "box", "text"):
             less = SamRefiner(sam=sam, config=RefinerConfig(**{f"use_{part}": False}))
             if any(key.startswith(f"no_{part}_") for key in want.arrays):
-                yield from want.compare("SAM low-res logits", f"no_{part}_low_res_masks", less(image, coarse, texts).low_res)
+                yield from want.compare("SAM low-res logits", f"no_{part}_low_res_masks", less(seen, coarse, texts).low_res)
         many = SamRefiner(sam=sam, config=RefinerConfig(multimask=True))
         if any(key.startswith("multimask_") for key in want.arrays):
-            full = many.to_image(many(image, coarse, texts).low_res, image)
+            full = many.to_image(many(seen, coarse, texts).low_res, seen)
             yield from want.compare("SAM logits", "multimask_sam_masks", full)
             if "multimask_sam_masks_positive_packbits" in want:
                 positive = want["multimask_sam_masks_positive_packbits"]
@@ -117,23 +117,8 @@ def _refiner_case(folder: Path) -> Iterator[Check]:
                 yield Check(name, "mask IoU", bits, "multimask_sam_masks_positive_packbits, bytes that differ")
 
 
-def _heads_file(folder: Path, scratch: Path) -> Path:
-    """The case's heads; SAM's parts that cases share are taken from a neighbour that has them, as the data's README says."""
-    own, shared = folder / "flmm_heads.pth", "sam.model.mask_decoder."
-    state = torch.load(own, weights_only=True)
-    if any(key.startswith(shared) for key in state):
-        return own
-    for other in sorted(folder.parent.glob("*/flmm_heads.pth")):
-        whole = torch.load(other, weights_only=True)
-        if any(key.startswith(shared) for key in whole):
-            state.update({key: value for key, value in whole.items() if key.startswith("sam.")})
-            torch.save(state, scratch / own.name)
-            return scratch / own.name
-    raise ValueError(f"heads {own}: expected a neighbouring case whose heads hold {shared}*, got none")
-
-
-def _lmm_case(folder: Path, unread: list[str]) -> Iterator[Check]:
-    manifest, inputs = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("manifest.json", "inputs.json"))
+def _lmm_case(folder: Path, notes: list[str]) -> Iterator[Check]:
+    manifest, inputs = (fields(folder / name) for name in ("manifest.json", "inputs.json"))
     words = inputs.get("prompt_text") or re.sub(r"<[^<>]*>", "", inputs["prompt"]).strip()
     known = family_of(Checkpoint(folder / "lmm")).settings
     said = {**manifest.get("config", {}), **inputs}
@@ -141,14 +126,20 @@ def _lmm_case(folder: Path, unread: list[str]) -> Iterator[Check]:
     options = {"refer_prompt": words, "reuse_prefix": False, "settings": settings}
     lmm = checkpoints.load_lmm(folder / "lmm", device=CPU, dtype=torch.float32, **options)
     with tempfile.TemporaryDirectory() as scratch:
-        path = _heads_file(folder, Path(scratch))
+        path = heads_file(folder, Path(scratch))
         shape = checkpoints.lmm_shape(folder / "lmm")
-        heads = checkpoints.load_heads(path, shape=shape, sam=checkpoints.load_sam(_sam_file(folder)))
-    outputs = _arrays(folder / "outputs.npz")
+        heads = checkpoints.load_heads(path, shape=shape, sam=checkpoints.load_sam(sam_file(folder)))
+    outputs = arrays(folder / "outputs.npz")
     for sample in inputs["samples"]:
-        case = _Sample(_image(folder, sample["name"]), sample, manifest, inputs, Wanted(outputs, sample["name"]), lmm, heads)
-        yield from case.run()
-        unread.append(f"{sample['name']}: {', '.join(case.want.unread)}")
+        name = sample["name"]
+        case = _Sample(image(folder, name), sample, manifest, inputs, Wanted(outputs, name), lmm, heads)
+        missing = set(EXPECTED)
+        for check in case.run():
+            missing.discard(check.stage)
+            yield check
+        notes.append(f"not compared: {name}: {', '.join(case.want.unread)}")
+        if missing:
+            notes.append(f"no reference: {name}: {', '.join(sorted(missing))}")
 
 
 @dataclass(frozen=True)
@@ -180,8 +171,8 @@ class _Sample:
         prefixed = again.encode_image(self.image)
         maps = again.read_phrases(prefixed, self.sample["phrases"])[0].merged_attention(ranges, merge=self._merge)
         yield self.want.check("merged maps", maps, self.want["mask_attentions"], "mask_attentions, cached prefix")
-        for name, one, image in (("whole", self.lmm, encoded), ("cached prefix", again, prefixed)):
-            yield from self._generated(name, one, image, sam)
+        for name, one, begun in (("whole", self.lmm, encoded), ("cached prefix", again, prefixed)):
+            yield from self._generated(name, one, begun, sam)
         pipeline = GroundingPipeline(lmm=again, heads=self.heads)
         pipeline.set_image(self.image)
         masks = [phrase.mask for phrase in pipeline.refer(self.sample["phrases"]).phrases]
@@ -190,7 +181,7 @@ class _Sample:
 
     @property
     def _merge(self) -> Any:
-        return self.manifest["config"].get("merge", "mean")
+        return self.manifest.get("config", {}).get("merge", "mean")
 
     def _images(self) -> Iterator[Check]:
         prepared = self.lmm.family.prepare([self.image])
@@ -233,8 +224,8 @@ class _Sample:
             yield self.want.check("hidden states", trace.hidden_states[:, -count:], states[1:, -count:], "hidden_states")
         mixed = self.want.last("layer_weighted_hidden_states")
         if mixed is not None:
-            got = self._mixed(trace)
-            yield self.want.check("hidden states", got, mixed[-len(got) :], "layer_weighted_hidden_states")
+            got, count = self._mixed(trace), min(len(trace.token_ids), len(mixed))
+            yield self.want.check("hidden states", got[-count:], mixed[-count:], "layer_weighted_hidden_states")
         if rows is not None and len(rows) == len(trace.kept.layers):
             count, columns = min(len(trace.token_ids), rows.shape[1]), torch.arange(rows.shape[2])
             tokens = range(len(trace.token_ids) - count, len(trace.token_ids))
@@ -268,14 +259,15 @@ class _Sample:
     def _generated(self, path: str, lmm: FrozenLmm, encoded: EncodedImage, sam: SamImage) -> Iterator[Check]:
         """Maps of an answer that was written are those of the same answer read, and the reference's where it has one."""
         question = self.inputs.get("question", self.lmm.refer_prompt)
-        trace = lmm.generate(encoded, question, max_new_tokens=self.manifest["config"].get("max_new_tokens", 8))
+        trace = lmm.generate(encoded, question, max_new_tokens=self.manifest.get("config", {}).get("max_new_tokens", 8))
         if not trace.token_ids:
             return
         prompt = lmm.words.prompt_tokens(question, encoded.layouts, chat=True)
-        read = lmm.read_tokens(encoded, AnswerTokens(prompt, trace.token_ids, trace.token_offsets), trace.text)
         each = [(i, i + 1) for i in range(len(trace.token_ids))]
         maps = trace.merged_attention(each)
-        yield self.want.check("merged maps", maps, read.merged_attention(each), f"generated = read, {path}")
+        if lmm.family.image_token_id not in trace.token_ids:  # a random model may write it, but nobody can read it
+            read = lmm.read_tokens(encoded, AnswerTokens(prompt, trace.token_ids, trace.token_offsets), trace.text)
+            yield self.want.check("merged maps", maps, read.merged_attention(each), f"generated = read, {path}")
         if "answer_output_ids" not in self.want:
             return
         if "chat_input_ids" in self.want:
@@ -290,36 +282,21 @@ class _Sample:
         yield from self._masks(trace, [tuple(span) for span in self.inputs["spans"]], self.want.part("ground_"), sam)
 
 
-def cases(folders: Sequence[Path]) -> list[Path]:
-    """Folders with a manifest: those given, or the ones in them."""
-    found = []
-    for folder in folders:
-        own = (
-            [folder] if (folder / "manifest.json").is_file() else sorted(path.parent for path in folder.glob("*/manifest.json"))
-        )
-        if not own:
-            raise ValueError(f"{folder}: expected reference data (a manifest.json, here or one folder below), got none")
-        found += own
-    return found
-
-
 def report(folder: Path) -> bool:
     """Run a case and print its stages; whether all passed."""
-    try:
-        outcome = verify_case(folder)
-    except (ValueError, KeyError, OSError, RuntimeError) as error:  # the other cases are run all the same
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        print(f"{folder.name}: not run: {kind}{error}\n")
-        return False
+    outcome = verify_case(folder)
     print(folder.name)
     for check in outcome.checks:
         limits = f"{check.difference:10.2e}  tolerance {check.tolerance:7.0e}  {'ok' if check.passed else 'EXCEEDED':<8}"
         print(f"  {check.sample:<12} {check.stage:<20} {limits}  {check.note}")
-    for names in outcome.unread:
-        print(f"  not compared: {names}")
-    failed = sum(not check.passed for check in outcome.checks)
-    print(f"  {len(outcome.checks) - failed} of {len(outcome.checks)} within their tolerance\n")
-    return not failed
+    for note in outcome.notes:
+        print(f"  {note}")
+    within = sum(check.passed for check in outcome.checks)
+    print(f"  {within} of {len(outcome.checks)} within their tolerance")
+    if outcome.error:
+        print(f"  {folder.name}: not run to its end: {outcome.error}")
+    print()
+    return outcome.passed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -331,7 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         results = [report(folder) for folder in cases(options.folders)]
     except ValueError as error:
-        parser.error(str(error))
+        print(error, file=sys.stderr)
+        return 1
     return 0 if all(results) else 1
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from flmm_core.verify import cases, main, verify_case
+from flmm_core.reference_data import TOLERANCES
+from flmm_core.reference_files import cases, heads_file, sam_file
+from flmm_core.verify import main, verify_case
 
 GOLDEN = Path(os.environ.get("FLMM_GOLDEN") or Path(__file__).resolve().parents[2] / "shared" / "golden")
 
@@ -26,7 +29,10 @@ STAGES = {
 
 @pytest.mark.parametrize("folder", CASES, ids=[folder.name for folder in CASES])
 def test_every_stage(folder):
-    checks = verify_case(folder).checks
+    outcome = verify_case(folder)
+    checks = outcome.checks
+    assert not outcome.error
+    assert not [note for note in outcome.notes if note.startswith("no reference")]
     exceeded = [f"{c.sample} {c.stage} {c.difference} > {c.tolerance} ({c.note})" for c in checks if not c.passed]
     assert not exceeded
     if (folder / "lmm").is_dir():
@@ -59,12 +65,154 @@ def test_a_case_of_no_family(tmp_path, capsys):
     (folder / "manifest.json").write_text(json.dumps({"files": {}}))
     (folder / "inputs.json").write_text(json.dumps({"prompt": "<image>\nLook.", "samples": []}))
     assert main([str(folder)]) == 1
-    assert "case: not run: " in (out := capsys.readouterr().out)
+    assert "case: not run to its end: " in (out := capsys.readouterr().out)
     assert "LMM family: expected one of " in out and "got 'nobody'" in out
 
 
 def test_no_reference_data(tmp_path, capsys):
-    with pytest.raises(SystemExit) as error:
-        main([str(tmp_path)])
-    assert error.value.code == 2
-    assert "expected reference data" in capsys.readouterr().err
+    for given in (tmp_path, tmp_path / "nowhere"):
+        assert main([str(given)]) == 1
+        written = capsys.readouterr()
+        assert not written.out
+        assert written.err == f"{given}: expected reference data (a manifest.json, here or one folder below), got none\n"
+
+
+def test_nothing_to_compare(tmp_path, capsys):
+    folder = shutil.copytree(GOLDEN / "unet_base64", tmp_path / "unet")
+    np.savez(folder / "inputs.npz")
+    assert main([str(folder)]) == 1
+    assert f"reference data {folder}: expected something to compare with, got nothing" in capsys.readouterr().out
+
+
+def test_tolerances():
+    assert {stage: TOLERANCES[stage] for stage in STAGES} == {
+        "pixel values": 1e-5, "image features": 1e-4, "token ids": 0, "token positions": 0, "image positions": 0,
+        "hidden states": 1e-4, "merged maps": 1e-5, "text tokens": 1e-4, "U-Net output": 1e-4, "un-padded logits": 1e-4,
+        "boxes": 0, "SAM logits": 2e-3, "mask IoU": 0,
+    }  # fmt: skip
+
+
+# --- a case alone, and with other numbers of things -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """The case with whole heads and its SAM, without neighbours."""
+    shutil.copy(GOLDEN / "sam_tiny.pth", tmp_path)
+    return shutil.copytree(GOLDEN / "llava", tmp_path / "alone")
+
+
+def shortened(folder, *, change=lambda key, array: array, rows=None):
+    """Leave a case its last sample, and the last ``rows`` rows of its weighted hidden states."""
+    inputs = json.loads((folder / "inputs.json").read_text())
+    inputs["samples"] = inputs["samples"][-1:]
+    name = inputs["samples"][0]["name"]
+    (folder / "inputs.json").write_text(json.dumps(inputs))
+    outputs = {key: value for key, value in np.load(folder / "outputs.npz").items() if key.startswith(name)}
+    if rows:
+        states = outputs.pop(f"{name}_layer_weighted_hidden_states")
+        outputs[f"{name}_layer_weighted_hidden_states_last{rows}"] = states[-rows:]
+    np.savez(folder / "outputs.npz", **{key: change(key.removeprefix(f"{name}_"), value) for key, value in outputs.items()})
+
+
+def test_from_inside_a_case_with_more_words_than_rows(alone, monkeypatch, capsys):
+    """The reference keeps the last rows of long tensors only, which many phrases are longer than."""
+    shortened(alone, rows=4)
+    monkeypatch.chdir(alone)
+    status, out = main(["."]), capsys.readouterr().out
+    assert status == 0, out
+    assert out.startswith("alone\n") and "layer_weighted_hidden_states\n" in out
+
+
+def test_every_stage_finds_a_difference(alone):
+    """One number of each tensor is moved by twice its tolerance; only what is compared with that tensor exceeds it."""
+    moved = {
+        "pixel_values": ("pixel values", 2e-5), "projected_image_features": ("image features", 2e-4),
+        "expanded_mask_ids": ("token positions", 7), "input_ids": ("token ids", 1), "image_positions": ("image positions", 1),
+        "hidden_states_last24": ("hidden states", 2e-4), "mask_attentions": ("merged maps", 2e-5),
+        "mask_head_output": ("U-Net output", 2e-4), "text_embeds_0": ("text tokens", 2e-4),
+        "pred_masks": ("un-padded logits", 2e-4), "boxes": ("boxes", 1e-3), "sam_pred_masks": ("SAM logits", 4e-3),
+    }  # fmt: skip
+
+    def change(key, array):
+        if key in moved:
+            place = np.argmax(array >= 0) if key == "expanded_mask_ids" else -1
+            array = array.copy()
+            array.flat[place] += np.asarray(moved[key][1], array.dtype)
+        return array
+
+    shortened(alone, change=change)
+    outcome = verify_case(alone)
+    assert not outcome.error
+    exceeded = {check.stage for check in outcome.checks if not check.passed}
+    assert exceeded == {stage for stage, _ in moved.values()}
+
+
+@pytest.mark.parametrize(
+    "name", ["inputs.json", "outputs.npz", "portrait.png", "flmm_heads.pth", "../sam_tiny.pth", "manifest.json"]
+)
+def test_damaged_and_missing_files(alone, capsys, name):
+    shortened(alone)
+    (alone / name).write_bytes((alone / name).read_bytes()[:200])
+    assert main([str(alone)]) == 1
+    assert one_line(capsys.readouterr()).startswith("alone: not run to its end: ")
+    (alone / name).unlink()
+    assert main([str(alone)]) == 1
+    assert "expected " in (line := one_line(capsys.readouterr())) and "got none" in line
+
+
+def one_line(written):
+    """The only line that says what is wrong."""
+    assert "Traceback" not in written.out + written.err
+    (line,) = [line.strip() for line in (written.out + written.err).splitlines() if "expected" in line or "not run" in line]
+    return line
+
+
+def test_a_missing_tensor(alone, capsys):
+    shortened(alone, change=lambda key, array: array)
+    outputs = dict(np.load(alone / "outputs.npz"))
+    kept = {key: value for key, value in outputs.items() if not key.endswith(("_boxes", "_sam_pred_masks"))}
+    np.savez(alone / "outputs.npz", **kept)
+    assert main([str(alone)]) == 1
+    out = capsys.readouterr().out
+    assert "expected an entry portrait_sam_pred_masks, got none" in out
+    assert "merged maps" in out  # what was compared before it
+
+
+# --- parts that a case shares with others ---------------------------------------------------------------------------------
+
+
+def test_heads_are_completed_from_the_named_case(tmp_path):
+    part = "sam.model.mask_decoder.iou_token.weight"
+    for name, state in {
+        "a": {part: torch.zeros(1)}, "b": {part: torch.ones(1)}, "own": {"text_layer_weights": torch.zeros(3)},
+    }.items():  # fmt: skip
+        (tmp_path / name).mkdir()
+        torch.save(state, tmp_path / name / "flmm_heads.pth")
+        (tmp_path / name / "manifest.json").write_text("{}")
+    (scratch := tmp_path / "scratch" / "heads").mkdir(parents=True)
+    assert heads_file(tmp_path / "a", scratch) == tmp_path / "a" / "flmm_heads.pth"
+    assert torch.load(heads_file(tmp_path / "own", scratch))[part] == 0
+    (tmp_path / "own" / "manifest.json").write_text(json.dumps({"files": {"heads": "merge those of ../b/flmm_heads.pth in"}}))
+    whole = torch.load(heads_file(tmp_path / "own", scratch))
+    assert set(whole) == {part, "text_layer_weights"} and whole[part] == 1
+    for name in "ab":
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(ValueError, match=r"expected sam\.model\.mask_decoder\.\* in it or in \.\./b/flmm_heads\.pth, got none"):
+        heads_file(tmp_path / "own", scratch)
+
+
+def test_sam_of_a_case(tmp_path):
+    (folder := tmp_path / "case").mkdir()
+    manifest = folder / "manifest.json"
+    manifest.write_text("{}")
+    with pytest.raises(ValueError, match="expected a SAM that the manifest names"):
+        sam_file(folder)
+    (tmp_path / "sam_b.pth").touch()
+    (folder / "sam_own.pth").touch()
+    assert sam_file(folder) == folder / "sam_own.pth"
+    manifest.write_text(json.dumps({"sha256": {"../llava/flmm_heads.pth": "", "../sam_b.pth": ""}}))
+    assert sam_file(folder).resolve() == tmp_path / "sam_b.pth"
+    manifest.write_text(json.dumps({"files": {"../sam_c.pth": ""}}))
+    with pytest.raises(ValueError, match=r"expected a file sam_c\.pth, got none"):
+        sam_file(folder)

@@ -29,7 +29,7 @@ from flmm_core.families.layouts import GridLayout
 from flmm_core.image_geometry import long_side_geometry, place_in_frame
 
 _SMALLEST_SIDE = 14
-"""Pixels of the frame that an image is high and wide at least."""
+"""``min_size`` of the published processors, for one that does not say it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Pixels:
     """RGB 0..255 around an image."""
     norms: Mapping[str, published.Norm]
     """Mean and standard deviation of RGB 0..1, for each of the model's inputs by name."""
+    smallest: int = _SMALLEST_SIDE
+    """Pixels of the frame that an image is high and wide at least."""
 
 
 class DeepseekVlFamily(LmmFamily):
@@ -121,7 +123,8 @@ class DeepseekVlFamily(LmmFamily):
         source = checkpoint.source
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
         if checkpoint.config["model_type"] == published.MODEL_TYPE:
-            pixels = Pixels(published.background(checkpoint), published.norms(checkpoint))
+            smallest = int(checkpoint.json("preprocessor_config.json").get("min_size", _SMALLEST_SIDE))
+            pixels = Pixels(published.background(checkpoint), published.norms(checkpoint), smallest)
             return published.model_config(checkpoint, tokenizer), tokenizer, pixels
         pixels = cls._processor_pixels(AutoImageProcessor.from_pretrained(source))
         return AutoConfig.from_pretrained(source), tokenizer, pixels
@@ -138,7 +141,8 @@ class DeepseekVlFamily(LmmFamily):
             f"{prefix}pixel_values": (getattr(processor, f"{prefix}image_mean"), getattr(processor, f"{prefix}image_std"))
             for prefix in prefixes
         }
-        return Pixels(getattr(processor, f"{cls.frame_prefix}background_color"), norms)
+        smallest = int(getattr(processor, "min_size", None) or _SMALLEST_SIDE)
+        return Pixels(getattr(processor, f"{cls.frame_prefix}background_color"), norms, smallest)
 
     def prompt(self, text: str, images: int = 1) -> str:
         """The user's text in DeepSeek-VL's chat format."""
@@ -155,7 +159,7 @@ class DeepseekVlFamily(LmmFamily):
                 frame=self.frame,
                 grid_height=self.grid,
                 grid_width=self.grid,
-                smallest=_SMALLEST_SIDE,
+                smallest=self.pixels.smallest,
             )
             layouts.append(GridLayout(geometry, self.image_token_id))
             placed = place_in_frame(image, geometry, background=self.pixels.background, resample=Image.Resampling.BICUBIC)

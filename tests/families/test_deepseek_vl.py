@@ -137,6 +137,14 @@ def test_the_published_layout_gives_the_same_model(folder, lmm, hybrid, tiny_sam
         FrozenLmm.from_pretrained(source, settings={"siglip": {}})
 
 
+def test_the_smallest_side_is_the_processors(lmm, tiny_sam, tmp_path):
+    source = tiny.publish(lmm.model, tmp_path / "published")
+    processor = json.loads((source / "preprocessor_config.json").read_text())
+    (source / "preprocessor_config.json").write_text(json.dumps({**processor, "min_size": 20}))
+    published = FrozenLmm.from_pretrained(source, settings=SETTINGS)
+    assert published.family.prepare([random_image(12, 800)]).layouts[0].geometry.inner_height == 20
+
+
 def test_published_weights_that_are_unknown_are_refused(folder, lmm, tiny_sam, tmp_path, monkeypatch):
     tensors = tiny.published_tensors(lmm.model, hybrid="high_res_cfg" in str(lmm.model.config))
     monkeypatch.setattr(tiny, "published_tensors", lambda *_: {**tensors, "vision_model.more": torch.ones(1)})
