@@ -47,9 +47,10 @@ class Checkpoint:
         return Path(str(cached_file(self.source, name)))
 
     def json(self, name: str) -> dict[str, Any]:
-        """Fields of a JSON file; none if it has no such file."""
+        """Fields of a JSON file; none if it has no such file, or an empty one."""
         path = self.file(name)
-        fields = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        text = path.read_text(encoding="utf-8") if path else ""
+        fields = json.loads(text) if text else {}
         if not isinstance(fields, dict):
             raise ValueError(f"{self.source}: {name}: expected an object, got {type(fields).__name__}")
         return fields

@@ -52,8 +52,8 @@ class _HptFamily(LlavaFamily):
 
     @classmethod
     def claims(cls, checkpoint: Checkpoint) -> bool:
-        """Whether there are folders of a projector and of the right kind of tower, and no config of the whole."""
-        if checkpoint.config or checkpoint.json("projector/config.json").get("model_type") != cls.model_type:
+        """Whether there are folders of a projector and of the right kind of tower; a config of the whole says nothing."""
+        if checkpoint.json("projector/config.json").get("model_type") != cls.model_type:
             return False
         return checkpoint.json("visual_encoder/config.json").get("model_type") == cls.tower_type
 

@@ -123,6 +123,14 @@ def test_known_by_its_folders(folder, kind, lmm):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("config", ["", '{"model_type": "llama"}'])
+def test_a_config_of_the_whole_says_nothing(tmp_path, kind, config):
+    """The hub's folders have one, HPT-Air's is empty."""
+    folder = save_hpt(tmp_path / "hpt", kind)
+    (folder / "config.json").write_text(config)
+    assert family_of(Checkpoint(folder)) is KINDS[kind]
+
+
 def test_the_parts_are_put_together(folder, kind, lmm):
     """Features are those of the tower's last layer but one, and words those of the bare decoder behind them."""
     image = random_image(*SIZES["landscape"])
