@@ -57,7 +57,7 @@ def lmm_weight_files(source: str | Path) -> dict[str, list[Path]]:
             return _from_hub(str(source), name)
         return folder / name if (folder / name).is_file() else None
 
-    if find("config.json") or not find(f"{_PARTS[0]}/config.json"):
+    if not find(f"{_PARTS[0]}/config.json"):
         return {"": _lmm_files(source, find)}
     return {part: _lmm_files(source, find, f"{part}/") for part in _PARTS}
 

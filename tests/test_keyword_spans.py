@@ -30,7 +30,7 @@ def trace_of(text, hidden=None):
     offsets = tuple(tokens(text))
     ids = tuple(range(len(offsets)))
     hidden = torch.zeros(2, len(ids), 4) if hidden is None else hidden
-    return LmmTrace(text, ids, offsets, True, hidden, SimpleNamespace(), torch.tensor([]), SimpleNamespace(), SimpleNamespace())
+    return LmmTrace(text, ids, offsets, True, hidden, (), (), SimpleNamespace())
 
 
 def selected(text, words, threshold=0.5):

@@ -127,8 +127,10 @@ def test_known_by_its_folders(folder, kind, lmm):
 def test_a_config_of_the_whole_says_nothing(tmp_path, kind, config):
     """The hub's folders have one, HPT-Air's is empty."""
     folder = save_hpt(tmp_path / "hpt", kind)
+    before = lmm_fingerprint(folder)
     (folder / "config.json").write_text(config)
     assert family_of(Checkpoint(folder)) is KINDS[kind]
+    assert lmm_fingerprint(folder) == before
 
 
 def test_the_parts_are_put_together(folder, kind, lmm):
