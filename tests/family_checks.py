@@ -237,3 +237,25 @@ def check_training(source, image: Image.Image | None = None, *, steps: int = 20)
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0], losses
     assert not any(parameter.requires_grad for parameter in lmm.model.parameters())
+
+
+@torch.no_grad()
+def check_own_inputs(lmm: FrozenLmm, plain, image: Image.Image, question: str, theirs) -> None:
+    """Logits and greedy ids are those of a plain model on its own processor's inputs ``theirs`` for the same question."""
+    encoded = lmm.encode_image(image)
+    ours = lmm.family.model_inputs(lmm.model, theirs["input_ids"], encoded.features)
+    torch.testing.assert_close(lmm.model(**ours).logits, plain(**theirs).logits, atol=1e-4, rtol=1e-4)
+    output = plain.generate(**theirs, do_sample=False, max_new_tokens=8)[0, theirs["input_ids"].shape[1] :]
+    assert lmm.generate(encoded, question, max_new_tokens=8).token_ids == tuple(output.tolist())
+
+
+def check_tiled_processor(lmm: FrozenLmm, processor, image: Image.Image) -> None:
+    """Prompt, tokens, pixels and sizes are those of the processor of a LLaVA with tiles."""
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "where is the lemon?"}]}
+    prompt = processor.apply_chat_template([turn], add_generation_prompt=True)
+    assert lmm.family.prompt("where is the lemon?") == prompt
+    expected = processor(images=image, text=prompt, return_tensors="pt")
+    prepared = lmm.family.prepare([image])
+    assert list(lmm.words.prompt_tokens("where is the lemon?", prepared.layouts).ids) == expected.input_ids[0].tolist()
+    torch.testing.assert_close(prepared.inputs["pixel_values"], expected.pixel_values[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(prepared.inputs["image_sizes"], expected.image_sizes)

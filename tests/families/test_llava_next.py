@@ -102,15 +102,7 @@ def test_a_tiny_head_trains(saved):
 def test_tokens_and_pixels_are_the_processors(saved, kind, size):
     folder, processor = saved[kind]
     lmm = FrozenLmm.from_pretrained(folder)
-    image = random_image(*size)
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "where is the lemon?"}]}
-    prompt = processor.apply_chat_template([turn], add_generation_prompt=True)
-    assert lmm.family.prompt("where is the lemon?") == prompt
-    own = processor(images=image, text=prompt, return_tensors="pt")
-    prepared = lmm.family.prepare([image])
-    assert list(lmm.words.prompt_tokens("where is the lemon?", prepared.layouts).ids) == own.input_ids[0].tolist()
-    torch.testing.assert_close(prepared.inputs["pixel_values"], own.pixel_values[0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(prepared.inputs["image_sizes"], own.image_sizes)
+    family_checks.check_tiled_processor(lmm, processor, random_image(*size))
 
 
 @torch.no_grad()

@@ -99,11 +99,7 @@ def test_answers_are_those_of_the_processors_inputs(folder, lmm):
     image = random_image(*SIZES["landscape"])
     theirs = processed(folder, [image], QUESTION)
     plain = PaliGemmaForConditionalGeneration.from_pretrained(folder).eval()
-    encoded = lmm.encode_image(image)
-    ours = lmm.family.model_inputs(lmm.model, theirs["input_ids"], encoded.features)
-    torch.testing.assert_close(lmm.model(**ours).logits, plain(**theirs).logits, atol=1e-4, rtol=1e-4)
-    output = plain.generate(**theirs, do_sample=False, max_new_tokens=8)[0, theirs["input_ids"].shape[1] :]
-    assert lmm.generate(encoded, QUESTION, max_new_tokens=8).token_ids == tuple(output.tolist())
+    family_checks.check_own_inputs(lmm, plain, image, QUESTION, theirs)
 
 
 def test_a_tiny_head_trains(folder):
