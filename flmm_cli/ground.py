@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
     image = read_image(args.image)
     pipeline = load_pipeline(config)
-    pipeline.set_image(image)
-    answer = pipeline.refer(args.text) if args.refer else pipeline.chat(args.text[0])
+    handle = pipeline.encode(image)
+    answer = pipeline.refer(handle, args.text) if args.refer else pipeline.chat(handle, args.text[0])
     command = "; ".join(args.text)
     _show(answer)
     if args.out:

@@ -73,6 +73,13 @@ class GroundingConfig:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_new_tokens: int = _tunable(64, "Longest answer of the LMM.", unit="tokens", minimum=1, maximum=1024)
+    max_phrases: int = _tunable(
+        32,
+        "Most phrases of a command that get a mask, the surest ones; the reply names the others.",
+        unit="phrases",
+        minimum=1,
+        maximum=1000,
+    )
     selector_threshold: float = _tunable(
         0.5, "A token belongs to a phrase from this probability on.", unit="probability", minimum=0.0, maximum=1.0
     )
@@ -93,6 +100,13 @@ class GroundingConfig:
         True,
         "Keep the LMM's keys and values of the image between commands. Off: the LMM reads the image again for each"
         " command, which is slower and gives its logits to the bit even in bfloat16.",
+    )
+    image_cache: int = _tunable(
+        512,
+        "Memory for what was computed of earlier images, so that commands about them are cheap; the newest is always kept.",
+        unit="MB",
+        minimum=0,
+        maximum=1_000_000,
     )
     cpu_threads: int = _tunable(
         0, "Threads of PyTorch on the CPU; 0 keeps PyTorch's own choice.", unit="threads", minimum=0, maximum=256

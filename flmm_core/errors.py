@@ -11,7 +11,7 @@ import socket
 import ssl
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +30,14 @@ from safetensors import SafetensorError
 
 class CommandError(ValueError):
     """The words of a command cannot be used; the model and the image are not to blame."""
+
+
+class CommandCancelledError(Exception):
+    """Whoever gave the command does not want its answer any more."""
+
+
+class MemoryFullError(RuntimeError):
+    """A command needs more memory than the device has left; what was kept of images is freed, and the next command may fit."""
 
 
 class LoadError(ValueError):
@@ -139,6 +147,29 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while current is not None:
         yield current
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+@contextmanager
+def memory_explained(what: str, free: Callable[[], None]) -> Iterator[None]:
+    """Turn a device that runs out of memory while it serves into one error, after what can be freed was freed.
+
+    Args:
+        what: what was being done.
+        free: called before the error is raised.
+
+    Raises:
+        MemoryFullError: in place of what PyTorch raises.
+    """
+    try:
+        yield
+        return
+    except Exception as error:
+        if not _no_memory(error):
+            raise
+        reason = _first_line(error)
+    # Out here nothing holds the frames of the failed call, and with them their tensors.
+    free()
+    raise MemoryFullError(f"{what}: expected enough free memory, got too little ({reason}); kept images are freed, try again")
 
 
 def _no_memory(error: BaseException) -> bool:

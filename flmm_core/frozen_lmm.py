@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from flmm_core import attention_tap, config
@@ -46,8 +46,8 @@ class EncodedImage:
 
     layouts: tuple[ImageLayout, ...]
     features: ImageFeatures
-    prefixes: tuple[Prefix, ...]
-    """Beginnings that prompts may have; none if the images are to be read anew each time."""
+    prefixes: dict[tuple[int, ...], Prefix] = field(default_factory=dict)
+    """Beginnings of prompts so far, by their ids (chat and reading may differ); none if images are read anew each time."""
 
     @property
     def geometry(self) -> ImageGeometry:
@@ -135,25 +135,29 @@ class FrozenLmm:
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> EncodedImage:
-        """Run the vision tower, and the decoder over the prompt up to the last image's end.
+        """Run the vision tower.
 
         Args:
             images: RGB, in the order of the prompt. Each keeps columns and maps of its own.
         """
         prepared = self.family.prepare(images)
-        features = self.family.encode(self.model, prepared)
-        prefixes = []
-        if self.reuse_prefix:
-            for chat in (False, True) if self.family.system else (False,):
-                tokens = self.words.prompt_tokens("", prepared.layouts, chat=chat)
-                end = tokens.image_starts[-1] + len(prepared.layouts[-1].ids)
-                prefixes.append(self._prefix(tokens.ids[:end], features))
-        return EncodedImage(prepared.layouts, features, tuple(prefixes))
+        return EncodedImage(prepared.layouts, self.family.encode(self.model, prepared))
 
-    def _prefix(self, ids: tuple[int, ...], features: ImageFeatures) -> Prefix:
-        inputs = self.family.model_inputs(self.model, self._tensor(ids), features)
-        output = self.model(**inputs, cache=self.family.new_cache(self.model), use_cache=True, logits_to_keep=1)
-        return Prefix(ids, output.cache, self.family.model_state(self.model))
+    @torch.no_grad()
+    def read_prefix(self, image: EncodedImage, prompt: PromptTokens) -> Prefix | None:
+        """Run the decoder over a prompt up to its last image's end, once for each beginning; the image keeps the result.
+
+        Returns:
+            None if images are read anew each time.
+        """
+        if not self.reuse_prefix:
+            return None
+        ids = prompt.ids[: prompt.image_starts[-1] + len(image.layouts[-1].ids)]
+        if ids not in image.prefixes:
+            inputs = self.family.model_inputs(self.model, self._tensor(ids), image.features)
+            output = self.model(**inputs, cache=self.family.new_cache(self.model), use_cache=True, logits_to_keep=1)
+            image.prefixes[ids] = Prefix(ids, output.cache, self.family.model_state(self.model))
+        return image.prefixes[ids]
 
     @torch.no_grad()
     def generate(
@@ -163,6 +167,7 @@ class FrozenLmm:
         *,
         max_new_tokens: int = GroundingConfig.max_new_tokens,
         on_text: Callable[[str], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> LmmTrace:
         """Answer greedily, with the same token ids that ``model.generate`` gives without us.
 
@@ -171,6 +176,7 @@ class FrozenLmm:
             text: the user's words.
             max_new_tokens: longest answer.
             on_text: called with the whole answer so far after each token.
+            cancelled: asked after each token; once it says yes the answer ends there.
 
         Raises:
             CommandError: ``text`` holds special tokens, or more than the context.
@@ -179,7 +185,7 @@ class FrozenLmm:
         prompt = self.words.prompt_tokens(text, image.layouts, chat=True)
         ids = prompt.ids
         self._check_length(len(ids), image.image_tokens, max_new_tokens)
-        cache, inputs = self._start(image, ids)
+        cache, inputs = self._start(image, prompt, ids)
         with self._record(start=len(ids), cache=cache) as tap:
             output = self.model.generate(
                 self._tensor(ids),
@@ -191,6 +197,7 @@ class FrozenLmm:
                 return_dict_in_generate=True,
                 output_hidden_states=True,
                 streamer=_TextStreamer(self.words.decode, on_text) if on_text else None,
+                stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)] if cancelled else []),
             )
             emitted = output.sequences[0, len(ids) :].tolist()
             # Step 0 holds the prompt's states; step i those of the token that step i-1 emitted.
@@ -233,7 +240,7 @@ class FrozenLmm:
         """
         sequence = tokens.prompt.ids + tokens.ids
         self._check_length(len(sequence), image.image_tokens, 0)
-        cache, inputs = self._start(image, sequence)
+        cache, inputs = self._start(image, tokens.prompt, sequence)
         with self._record(start=len(tokens.prompt.ids), cache=cache) as tap:
             inputs = inputs or {"input_ids": self._tensor(sequence[cache.get_seq_length() :])}
             output = self.model(**inputs, cache=cache, use_cache=True, output_hidden_states=True, logits_to_keep=1)
@@ -279,14 +286,12 @@ class FrozenLmm:
             f" image and {new_tokens} for the answer), got {length - image_tokens}"
         )
 
-    def _start(self, image: EncodedImage, ids: Sequence[int]) -> tuple[DynamicCache, dict[str, Any]]:
+    def _start(self, image: EncodedImage, prompt: PromptTokens, ids: Sequence[int]) -> tuple[DynamicCache, dict[str, Any]]:
         """The cache to go on from, and what the model takes if the sequence is to be read from its beginning, else nothing."""
-        if not image.prefixes:
+        prefix = self.read_prefix(image, prompt)
+        if prefix is None:
             inputs = self.family.model_inputs(self.model, self._tensor(ids), image.features)
             return self.family.new_cache(self.model), inputs
-        prefix = next((prefix for prefix in image.prefixes if tuple(ids[: len(prefix.ids)]) == prefix.ids), None)
-        if prefix is None:
-            raise ValueError("prompt: expected it to begin as it did when the image was encoded, got other tokens")
         self.family.restore_state(self.model, prefix.state)
         return _continued(prefix.cache), {}
 
@@ -339,6 +344,16 @@ def _continued(cache: DynamicCache) -> DynamicCache:
                 setattr(grown, name, states)
         own.layers.append(grown)
     return own
+
+
+class _Cancelled(StoppingCriteria):
+    """Ends an answer within one token."""
+
+    def __init__(self, cancelled: Callable[[], bool]) -> None:
+        self._cancelled = cancelled
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        return torch.full((len(input_ids),), self._cancelled(), device=input_ids.device)  # type: ignore[return-value]
 
 
 class _TextStreamer(BaseStreamer):

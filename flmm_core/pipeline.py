@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,34 +16,29 @@ from PIL import Image
 from flmm_core import checkpoints
 from flmm_core.config import GroundingConfig
 from flmm_core.devices import resolve_device
-from flmm_core.errors import CommandError, explained
-from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
+from flmm_core.errors import CommandCancelledError, CommandError, explained, memory_explained
+from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.heads import GroundingHeads
 from flmm_core.image_files import as_seen
 from flmm_core.image_geometry import mask_box
+from flmm_core.image_handle import ImageCache, ImageHandle, SamThread
 from flmm_core.keyword_spans import select_keywords
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.noun_chunks import noun_chunker
 from flmm_core.repetition import loop_start
 from flmm_core.sam_refiner import SamImage
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, KeywordSpan, StageSeconds
+from flmm_core.watcher import Stage, Watcher
 
 CUT = " ..."
 """Stands for what an answer repeated."""
 
 
-@dataclass(frozen=True)
-class SetImage:
-    """What both models keep of the image that commands are about."""
-
-    lmm: EncodedImage
-    sam: SamImage
-
-
 class GroundingPipeline:
-    """Answers about an image and points at what the answer names.
+    """Answers about images and points at what the answers name.
 
-    ``set_image`` pays for the image once; ``chat`` and ``refer`` are then cheap. Not thread-safe.
+    ``encode`` makes a handle of an image, which ``chat`` and ``refer`` take: what depends on the image alone is computed
+    once, when the first command needs it. Not thread-safe.
     """
 
     def __init__(self, *, lmm: FrozenLmm, heads: GroundingHeads, config: GroundingConfig | None = None) -> None:
@@ -50,8 +47,11 @@ class GroundingPipeline:
         self.config = config or GroundingConfig()
         if self.heads.keyword_selector is None:
             noun_chunker()  # what it loads belongs to the start, not to the first answer
-        self._image: SetImage | None = None
-        self._image_seconds = 0.0
+        sam = SamThread(self.heads.sam)
+        self._images = ImageCache(
+            self.config.image_cache * 2**20,
+            lambda pixels: ImageHandle(pixels, encode=self.lmm.encode_image, start_sam=sam.start),
+        )
 
     @classmethod
     def from_pretrained(
@@ -90,110 +90,137 @@ class GroundingPipeline:
         with explained("heads", config.heads):  # they move to the LMM's device here
             return cls(lmm=lmm, heads=heads, config=config)
 
-    def set_image(self, image: np.ndarray | Image.Image) -> None:
-        """Encode an image for the commands that follow.
+    def encode(self, image: np.ndarray | Image.Image) -> ImageHandle:
+        """A handle of an image for commands; an image that came before gives its earlier handle while that is kept.
 
         Args:
-            image: ``[H, W, 3]`` uint8 RGB, or a PIL image, which is turned upright: masks lie in the upright image. If it
-                cannot be encoded there is no image afterwards.
+            image: ``[H, W, 3]`` uint8 RGB, or a PIL image, which is turned upright: masks lie in the upright image.
         """
-        self._image = None
-        pixels = rgb_array(image)
-        clock = _Clock(self.lmm.device)
-        self._image = SetImage(self.lmm.encode_image(Image.fromarray(pixels)), self.heads.sam.encode_image(pixels))
-        self._image_seconds = clock.lap()
+        return self._images.handle(rgb_array(image))
 
     def chat(
         self,
+        image: ImageHandle,
         text: str,
         *,
         max_new_tokens: int | None = None,
-        on_text: Callable[[str], None] | None = None,
-        on_coarse: Callable[[CoarseMasks], None] | None = None,
+        masks: bool = True,
+        watch: Watcher | None = None,
     ) -> GroundedAnswer:
         """Answer ``text`` and ground the phrases that the keyword selector picks.
 
         Args:
+            image: from :meth:`encode`.
             text: the user's words.
             max_new_tokens: longest answer; None for the configured one.
-            on_text: called with the whole answer so far after each token.
-            on_coarse: called with the phrases' masks before they are refined.
+            masks: whether to ground; without, the answer has no phrases and costs no more than the words.
+            watch: follows the command, and may cancel it.
 
         Returns:
             The answer; one that reached its limit while it said the same thing over and over is cut there, and ends in ``CUT``.
 
         Raises:
             CommandError: ``text`` has no letter or digit, or holds special tokens of the LMM or more than its context.
+            CommandCancelledError: ``watch`` said so.
+            MemoryFullError: the device has too little memory left; what was kept of images is freed.
         """
-        image = self._require(text=text)
-        clock = _Clock(self.lmm.device)
+        self._check(text)
         limit = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        trace = self.lmm.generate(image.lmm, text, max_new_tokens=limit, on_text=on_text)
-        lmm_seconds = clock.lap()
-        spans = select_keywords(trace, self.heads.keyword_selector, threshold=self.config.selector_threshold)
-        end = len(trace.text) if trace.ended else loop_start(trace.text)
-        answer = self._ground(trace, [span for span in spans if span.end <= end], image, lmm_seconds, clock, on_coarse)
-        return answer if end == len(trace.text) else replace(answer, text=trace.text[:end] + CUT)
+        with self._command(image, watch, masks=masks) as command:
+            command.begin("lmm")
+            trace = self.lmm.generate(
+                image.lmm(), text, max_new_tokens=limit, on_text=command.watch.on_text, cancelled=command.watch.cancelled
+            )
+            command.begin("keywords")
+            spans: Sequence[KeywordSpan] = ()
+            end = len(trace.text) if trace.ended else loop_start(trace.text)
+            if masks:
+                spans = select_keywords(trace, self.heads.keyword_selector, threshold=self.config.selector_threshold)
+                spans = [span for span in spans if span.end <= end]
+            answer = self._ground(trace, spans, command)
+            return answer if end == len(trace.text) else replace(answer, text=trace.text[:end] + CUT)
 
-    def refer(self, phrases: str | Sequence[str], *, on_coarse: Callable[[CoarseMasks], None] | None = None) -> GroundedAnswer:
+    def refer(self, image: ImageHandle, phrases: str | Sequence[str], *, watch: Watcher | None = None) -> GroundedAnswer:
         """Ground given phrases, read together in one pass; nothing is generated.
 
         Args:
+            image: from :meth:`encode`.
             phrases: one phrase or several; the masks come in the same order.
-            on_coarse: called with the phrases' masks before they are refined.
+            watch: follows the command, and may cancel it.
 
         Returns:
             An answer whose text is the phrase as given; several are joined by full stops, as the LMM reads them.
 
         Raises:
             CommandError: a phrase has no letter or digit, or holds special tokens of the LMM or more than its context.
+            CommandCancelledError: ``watch`` said so.
+            MemoryFullError: the device has too little memory left; what was kept of images is freed.
         """
         given = [phrases] if isinstance(phrases, str) else list(phrases)
         if not given:
             raise ValueError("phrases: expected at least one, got none")
         for phrase in given:
-            image = self._require(text=phrase)
-        clock = _Clock(self.lmm.device)
-        trace, spans = self.lmm.read_phrases(image.lmm, given)
-        answer = self._ground(trace, spans, image, clock.lap(), clock, on_coarse)
-        return replace(answer, text=answer.text[: spans[-1].end])  # without the full stop that only the LMM needs
+            self._check(phrase)
+        with self._command(image, watch, masks=True) as command:
+            command.begin("lmm")
+            trace, spans = self.lmm.read_phrases(image.lmm(), given)
+            command.begin("keywords")
+            answer = self._ground(trace, spans, command)
+            return replace(answer, text=answer.text[: spans[-1].end])  # without the full stop that only the LMM needs
 
-    def read(self, text: str, answer: str) -> LmmTrace:
+    def read(self, image: ImageHandle, text: str, answer: str) -> LmmTrace:
         """Let the LMM read a given answer to ``text`` as if it had written it; nothing is generated or grounded.
 
         Args:
+            image: from :meth:`encode`.
             text: the user's words.
             answer: the assistant's words.
         """
-        return self.lmm.read_answer(self._require(text=text).lmm, text, answer)
+        self._check(text)
+        return self.lmm.read_answer(image.lmm(), text, answer)
 
     @torch.no_grad()
     def coarse_masks(self, trace: LmmTrace, spans: Sequence[KeywordSpan]) -> CoarseMasks:
         """Attention of the phrases' tokens through the U-Net, un-padded."""
         return self.heads.coarse_masks(_attention(trace, spans), trace.geometry)
 
+    @contextmanager
+    def _command(self, image: ImageHandle, watch: Watcher | None, *, masks: bool) -> Iterator[_Command]:
+        """Begin a command: what its image costs is paid first."""
+        with memory_explained("command", partial(self._free, image)):
+            command = _Command(image, watch or Watcher(), self.lmm.device)
+            command.begin("image")
+            if masks:
+                image.start_sam()
+            image.lmm()
+            yield command
+
+    def _free(self, image: ImageHandle) -> None:
+        """Give up what is kept of this and other images, when memory is short."""
+        image.forget()
+        self._images.forget()
+        if self.lmm.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     @torch.no_grad()
-    def _ground(
-        self,
-        trace: LmmTrace,
-        spans: Sequence[KeywordSpan],
-        image: SetImage,
-        lmm_seconds: float,
-        clock: _Clock,
-        on_coarse: Callable[[CoarseMasks], None] | None,
-    ) -> GroundedAnswer:
-        keywords_seconds = clock.lap()
-        maps = _attention(trace, spans)
-        presence = self.heads.presence_of([_states(trace, span) for span in spans], maps).tolist()
-        coarse = self.heads.coarse_masks(maps, trace.geometry)
-        mask_head_seconds = clock.lap()
-        if on_coarse is not None:
-            on_coarse(coarse)
-            clock.lap()
-        phrases = self._refine(trace, spans, presence, coarse, image.sam)
-        seconds = StageSeconds(self._image_seconds, lmm_seconds, keywords_seconds, mask_head_seconds, clock.lap())
-        self._image_seconds = 0.0
-        return GroundedAnswer(trace.text, phrases, image.sam.image_height, image.sam.image_width, seconds)
+    def _ground(self, trace: LmmTrace, spans: Sequence[KeywordSpan], command: _Command) -> GroundedAnswer:
+        kept, left_out = self._surest(spans)
+        height, width = command.image.pixels.shape[:2]
+        phrases: tuple[GroundedPhrase, ...] = ()
+        if kept:
+            command.begin("mask_head")
+            maps = _attention(trace, kept)
+            presence = self.heads.presence_of([_states(trace, span) for span in kept], maps).tolist()
+            coarse = self.heads.coarse_masks(maps, trace.geometry)
+            command.watch.on_coarse(coarse)
+            command.begin("refiner")
+            phrases = self._refine(trace, kept, presence, coarse, command.image.start_sam().result())
+        return GroundedAnswer(trace.text, phrases, height, width, command.seconds(), left_out)
+
+    def _surest(self, spans: Sequence[KeywordSpan]) -> tuple[list[KeywordSpan], tuple[str, ...]]:
+        """The spans that get masks, and the texts of the others; both in the order of the text."""
+        best = sorted(sorted(range(len(spans)), key=lambda i: -spans[i].score)[: self.config.max_phrases])
+        return [spans[i] for i in best], tuple(span.text for i, span in enumerate(spans) if i not in set(best))
 
     def _refine(
         self, trace: LmmTrace, spans: Sequence[KeywordSpan], presence: Sequence[float], coarse: CoarseMasks, image: SamImage
@@ -202,12 +229,12 @@ class GroundingPipeline:
         present = [i for i, probability in enumerate(presence) if probability >= self.config.presence_threshold]
         texts = [self.heads.text_tokens(_states(trace, spans[i])) for i in present]
         refined = self.heads.sam(image, coarse.logits[present], texts)
-        nothing = np.zeros((image.image_height, image.image_width), bool)
+        nothing = torch.zeros(image.image_height, image.image_width, dtype=torch.bool)
         phrases = [
             GroundedPhrase(span.text, span.start, span.end, nothing, (0, 0, 0, 0), 0.0, probability, absent=True)
             for span, probability in zip(spans, presence, strict=True)
         ]
-        # One phrase at a time: masks of a whole answer at image size can be large.
+        # One phrase at a time: logits of a whole answer at image size can be large.
         for i, low_res in zip(present, refined.low_res, strict=True):
             phrases[i] = self._phrase(spans[i], presence[i], self.heads.sam.to_image(low_res[None], image)[0])
         return tuple(phrases)
@@ -218,16 +245,12 @@ class GroundingPipeline:
         mask = logits > float(np.log(threshold / (1 - threshold)))
         box = mask_box(mask)
         score = float(logits[mask].sigmoid().mean()) if box else 0.0
-        return GroundedPhrase(span.text, span.start, span.end, mask.cpu().numpy(), box or (0, 0, 0, 0), score, presence)
+        return GroundedPhrase(span.text, span.start, span.end, mask, box or (0, 0, 0, 0), score, presence)
 
-    def _require(self, *, text: str) -> SetImage:
-        """The image, once a command can be taken."""
+    def _check(self, text: str) -> None:
         if not isinstance(text, str) or not any(sign.isalnum() for sign in text):
             raise CommandError(f"text: expected at least one letter or digit, got {text!r:.80}")
         self.lmm.words.check(text)
-        if self._image is None:
-            raise ValueError("image: expected set_image() before a command, got no image yet")
-        return self._image
 
 
 def _attention(trace: LmmTrace, spans: Sequence[KeywordSpan]) -> torch.Tensor:
@@ -240,18 +263,35 @@ def _states(trace: LmmTrace, span: KeywordSpan) -> torch.Tensor:
     return trace.hidden_states[:, span.token_start : span.token_end]
 
 
-class _Clock:
-    """Seconds between laps, with the device's work finished."""
+class _Command:
+    """One command in work: its image, who follows it, and how long its stages took."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, image: ImageHandle, watch: Watcher, device: torch.device) -> None:
+        self.image = image
+        self.watch = watch
         self._device = device
-        self._last = time.perf_counter()
+        self._began: list[tuple[Stage, float]] = []
 
-    def lap(self) -> float:
+    def begin(self, stage: Stage) -> None:
+        """End the stage before, with the device's work finished, and begin another.
+
+        Raises:
+            CommandCancelledError: the command is not wanted any more.
+        """
+        self._began.append((stage, self._now()))
+        if self.watch.cancelled():
+            raise CommandCancelledError(f"command: cancelled before the stage {stage}")
+        self.watch.on_stage(stage)
+
+    def seconds(self) -> StageSeconds:
+        """Of the stages up to now."""
+        ends = [*(at for _, at in self._began[1:]), self._now()]
+        return StageSeconds(**{stage: end - at for (stage, at), end in zip(self._began, ends, strict=True)})
+
+    def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        before, self._last = self._last, time.perf_counter()
-        return self._last - before
+        return time.perf_counter()
 
 
 def rgb_array(image: np.ndarray | Image.Image) -> np.ndarray:

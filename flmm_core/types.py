@@ -13,6 +13,7 @@ Character ranges are half-open ``[start, end)`` into the text they belong to. Du
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -71,8 +72,8 @@ class GroundedPhrase:
     text: str
     start: int
     end: int
-    mask: np.ndarray
-    """``[H, W]`` bool, in image pixels."""
+    pixels: torch.Tensor
+    """``[H, W]`` bool, the mask in image pixels, on the device that computed it."""
     box: tuple[int, int, int, int]
     """XYXY pixels around the mask, ends exclusive; ``(0, 0, 0, 0)`` if the mask is empty."""
     score: float
@@ -82,10 +83,15 @@ class GroundedPhrase:
     absent: bool = False
     """The thing is not there: ``presence`` lies below the threshold. The words stay, the mask is empty."""
 
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """``[H, W]`` bool, in image pixels; fetched from the device when it is first asked for."""
+        return self.pixels.cpu().numpy()
+
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Wall-clock seconds of each stage. ``image`` is 0 for a command on an image that was already encoded."""
+    """Wall-clock seconds of each stage. ``image`` is next to nothing for a command on an image that was encoded before."""
 
     image: float = 0.0
     lmm: float = 0.0
@@ -108,3 +114,5 @@ class GroundedAnswer:
     image_height: int
     image_width: int
     seconds: StageSeconds = field(default_factory=StageSeconds)
+    left_out: tuple[str, ...] = ()
+    """Phrases that got no mask because there were more than ``max_phrases``, in the order of the text."""

@@ -174,8 +174,7 @@ class _Sample:
         for name, one, begun in (("whole", self.lmm, encoded), ("cached prefix", again, prefixed)):
             yield from self._generated(name, one, begun, sam)
         pipeline = GroundingPipeline(lmm=again, heads=self.heads)
-        pipeline.set_image(self.image)
-        masks = [phrase.mask for phrase in pipeline.refer(self.sample["phrases"]).phrases]
+        masks = [phrase.mask for phrase in pipeline.refer(pipeline.encode(self.image), self.sample["phrases"]).phrases]
         for mask, logits in zip(masks, self.want["sam_pred_masks"], strict=True):
             yield Check(self.want.sample, "mask IoU", missed_iou(mask, logits), "sam_pred_masks > 0, whole path")
 

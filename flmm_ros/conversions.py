@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 from cv_bridge import CvBridge, CvBridgeError
 from sensor_msgs.msg import Image, RegionOfInterest
 from std_msgs.msg import Header
@@ -189,7 +190,16 @@ def phrase_from_message(message: GroundedPhraseMsg, height: int, width: int) -> 
     mask = np.zeros((height, width), bool)
     crop = np.frombuffer(message.mask.data, np.uint8).reshape(roi.height, roi.width)
     mask[box[1] : box[3], box[0] : box[2]] = crop > 0
-    return GroundedPhrase(message.text, message.start, message.end, mask, box, message.score, message.presence, message.absent)
+    return GroundedPhrase(
+        message.text,
+        message.start,
+        message.end,
+        torch.from_numpy(mask),
+        box,
+        message.score,
+        message.presence,
+        message.absent,
+    )
 
 
 def label_map(answer: GroundedAnswer, header: Header) -> Image:

@@ -21,7 +21,7 @@ from std_msgs.msg import Header, String
 
 from flmm_core.config import GroundingConfig
 from flmm_core.drawing.overlay import draw_overlay
-from flmm_core.errors import CommandError
+from flmm_core.errors import CommandError, MemoryFullError
 from flmm_core.types import GroundedAnswer
 from flmm_ros import conversions, parameters, qos
 from flmm_ros.msg import GroundedAnswer as GroundedAnswerMsg
@@ -47,13 +47,13 @@ _SENDING = 0.3
 class Pipeline(Protocol):
     """What the node needs of :class:`flmm_core.pipeline.GroundingPipeline`."""
 
-    def set_image(self, image: np.ndarray) -> Any:
-        """Encode ``[H, W, 3]`` uint8 RGB for the commands that follow."""
+    def encode(self, image: np.ndarray) -> Any:
+        """A handle of ``[H, W, 3]`` uint8 RGB for the commands about it."""
 
-    def chat(self, text: str, *, max_new_tokens: int | None = None) -> GroundedAnswer:
+    def chat(self, image: Any, text: str, *, max_new_tokens: int | None = None) -> GroundedAnswer:
         """Answer and ground."""
 
-    def refer(self, phrases: Sequence[str]) -> GroundedAnswer:
+    def refer(self, image: Any, phrases: Sequence[str]) -> GroundedAnswer:
         """Ground given phrases."""
 
 
@@ -83,8 +83,8 @@ class GroundingNode(RunnableNode):
         self._config = parameters.declare_grounding(self)
         self._ids = itertools.count(1)
         self._latest = LatestImage()
-        self._encoded: tuple[Arrival, np.ndarray, Header] | None = None
-        """The image that the pipeline holds."""
+        self._converted: tuple[Arrival, np.ndarray, Header] | None = None
+        """The image of the last command."""
         self._worker: Worker[Request] = Worker(
             parameters.value(self, "queue_size"), self._handle, self._abandon, prepare=self._prepare, failed=self._on_failure
         )
@@ -152,9 +152,9 @@ class GroundingNode(RunnableNode):
         self._pipeline = self._load(self._config)
         # A first pass over a grey image in both modes: the first command is then as fast as the others, and parts that
         # do not fit together are noticed now.
-        self._pipeline.set_image(np.full((240, 320, 3), 128, np.uint8))
-        self._pipeline.refer(["thing"])
-        self._pipeline.chat("thing", max_new_tokens=2)
+        grey = self._pipeline.encode(np.full((240, 320, 3), 128, np.uint8))
+        self._pipeline.refer(grey, ["thing"])
+        self._pipeline.chat(grey, "thing", max_new_tokens=2)
         self.get_logger().info(f"ready: the model was loaded in {time.monotonic() - began:.1f} s")
 
     def _on_failure(self, error: BaseException) -> None:
@@ -168,8 +168,9 @@ class GroundingNode(RunnableNode):
         except CommandError as error:
             reason = f"the command cannot be used: {one_line(error)}"
             self._refuse(request, RefusedError(GroundedAnswerMsg.STATUS_BAD_COMMAND, reason))
+        except MemoryFullError as error:
+            self._refuse(request, RefusedError(GroundedAnswerMsg.STATUS_OUT_OF_MEMORY, one_line(error)))
         except Exception as error:
-            self._encoded = None  # what the pipeline holds is unknown now
             self._refuse(request, _model_failure(error))
 
     def _answer(self, request: Request) -> None:
@@ -178,12 +179,13 @@ class GroundingNode(RunnableNode):
         if arrival is None:
             topic = self.resolve_topic_name("image")
             raise no_image(topic, self.count_publishers(topic))
-        image, header, conversion = self._set_image(arrival)
+        image, header, conversion = self._convert(arrival)
         words = clean_text(request.text, parameters.value(self, "max_command_length"))
         if request.mode == GroundedAnswerMsg.MODE_REFER:
-            answer = self._pipeline.refer([words])
+            answer = self._pipeline.refer(self._pipeline.encode(image), [words])
         else:
-            answer = self._pipeline.chat(words, max_new_tokens=parameters.value(self, "max_new_tokens"))
+            limit = parameters.value(self, "max_new_tokens")
+            answer = self._pipeline.chat(self._pipeline.encode(image), words, max_new_tokens=limit)
         grounded = time.monotonic()
         message = GroundedAnswerMsg(
             header=header,
@@ -194,6 +196,7 @@ class GroundingNode(RunnableNode):
             status=GroundedAnswerMsg.STATUS_ANSWERED,
             answer=answer.text,
             phrases=conversions.phrase_messages(answer.phrases, header),
+            left_out=answer.left_out,
             image_height=answer.image_height,
             image_width=answer.image_width,
         )
@@ -212,15 +215,15 @@ class GroundingNode(RunnableNode):
             f" ({replaced} images skipped since the last)"
         )
 
-    def _set_image(self, arrival: Arrival) -> tuple[np.ndarray, Header, float]:
-        """Give the newest image to the pipeline, unless it holds it already.
+    def _convert(self, arrival: Arrival) -> tuple[np.ndarray, Header, float]:
+        """The newest image as an array, unless it was converted for the last command.
 
         Returns:
             Image, its header, and the seconds of conversion.
         """
         began = time.monotonic()
-        if self._encoded is not None and self._encoded[0] is arrival:
-            _, image, header = self._encoded
+        if self._converted is not None and self._converted[0] is arrival:
+            _, image, header = self._converted
             self._check_age(arrival, header)
             return image, header, time.monotonic() - began
         message = decode_image(arrival)
@@ -231,11 +234,8 @@ class GroundingNode(RunnableNode):
             )
         except conversions.BadImageError as error:
             raise RefusedError(GroundedAnswerMsg.STATUS_BAD_IMAGE, one_line(error), message.header) from error
-        conversion = time.monotonic() - began
-        self._encoded = None
-        self._pipeline.set_image(image)
-        self._encoded = (arrival, image, message.header)
-        return image, message.header, conversion
+        self._converted = (arrival, image, message.header)
+        return image, message.header, time.monotonic() - began
 
     def _check_age(self, arrival: Arrival, header: Header) -> None:
         check_age(arrival, header, self.get_clock().now(), parameters.value(self, "max_image_age", float))

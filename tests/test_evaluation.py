@@ -110,8 +110,8 @@ def test_f1():
 
 
 def phrase(text, start, mask=None, absent=False):
-    mask = np.zeros((2, 2), bool) if mask is None else mask
-    return GroundedPhrase(text, start, start + len(text), mask, (0, 0, 0, 0), 0.0, 1.0 - absent, absent)
+    pixels = torch.from_numpy(np.zeros((2, 2), bool) if mask is None else mask)
+    return GroundedPhrase(text, start, start + len(text), pixels, (0, 0, 0, 0), 0.0, 1.0 - absent, absent)
 
 
 def test_right_answers_match_by_place():
@@ -171,10 +171,11 @@ class Oracle:
         self.sample, self.spoil = sample, spoil
         self.heads, self.config = SimpleNamespace(keyword_selector=None), GroundingConfig()
 
-    def set_image(self, image):
+    def encode(self, image):
         self.shape = image.shape[:2]
+        return image
 
-    def _answer(self, turn, on_coarse):
+    def _answer(self, turn, watch):
         nothing = np.zeros(self.shape, bool)
         phrases = [
             phrase(turn.answer[s.start : s.end], s.start, self.sample.mask(s.objects) if s.objects else nothing, not s.objects)
@@ -184,16 +185,16 @@ class Oracle:
         answer = self.spoil(turn, GroundedAnswer(turn.answer, tuple(phrases), *self.shape, seconds))
         # The U-Net sees a thing in every name; what the presence score calls absent must not count all the same.
         masks = [np.ones(self.shape, bool) if phrase.absent else phrase.mask for phrase in answer.phrases]
-        on_coarse(CoarseMasks(torch.tensor(np.array(masks, dtype=np.float32).reshape(-1, *self.shape)) * 20 - 10, None))
+        watch.on_coarse(CoarseMasks(torch.tensor(np.array(masks, dtype=np.float32).reshape(-1, *self.shape)) * 20 - 10, None))
         return answer
 
-    def chat(self, text, *, on_coarse):
-        return self._answer(next(turn for turn in self.sample.turns if turn.question == text), on_coarse)
+    def chat(self, image, text, *, watch):
+        return self._answer(next(turn for turn in self.sample.turns if turn.question == text), watch)
 
-    def refer(self, phrases, *, on_coarse):
+    def refer(self, image, phrases, *, watch):
         turns = (turn for turn in self.sample.turns if turn.kind in (REFER, REFER_ABSENT))
         return self._answer(
-            next(turn for turn in turns if phrases == [turn.answer[s.start : s.end] for s in turn.spans]), on_coarse
+            next(turn for turn in turns if phrases == [turn.answer[s.start : s.end] for s in turn.spans]), watch
         )
 
 
@@ -232,7 +233,7 @@ def test_an_oracle_gets_full_marks(samples):
 
 
 def masked(answer, mask):
-    return replace(answer, phrases=tuple(replace(p, mask=mask(p), absent=False) for p in answer.phrases))
+    return replace(answer, phrases=tuple(replace(p, pixels=torch.from_numpy(mask(p)), absent=False) for p in answer.phrases))
 
 
 FAULTS = {
@@ -259,7 +260,7 @@ FAULTS = {
     ),
     "present things called absent in refer": (
         lambda turn, answer: (
-            replace(answer, phrases=tuple(replace(p, mask=p.mask & False, absent=True) for p in answer.phrases))
+            replace(answer, phrases=tuple(replace(p, pixels=p.pixels & False, absent=True) for p in answer.phrases))
             if turn.kind == REFER
             else answer
         ),

@@ -192,7 +192,10 @@ def test_channels_layers_system_and_state_are_the_familys(folder, monkeypatch):
 
 def test_a_family_may_forbid_the_reuse_of_a_prefix(folder, monkeypatch):
     monkeypatch.setattr(LlavaFamily, "reuses_prefix", False)
-    assert not FrozenLmm.from_pretrained(folder).encode_image(random_image()).prefixes
+    lmm = FrozenLmm.from_pretrained(folder)
+    image = lmm.encode_image(random_image())
+    lmm.read_answer(image, "where?", "The lemon.")
+    assert not image.prefixes
 
 
 class Composed(LlavaFamily):

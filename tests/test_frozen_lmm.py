@@ -78,7 +78,7 @@ def test_reading_an_answer_matches_having_written_it(folder, monkeypatch):
 def test_commands_leave_the_encoded_image_alone(folder):
     lmm = FrozenLmm.from_pretrained(folder)
     image = lmm.encode_image(random_image())
-    layers = image.prefixes[0].cache.layers
+    layers = lmm.read_prefix(image, lmm.words.prompt_tokens("", image.layouts, chat=True)).cache.layers
     before = [(layer.keys.clone(), layer.values.clone()) for layer in layers]
     first = lmm.generate(image, QUESTIONS[0], max_new_tokens=6)
     lmm.read_answer(image, QUESTIONS[1], "The lemon.")

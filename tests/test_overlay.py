@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from flmm_core.drawing.overlay import PALETTE, color_of, contact_sheet, draw_overlay
 from flmm_core.types import GroundedAnswer, GroundedPhrase
@@ -15,7 +16,7 @@ def phrase(text, start, box, size=(240, 320), score=0.9):
     mask = np.zeros(size, bool)
     x0, y0, x1, y1 = box
     mask[y0:y1, x0:x1] = True
-    return GroundedPhrase(text, start, start + len(text), mask, box if mask.any() else (0, 0, 0, 0), score)
+    return GroundedPhrase(text, start, start + len(text), torch.from_numpy(mask), box if mask.any() else (0, 0, 0, 0), score)
 
 
 def answer(text, *phrases, size=(240, 320)):

@@ -11,10 +11,11 @@ from tiny_models import random_image, save_model, tiny_heads
 from flmm_core import pipeline as pipeline_module
 from flmm_core.checkpoints import save_heads
 from flmm_core.config import GroundingConfig, tunables
-from flmm_core.errors import CommandError, LoadError
+from flmm_core.errors import CommandCancelledError, CommandError, LoadError, MemoryFullError
 from flmm_core.pipeline import GroundingPipeline, rgb_array
 from flmm_core.repetition import loop_start
 from flmm_core.types import KeywordSpan
+from flmm_core.watcher import Watcher
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,33 @@ def pipeline(parts):
     return GroundingPipeline.from_pretrained(parts / "lmm", parts / "heads", parts / "sam", device="cpu")
 
 
+class Follower(Watcher):
+    """Writes everything down, and cancels once ``end`` says so."""
+
+    def __init__(self, end=lambda follower: False):
+        self.stages, self.texts, self.coarse, self.end = [], [], [], end
+
+    def on_stage(self, stage):
+        self.stages.append(stage)
+
+    def on_text(self, text):
+        self.texts.append(text)
+
+    def on_coarse(self, coarse):
+        self.coarse.append(coarse)
+
+    def cancelled(self):
+        return self.end(self)
+
+
+@pytest.fixture
+def every_word(pipeline):
+    """Every word is a phrase or part of one."""
+    pipeline.config = GroundingConfig(selector_threshold=0.0)
+    yield
+    pipeline.config = GroundingConfig()
+
+
 def check_phrase(phrase, height, width):
     assert phrase.mask.shape == (height, width) and phrase.mask.dtype == bool
     ys, xs = np.nonzero(phrase.mask)
@@ -41,8 +69,8 @@ def check_phrase(phrase, height, width):
 
 
 def test_refer(pipeline):
-    pipeline.set_image(random_image(50, 70))
-    answer = pipeline.refer(["red mug", "lemon"])
+    image = pipeline.encode(random_image(50, 70))
+    answer = pipeline.refer(image, ["red mug", "lemon"])
     assert [phrase.text for phrase in answer.phrases] == ["red mug", "lemon"]
     assert answer.text == "red mug. lemon"  # without the full stop that the LMM reads behind the last one
     assert [answer.text[p.start : p.end] for p in answer.phrases] == ["red mug", "lemon"]
@@ -50,24 +78,26 @@ def test_refer(pipeline):
     for phrase in answer.phrases:
         check_phrase(phrase, 50, 70)
     for phrase in ("red mug", "the lemon's été", "a mug."):
-        alone = pipeline.refer(phrase)
+        alone = pipeline.refer(image, phrase)
         assert alone.text == phrase
         assert [(p.text, p.start, p.end) for p in alone.phrases] == [(phrase, 0, len(phrase))]
 
 
 def test_chat(pipeline):
-    pipeline.set_image(np.asarray(random_image(50, 70)))
+    image = pipeline.encode(np.asarray(random_image(50, 70)))
     pipeline.config = GroundingConfig(selector_threshold=0.0)  # every word is a phrase or part of one
     try:
-        seen = []
-        answer = pipeline.chat("where is the lemon?", max_new_tokens=12, on_text=seen.append)
-        assert seen[-1] == answer.text
+        seen = Follower()
+        answer = pipeline.chat(image, "where is the lemon?", max_new_tokens=12, watch=seen)
+        assert seen.texts[-1] == answer.text
+        assert seen.stages == ["image", "lmm", "keywords", "mask_head", "refiner"]
+        assert len(seen.coarse) == 1 and len(seen.coarse[0].logits) == len(answer.phrases)
         assert answer.phrases
         for phrase in answer.phrases:
             assert answer.text[phrase.start : phrase.end] == phrase.text != ""
             check_phrase(phrase, 50, 70)
         pipeline.config = GroundingConfig(selector_threshold=1.0)
-        again = pipeline.chat("where is the lemon?", max_new_tokens=12)
+        again = pipeline.chat(image, "where is the lemon?", max_new_tokens=12)
         assert again.text == answer.text and again.phrases == ()
     finally:
         pipeline.config = GroundingConfig()
@@ -90,14 +120,14 @@ def test_loops_begin_where_a_thing_is_said_for_the_third_time(text, kept):
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_an_answer_that_runs_in_circles_is_cut(pipeline, monkeypatch, ended):
-    pipeline.set_image(random_image(50, 70))
+    image = pipeline.encode(random_image(50, 70))
     text = "a red mug and two two two two"
-    trace = replace(pipeline.read("where is the lemon?", text), ended=ended)
+    trace = replace(pipeline.read(image, "where is the lemon?", text), ended=ended)
     monkeypatch.setattr(pipeline.lmm, "generate", lambda *_, **__: trace)
     monkeypatch.setattr(
         pipeline_module, "select_keywords", lambda *_, **__: (span_of(trace, "red mug"), span_of(trace, "two two two"))
     )
-    answer = pipeline.chat("where is the lemon?")
+    answer = pipeline.chat(image, "where is the lemon?")
     assert answer.text == (text if ended else "a red mug and two ...")
     assert [phrase.text for phrase in answer.phrases] == ["red mug", "two two two"][: 1 + ended]
 
@@ -109,38 +139,159 @@ def span_of(trace, words):
 
 def test_heads_without_selector_use_noun_chunks(parts):
     pipeline = GroundingPipeline.from_pretrained(parts / "lmm", parts / "plain_heads", parts / "sam", device="cpu")
-    pipeline.set_image(random_image())
-    assert isinstance(pipeline.chat("where is the lemon?", max_new_tokens=12).phrases, tuple)
+    image = pipeline.encode(random_image())
+    assert isinstance(pipeline.chat(image, "where is the lemon?", max_new_tokens=12).phrases, tuple)
 
 
-def test_the_image_is_paid_for_once(pipeline, monkeypatch):
+def count_calls(pipeline, calls):
+    """What the parts that see the image are asked for."""
+    vision, decoder = pipeline.lmm.model.model.vision_tower, pipeline.lmm.model.model.language_model
+    return [
+        vision.register_forward_hook(lambda *_: calls.append("vision")),
+        pipeline.heads.sam.model.image_encoder.register_forward_hook(lambda *_: calls.append("sam")),
+        decoder.register_forward_hook(
+            lambda module, args, kwargs, output: calls.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+        ),
+    ]
+
+
+def test_the_image_is_paid_for_once(pipeline):
     calls = []
-    for module in (pipeline.lmm.model.model.vision_tower, pipeline.heads.sam.model.image_encoder):
-        module.register_forward_hook(lambda module, *_: calls.append(type(module).__name__))
-    pipeline.set_image(random_image())
-    assert len(calls) == 2
-    first = pipeline.refer(["lemon"])
-    second = pipeline.refer(["lemon"])
-    pipeline.chat("what is there?", max_new_tokens=3)
-    assert len(calls) == 2
-    assert first.seconds.image > 0 and second.seconds.image == 0
+    hooks = count_calls(pipeline, calls)
+    image = pipeline.encode(random_image(seed=3))
+    assert not calls
+    first = pipeline.refer(image, ["lemon"])
+    assert sorted(call for call in calls if isinstance(call, str)) == ["sam", "vision"]
+    tokens = [call for call in calls if isinstance(call, int)]
+    assert len(tokens) == 2 and tokens[0] >= 16  # the prompt's beginning with the image, and the words
+    calls.clear()
+    again = pipeline.refer(image, ["lemon"])
+    assert calls == tokens[1:]
+    calls.clear()
+    same = pipeline.refer(pipeline.encode(random_image(seed=3)), ["lemon"])  # the same pixels, taken again
+    pipeline.chat(image, "what is there?", max_new_tokens=3)
+    assert "vision" not in calls and "sam" not in calls
+    assert calls[0] == tokens[1]
+    for hook in hooks:
+        hook.remove()
+    assert first.seconds.image > 100 * again.seconds.image
     assert first.seconds.lmm > 0 and first.seconds.mask_head > 0 and first.seconds.refiner > 0
-    assert np.array_equal(first.phrases[0].mask, second.phrases[0].mask)
+    for other in (again, same):
+        assert np.array_equal(first.phrases[0].mask, other.phrases[0].mask)
+
+
+def test_images_are_kept_within_a_bound(pipeline):
+    one = pipeline.encode(random_image(seed=1))
+    pipeline.refer(one, "lemon")
+    tight = GroundingPipeline(lmm=pipeline.lmm, heads=pipeline.heads, config=GroundingConfig(image_cache=0))
+    kept = tight.encode(random_image(seed=1))
+    pixels = kept.kept_bytes
+    assert pixels == 48 * 64 * 3
+    tight.refer(kept, "lemon")
+    prefix = sum(layer.keys.nbytes + layer.values.nbytes for layer in next(iter(kept.lmm().prefixes.values())).cache.layers)
+    assert kept.kept_bytes >= pixels + prefix + kept.start_sam().result().embedding.nbytes
+    assert tight.encode(random_image(seed=1)) is kept  # the newest is kept
+    tight.encode(random_image(seed=2))
+    assert tight.encode(random_image(seed=1)) is not kept
+    assert pipeline.encode(random_image(seed=1)) is one
+    assert pipeline.encode(np.asarray(random_image(seed=1)).transpose(1, 0, 2)) is not one
+
+
+def test_callers_may_go_on_writing_into_their_image(pipeline):
+    pixels = np.array(random_image(seed=5))
+    image = pipeline.encode(pixels)
+    pixels[:] = 0
+    assert image.pixels.any()
+
+
+def test_a_command_is_cancelled_within_a_token(pipeline, every_word):
+    image = pipeline.encode(random_image(50, 70))
+    for end, stages in (
+        (lambda seen: True, []),
+        (lambda seen: "image" in seen.stages, ["image"]),
+        (lambda seen: len(seen.texts) >= 3, ["image", "lmm"]),
+        (lambda seen: "keywords" in seen.stages, ["image", "lmm", "keywords"]),
+        (lambda seen: bool(seen.coarse), ["image", "lmm", "keywords", "mask_head"]),
+    ):
+        seen = Follower(end)
+        with pytest.raises(CommandCancelledError, match="command: cancelled before the stage"):
+            pipeline.chat(image, "where is the lemon?", max_new_tokens=12, watch=seen)
+        assert seen.stages == stages
+        assert len(seen.texts) in ((3, 4) if len(stages) == 2 else (0, 12))
+    assert pipeline.chat(image, "where is the lemon?", max_new_tokens=12).phrases
+    with pytest.raises(CommandCancelledError):
+        pipeline.refer(image, "lemon", watch=Follower(lambda seen: "lmm" in seen.stages))
+
+
+def test_masks_can_be_skipped(pipeline, every_word):
+    calls = []
+    hooks = count_calls(pipeline, calls)
+    image = pipeline.encode(random_image(seed=9))
+    seen = Follower()
+    answer = pipeline.chat(image, "where is the lemon?", max_new_tokens=6, masks=False, watch=seen)
+    assert answer.text == seen.texts[-1] and answer.phrases == answer.left_out == ()
+    assert "sam" not in calls and seen.stages == ["image", "lmm", "keywords"]
+    assert pipeline.chat(image, "where is the lemon?", max_new_tokens=6).text == answer.text
+    for hook in hooks:
+        hook.remove()
+
+
+def test_the_surest_phrases_get_masks_and_the_others_are_named(pipeline, monkeypatch):
+    image = pipeline.encode(random_image())
+    trace = pipeline.read(image, "where is the lemon?", "red mug and lemon and can")
+    monkeypatch.setattr(pipeline.lmm, "generate", lambda *_, **__: trace)
+    spans = [replace(span_of(trace, words), score=score) for words, score in (("red mug", 0.6), ("lemon", 0.5), ("can", 0.9))]
+    monkeypatch.setattr(pipeline_module, "select_keywords", lambda *_, **__: tuple(spans))
+    pipeline.config = GroundingConfig(max_phrases=2)
+    try:
+        answer = pipeline.chat(image, "where is the lemon?")
+        assert [phrase.text for phrase in answer.phrases] == ["red mug", "can"] and answer.left_out == ("lemon",)
+        answer = pipeline.refer(image, ["red mug", "lemon", "can"])
+        assert [phrase.text for phrase in answer.phrases] == ["red mug", "lemon"] and answer.left_out == ("can",)
+        assert answer.text == "red mug. lemon. can"
+    finally:
+        pipeline.config = GroundingConfig()
+
+
+@pytest.mark.parametrize("part", ["vision", "decoder", "sam"])
+def test_a_command_that_does_not_fit_into_memory_leaves_the_next_one_room(pipeline, monkeypatch, part):
+    image, other = pipeline.encode(random_image(seed=7)), pipeline.encode(random_image(seed=8))
+    pipeline.refer(other, "lemon")
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity of 2 GiB")
+
+    def fail(*_, **__):
+        raise full
+
+    owner, name = {
+        "vision": (pipeline.lmm.family, "encode"),
+        "decoder": (pipeline.lmm, "read_tokens"),
+        "sam": (pipeline.heads.sam, "encode_image"),
+    }[part]
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, fail)
+        with pytest.raises(MemoryFullError) as error:
+            pipeline.refer(image, "lemon")
+    assert str(error.value) == (
+        "command: expected enough free memory, got too little (CUDA out of memory. Tried to allocate 20.00 MiB.); kept images"
+        " are freed, try again"
+    )
+    assert image.kept_bytes == image.pixels.nbytes and other.kept_bytes == other.pixels.nbytes
+    check_phrase(pipeline.refer(image, "lemon").phrases[0], 48, 64)
 
 
 def test_an_empty_mask_is_kept(pipeline, monkeypatch):
-    pipeline.set_image(random_image())
+    image = pipeline.encode(random_image())
     monkeypatch.setattr(pipeline.heads.sam, "to_image", lambda low_res, image: torch.full((1, 48, 64), -3.0))
-    (phrase,) = pipeline.refer("lemon").phrases
+    (phrase,) = pipeline.refer(image, "lemon").phrases
     assert (phrase.box, phrase.score, phrase.mask.any()) == ((0, 0, 0, 0), 0.0, np.False_)
     monkeypatch.setattr(pipeline.heads.sam, "to_image", lambda low_res, image: torch.zeros(1, 48, 64))
-    assert not pipeline.refer("lemon").phrases[0].mask.any()  # logits > 0, not >= 0
+    assert not pipeline.refer(image, "lemon").phrases[0].mask.any()  # logits > 0, not >= 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (7, 5), (900, 1300)])
 def test_extreme_images(pipeline, size):
-    pipeline.set_image(random_image(max(size[0], 4), max(size[1], 4)).resize((size[1], size[0])))
-    (phrase,) = pipeline.refer("lemon").phrases
+    image = pipeline.encode(random_image(max(size[0], 4), max(size[1], 4)).resize((size[1], size[0])))
+    (phrase,) = pipeline.refer(image, "lemon").phrases
     check_phrase(phrase, *size)
 
 
@@ -156,23 +307,21 @@ def test_extreme_images(pipeline, size):
 )
 def test_bad_images(pipeline, value, got):
     with pytest.raises(ValueError, match=f"image: expected uint8 RGB .* got {got}"):
-        pipeline.set_image(value)
+        pipeline.encode(value)
     with pytest.raises(ValueError, match=r"expected at least one pixel, got \[0, 4, 3\]"):
-        pipeline.set_image(np.zeros((0, 4, 3), np.uint8))
+        pipeline.encode(np.zeros((0, 4, 3), np.uint8))
 
 
-def test_an_image_that_cannot_be_encoded_leaves_none(pipeline, monkeypatch):
+def test_a_failure_of_encoding_is_not_kept(pipeline, monkeypatch):
     def fail(_):
-        raise RuntimeError("out of memory")
+        raise RuntimeError("a part is broken")
 
-    for bad in (None, random_image()):
-        pipeline.set_image(random_image())
-        with monkeypatch.context() as patched:
-            patched.setattr(pipeline.heads.sam, "encode_image", fail)
-            with pytest.raises((ValueError, RuntimeError), match=r"image: expected uint8 RGB|out of memory"):
-                pipeline.set_image(bad)
-        with pytest.raises(ValueError, match=r"image: expected set_image\(\) before a command, got no image yet"):
-            pipeline.refer("lemon")
+    image = pipeline.encode(random_image(seed=4))
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline.heads.sam, "encode_image", fail)
+        with pytest.raises(RuntimeError, match="a part is broken"):
+            pipeline.refer(image, "lemon")
+    check_phrase(pipeline.refer(image, "lemon").phrases[0], 48, 64)
 
 
 def test_other_image_layouts_are_taken():
@@ -183,29 +332,26 @@ def test_other_image_layouts_are_taken():
 
 
 def test_bad_commands(parts, pipeline):
-    fresh = GroundingPipeline(lmm=pipeline.lmm, heads=pipeline.heads)
-    with pytest.raises(ValueError, match=r"image: expected set_image\(\) before a command, got no image yet"):
-        fresh.chat("where is the lemon?")
-    pipeline.set_image(random_image())
+    image = pipeline.encode(random_image())
     for text in ("", "  \n", "???", "🍋😀", "...?!" * 99, "\u0301", None, 3):
         for ask, words in ((pipeline.chat, text), (pipeline.refer, [text]), (pipeline.refer, ["mug", text])):
             with pytest.raises(CommandError) as error:
-                ask(words)
+                ask(image, words)
             assert str(error.value) == f"text: expected at least one letter or digit, got {repr(text)[:80]}"
     with pytest.raises(ValueError, match="phrases: expected at least one, got none"):
-        pipeline.refer([])
+        pipeline.refer(image, [])
     for ask in (pipeline.chat, pipeline.refer):
         with pytest.raises(CommandError, match="expected no special tokens of the LMM, got '<image>'"):
-            ask("an <image>")
+            ask(image, "an <image>")
         with pytest.raises(CommandError, match=r"text: expected at most \d+ tokens"):
-            ask("word " * 3000)
+            ask(image, "word " * 3000)
     with pytest.raises(ValueError, match=r"max_new_tokens: expected fewer than 496 \(context of 512") as error:
-        pipeline.chat("lemon", max_new_tokens=600)
+        pipeline.chat(image, "lemon", max_new_tokens=600)
     assert not isinstance(error.value, CommandError)  # no words would fit
     with pytest.raises(ValueError, match="max_new_tokens: expected 1 to 1024 tokens, got 0"):
-        pipeline.chat("lemon", max_new_tokens=0)
+        pipeline.chat(image, "lemon", max_new_tokens=0)
     for odd in ("\x00\x07 lemon", "柠檬在哪里", "é" * 50, "4?", "🍋½"):
-        pipeline.chat(odd, max_new_tokens=2)
+        pipeline.chat(image, odd, max_new_tokens=2)
 
 
 def test_bad_options(parts):
@@ -219,11 +365,11 @@ def test_bad_options(parts):
 
 def test_half_precision_lmm(parts):
     pipeline = GroundingPipeline.from_pretrained(parts / "lmm", parts / "heads", parts / "sam", device="cpu", dtype="bfloat16")
-    pipeline.set_image(random_image())
+    image = pipeline.encode(random_image())
     assert pipeline.lmm.model.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in pipeline.heads.parameters())
-    check_phrase(pipeline.refer("lemon").phrases[0], 48, 64)
-    pipeline.chat("lemon?", max_new_tokens=4)
+    check_phrase(pipeline.refer(image, "lemon").phrases[0], 48, 64)
+    pipeline.chat(image, "lemon?", max_new_tokens=4)
 
 
 def test_config():

@@ -253,8 +253,8 @@ def test_the_whole_model_grounds(runs, samples):
     lmm = load_lmm(runs / "lmm" / "lmm", device=CPU, dtype=torch.float32)
     heads = load_heads(runs / "heads" / "heads", shape=lmm.shape, sam=load_sam(runs / "sam" / "sam"))
     pipeline = GroundingPipeline(lmm=lmm, heads=heads)
-    pipeline.set_image(samples[0].image())
-    (found,) = pipeline.refer("the red mug").phrases
+    handle = pipeline.encode(samples[0].image())
+    (found,) = pipeline.refer(handle, "the red mug").phrases
     assert found.mask.shape == (HEIGHT, WIDTH)
     for stage in ("tower", "tower/votes", "lmm", "sam", "heads"):
         figures = [json.loads(line) for line in (runs / stage / "log.jsonl").read_text().splitlines()]

@@ -21,7 +21,7 @@ from flmm_core.evaluation.tabletop import coarse_mask
 from flmm_core.image_geometry import unpad
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.types import CoarseMasks
+from flmm_core.watcher import CoarseWatcher
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,10 @@ def rank_heads(pipeline: GroundingPipeline, samples: Sequence[Sample]) -> HeadRa
     hits, attention = np.zeros((len(samples), channels), int), np.zeros((len(samples), channels))
     names, covered, touched = np.zeros(len(samples), int), 0.0, 0.0
     for index, sample in enumerate(tqdm(samples, desc="pointing", unit="image")):
-        pipeline.set_image(sample.image())
+        image = pipeline.encode(sample.image())
         firsts = {turn.kind: turn for turn in reversed(sample.turns) if turn.present and turn.kind != MISTAKE}
         for turn in firsts.values():
-            maps = _maps(pipeline.read(turn.question, turn.answer), [(span.start, span.end) for span in turn.present])
+            maps = _maps(pipeline.read(image, turn.question, turn.answer), [(span.start, span.end) for span in turn.present])
             for phrase_maps, span in zip(maps, turn.present, strict=True):
                 truth = sample.mask(span.objects)
                 hits[index] += [truth[y, x] for x, y in peaks(phrase_maps, *truth.shape)]
@@ -167,15 +167,15 @@ def attention_rows(
         channels: attention heads to show.
         truth: the image and turn of a data set that this is, if it is.
     """
-    pipeline.set_image(image)
-    coarse: list[CoarseMasks] = []
+    handle, seen = pipeline.encode(image), CoarseWatcher()
     if isinstance(text, str):
-        question, answer = text, pipeline.chat(text, on_coarse=coarse.append)
+        question, answer = text, pipeline.chat(handle, text, watch=seen)
     else:
-        question, answer = "", pipeline.refer(text, on_coarse=coarse.append)
+        question, answer = "", pipeline.refer(handle, text, watch=seen)
     if not answer.phrases:
         return []
-    trace = pipeline.read(question or pipeline.lmm.refer_prompt, answer.text)
+    assert seen.coarse is not None
+    trace = pipeline.read(handle, question or pipeline.lmm.refer_prompt, answer.text)
     maps = _maps(trace, [(phrase.start, phrase.end) for phrase in answer.phrases])
     masks: list[np.ndarray | None] = [None] * len(answer.phrases)
     if truth is not None:
@@ -187,7 +187,7 @@ def attention_rows(
             answer=answer.text,
             phrase=phrase.text,
             maps=maps[index, list(channels)],
-            coarse=coarse_mask(coarse[0].logits[index], image.shape[:2], pipeline.config.mask_threshold),
+            coarse=coarse_mask(seen.coarse.logits[index], image.shape[:2], pipeline.config.mask_threshold),
             refined=phrase.mask,
             truth=masks[index],
         )

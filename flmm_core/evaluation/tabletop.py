@@ -22,10 +22,12 @@ from flmm_core.config import GroundingConfig
 from flmm_core.data.dataset import NO_ANSWERS, REFER, REFER_ABSENT, Sample, Turn
 from flmm_core.evaluation.matching import Overlap, Pair, is_right, match_phrases, overlaps
 from flmm_core.evaluation.metrics import Range, Retrieval, phrase_retrieval, word_retrieval
+from flmm_core.image_handle import ImageHandle
 from flmm_core.keyword_spans import select_keywords
 from flmm_core.noun_chunks import noun_chunks
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.types import CoarseMasks, GroundedAnswer, StageSeconds
+from flmm_core.watcher import CoarseWatcher
 
 _REFER = (REFER, REFER_ABSENT)
 
@@ -110,10 +112,10 @@ class ImageEvaluation:
 
     def run(self, sample: Sample) -> ImageRecord:
         """Evaluate one image."""
-        self.pipeline.set_image(sample.image())
+        image = self.pipeline.encode(sample.image())
         turns = self._chosen(sample.turns)
-        chat = tuple(self._chat(sample, turn) for turn in turns if turn.kind not in NO_ANSWERS)
-        refer = tuple(record for turn in turns if turn.kind in _REFER for record in self._refer(sample, turn))
+        chat = tuple(self._chat(image, sample, turn) for turn in turns if turn.kind not in NO_ANSWERS)
+        refer = tuple(record for turn in turns if turn.kind in _REFER for record in self._refer(image, sample, turn))
         return ImageRecord(chat, refer)
 
     def _chosen(self, turns: Sequence[Turn]) -> list[Turn]:
@@ -125,12 +127,12 @@ class ImageEvaluation:
                 chosen.append(turn)
         return chosen
 
-    def _chat(self, sample: Sample, turn: Turn) -> ChatRecord:
-        coarse: list[CoarseMasks] = []
-        answer = self.pipeline.chat(turn.question, on_coarse=coarse.append)
+    def _chat(self, image: ImageHandle, sample: Sample, turn: Turn) -> ChatRecord:
+        seen = CoarseWatcher()
+        answer = self.pipeline.chat(image, turn.question, watch=seen)
         right = is_right(answer.text, turn.answer)
         pairs = match_phrases(answer.phrases, turn, right=right)
-        selector, chunks = self._keywords(turn)
+        selector, chunks = self._keywords(image, turn)
         return ChatRecord(
             kind=turn.kind,
             question=turn.question,
@@ -139,41 +141,41 @@ class ImageEvaluation:
             right=right,
             names_things=bool(turn.present),
             phrases=_phrase_records(answer, pairs, turn),
-            masks=self._compare(answer, coarse[0], pairs, sample, turn),
+            masks=self._compare(answer, seen.coarse, pairs, sample, turn),
             selector=selector,
             chunks=chunks,
             seconds=answer.seconds,
         )
 
-    def _refer(self, sample: Sample, turn: Turn) -> list[ReferRecord]:
+    def _refer(self, image: ImageHandle, sample: Sample, turn: Turn) -> list[ReferRecord]:
         phrases = [turn.answer[span.start : span.end] for span in turn.spans]
-        coarse: list[CoarseMasks] = []
-        answer = self.pipeline.refer(phrases, on_coarse=coarse.append)
+        seen = CoarseWatcher()
+        answer = self.pipeline.refer(image, phrases, watch=seen)
         records = []
         for index, words in enumerate(phrases):
             pairs: list[Pair] = [(index, index)]
-            masks = self._compare(answer, coarse[0], pairs, sample, turn)
+            masks = self._compare(answer, seen.coarse, pairs, sample, turn)
             records.append(ReferRecord(words, is_relational(words), _phrase_records(answer, pairs, turn)[0], masks))
         return records
 
-    def _keywords(self, turn: Turn) -> tuple[SpanCounts | None, SpanCounts]:
+    def _keywords(self, image: ImageHandle, turn: Turn) -> tuple[SpanCounts | None, SpanCounts]:
         """Phrases of the true answer that the trained selector and the noun-chunk rule pick; "no red mug" is none to pick."""
         true = [(span.start, span.end) for span in turn.present]
         chunks = _span_counts(turn.answer, noun_chunks(turn.answer), true)
         if self.pipeline.heads.keyword_selector is None:
             return None, chunks
-        trace = self.pipeline.read(turn.question, turn.answer)
+        trace = self.pipeline.read(image, turn.question, turn.answer)
         threshold = self.pipeline.config.selector_threshold
         picked = select_keywords(trace, self.pipeline.heads.keyword_selector, threshold=threshold)
         return _span_counts(turn.answer, [(span.start, span.end) for span in picked], true), chunks
 
     def _compare(
-        self, answer: GroundedAnswer, coarse: CoarseMasks, pairs: Sequence[Pair], sample: Sample, turn: Turn
+        self, answer: GroundedAnswer, coarse: CoarseMasks | None, pairs: Sequence[Pair], sample: Sample, turn: Turn
     ) -> MaskPair:
         size, threshold = (answer.image_height, answer.image_width), self.pipeline.config.mask_threshold
 
         def before(index: int) -> np.ndarray:
-            if answer.phrases[index].absent:
+            if answer.phrases[index].absent or coarse is None:
                 return np.zeros(size, bool)
             return coarse_mask(coarse.logits[index], size, threshold)
 

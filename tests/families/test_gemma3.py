@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from flmm_core.families import LmmShape
-from flmm_core.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.frozen_lmm import EncodedImage, FrozenLmm, lmm_shape
 
 TEMPLATE = (
     "{{ bos_token }}{%- for message in messages -%}{{ '<start_of_turn>' + message['role'] + '\n' }}"
@@ -80,6 +80,10 @@ def test_a_region_of_the_image_is_the_same_region_of_the_maps(lmm, name, region)
     family_checks.check_position_truth(lmm, random_image(*SIZES[name]), region)
 
 
+def one_prefix(lmm, image):
+    return lmm.read_prefix(image, lmm.words.prompt_tokens("", image.layouts))
+
+
 @torch.no_grad()
 def test_image_tokens_see_each_other_also_in_the_cached_prefix(lmm):
     """The first cell's state depends on the last cell's features; and the prefix is what the whole sequence computes."""
@@ -88,9 +92,9 @@ def test_image_tokens_see_each_other_also_in_the_cached_prefix(lmm):
     behind = lmm.read_answer(image, QUESTION, ANSWER)
     at_once = whole.read_answer(whole.encode_image(random_image()), QUESTION, ANSWER)
     torch.testing.assert_close(behind.hidden_states, at_once.hidden_states, atol=1e-4, rtol=1e-4)
-    prefix = image.prefixes[0]
+    prefix = one_prefix(lmm, image)
     image.features.given.pooler_output[:, -1] += 1
-    other = lmm._prefix(prefix.ids, image.features)
+    other = one_prefix(lmm, EncodedImage(image.layouts, image.features))
     first = lmm.words.prompt_tokens("", image.layouts).image_starts[0]
     assert not torch.allclose(prefix.cache.layers[1].keys[:, :, first], other.cache.layers[1].keys[:, :, first])
 

@@ -93,7 +93,7 @@ def test_positions_belong_to_the_encoded_image(folder, lmm):
         one = FrozenLmm.from_pretrained(folder, reuse_prefix=False)
         alone.append(one.read_answer(one.encode_image(image), QUESTION, ANSWER))
     encoded = [lmm.encode_image(image) for image in images]
-    deltas = {int(image.prefixes[0].state) for image in encoded}
+    deltas = {int(lmm.read_prefix(image, lmm.words.prompt_tokens("", image.layouts)).state) for image in encoded}
     assert len(deltas) > 1
     for _ in range(2):
         for image, expected in zip(encoded, alone, strict=True):

@@ -4,6 +4,7 @@ import sys
 import time
 
 import numpy as np
+import torch
 
 from flmm_core.errors import CommandError
 from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
@@ -20,12 +21,13 @@ class ScriptedPipeline:
         if config.refer_prompt == "slow":  # a model that takes long to load
             time.sleep(60)
 
-    def set_image(self, image):
+    def encode(self, image):
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
         self.image = image
         self.images += 1
+        return image
 
-    def chat(self, text, *, max_new_tokens=None):
+    def chat(self, image, text, *, max_new_tokens=None):
         self.history.append(f"chat {text}")
         word, _, argument = text.partition(" ")
         if word == "history":
@@ -53,13 +55,13 @@ class ScriptedPipeline:
             return self._answer(" ".join(str(round(v)) for v in self.image.reshape(-1, 3).mean(axis=0)), 0)
         return self._answer(f"It said: {text}", 1)
 
-    def refer(self, phrases):
+    def refer(self, image, phrases):
         self.history.append(f"refer {phrases[0]}")
         return self._answer(phrases[0], 1, len(phrases[0]))
 
     def _answer(self, text, count, length=2):
         height, width = self.image.shape[:2]
-        mask = np.zeros((height, width), bool)
+        mask = torch.zeros(height, width, dtype=torch.bool)
         mask[:, : max(1, width // 2)] = True
         box = (0, 0, max(1, width // 2), height)
         phrases = tuple(

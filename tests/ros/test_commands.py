@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 from bench import image_of
 from std_msgs.msg import String
 from test_start import models  # noqa: F401
@@ -127,7 +128,7 @@ def test_demo_asks_every_kind_over_all_its_scenes(opengl):
 
 def grounded(text, spans, masks, absent=()):
     phrases = tuple(
-        GroundedPhrase(text[start:end], start, end, mask, (0, 0, 1, 1), 0.9, absent=index in absent)
+        GroundedPhrase(text[start:end], start, end, torch.from_numpy(mask), (0, 0, 1, 1), 0.9, absent=index in absent)
         for index, ((start, end), mask) in enumerate(zip(spans, masks, strict=True))
     )
     return GroundedAnswer(text, phrases, *masks[0].shape)
@@ -204,7 +205,7 @@ def outcome(kind, text, phrases=(), *, missed=(), said=None, status=Reply.STATUS
     named = [(words, iou is not None) for words, iou, *_ in phrases] + [(words, True) for words in missed]
     spans = tuple(Span(text.index(words), text.index(words) + len(words), (0,) if there else ()) for words, there in named)
     pointings = tuple(
-        Pointing(GroundedPhrase(words, span.start, span.end, mask, (0, 0, 0, 0), 0.5, absent=absent), iou)
+        Pointing(GroundedPhrase(words, span.start, span.end, torch.from_numpy(mask), (0, 0, 0, 0), 0.5, absent=absent), iou)
         for (words, iou, mask, absent), span in zip(phrases, spans, strict=False)
     )
     answer = GroundedAnswer(text if said is None else said, tuple(pointing.phrase for pointing in pointings), 4, 4)

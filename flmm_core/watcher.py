@@ -1,0 +1,38 @@
+"""What a caller may see and say while a command runs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from flmm_core.types import CoarseMasks
+
+Stage = Literal["image", "lmm", "keywords", "mask_head", "refiner"]
+"""Names as in :class:`~flmm_core.types.StageSeconds`."""
+
+
+class Watcher:
+    """Follows one command; all methods are called in the thread that runs it. Override what is of interest."""
+
+    def on_stage(self, stage: Stage) -> None:
+        """A stage begins."""
+
+    def on_text(self, text: str) -> None:
+        """The whole answer so far, after each token."""
+
+    def on_coarse(self, coarse: CoarseMasks) -> None:
+        """The phrases' masks before they are refined."""
+
+    def cancelled(self) -> bool:
+        """Whether to stop; asked before every token and every stage."""
+        return False
+
+
+class CoarseWatcher(Watcher):
+    """Keeps the coarse masks of a command."""
+
+    coarse: CoarseMasks | None = None
+    """None if nothing was grounded."""
+
+    def on_coarse(self, coarse: CoarseMasks) -> None:
+        """Keep them."""
+        self.coarse = coarse
