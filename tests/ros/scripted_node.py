@@ -2,11 +2,12 @@
 
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from flmm_core.errors import CommandError
+from flmm_core.errors import CommandError, MemoryFullError
 from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
 from flmm_ros.grounding_node import main
 
@@ -38,6 +39,10 @@ class ScriptedPipeline:
             time.sleep(float(argument))
         if word == "forbidden":
             raise CommandError("text: expected other words")
+        if word == "memory":
+            raise MemoryFullError("command: expected enough free memory, got too little")
+        if word == "left":
+            return replace(self._answer("one two three", 1), left_out=("two", "three"))
         if word == "quit":
             raise SystemExit("scripted end")
         if word == "unsendable":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from bench import IMAGE, image_of
 from sensor_msgs.msg import Image
-from std_msgs.msg import String
+from std_msgs.msg import Header, String
 
 from flmm_ros import qos
 from flmm_ros.conversions import phrase_from_message
@@ -63,6 +63,22 @@ def test_no_phrases_is_an_answer(bench):
     assert (reply.status, reply.answer, reply.phrases) == (GroundedAnswer.STATUS_ANSWERED, "Nothing.", [])
     label_map = bench.until(lambda: next((m for m in bench.label_maps if m.header == header), None))
     assert (pixels_of(label_map) == 255).all()
+
+
+def test_phrases_without_room_are_named(bench):
+    bench.show()
+    reply = bench.ask("left")
+    assert (reply.answer, [phrase.text for phrase in reply.phrases]) == ("one two three", ["on"])
+    assert reply.left_out == ["two", "three"]
+    assert bench.ask("hello").left_out == []
+
+
+def test_a_command_that_does_not_fit_into_memory_is_refused(bench):
+    header = bench.show()
+    reply = bench.ask("memory")
+    assert (reply.status, reply.header, reply.phrases) == (GroundedAnswer.STATUS_OUT_OF_MEMORY, Header(), [])
+    assert reply.reason == "command: expected enough free memory, got too little"
+    assert bench.ask("nothing").header == header
 
 
 @pytest.mark.parametrize(("count", "encoding", "unlabelled"), [(1, "mono8", 255), (254, "mono8", 255), (255, "mono16", 65535)])

@@ -1,0 +1,45 @@
+"""Memory that commands about large images take, in a process of its own: what it took once counts for good."""
+
+import subprocess
+import sys
+
+import pytest
+from tiny_models import save_model
+
+SCRIPT = """
+import resource, sys
+import numpy as np
+import flmm_tabletop
+from flmm_core.pipeline import GroundingPipeline
+
+flmm_tabletop.register()
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+root, height, width, phrases = sys.argv[1], *map(int, sys.argv[2:])
+pipeline = GroundingPipeline.from_pretrained(f"{root}/lmm", f"{root}/heads", f"{root}/sam", device="cpu", presence_threshold=0.0)
+pipeline.refer(pipeline.encode(np.zeros((48, 64, 3), np.uint8)), ["lemon"] * phrases)
+pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+before = peak()
+answer = pipeline.refer(pipeline.encode(pixels), ["lemon"] * phrases)
+assert [phrase.mask.shape for phrase in answer.phrases] == [(height, width)] * phrases
+print(peak() - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("model")
+    save_model(root)
+    return root
+
+
+def test_an_8k_image_takes_the_stated_memory(root):
+    """A byte for each pixel of each mask, and 16 for each pixel of the image (docs/reference.md, grounding_node)."""
+    height, width, phrases = 4320, 7680, 6
+    command = [sys.executable, "-c", SCRIPT, str(root), str(height), str(width), str(phrases)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    bound = (phrases + 16) * height * width
+    assert 0.2 * bound < int(run.stdout) < bound
