@@ -24,6 +24,7 @@ from flmm_core.attention_tap import KeptQueries
 from flmm_core.config import GroundingConfig
 from flmm_core.errors import CommandError
 from flmm_core.families import Checkpoint, ImageFeatures, ImageLayout, LmmFamily, LmmShape, LoadedLmm, family_of
+from flmm_core.hidden_states import StateMixer, mixing
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.lmm_words import AnswerTokens, LmmWords, PromptTokens
 from flmm_core.types import ImageGeometry, KeywordSpan
@@ -166,6 +167,7 @@ class FrozenLmm:
         text: str,
         *,
         max_new_tokens: int = GroundingConfig.max_new_tokens,
+        mixes: Tensor | None = None,
         on_text: Callable[[str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> LmmTrace:
@@ -175,6 +177,7 @@ class FrozenLmm:
             image: from :meth:`encode_image`.
             text: the user's words.
             max_new_tokens: longest answer.
+            mixes: ``[k, l]`` float32, mixtures of hidden states to keep; None for each layer by itself.
             on_text: called with the whole answer so far after each token.
             cancelled: asked after each token; once it says yes the answer ends there.
 
@@ -186,7 +189,7 @@ class FrozenLmm:
         ids = prompt.ids
         self._check_length(len(ids), image.image_tokens, max_new_tokens)
         cache, inputs = self._start(image, prompt, ids)
-        with self._record(start=len(ids), cache=cache) as tap:
+        with self._record(start=len(ids), cache=cache) as tap, self._mixing(len(ids), cache, mixes) as mixer:
             output = self.model.generate(
                 self._tensor(ids),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.device),
@@ -195,65 +198,59 @@ class FrozenLmm:
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
                 return_dict_in_generate=True,
-                output_hidden_states=True,
                 streamer=_TextStreamer(self.words.decode, on_text) if on_text else None,
                 stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)] if cancelled else []),
             )
             emitted = output.sequences[0, len(ids) :].tolist()
-            # Step 0 holds the prompt's states; step i those of the token that step i-1 emitted.
-            steps = [torch.cat(states[1:])[:, -1:] for states in output.hidden_states[1:]]
             ended = bool(emitted) and emitted[-1] in self._end_ids()
             if emitted and not ended:
                 # At the length limit the last word was never fed back. Feed it, so that its row exists too.
-                fed = self.model(
-                    input_ids=self._tensor(emitted[-1:]),
-                    cache=output.cache,
-                    use_cache=True,
-                    output_hidden_states=True,
-                )
-                steps.append(torch.cat(fed.hidden_states[1:]))
-            kept = tap.finish()
+                self.model(input_ids=self._tensor(emitted[-1:]), cache=output.cache, use_cache=True)
+            kept, states = tap.finish(), mixer.finish()
         answer = emitted[:-1] if ended else emitted
         text_out, offsets = self.words.decode_with_offsets(answer)
-        empty = torch.zeros(self.shape.layers, 0, self.shape.hidden_size, dtype=self.model.dtype, device=self.device)
-        states = torch.cat(steps, dim=1) if steps else empty
         return self._trace(text_out, answer, offsets, ended, states, image, prompt, kept)
 
-    def read_answer(self, image: EncodedImage, prompt: str, answer: str) -> LmmTrace:
+    def read_answer(self, image: EncodedImage, prompt: str, answer: str, *, mixes: Tensor | None = None) -> LmmTrace:
         """Let the LMM read a given answer, teacher-forced; nothing is generated.
 
         Args:
             image: from :meth:`encode_image`; many answers about one image share its cache.
             prompt: the user's words.
             answer: the assistant's words, exactly these.
+            mixes: as for :meth:`generate`.
         """
-        return self.read_tokens(image, self.words.answer_tokens(prompt, answer, image.layouts), answer)
+        return self.read_tokens(image, self.words.answer_tokens(prompt, answer, image.layouts), answer, mixes=mixes)
 
     @torch.no_grad()
-    def read_tokens(self, image: EncodedImage, tokens: AnswerTokens, answer: str) -> LmmTrace:
+    def read_tokens(self, image: EncodedImage, tokens: AnswerTokens, answer: str, *, mixes: Tensor | None = None) -> LmmTrace:
         """Let the LMM read an answer that is tokenised already.
 
         Args:
             image: from :meth:`encode_image`.
             tokens: prompt and answer; the prompt with or without what stands before a chat.
             answer: text of the answer's tokens.
+            mixes: as for :meth:`generate`.
         """
         sequence = tokens.prompt.ids + tokens.ids
         self._check_length(len(sequence), image.image_tokens, 0)
         cache, inputs = self._start(image, tokens.prompt, sequence)
-        with self._record(start=len(tokens.prompt.ids), cache=cache) as tap:
+        start = len(tokens.prompt.ids)
+        with self._record(start=start, cache=cache) as tap, self._mixing(start, cache, mixes) as mixer:
             inputs = inputs or {"input_ids": self._tensor(sequence[cache.get_seq_length() :])}
-            output = self.model(**inputs, cache=cache, use_cache=True, output_hidden_states=True, logits_to_keep=1)
-            kept = tap.finish()
-        states = torch.cat(output.hidden_states[1:])[:, -len(tokens.ids) :]
+            self.model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
+            kept, states = tap.finish(), mixer.finish()
         return self._trace(answer, tokens.ids, tokens.offsets, True, states, image, tokens.prompt, kept)
 
-    def read_phrases(self, image: EncodedImage, phrases: Sequence[str]) -> tuple[LmmTrace, tuple[KeywordSpan, ...]]:
+    def read_phrases(
+        self, image: EncodedImage, phrases: Sequence[str], *, mixes: Tensor | None = None
+    ) -> tuple[LmmTrace, tuple[KeywordSpan, ...]]:
         """Let the LMM read phrases as the answer to :attr:`refer_prompt`, each followed by a full stop.
 
         Args:
             image: from :meth:`encode_image`.
             phrases: what to look for; each phrase's tokens see the phrases before it.
+            mixes: as for :meth:`generate`.
 
         Returns:
             The trace and one span for each phrase, in order.
@@ -265,7 +262,7 @@ class FrozenLmm:
             ranges.append((len(answer), len(answer) + len(phrase)))
             answer += phrase + "."
         tokens = self.words.answer_tokens(self.refer_prompt, answer, image.layouts, [start for start, _ in ranges])
-        trace = self.read_tokens(image, tokens, answer)
+        trace = self.read_tokens(image, tokens, answer, mixes=mixes)
         spans = []
         for phrase, (start, end) in zip(phrases, ranges, strict=True):
             first, last = trace.span_of(start, end)
@@ -298,6 +295,10 @@ class FrozenLmm:
     def _record(self, *, start: int, cache: DynamicCache) -> AbstractContextManager[attention_tap.Tap]:
         return attention_tap.record(start, seen=cache.get_seq_length(), layers=self.map_layers)
 
+    def _mixing(self, start: int, cache: DynamicCache, mixes: Tensor | None) -> AbstractContextManager[StateMixer]:
+        mixes = torch.eye(self.shape.layers, device=self.device) if mixes is None else mixes
+        return mixing(self.model, start=start, seen=cache.get_seq_length(), mixes=mixes)
+
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor([list(ids)], dtype=torch.long, device=self.device)
 
@@ -321,7 +322,7 @@ class FrozenLmm:
             token_ids=tuple(token_ids),
             token_offsets=offsets,
             ended=ended,
-            hidden_states=states,
+            states=states,
             layouts=image.layouts,
             image_starts=prompt.image_starts,
             kept=kept,

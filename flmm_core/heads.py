@@ -15,6 +15,9 @@ from flmm_core.presence import PresenceHead
 from flmm_core.sam_refiner import SamRefiner
 from flmm_core.types import CoarseMasks, ImageGeometry
 
+_TEXT, _SELECTOR, _PRESENCE = range(3)
+"""Rows of :meth:`GroundingHeads.layer_mixes`."""
+
 
 @dataclass(frozen=True)
 class HeadsConfig:
@@ -54,21 +57,40 @@ class GroundingHeads(nn.Module):
         """
         return CoarseMasks(logits=unpad(self.mask_head(maps), geometry), geometry=geometry)
 
-    def text_tokens(self, hidden_states: Tensor) -> Tensor:
-        """Text prompt tokens ``[t, 256]`` from the decoder layers' outputs ``[l, t, d]``, any float dtype."""
-        weights = self.text_layer_weights.softmax(dim=0)
-        return self.text_proj((weights[:, None, None] * hidden_states.float()).sum(dim=0))
+    def layer_mixes(self) -> Tensor:
+        """What each decoder layer counts for text prompt, keyword selector and presence score: ``[3, l]`` float32.
 
-    def presence_of(self, states: Sequence[Tensor], maps: Tensor) -> Tensor:
-        """Probability ``[n]`` that what each phrase names is there; 1 without a presence score.
+        Rows of what these heads do not have are zero.
+        """
+        text = self.text_layer_weights.softmax(dim=0)
+        probes = (self.keyword_selector, self.presence)
+        rows = (torch.zeros_like(text) if probe is None else probe.layer_weights.softmax(dim=0) for probe in probes)
+        return torch.stack([text, *rows])
+
+    def mix(self, states: Tensor) -> Tensor:
+        """Mixed states ``[3, t, d]`` from those of all layers ``[l, t, d]``, any float dtype."""
+        return torch.einsum("kl,ltd->ktd", self.layer_mixes(), states.float())
+
+    def text_tokens(self, states: Tensor) -> Tensor:
+        """Text prompt tokens ``[t, 256]`` from a phrase's states ``[3, t, d]``, mixed by :meth:`layer_mixes`."""
+        return self.text_proj(states[_TEXT])
+
+    def keyword_logits(self, states: Tensor) -> Tensor | None:
+        """Logit of each of ``t`` tokens to be part of a phrase, ``[t]``; None without a keyword selector.
 
         Args:
-            states: ``n`` tensors ``[l, t, d]``, decoder layers' outputs for each phrase's tokens.
+            states: ``[3, t, d]``, mixed by :meth:`layer_mixes`.
+        """
+        return None if self.keyword_selector is None else self.keyword_selector(states[_SELECTOR])
+
+    def presence_logits(self, states: Sequence[Tensor], maps: Tensor) -> Tensor | None:
+        """Logit ``[n]`` that what each phrase names is there; None without a presence score.
+
+        Args:
+            states: ``n`` tensors ``[3, t, d]``, mixed by :meth:`layer_mixes`, of each phrase's tokens.
             maps: ``[n, c, h, w]`` attention merged over each phrase's tokens.
         """
-        if self.presence is None:
-            return torch.ones(len(states))
-        return self.presence(states, maps).sigmoid()
+        return None if self.presence is None else self.presence([phrase[_PRESENCE] for phrase in states], maps)
 
     def trained_state(self) -> dict[str, Tensor]:
         """State dict without the frozen image encoder, as heads are saved."""

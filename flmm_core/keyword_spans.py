@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from flmm_core.lmm_trace import LmmTrace
@@ -25,25 +24,24 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 class KeywordSelector(TokenProbe):
     """Probability that a token belongs to something that can be pointed at (F-LMM, keyword selector)."""
 
-    def forward(self, states: Tensor) -> Tensor:
-        """Logits ``[t]`` from the decoder layers' outputs ``[l, t, d]``, any float dtype."""
-        return self.logits(self.units(states))
+    def forward(self, mixed: Tensor) -> Tensor:
+        """Logits ``[t]`` from the mixture ``[t, d]`` by ``layer_weights``."""
+        return self.logits(self.units(mixed))
 
 
-def select_keywords(trace: LmmTrace, selector: KeywordSelector | None, *, threshold: float) -> tuple[KeywordSpan, ...]:
+def select_keywords(trace: LmmTrace, logits: Tensor | None, *, threshold: float) -> tuple[KeywordSpan, ...]:
     """Phrases of an answer that are to get a mask, in reading order.
 
     Args:
         trace: the answer.
-        selector: trained selector, or None for noun chunks.
+        logits: ``[t]`` of the keyword selector; None for noun chunks.
         threshold: a token belongs to a phrase from this probability on; unused without a selector.
     """
     if not trace.token_ids:
         return ()
-    if selector is None:
+    if logits is None:
         return spans_from_ranges(trace, noun_chunks(trace.text))
-    with torch.no_grad():
-        probabilities = selector(trace.hidden_states).sigmoid().tolist()
+    probabilities = logits.sigmoid().tolist()
     ranges = phrase_ranges(trace.text, trace.token_offsets, probabilities, threshold)
     return spans_from_ranges(trace, ranges, probabilities)
 

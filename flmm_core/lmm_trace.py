@@ -25,12 +25,9 @@ class LmmTrace:
     """Half-open character range of each token in ``text``; may be empty, for special tokens and white space."""
     ended: bool
     """Whether the LMM ended the answer itself, rather than at the length limit. True for an answer that was read."""
-    hidden_states: Tensor
-    """``[l, t, d]`` outputs of the decoder layers, the last one normed, in the LMM's dtype.
-
-    Of all layers, though the text prompt needs their weighted sum only: keyword selector and presence score weigh the layers
-    in their own ways, training learns the weights, and the tokens of an answer are few (7 B, 100 tokens: 26 MB).
-    """
+    states: Tensor
+    """``[k, t, d]`` float32 mixtures of the hidden states of the decoder's layers, the last one normed; by default each layer
+    for itself, ``k = l``."""
     layouts: tuple[ImageLayout, ...]
     """Of the images of the prompt."""
     image_starts: tuple[int, ...]
@@ -45,7 +42,7 @@ class LmmTrace:
     def image_columns(self, image: int = 0) -> Tensor:
         """``[m]`` int64 positions of an image in the sequence."""
         start = self.image_starts[image]
-        return torch.arange(start, start + len(self.layouts[image].ids), device=self.hidden_states.device)
+        return torch.arange(start, start + len(self.layouts[image].ids), device=self.states.device)
 
     def merged_attention(self, spans: Sequence[tuple[int, int]], *, merge: Merge = "mean", image: int = 0) -> Tensor:
         """Word-to-image attention, merged over the tokens of each span.

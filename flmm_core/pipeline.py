@@ -45,6 +45,7 @@ class GroundingPipeline:
         self.lmm = lmm
         self.heads = heads.to(lmm.device).eval()
         self.config = config or GroundingConfig()
+        self._mixes = self.heads.layer_mixes().detach()
         if self.heads.keyword_selector is None:
             noun_chunker()  # what it loads belongs to the start, not to the first answer
         sam = SamThread(self.heads.sam)
@@ -129,14 +130,18 @@ class GroundingPipeline:
         with self._command(image, watch, masks=masks) as command:
             command.begin("lmm")
             trace = self.lmm.generate(
-                image.lmm(), text, max_new_tokens=limit, on_text=command.watch.on_text, cancelled=command.watch.cancelled
+                image.lmm(),
+                text,
+                max_new_tokens=limit,
+                mixes=self._mixes,
+                on_text=command.watch.on_text,
+                cancelled=command.watch.cancelled,
             )
             command.begin("keywords")
             spans: Sequence[KeywordSpan] = ()
             end = len(trace.text) if trace.ended else loop_start(trace.text)
             if masks:
-                spans = select_keywords(trace, self.heads.keyword_selector, threshold=self.config.selector_threshold)
-                spans = [span for span in spans if span.end <= end]
+                spans = [span for span in self.keywords(trace) if span.end <= end]
             answer = self._ground(trace, spans, command)
             return answer if end == len(trace.text) else replace(answer, text=trace.text[:end] + CUT)
 
@@ -163,7 +168,7 @@ class GroundingPipeline:
             self._check(phrase)
         with self._command(image, watch, masks=True) as command:
             command.begin("lmm")
-            trace, spans = self.lmm.read_phrases(image.lmm(), given)
+            trace, spans = self.lmm.read_phrases(image.lmm(), given, mixes=self._mixes)
             command.begin("keywords")
             answer = self._ground(trace, spans, command)
             return replace(answer, text=answer.text[: spans[-1].end])  # without the full stop that only the LMM needs
@@ -177,7 +182,13 @@ class GroundingPipeline:
             answer: the assistant's words.
         """
         self._check(text)
-        return self.lmm.read_answer(image.lmm(), text, answer)
+        return self.lmm.read_answer(image.lmm(), text, answer, mixes=self._mixes)
+
+    @torch.no_grad()
+    def keywords(self, trace: LmmTrace) -> tuple[KeywordSpan, ...]:
+        """Phrases of an answer that are to get a mask, by the keyword selector, or noun chunks without one."""
+        logits = self.heads.keyword_logits(trace.states) if trace.token_ids else None
+        return select_keywords(trace, logits, threshold=self.config.selector_threshold)
 
     @torch.no_grad()
     def coarse_masks(self, trace: LmmTrace, spans: Sequence[KeywordSpan]) -> CoarseMasks:
@@ -210,12 +221,17 @@ class GroundingPipeline:
         if kept:
             command.begin("mask_head")
             maps = _attention(trace, kept)
-            presence = self.heads.presence_of([_states(trace, span) for span in kept], maps).tolist()
+            presence = self._presence(trace, kept, maps)
             coarse = self.heads.coarse_masks(maps, trace.geometry)
             command.watch.on_coarse(coarse)
             command.begin("refiner")
             phrases = self._refine(trace, kept, presence, coarse, command.image.start_sam().result())
         return GroundedAnswer(trace.text, phrases, height, width, command.seconds(), left_out)
+
+    def _presence(self, trace: LmmTrace, spans: Sequence[KeywordSpan], maps: torch.Tensor) -> list[float]:
+        """Probability of each phrase's thing to be there; 1 without a presence score."""
+        logits = self.heads.presence_logits([_states(trace, span) for span in spans], maps)
+        return [1.0] * len(spans) if logits is None else logits.sigmoid().tolist()
 
     def _surest(self, spans: Sequence[KeywordSpan]) -> tuple[list[KeywordSpan], tuple[str, ...]]:
         """The spans that get masks, and the texts of the others; both in the order of the text."""
@@ -259,8 +275,8 @@ def _attention(trace: LmmTrace, spans: Sequence[KeywordSpan]) -> torch.Tensor:
 
 
 def _states(trace: LmmTrace, span: KeywordSpan) -> torch.Tensor:
-    """Hidden states ``[l, t, d]`` of a phrase's tokens."""
-    return trace.hidden_states[:, span.token_start : span.token_end]
+    """Mixed states ``[3, t, d]`` of a phrase's tokens."""
+    return trace.states[:, span.token_start : span.token_end]
 
 
 class _Command:

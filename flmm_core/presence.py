@@ -30,19 +30,19 @@ class PresenceHead(TokenProbe):
         super().__init__(layers, hidden_size)
         self.look = nn.Linear(2 * channels, WIDTH)
 
-    def forward(self, states: Sequence[Tensor], maps: Tensor) -> Tensor:
+    def forward(self, mixed: Sequence[Tensor], maps: Tensor) -> Tensor:
         """Logits ``[n]``, high where the thing is there.
 
         A phrase is as present as its least present token: "mug left of the lemon" fails with the mug, the lemon or the place.
 
         Args:
-            states: ``n`` tensors ``[l, t, d]``, decoder layers' outputs for each phrase's tokens, any float dtype.
+            mixed: ``n`` tensors ``[t, d]``, mixtures by ``layer_weights`` for each phrase's tokens.
             maps: ``[n, c, h, w]`` attention of the phrases, not normalised.
         """
         maps = maps.float()
         looks = torch.cat([maps.sum(dim=(-2, -1)), maps.amax(dim=(-2, -1))], dim=1).clamp_min(_LEAST).log10() + 2
         units = self.look(looks)
         phrases = [
-            -torch.logsumexp(-self.logits(self.units(tokens) + unit), dim=0) for tokens, unit in zip(states, units, strict=True)
+            -torch.logsumexp(-self.logits(self.units(tokens) + unit), dim=0) for tokens, unit in zip(mixed, units, strict=True)
         ]
         return torch.stack(phrases) if phrases else looks.new_zeros(0)

@@ -14,7 +14,7 @@ WIDTH = 64
 
 
 class TokenProbe(nn.Module):
-    """Layer mixture, LayerNorm, one hidden layer, one logit for each token.
+    """LayerNorm, one hidden layer, one logit for each token, on a mixture of the layers that is learnt along with them.
 
     Args:
         layers: decoder layers of the LMM.
@@ -28,9 +28,8 @@ class TokenProbe(nn.Module):
         self.hidden = nn.Linear(hidden_size, WIDTH)
         self.out = nn.Linear(WIDTH, 1)
 
-    def units(self, states: Tensor) -> Tensor:
-        """Hidden units before their ReLU, ``[t, WIDTH]``, from the decoder layers' outputs ``[l, t, d]``, any float dtype."""
-        mixed = (self.layer_weights.softmax(dim=0)[:, None, None] * states.float()).sum(dim=0)
+    def units(self, mixed: Tensor) -> Tensor:
+        """Hidden units before their ReLU, ``[t, WIDTH]``, from the mixture ``[t, d]`` by ``layer_weights``."""
         return self.hidden(self.norm(mixed))
 
     def logits(self, units: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ class _Sample:
         states, rows = self.want.last("hidden_states"), self.want.last("attention_rows_mean_over_heads")
         if states is not None:
             count = min(len(trace.token_ids), states.shape[1])
-            yield self.want.check("hidden states", trace.hidden_states[:, -count:], states[1:, -count:], "hidden_states")
+            yield self.want.check("hidden states", trace.states[:, -count:], states[1:, -count:], "hidden_states")
         mixed = self.want.last("layer_weighted_hidden_states")
         if mixed is not None:
             got, count = self._mixed(trace), min(len(trace.token_ids), len(mixed))
@@ -233,14 +233,15 @@ class _Sample:
 
     def _mixed(self, trace: LmmTrace) -> Tensor:
         """``[t, d]`` sum of the layers' outputs by the text prompt's weights."""
-        return (self.heads.text_layer_weights.softmax(dim=0)[:, None, None] * trace.hidden_states).sum(dim=0)
+        return self.heads.mix(trace.states)[0]
 
     def _masks(self, trace: LmmTrace, ranges: Sequence[tuple[int, int]], want: Wanted, sam: SamImage) -> Iterator[Check]:
         """From attention to masks."""
         maps = trace.merged_attention(ranges, merge=self._merge)
         yield from want.compare("merged maps", "mask_attentions", maps)
         yield from want.compare("U-Net output", "mask_head_output", self.heads.mask_head(maps))
-        texts = [self.heads.text_tokens(trace.hidden_states[:, first:last]) for first, last in ranges]
+        states = self.heads.mix(trace.states)
+        texts = [self.heads.text_tokens(states[:, first:last]) for first, last in ranges]
         for i, text in enumerate(texts):
             yield from want.compare("text tokens", f"text_embeds_{i}", text)
         coarse = self.heads.coarse_masks(maps, trace.geometry).logits

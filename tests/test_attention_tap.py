@@ -53,7 +53,7 @@ def test_captured_rows_are_eager_attention(folder, path, reuse):
     rows, states = eager_rows(folder, lmm, image, [*prompt_ids, *trace.token_ids], len(prompt_ids))
     assert start == len(prompt_ids)
     assert rows.shape[2] == len(trace.token_ids) == trace.kept.tokens
-    torch.testing.assert_close(trace.hidden_states, states, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(trace.states, states, atol=1e-4, rtol=1e-4)
     spans = [(0, 1), (2, 5), (1, rows.shape[2]), (rows.shape[2] - 1, rows.shape[2])]
     for merge in ("mean", "max"):
         expected = [rows[:, :, a:b].mean(2) if merge == "mean" else rows[:, :, a:b].amax(2) for a, b in spans]

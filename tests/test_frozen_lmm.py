@@ -42,7 +42,7 @@ def test_greedy_ids_are_those_of_the_plain_model(folder, reuse):
             trace = lmm.generate(image, question, max_new_tokens=limit)
             assert list(trace.token_ids) == plain_generate(folder, lmm, question, max_new_tokens=limit), question
             assert not trace.ended
-            assert trace.hidden_states.shape == (3, limit, 32)
+            assert trace.states.shape == (3, limit, 32)
             assert trace.kept.tokens == limit
 
 
@@ -55,10 +55,10 @@ def test_the_end_token_is_left_out(folder):
     trace = lmm.generate(image, QUESTIONS[0], max_new_tokens=12)
     assert trace.ended
     assert trace.token_ids == free[:stop]
-    assert trace.hidden_states.shape[1] == trace.kept.tokens == len(trace.token_offsets) == stop
+    assert trace.states.shape[1] == trace.kept.tokens == len(trace.token_offsets) == stop
     lmm.model.generation_config.eos_token_id = free[0]
     empty = lmm.generate(image, QUESTIONS[0], max_new_tokens=12)
-    assert (empty.text, empty.token_ids, empty.hidden_states.shape[1]) == ("", (), 0)
+    assert (empty.text, empty.token_ids, empty.states.shape[1]) == ("", (), 0)
     assert empty.merged_attention([]).shape == (0, 12, 4, 4)
 
 
@@ -72,7 +72,7 @@ def test_reading_an_answer_matches_having_written_it(folder, monkeypatch):
     read = lmm.read_answer(image, QUESTIONS[0], "x")
     spans = [(i, i + 1) for i in range(8)]
     torch.testing.assert_close(written.merged_attention(spans), read.merged_attention(spans), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(written.hidden_states, read.hidden_states, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(written.states, read.states, atol=1e-5, rtol=1e-4)
 
 
 def test_commands_leave_the_encoded_image_alone(folder):
@@ -84,7 +84,7 @@ def test_commands_leave_the_encoded_image_alone(folder):
     lmm.read_answer(image, QUESTIONS[1], "The lemon.")
     again = lmm.generate(image, QUESTIONS[0], max_new_tokens=6)
     assert first.token_ids == again.token_ids
-    assert torch.equal(first.hidden_states, again.hidden_states)
+    assert torch.equal(first.states, again.states)
     for layer, (keys, values) in zip(layers, before, strict=True):
         assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
 
@@ -96,7 +96,7 @@ def test_reuse_and_whole_agree(folder):
         traces.append(lmm.read_phrases(lmm.encode_image(random_image()), ["red mug", "lemon"]))
     (whole, spans), (prefix, spans_prefix) = traces
     assert spans == spans_prefix
-    torch.testing.assert_close(whole.hidden_states, prefix.hidden_states, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(whole.states, prefix.states, atol=1e-5, rtol=1e-4)
 
 
 def test_nothing_deprecated_is_used(folder):

@@ -68,7 +68,7 @@ def test_stored_traces_are_what_the_lmm_reads(data, lmm, traced):
     objects = tuple(span.objects for span in asked.spans)
     alike = [trace for trace in traces if trace.sample == 1 and trace.objects == objects]
     (stored,) = [trace for trace in alike if trace.states.shape[1] == len(read.token_ids)]
-    assert torch.allclose(stored.states.float(), read.hidden_states, atol=1e-2)
+    assert torch.allclose(stored.states.float(), read.states, atol=1e-2)
     expected = read.merged_attention([read.span_of(span.start, span.end) for span in asked.spans])
     assert torch.allclose(stored.maps.float(), expected, atol=1e-3)
     assert torch.equal(stored.phrase_states(0), stored.states[:, slice(*stored.spans[0])])
@@ -194,7 +194,7 @@ def test_figures_by_hand(examples, monkeypatch):
 
     monkeypatch.setattr(stage, "_coarse", right)
     monkeypatch.setattr(stage, "_refined", lambda example, phrases, coarse: torch.ones_like(truth["masks"]))
-    monkeypatch.setattr(stage, "selector", lambda states: torch.ones(states.shape[1]))
+    monkeypatch.setattr(stage, "_keywords", lambda trace: torch.ones(trace.states.shape[1]))
     monkeypatch.setattr(stage, "_presence", lambda phrases: torch.ones(len(phrases)))
     figures = stage.measure(examples[:1])
     named = torch.cat([trace.named for trace in examples[0].traces]).float()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import tiny_heads
 
 from flmm_core.keyword_spans import KeywordSelector, phrase_ranges, select_keywords, spans_from_ranges
 from flmm_core.lmm_trace import LmmTrace
@@ -85,16 +86,22 @@ def test_the_selector_reads_a_mixture_of_layers():
         selector.out.weight[0, 0] = 4.0
         selector.out.bias.fill_(-1.0)
 
-    def chosen(weights):
+    heads = tiny_heads(layers=2, hidden=4)
+    heads.keyword_selector = selector
+
+    def logits(weights):
         selector.layer_weights.data = torch.tensor(weights)
-        return select_keywords(trace_of(text, hidden), selector, threshold=0.5)
+        return heads.keyword_logits(heads.mix(hidden)).detach()
+
+    def chosen(weights):
+        return select_keywords(trace_of(text), logits(weights), threshold=0.5)
 
     (span,) = chosen([9.0, -9.0])
     assert (span.text, span.start, span.end, span.token_start, span.token_end) == ("red mug", 11, 18, 3, 5)
-    probabilities = selector(hidden).sigmoid()
+    probabilities = logits([9.0, -9.0]).sigmoid()
     assert span.score == pytest.approx(probabilities[3:5].mean().item())
     assert [span.text for span in chosen([-9.0, 9.0])] == ["There"]
-    assert select_keywords(trace_of("", hidden[:, :0]), selector, threshold=0.5) == ()
+    assert select_keywords(trace_of(""), None, threshold=0.5) == ()
 
 
 def test_without_selector_noun_chunks_are_used(monkeypatch, fresh_choice):

@@ -18,7 +18,8 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 root, height, width, phrases = sys.argv[1], *map(int, sys.argv[2:])
-pipeline = GroundingPipeline.from_pretrained(f"{root}/lmm", f"{root}/heads", f"{root}/sam", device="cpu", presence_threshold=0.0)
+parts = (f"{root}/{part}" for part in ("lmm", "heads", "sam"))
+pipeline = GroundingPipeline.from_pretrained(*parts, device="cpu", presence_threshold=0.0)
 pipeline.refer(pipeline.encode(np.zeros((48, 64, 3), np.uint8)), ["lemon"] * phrases)
 pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
 before = peak()

@@ -23,7 +23,6 @@ from flmm_core.data.dataset import NO_ANSWERS, REFER, REFER_ABSENT, Sample, Turn
 from flmm_core.evaluation.matching import Overlap, Pair, is_right, match_phrases, overlaps
 from flmm_core.evaluation.metrics import Range, Retrieval, phrase_retrieval, word_retrieval
 from flmm_core.image_handle import ImageHandle
-from flmm_core.keyword_spans import select_keywords
 from flmm_core.noun_chunks import noun_chunks
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.types import CoarseMasks, GroundedAnswer, StageSeconds
@@ -165,9 +164,8 @@ class ImageEvaluation:
         if self.pipeline.heads.keyword_selector is None:
             return None, chunks
         trace = self.pipeline.read(image, turn.question, turn.answer)
-        threshold = self.pipeline.config.selector_threshold
-        picked = select_keywords(trace, self.pipeline.heads.keyword_selector, threshold=threshold)
-        return _span_counts(turn.answer, [(span.start, span.end) for span in picked], true), chunks
+        picked = [(span.start, span.end) for span in self.pipeline.keywords(trace)]
+        return _span_counts(turn.answer, picked, true), chunks
 
     def _compare(
         self, answer: GroundedAnswer, coarse: CoarseMasks | None, pairs: Sequence[Pair], sample: Sample, turn: Turn

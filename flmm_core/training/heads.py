@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from flmm_core.checkpoints import HeadsOrigin, lmm_shape, load_sam, save_heads
@@ -126,7 +125,6 @@ class HeadsStage:
         if heads.keyword_selector is None or heads.presence is None:
             raise ValueError("heads: expected a keyword selector and a presence score to train, got heads without them")
         self.heads = heads
-        self.selector: nn.Module = heads.keyword_selector
         self.device = device
         self.settings = settings
 
@@ -144,7 +142,7 @@ class HeadsStage:
                 values.append(value)
         losses = {name: torch.stack(values).mean() for name, values in terms.items()}
         traces = [trace for example in batch for trace in example.traces]
-        picked = torch.cat([self.selector(trace.states.to(self.device)) for trace in traces])
+        picked = torch.cat([self._keywords(trace) for trace in traces])
         named = torch.cat([trace.named for trace in traces]).float().to(self.device)
         phrases = [phrase for example in batch for phrase in example.phrases]
         there = torch.tensor([bool(phrase.objects) for phrase in phrases], device=self.device).float()
@@ -162,7 +160,7 @@ class HeadsStage:
         caught: list[bool] = []
         for example in examples:
             for trace in example.traces:
-                picked = self.selector(trace.states.to(self.device)).cpu() > 0
+                picked = self._keywords(trace).cpu() > 0
                 tokens += [int((picked & trace.named).sum()), int(picked.sum()), int(trace.named.sum())]
             phrases = example.phrases
             for phrase, logit in zip(phrases, self._presence(phrases).tolist(), strict=True):
@@ -196,13 +194,22 @@ class HeadsStage:
 
     def _refined(self, example: Example, phrases: Sequence[Phrase], coarse: torch.Tensor) -> torch.Tensor:
         """Logits ``[n, H, W]`` of SAM."""
-        texts = [self.heads.text_tokens(phrase.states.to(self.device)) for phrase in phrases]
+        texts = [self.heads.text_tokens(self._mixed(phrase.states)) for phrase in phrases]
         image = example.image.to(self.device)
         return self.heads.sam.to_image(self.heads.sam(image, coarse, texts).low_res.float(), image)
 
     def _presence(self, phrases: Sequence[Phrase]) -> torch.Tensor:
         """Logits ``[n]``; phrases about images of other shapes may have maps of other sizes."""
-        presence = self.heads.presence
-        assert presence is not None
-        pairs = ((phrase.states.to(self.device), phrase.map[None].to(self.device)) for phrase in phrases)
-        return torch.cat([presence([states], own) for states, own in pairs])
+        logits = [
+            self.heads.presence_logits([self._mixed(phrase.states)], phrase.map[None].to(self.device)) for phrase in phrases
+        ]
+        return torch.cat([one for one in logits if one is not None])
+
+    def _keywords(self, trace: AnswerTrace) -> torch.Tensor:
+        """Logits ``[t]`` of an answer's tokens."""
+        logits = self.heads.keyword_logits(self._mixed(trace.states))
+        assert logits is not None
+        return logits
+
+    def _mixed(self, states: torch.Tensor) -> torch.Tensor:
+        return self.heads.mix(states.to(self.device))

@@ -133,6 +133,6 @@ def _read_turn(lmm: FrozenLmm, image: EncodedImage, turn: Turn, index: int) -> A
         objects=tuple(span.objects for span in turn.spans),
         spans=spans,
         maps=trace.merged_attention(spans).half(),
-        states=trace.hidden_states.half(),
+        states=trace.states.half(),
         named=named,
     )

@@ -66,7 +66,7 @@ def test_only_layers_of_full_attention_give_maps(folder, lmm):
     assert lmm.shape.channels == 8
     trace = lmm.read_answer(lmm.encode_image(random_image()), QUESTION, ANSWER)
     assert tuple(layer.layer for layer in trace.kept.layers) == FULL
-    assert trace.hidden_states.shape[0] == 6
+    assert trace.states.shape[0] == 6
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -91,7 +91,7 @@ def test_image_tokens_see_each_other_also_in_the_cached_prefix(lmm):
     whole = FrozenLmm(model=lmm.model, tokenizer=lmm.words.tokenizer, family=lmm.family, reuse_prefix=False)
     behind = lmm.read_answer(image, QUESTION, ANSWER)
     at_once = whole.read_answer(whole.encode_image(random_image()), QUESTION, ANSWER)
-    torch.testing.assert_close(behind.hidden_states, at_once.hidden_states, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(behind.states, at_once.states, atol=1e-4, rtol=1e-4)
     prefix = one_prefix(lmm, image)
     image.features.given.pooler_output[:, -1] += 1
     other = one_prefix(lmm, EncodedImage(image.layouts, image.features))

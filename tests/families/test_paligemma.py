@@ -77,7 +77,7 @@ def test_the_prompt_sees_all_of_itself_and_the_answer_what_is_before_it(lmm):
     keys = {asked: trace.kept.layers[1].keys[:, :64] for asked, trace in read.items()}
     assert torch.allclose(keys[QUESTION, ANSWER], keys[QUESTION, "The yellow mug."], atol=1e-5)
     assert not torch.allclose(keys[QUESTION, ANSWER], keys["where is the mug?", ANSWER], atol=1e-2)
-    first, other = (read[QUESTION, answer].hidden_states[:, :2] for answer in (ANSWER, "The yellow mug."))
+    first, other = (read[QUESTION, answer].states[:, :2] for answer in (ANSWER, "The yellow mug."))
     torch.testing.assert_close(first, other, atol=1e-4, rtol=1e-4)
 
 

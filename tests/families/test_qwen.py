@@ -99,7 +99,7 @@ def test_positions_belong_to_the_encoded_image(folder, lmm):
         for image, expected in zip(encoded, alone, strict=True):
             got = lmm.read_answer(image, QUESTION, ANSWER)
             spans = [(0, len(got.token_ids))]
-            torch.testing.assert_close(got.hidden_states, expected.hidden_states, atol=states, rtol=0)
+            torch.testing.assert_close(got.states, expected.states, atol=states, rtol=0)
             torch.testing.assert_close(got.merged_attention(spans), expected.merged_attention(spans), atol=maps, rtol=0)
             lmm.generate(image, QUESTION, max_new_tokens=3)
 
@@ -110,7 +110,7 @@ def test_an_encoded_image_is_left_alone(lmm):
     first = lmm.generate(image, QUESTION, max_new_tokens=6)
     lmm.read_answer(image, QUESTION, ANSWER)
     again = lmm.generate(image, QUESTION, max_new_tokens=6)
-    assert torch.equal(first.hidden_states, again.hidden_states)
+    assert torch.equal(first.states, again.states)
 
 
 def test_channels_are_those_of_layers_with_softmax(folder):
@@ -128,8 +128,8 @@ def test_deepstack_features_reach_the_decoder(tmp_path):
     for features in output.deepstack_features:
         features[0].zero_()
     after = lmm.read_answer(image, QUESTION, ANSWER)
-    assert torch.equal(after.hidden_states[0], before.hidden_states[0])
-    assert (after.hidden_states[1] - before.hidden_states[1]).abs().max() > 1e-3
+    assert torch.equal(after.states[0], before.states[0])
+    assert (after.states[1] - before.states[1]).abs().max() > 1e-3
 
 
 def test_the_checkpoints_template_decides(tmp_path, monkeypatch):

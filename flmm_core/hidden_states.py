@@ -1,0 +1,85 @@
+"""Mixes the hidden states of the decoder's layers while the model runs: nothing but the mixtures is ever kept.
+
+What reads hidden states (text prompt, keyword selector, presence score) reads weighted sums over the layers. They are
+accumulated by forward hooks, for the tokens from a given position on; the states of a long prompt are not touched.
+
+This file knows decoder layers and positions. It knows nothing of images, words or heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class StateMixer:
+    """Collects mixtures during forward passes of one sequence.
+
+    Args:
+        start: first position that is kept.
+        seen: positions that are in the cache at the beginning.
+        mixes: ``[k, l]`` float32, what each layer counts in each mixture.
+    """
+
+    def __init__(self, *, start: int, seen: int, mixes: Tensor) -> None:
+        self._start = start
+        self._seen = seen
+        self._mixes = mixes
+        self._passes: list[Tensor] = []
+
+    def add(self, layer: int, states: Tensor) -> None:
+        """Add the states of one layer, ``[1, rows, d]``; the layers of a pass come in order."""
+        if states.shape[0] != 1:
+            raise ValueError(f"hidden states: expected one sequence, got a batch of {states.shape[0]}")
+        before, rows = self._seen, states.shape[1]
+        if layer == len(self._mixes[0]) - 1:
+            self._seen += rows
+        skip = max(0, self._start - before)
+        if skip >= rows:
+            return
+        part = self._mixes[:, layer, None, None] * states[:, skip:].float()
+        if layer == 0:
+            self._passes.append(part)
+        else:
+            self._passes[-1] += part
+
+    def finish(self) -> Tensor:
+        """Mixtures ``[k, t, d]`` float32 of the kept positions; without any, of no token and size."""
+        if not self._passes:
+            return self._mixes.new_zeros(len(self._mixes), 0, 0)
+        return torch.cat(self._passes, dim=1)
+
+
+@contextmanager
+def mixing(model: PreTrainedModel, *, start: int, seen: int, mixes: Tensor) -> Iterator[StateMixer]:
+    """Mix the hidden states of the tokens from position ``start`` on, in every forward pass inside the block.
+
+    A layer's state is its output; the last one's is what the final norm makes of it, as transformers has it.
+
+    Args:
+        model: has a decoder of ``layers`` and a final ``norm``.
+        start: first position that is kept.
+        seen: positions that are in the cache at the beginning.
+        mixes: ``[k, l]`` float32 on the model's device.
+    """
+    decoder: Any = model.get_decoder()
+    parts: list[nn.Module] = [*decoder.layers[:-1], decoder.norm]
+    if mixes.ndim != 2 or mixes.shape[1] != len(parts):
+        raise ValueError(f"layer mixes: expected [k, {len(parts)}], got {list(mixes.shape)}")
+    mixer = StateMixer(start=start, seen=seen, mixes=mixes)
+    hooks = [part.register_forward_hook(partial(_add, mixer, layer)) for layer, part in enumerate(parts)]
+    try:
+        yield mixer
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _add(mixer: StateMixer, layer: int, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    mixer.add(layer, output[0] if isinstance(output, tuple) else output)
