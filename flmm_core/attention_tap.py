@@ -123,12 +123,14 @@ class KeptQueries:
 
 @dataclass
 class _LayerRecord:
-    """One layer's passes so far."""
+    """One layer's passes so far, of ``b`` sequences."""
 
     queries: list[Tensor]
+    """``[b, q, rows, e]`` of each pass."""
     visible: list[Tensor | None]
-    """``[rows, positions then]`` of each pass."""
+    """``[b, rows, positions then]`` of each pass; ``[1, ...]`` if alike for all sequences."""
     keys: Tensor
+    """``[b, k, s, e]``."""
     seen: int
     """Positions that the layer has been through, those in the cache at the beginning included."""
     scaling: float
@@ -138,7 +140,7 @@ class _LayerRecord:
 
 @dataclass
 class _Recording:
-    """Collects queries during forward passes of one sequence; turned into :class:`KeptQueries` at the end."""
+    """Collects queries during forward passes; turned into :class:`KeptQueries` at the end."""
 
     start: int
     seen: int
@@ -150,19 +152,19 @@ class _Recording:
 
         Args:
             layer: index of the decoder layer.
-            query: ``[1, q, rows, e]``.
-            key: ``[1, k, s, e]``, of all positions; of a static cache, with unused room behind them.
-            mask: ``[1, 1, rows, s]`` bool, or None where nothing but the future is hidden.
-            options: ``scaling``, ``sliding_window`` and ``softcap`` of the attention function, where given.
+            query: ``[b, q, rows, e]``.
+            key: ``[b, k, s, e]``, of all positions; of a static cache, with unused room behind them.
+            mask: ``[b, 1, rows, s]`` bool, or None where nothing but the future is hidden.
+            options: ``scaling``, ``sliding_window``, ``softcap`` and ``s_aux`` of the attention function, where given.
         """
         if self.layers is not None and layer not in self.layers:
             return
-        if query.shape[0] != 1:
-            raise ValueError(f"attention tap: expected one sequence, got a batch of {query.shape[0]}")
         rows = query.shape[2]
         before = self.records[layer].seen if layer in self.records else self.seen
         seen = before + rows
         window = options.get("sliding_window")
+        if options.get("s_aux") is not None:
+            raise ValueError(f"attention tap, layer {layer}: expected rows that the keys share, got attention sinks (s_aux)")
         if key.shape[2] < seen:
             kind = f"a sliding window of {window}" if window else "a cache that drops positions"
             raise ValueError(
@@ -175,8 +177,8 @@ class _Recording:
             raise ValueError(f"attention tap: expected a bool mask for all heads, got {mask.dtype} {list(mask.shape)}")
         skip = min(rows, max(0, self.start - before))
         # A clone of a part, so that a view of its last rows does not keep a long prompt alive.
-        kept = query[0, :, skip:].clone() if skip else query[0]
-        visible = None if mask is None else mask[0, 0, skip:, :seen].clone()
+        kept = query[:, :, skip:].clone() if skip else query
+        visible = None if mask is None else mask[:, 0, skip:, :seen].clone()
         record = self.records.get(layer)
         if record is None:
             scaling = options.get("scaling")
@@ -185,9 +187,10 @@ class _Recording:
             self.records[layer] = record
         record.queries.append(kept)
         record.visible.append(visible)
-        record.keys, record.seen = key[0, :, :seen], seen
+        record.keys, record.seen = key[:, :, :seen], seen
 
-    def finish(self) -> KeptQueries:
+    def split(self, ranges: Sequence[tuple[int, int]] | None) -> tuple[KeptQueries, ...]:
+        """What was kept of each sequence; see :meth:`Tap.split`. Without ranges, all of the only one."""
         wanted = self.records if self.layers is None else self.layers
         silent = sorted(set(wanted) - set(self.records))
         if silent:
@@ -195,43 +198,51 @@ class _Recording:
                 f"attention tap: expected softmax attention in layers {sorted(wanted)}, got none from {silent}; layers with"
                 " linear attention give no maps"
             )
-        layers = []
+        layers: list[list[LayerQueries]] = []
         for layer, record in sorted(self.records.items()):
-            queries = torch.cat(record.queries, dim=1)
-            if self.start + queries.shape[1] != record.seen:
+            queries, visible = torch.cat(record.queries, dim=2), self._visible(record)
+            if self.start + queries.shape[2] != record.seen:
                 raise ValueError(
                     f"attention tap, layer {layer}: expected queries of positions {self.start} to {record.seen}, got"
-                    f" {queries.shape[1]}: passes must begin where the cache ends"
+                    f" {queries.shape[2]}: passes must begin where the cache ends"
                 )
-            layers.append(
-                LayerQueries(
-                    queries=queries,
-                    keys=record.keys,
-                    scaling=record.scaling,
-                    layer=layer,
-                    visible=self._visible(record),
-                    window=record.window,
-                    softcap=record.softcap,
+            parts = [(self.start, record.seen)] if ranges is None else ranges
+            if len(queries) != len(parts):
+                raise ValueError(f"attention tap: expected {len(parts)} sequences, got a batch of {len(queries)}")
+            layers.append([])
+            for i, (first, last) in enumerate(parts):
+                rows = slice(first - self.start, last - self.start)
+                layers[-1].append(
+                    LayerQueries(
+                        queries=queries[i, :, rows],
+                        keys=record.keys[i, :, :last],
+                        scaling=record.scaling,
+                        layer=layer,
+                        visible=None if visible is None else visible[i % len(visible), rows, :last],
+                        window=record.window,
+                        softcap=record.softcap,
+                    )
                 )
-            )
-        return KeptQueries(start=self.start, layers=tuple(layers))
+        starts = [self.start] if ranges is None else [first for first, _ in ranges]
+        return tuple(KeptQueries(start, tuple(kept)) for start, kept in zip(starts, zip(*layers, strict=True), strict=True))
 
     def _visible(self, record: _LayerRecord) -> Tensor | None:
-        """Masks of all passes under each other, as wide as the last; None if there was none."""
-        if all(mask is None for mask in record.visible):
+        """Masks ``[b, t, s]`` of all passes under each other, as wide as the last; None if there was none."""
+        masks = [mask for mask in record.visible if mask is not None]
+        if not masks:
             return None
         device = record.keys.device
         position, parts = self.start, []
         columns = torch.arange(record.seen, device=device)
         for queries, mask in zip(record.queries, record.visible, strict=True):
-            rows = torch.arange(position, position + queries.shape[1], device=device)
-            part = columns[None] <= rows[:, None]
+            rows = torch.arange(position, position + queries.shape[2], device=device)
+            part = (columns[None] <= rows[:, None]).repeat(max(map(len, masks)), 1, 1)
             if mask is not None:
                 part = torch.zeros_like(part)
-                part[:, : mask.shape[1]] = mask
+                part[:, :, : mask.shape[2]] = mask
             parts.append(part)
-            position += queries.shape[1]
-        return torch.cat(parts)
+            position += queries.shape[2]
+        return torch.cat(parts, dim=1)
 
 
 _RECORDING: ContextVar[_Recording | None] = ContextVar("flmm_recording", default=None)
@@ -282,15 +293,23 @@ class Tap:
         self._recording = recording
 
     def finish(self) -> KeptQueries:
-        """What was recorded so far."""
-        return self._recording.finish()
+        """What was recorded of the only sequence."""
+        return self._recording.split(None)[0]
+
+    def split(self, ranges: Sequence[tuple[int, int]]) -> tuple[KeptQueries, ...]:
+        """What was recorded of each sequence of a batch that is padded at its right.
+
+        Args:
+            ranges: half-open ranges of positions to keep, one for each sequence; their ends leave out the padding.
+        """
+        return self._recording.split(ranges)
 
 
 @contextmanager
 def record(start: int, *, seen: int = 0, layers: Collection[int] | None = None) -> Iterator[Tap]:
     """Keep the queries of the tokens from position ``start`` on, in every tapped forward pass inside the block.
 
-    The passes must belong to one sequence, in order, with a key/value cache that keeps all positions.
+    The passes must be of the same sequences, in order, with a key/value cache that keeps all positions.
 
     Args:
         start: first position that is kept.

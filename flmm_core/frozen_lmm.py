@@ -8,57 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from copy import copy
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from flmm_core import attention_tap, config
 from flmm_core.attention_tap import KeptQueries
 from flmm_core.config import GroundingConfig
+from flmm_core.encoded_image import EncodedImage, Prefix, continued
 from flmm_core.errors import CommandError
-from flmm_core.families import Checkpoint, ImageFeatures, ImageLayout, LmmFamily, LmmShape, LoadedLmm, family_of
+from flmm_core.families import Checkpoint, LmmFamily, LmmShape, LoadedLmm, family_of
 from flmm_core.hidden_states import StateMixer, mixing
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.lmm_words import AnswerTokens, LmmWords, PromptTokens
-from flmm_core.types import ImageGeometry, KeywordSpan
+from flmm_core.streaming import CancelCriteria, TextStreamer
+from flmm_core.tensor_memory import tensor_bytes
+from flmm_core.types import KeywordSpan
 
-
-@dataclass(frozen=True)
-class Prefix:
-    """A prompt up to its last image's end, read once."""
-
-    ids: tuple[int, ...]
-    cache: DynamicCache
-    """What each layer keeps of it; only ever read, through :func:`_continued`."""
-    state: Any
-    """What the model itself kept, for :meth:`~flmm_core.families.LmmFamily.restore_state`."""
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """What depends on the images of a prompt alone (nearly always one): features, and the prompt's beginning with them."""
-
-    layouts: tuple[ImageLayout, ...]
-    features: ImageFeatures
-    prefixes: dict[tuple[int, ...], Prefix] = field(default_factory=dict)
-    """Beginnings of prompts so far, by their ids (chat and reading may differ); none if images are read anew each time."""
-
-    @property
-    def geometry(self) -> ImageGeometry:
-        """Of the first image."""
-        return self.layouts[0].geometry
-
-    @property
-    def image_tokens(self) -> int:
-        """Columns of the sequence that the images take together."""
-        return sum(len(layout.ids) for layout in self.layouts)
+_COPIES = 2**29
+"""Bytes for copies of an image's keys and values, where several answers are read at once."""
 
 
 def lmm_shape(source: str | Path) -> LmmShape:
@@ -198,8 +170,8 @@ class FrozenLmm:
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
                 return_dict_in_generate=True,
-                streamer=_TextStreamer(self.words.decode, on_text) if on_text else None,
-                stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)] if cancelled else []),
+                streamer=TextStreamer(self.words.decode, on_text) if on_text else None,
+                stopping_criteria=StoppingCriteriaList([CancelCriteria(cancelled)] if cancelled else []),
             )
             emitted = output.sequences[0, len(ids) :].tolist()
             ended = bool(emitted) and emitted[-1] in self._end_ids()
@@ -222,7 +194,6 @@ class FrozenLmm:
         """
         return self.read_tokens(image, self.words.answer_tokens(prompt, answer, image.layouts), answer, mixes=mixes)
 
-    @torch.no_grad()
     def read_tokens(self, image: EncodedImage, tokens: AnswerTokens, answer: str, *, mixes: Tensor | None = None) -> LmmTrace:
         """Let the LMM read an answer that is tokenised already.
 
@@ -232,15 +203,46 @@ class FrozenLmm:
             answer: text of the answer's tokens.
             mixes: as for :meth:`generate`.
         """
-        sequence = tokens.prompt.ids + tokens.ids
-        self._check_length(len(sequence), image.image_tokens, 0)
-        cache, inputs = self._start(image, tokens.prompt, sequence)
-        start = len(tokens.prompt.ids)
+        return self._read(image, [tokens], [answer], mixes)[0]
+
+    def read_answers(
+        self, image: EncodedImage, turns: Sequence[tuple[str, str]], *, mixes: Tensor | None = None
+    ) -> tuple[LmmTrace, ...]:
+        """Let the LMM read several answers, each as :meth:`read_answer` does, in one pass if it may go on from the image.
+
+        Args:
+            image: from :meth:`encode_image`.
+            turns: prompts and answers.
+            mixes: as for :meth:`generate`.
+        """
+        batch = [(self.words.answer_tokens(prompt, answer, image.layouts), answer) for prompt, answer in turns]
+        size = 1
+        if batch and self.family.reads_batches and (prefix := self.read_prefix(image, batch[0][0].prompt)):
+            size = max(1, _COPIES // tensor_bytes(prefix.cache))
+        traces: list[LmmTrace] = []
+        for i in range(0, len(batch), size):
+            tokens, answers = zip(*batch[i : i + size], strict=True)
+            traces += self._read(image, tokens, answers, mixes)
+        return tuple(traces)
+
+    @torch.no_grad()
+    def _read(
+        self, image: EncodedImage, batch: Sequence[AnswerTokens], answers: Sequence[str], mixes: Tensor | None
+    ) -> tuple[LmmTrace, ...]:
+        """Read answers whose prompts begin alike, padded at their right."""
+        sequences = [tokens.prompt.ids + tokens.ids for tokens in batch]
+        ranges = [(len(tokens.prompt.ids), len(ids)) for tokens, ids in zip(batch, sequences, strict=True)]
+        longest, start = max(map(len, sequences)), min(first for first, _ in ranges)
+        self._check_length(longest, image.image_tokens, 0)
+        cache, inputs = self._start(image, batch[0].prompt, sequences[0])
+        inputs = inputs or self._rest(sequences, cache)
         with self._record(start=start, cache=cache) as tap, self._mixing(start, cache, mixes) as mixer:
-            inputs = inputs or {"input_ids": self._tensor(sequence[cache.get_seq_length() :])}
             self.model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
-            kept, states = tap.finish(), mixer.finish()
-        return self._trace(answer, tokens.ids, tokens.offsets, True, states, image, tokens.prompt, kept)
+            kept, states = tap.split(ranges), mixer.split(ranges)
+        return tuple(
+            self._trace(answer, tokens.ids, tokens.offsets, True, own, image, tokens.prompt, rows)
+            for tokens, answer, rows, own in zip(batch, answers, kept, states, strict=True)
+        )
 
     def read_phrases(
         self, image: EncodedImage, phrases: Sequence[str], *, mixes: Tensor | None = None
@@ -290,7 +292,17 @@ class FrozenLmm:
             inputs = self.family.model_inputs(self.model, self._tensor(ids), image.features)
             return self.family.new_cache(self.model), inputs
         self.family.restore_state(self.model, prefix.state)
-        return _continued(prefix.cache), {}
+        return continued(prefix.cache), {}
+
+    def _rest(self, sequences: Sequence[Sequence[int]], cache: DynamicCache) -> dict[str, Tensor]:
+        """What the model takes of sequences behind the beginning that they share, which is in the cache."""
+        seen, longest = cache.get_seq_length(), max(map(len, sequences))
+        assert all(ids[:seen] == sequences[0][:seen] for ids in sequences)
+        rest = [[*ids[seen:], *[0] * (longest - len(ids))] for ids in sequences]
+        if len(sequences) > 1:
+            cache.batch_repeat_interleave(len(sequences))
+        # What fills up the shorter ones comes last, so causality hides it from all that is wanted: no mask is needed.
+        return {"input_ids": torch.tensor(rest, device=self.device)}
 
     def _record(self, *, start: int, cache: DynamicCache) -> AbstractContextManager[attention_tap.Tap]:
         return attention_tap.record(start, seen=cache.get_seq_length(), layers=self.map_layers)
@@ -327,50 +339,3 @@ class FrozenLmm:
             image_starts=prompt.image_starts,
             kept=kept,
         )
-
-
-def _continued(cache: DynamicCache) -> DynamicCache:
-    """A cache to go on from, that leaves the given one alone.
-
-    Keys and values are shared: a growing layer concatenates into new tensors. Linear layers write into their states, which
-    they keep in dictionaries, so these are copied.
-    """
-    own = copy(cache)
-    own.layers = []
-    for layer in cache.layers:
-        grown = copy(layer)
-        for name, kept in vars(layer).items():
-            if isinstance(kept, dict):
-                states = {key: state.clone() if isinstance(state, Tensor) else state for key, state in kept.items()}
-                setattr(grown, name, states)
-        own.layers.append(grown)
-    return own
-
-
-class _Cancelled(StoppingCriteria):
-    """Ends an answer within one token."""
-
-    def __init__(self, cancelled: Callable[[], bool]) -> None:
-        self._cancelled = cancelled
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
-        return torch.full((len(input_ids),), self._cancelled(), device=input_ids.device)  # type: ignore[return-value]
-
-
-class _TextStreamer(BaseStreamer):
-    """Hands the answer so far to a callback; the first thing that ``generate`` streams is the prompt."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], on_text: Callable[[str], None]) -> None:
-        self._decode = decode
-        self._on_text = on_text
-        self._ids: list[int] | None = None
-
-    def put(self, value: Tensor) -> None:
-        if self._ids is None:
-            self._ids = []
-            return
-        self._ids.extend(value.flatten().tolist())
-        self._on_text(self._decode(self._ids).strip())
-
-    def end(self) -> None:
-        """Nothing is buffered."""

@@ -8,7 +8,7 @@ This file knows decoder layers and positions. It knows nothing of images, words 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 
 class StateMixer:
-    """Collects mixtures during forward passes of one sequence.
+    """Collects mixtures during forward passes of the same sequences, ``b`` of them.
 
     Args:
         start: first position that is kept.
@@ -34,26 +34,32 @@ class StateMixer:
         self._passes: list[Tensor] = []
 
     def add(self, layer: int, states: Tensor) -> None:
-        """Add the states of one layer, ``[1, rows, d]``; the layers of a pass come in order."""
-        if states.shape[0] != 1:
-            raise ValueError(f"hidden states: expected one sequence, got a batch of {states.shape[0]}")
+        """Add the states of one layer, ``[b, rows, d]``; the layers of a pass come in order."""
         before, rows = self._seen, states.shape[1]
         if layer == len(self._mixes[0]) - 1:
             self._seen += rows
         skip = max(0, self._start - before)
         if skip >= rows:
             return
-        part = self._mixes[:, layer, None, None] * states[:, skip:].float()
+        part = self._mixes[:, layer, None, None] * states[:, None, skip:].float()
         if layer == 0:
             self._passes.append(part)
         else:
             self._passes[-1] += part
 
     def finish(self) -> Tensor:
-        """Mixtures ``[k, t, d]`` float32 of the kept positions; without any, of no token and size."""
+        """Mixtures ``[k, t, d]`` float32 of the only sequence's kept positions; without any, of no token and size."""
         if not self._passes:
             return self._mixes.new_zeros(len(self._mixes), 0, 0)
-        return torch.cat(self._passes, dim=1)
+        (states,) = torch.cat(self._passes, dim=2)
+        return states
+
+    def split(self, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """Mixtures ``[k, t, d]`` of each sequence, of half-open ranges of positions."""
+        states = torch.cat(self._passes, dim=2)
+        return tuple(
+            own[:, first - self._start : last - self._start] for own, (first, last) in zip(states, ranges, strict=True)
+        )
 
 
 @contextmanager

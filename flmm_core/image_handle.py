@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flmm_core.frozen_lmm import EncodedImage
+from flmm_core.encoded_image import EncodedImage
 from flmm_core.sam_refiner import SamImage, SamRefiner
 from flmm_core.tensor_memory import tensor_bytes
 

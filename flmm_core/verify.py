@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flmm_core import checkpoints
+from flmm_core.encoded_image import EncodedImage
 from flmm_core.families import Checkpoint, family_of
-from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
+from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.heads import GroundingHeads
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.lmm_words import AnswerTokens

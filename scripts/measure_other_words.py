@@ -27,7 +27,8 @@ from flmm_cli.held_out import rendered_scenes
 from flmm_cli.table import format_table
 from flmm_core.config import GroundingConfig
 from flmm_core.data.dataset import Sample, read_dataset
-from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
+from flmm_core.encoded_image import EncodedImage
+from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.repetition import loop_start
 from flmm_sim import wording
 from flmm_sim.foreign_words import CHAT, HELD_OUT_UNKNOWN_WORDS

@@ -14,6 +14,7 @@ from tiny_models import random_image
 from torch import nn
 
 from flmm_core import attention_tap
+from flmm_core.encoded_image import EncodedImage
 from flmm_core.frozen_lmm import FrozenLmm, lmm_shape, load_plain
 from flmm_core.frozen_report import ANEW, KEPT, verify_frozen
 from flmm_core.image_geometry import unpad
@@ -57,6 +58,21 @@ def check_rows(source, image: Image.Image, *, tolerance: float = 1e-5) -> None:
             maps = trace.merged_attention([(i, i + 1) for i in tokens])
             assert maps.shape == (len(tokens), lmm.shape.channels, trace.geometry.grid_height, trace.geometry.grid_width)
             torch.testing.assert_close(maps, trace.layouts[0].maps(own[..., trace.image_columns()]), atol=tolerance, rtol=0)
+        check_batch(lmm, encoded, tolerance=tolerance)
+
+
+@torch.no_grad()
+def check_batch(lmm: FrozenLmm, encoded: EncodedImage, *, tolerance: float = 1e-5) -> None:
+    """Answers that are read together are those that are read one by one: rows of all positions, and states."""
+    turns = [(QUESTION, ANSWER), ("what is there?", "A mug."), (QUESTION, f"{ANSWER} {ANSWER}")]
+    for (prompt, answer), trace in zip(turns, lmm.read_answers(encoded, turns), strict=True):
+        alone = lmm.read_answer(encoded, prompt, answer)
+        assert (trace.text, trace.token_ids, trace.kept.start) == (answer, alone.token_ids, alone.kept.start)
+        columns, tokens = torch.arange(alone.kept.layers[0].keys.shape[1]), range(len(alone.token_ids))
+        for i in range(len(alone.kept.layers)):
+            rows, expected = trace.kept.rows(i, tokens, columns), alone.kept.rows(i, tokens, columns)
+            torch.testing.assert_close(rows, expected, atol=tolerance, rtol=0)
+        torch.testing.assert_close(trace.states, alone.states, atol=100 * tolerance, rtol=1e-3)
 
 
 def eager_attention(lmm: FrozenLmm, encoded, ids) -> list[torch.Tensor]:

@@ -10,6 +10,8 @@ from transformers import (
     DynamicCache,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlavaForConditionalGeneration,
     MistralConfig,
     StaticCache,
@@ -118,8 +120,49 @@ def test_spans_are_checked(folder):
 
 def test_one_sequence_at_a_time(folder):
     lmm = FrozenLmm.from_pretrained(folder)
-    with torch.no_grad(), record(start=0), pytest.raises(ValueError, match="expected one sequence, got a batch of 2"):
+    with torch.no_grad(), record(start=0) as tap:
         lmm.model(input_ids=torch.ones(2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="expected 1 sequences, got a batch of 2"):
+        tap.finish()
+    assert [kept.tokens for kept in tap.split([(0, 2), (1, 3)])] == [2, 2]
+
+
+def test_attention_sinks_are_refused():
+    """They take part in the softmax, and the keys do not show them."""
+    small = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+    config = GptOssConfig(
+        **small, num_key_value_heads=2, vocab_size=50, num_local_experts=2, num_experts_per_tok=1, sliding_window=64
+    )
+    model = GptOssForCausalLM(config).eval()
+    install(model)
+    with torch.no_grad(), record(start=0), pytest.raises(ValueError, match=r"got attention sinks \(s_aux\)"):
+        model(input_ids=torch.ones(1, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("path", ["read", "chat"])
+def test_half_precision_rows_are_as_exact_as_those_of_eager_attention(folder, path):
+    """Measured against the same weights in float32: what is left is the rounding of the model itself."""
+    lmm = FrozenLmm.from_pretrained(folder, dtype=torch.bfloat16, reuse_prefix=False)
+    image = lmm.encode_image(random_image())
+    if path == "read":
+        trace = lmm.read_answer(image, "where?", "The lemon.")
+    else:
+        trace = lmm.generate(image, "where?", max_new_tokens=6)
+    prompt = lmm.words.prompt_tokens("where?", image.layouts, chat=path == "chat").ids
+    ids, pixels = torch.tensor([[*prompt, *trace.token_ids]]), lmm.family.prepare([random_image()]).inputs["pixel_values"]
+    model = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager", dtype=torch.bfloat16).eval()
+
+    def rows_of(model):
+        with torch.no_grad():
+            output = model(input_ids=ids, pixel_values=pixels.to(model.dtype), output_attentions=True)
+        return torch.stack([layer[0, :, len(prompt) :].float() for layer in output.attentions])
+
+    eager, exact = rows_of(model), rows_of(model.float())
+    columns, tokens = torch.arange(ids.shape[1]), range(len(trace.token_ids))
+    rows = torch.stack([trace.kept.rows(i, tokens, columns) for i in range(3)])
+    assert rows.dtype == torch.bfloat16
+    ours, theirs = ((some - exact).abs().mean(dim=(1, 2, 3)) for some in (rows.float(), eager))
+    assert (ours < 1.5 * theirs).all() and (theirs < 0.02).all()
 
 
 def sliding_llava(folder):

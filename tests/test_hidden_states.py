@@ -86,5 +86,3 @@ def test_what_cannot_be_mixed_is_refused(folder):
     lmm = FrozenLmm.from_pretrained(folder)
     with pytest.raises(ValueError, match=r"layer mixes: expected \[k, 3\], got \[2, 4\]"):
         lmm.read_answer(lmm.encode_image(random_image()), QUESTION, ANSWER, mixes=torch.ones(2, 4))
-    with pytest.raises(ValueError, match="hidden states: expected one sequence, got a batch of 2"):
-        StateMixer(start=0, seen=0, mixes=MIXES).add(0, torch.zeros(2, 3, 4))

@@ -10,7 +10,8 @@ from PIL import Image
 
 import flmm_tabletop
 from flmm_core.config import GroundingConfig
-from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
+from flmm_core.encoded_image import EncodedImage
+from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.repetition import loop_start
 from flmm_sim.foreign_words import CHAT, UNKNOWN_WORDS
 from flmm_sim.offscreen import RenderingUnavailableError

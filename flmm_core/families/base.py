@@ -105,6 +105,8 @@ class LmmFamily(ABC):
     """Maps that an image layout makes of each head's attention: 2 for coarse and fine."""
     reuses_prefix: ClassVar[bool] = True
     """Whether keys and values up to the last image may serve other prompts: not where the image looks at the words."""
+    reads_batches: ClassVar[bool] = True
+    """Whether several answers may be read at once behind the keys and values of an image: not where layers are linear."""
     image_token_id: int
     """Marks the place of an image in tokenised words; the image's layout takes its place."""
     image_token: str

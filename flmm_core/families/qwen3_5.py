@@ -17,6 +17,7 @@ class Qwen35Family(Qwen25VlFamily):
     """Qwen3.5, answering without thinking aloud first."""
 
     model_type = "qwen3_5"
+    reads_batches = False
     plain_template = USER + ASSISTANT + "<think>\n\n</think>\n\n"
 
     @classmethod

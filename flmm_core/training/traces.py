@@ -19,7 +19,8 @@ from tqdm import tqdm
 from flmm_core.cache_manifest import require_manifest
 from flmm_core.data.dataset import DATASET_FILES, MISTAKE, Sample, Turn, read_dataset
 from flmm_core.fingerprints import file_fingerprint, lmm_fingerprint
-from flmm_core.frozen_lmm import EncodedImage, FrozenLmm
+from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.lmm_trace import LmmTrace
 from flmm_core.types import ImageGeometry
 
 CHUNK = 50
@@ -105,8 +106,10 @@ def _read_share(folder: Path, data: Path, lmm_folder: Path, jobs: list[list[int]
 def _read_image(lmm: FrozenLmm, sample: Sample, index: int, turns: int, seed: int) -> Iterator[AnswerTrace]:
     rng = np.random.default_rng([seed, 3, index])
     image = lmm.encode_image(Image.fromarray(sample.image()))
-    for turn in _choose(sample.turns, turns, rng):
-        yield _read_turn(lmm, image, turn, index)
+    chosen = _choose(sample.turns, turns, rng)
+    traces = lmm.read_answers(image, [(turn.question, turn.answer) for turn in chosen])
+    for turn, trace in zip(chosen, traces, strict=True):
+        yield _answer_trace(trace, turn, index)
 
 
 def _choose(turns: Sequence[Turn], most: int, rng: np.random.Generator) -> list[Turn]:
@@ -120,8 +123,7 @@ def _choose(turns: Sequence[Turn], most: int, rng: np.random.Generator) -> list[
     return [order[i] for i in np.argsort(rounds, kind="stable")[:most]]
 
 
-def _read_turn(lmm: FrozenLmm, image: EncodedImage, turn: Turn, index: int) -> AnswerTrace:
-    trace = lmm.read_answer(image, turn.question, turn.answer)
+def _answer_trace(trace: LmmTrace, turn: Turn, index: int) -> AnswerTrace:
     spans = tuple(trace.span_of(span.start, span.end) for span in turn.spans)
     named = torch.zeros(len(trace.token_ids), dtype=torch.bool)
     for span, (start, end) in zip(turn.spans, spans, strict=True):

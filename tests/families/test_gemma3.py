@@ -15,8 +15,9 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from flmm_core.encoded_image import EncodedImage
 from flmm_core.families import LmmShape
-from flmm_core.frozen_lmm import EncodedImage, FrozenLmm, lmm_shape
+from flmm_core.frozen_lmm import FrozenLmm, lmm_shape
 
 TEMPLATE = (
     "{{ bos_token }}{%- for message in messages -%}{{ '<start_of_turn>' + message['role'] + '\n' }}"

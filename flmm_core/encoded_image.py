@@ -1,0 +1,62 @@
+"""What the LMM keeps of images: features, and keys and values of the prompts' beginnings with them."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache
+
+from flmm_core.families import ImageFeatures, ImageLayout
+from flmm_core.types import ImageGeometry
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prompt up to its last image's end, read once."""
+
+    ids: tuple[int, ...]
+    cache: DynamicCache
+    """What each layer keeps of it; only ever read, through :func:`continued`."""
+    state: Any
+    """What the model itself kept, for :meth:`~flmm_core.families.LmmFamily.restore_state`."""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What depends on the images of a prompt alone (nearly always one): features, and the prompt's beginning with them."""
+
+    layouts: tuple[ImageLayout, ...]
+    features: ImageFeatures
+    prefixes: dict[tuple[int, ...], Prefix] = field(default_factory=dict)
+    """Beginnings of prompts so far, by their ids (chat and reading may differ); none if images are read anew each time."""
+
+    @property
+    def geometry(self) -> ImageGeometry:
+        """Of the first image."""
+        return self.layouts[0].geometry
+
+    @property
+    def image_tokens(self) -> int:
+        """Columns of the sequence that the images take together."""
+        return sum(len(layout.ids) for layout in self.layouts)
+
+
+def continued(cache: DynamicCache) -> DynamicCache:
+    """A cache to go on from, that leaves the given one alone.
+
+    Keys and values are shared: a growing layer concatenates into new tensors. Linear layers write into their states, which
+    they keep in dictionaries, so these are copied.
+    """
+    own = copy(cache)
+    own.layers = []
+    for layer in cache.layers:
+        grown = copy(layer)
+        for name, kept in vars(layer).items():
+            if isinstance(kept, dict):
+                states = {key: state.clone() if isinstance(state, Tensor) else state for key, state in kept.items()}
+                setattr(grown, name, states)
+        own.layers.append(grown)
+    return own
