@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from flmm_core.errors import CommandError
 from flmm_core.families import ImageLayout, LmmFamily
@@ -38,6 +38,11 @@ class AnswerTokens:
     """Half-open character range of each of them in the answer."""
 
 
+def _is_plain(token: AddedToken) -> bool:
+    """Whether an added token is nothing but words or white space, which users may write."""
+    return not token.special and (token.content.isalnum() or not token.content.strip(" \t\n\r▁"))
+
+
 class LmmWords:
     """A tokenizer together with its family's way to prompt."""
 
@@ -46,6 +51,9 @@ class LmmWords:
             raise ValueError(f"tokenizer: expected one with character offsets, got {type(tokenizer).__name__}")
         self.tokenizer = tokenizer
         self.family = family
+        added = (token.content for token in tokenizer.added_tokens_decoder.values() if not _is_plain(token))
+        self.marks = tuple(sorted({*tokenizer.all_special_tokens, *added, family.image_token}))
+        """What must not stand in words of users: the tokenizer would take it for a marker of its own."""
 
     def check(self, text: str) -> None:
         """Refuse words that the tokenizer would take for its own markers, such as ``<image>``.
@@ -53,9 +61,9 @@ class LmmWords:
         Raises:
             CommandError: names the marker.
         """
-        for special in sorted({*self.tokenizer.all_special_tokens, self.family.image_token}):
-            if special in text:
-                raise CommandError(f"text: expected no special tokens of the LMM, got {special!r}")
+        for mark in self.marks:
+            if mark in text:
+                raise CommandError(f"text: expected no special tokens of the LMM, got {mark!r}")
 
     def prompt_tokens(self, text: str, layouts: Sequence[ImageLayout], *, chat: bool = False) -> PromptTokens:
         """The user's words in the family's chat format.

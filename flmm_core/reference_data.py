@@ -21,6 +21,7 @@ TOLERANCES = {
     "token positions": 0.0,
     "image positions": 0.0,
     "hidden states": 1e-4,
+    "word logits": 1e-4,
     "attention rows": 1e-5,
     "merged maps": 1e-5,
     "text tokens": 1e-4,

@@ -189,6 +189,7 @@ class _Sample:
             "pixel_values": "pixel_values", "image_tensor": "pixel_values", "image_tensor_aux": "pixel_values_aux",
         }.items():  # fmt: skip
             yield from self.want.compare("pixel values", key, prepared.inputs.get(name, torch.zeros(0)))
+        yield from self.want.compare("pixel values", "chat_pixel_values", prepared.inputs.get("pixel_values", torch.zeros(0)))
 
     def _features(self, encoded: EncodedImage) -> Iterator[Check]:
         expected = self.want["projected_image_features"]
@@ -222,6 +223,10 @@ class _Sample:
         if states is not None:
             count = min(len(trace.token_ids), states.shape[1])
             yield self.want.check("hidden states", trace.states[:, -count:], states[1:, -count:], "hidden_states")
+        logits = self.want.last("logits")
+        if logits is not None:
+            got, count = self.lmm.model.get_output_embeddings()(trace.states[-1]), min(len(trace.token_ids), len(logits))
+            yield self.want.check("word logits", got[-count:], logits[-count:], "logits")
         mixed = self.want.last("layer_weighted_hidden_states")
         if mixed is not None:
             got, count = self._mixed(trace), min(len(trace.token_ids), len(mixed))

@@ -6,12 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 from tiny_models import random_image, save_llava
-from transformers import LlavaForConditionalGeneration
+from transformers import AddedToken, LlavaForConditionalGeneration
 
 from flmm_core.errors import CommandError
 from flmm_core.families import LmmShape
 from flmm_core.frozen_lmm import FrozenLmm, lmm_shape
-from flmm_core.lmm_words import AnswerTokens
+from flmm_core.lmm_words import AnswerTokens, LmmWords
 
 QUESTIONS = ["where is the lemon?", "what is there", "pick up the banana, please", "Où est l'été? 柠檬", "a"]
 
@@ -162,3 +162,15 @@ def test_an_answer_without_words_is_refused(folder, answer):
 def test_shape_comes_from_the_config(folder):
     assert lmm_shape(folder) == LmmShape(layers=3, heads=4, hidden_size=32)
     assert LmmShape(3, 4, 32).channels == 12
+
+
+def test_markers_that_the_tokenizer_was_given_later_are_refused_and_words_are_not(folder):
+    lmm = FrozenLmm.from_pretrained(folder)
+    tokenizer = lmm.words.tokenizer
+    tokenizer.add_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<think>"), "lemonade", "\n\n"])
+    words = LmmWords(tokenizer=tokenizer, family=lmm.family)
+    for mark in ("<|im_start|>", "<think>", "<image>", "</s>"):
+        with pytest.raises(CommandError, match="expected no special tokens of the LMM, got '<"):
+            words.check(f"where is{mark}the lemon?")
+    for text in ("where is the lemonade?", "where\n\nis it?", "is 1 < 2 > 0?", "<thing>"):
+        words.check(text)
