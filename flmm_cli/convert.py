@@ -15,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         " the LMM and the SAM that they belong to. They are checked against both; the weights of an LMM on the Hub are"
         " downloaded for its fingerprint.",
     )
-    parser.add_argument("heads", type=Path, help="published .pth file")
+    parser.add_argument("heads", help="published .pth file, also on the Hub (owner/name/file.pth)")
     parser.add_argument("out", type=Path, help="folder to write; it must not hold anything yet")
     parser.add_argument("--lmm", required=True, help="LMM that they were trained on: a folder or a Hugging Face name")
     parser.add_argument(

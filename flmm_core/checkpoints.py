@@ -1,24 +1,22 @@
-"""Strict loading and saving of heads and SAM. Foreign key names and file layouts are known here only.
+"""Strict loading and saving of LMMs and heads. Names of published heads are known here only.
 
 Every failure is a :class:`~flmm_core.errors.LoadError` of one line that names the file, what was expected and what was found.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from segment_anything.modeling import Sam
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from flmm_core import frozen_lmm
+from flmm_core import frozen_lmm, sources
 from flmm_core.devices import check_device
 from flmm_core.errors import LoadError, explained
 from flmm_core.families import LmmShape, LoadedLmm
@@ -26,15 +24,12 @@ from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig, UNetHead
-from flmm_core.sam_huggingface import check_sam_config, is_sam_model, segment_anything_names
+from flmm_core.sam_checkpoints import load_sam
 from flmm_core.sam_refiner import SamRefiner
-from flmm_core.sam_vit import sam_vit_like
 from flmm_core.weight_files import pickled_tensors
+from flmm_core.weight_folders import WEIGHTS_FILE, load_strictly, read_config, read_pth, read_safetensors, require, write_folder
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 HEADS_FORMAT = "flmm-heads"
-FORMAT_VERSION = 1
 
 _FROM_SAM = ("sam.model.prompt_encoder.pe_layer.",)
 """Fixed buffers that published heads leave out; SAM's own are used."""
@@ -53,12 +48,6 @@ _PUBLISHED = {
 }
 """Which published LMMs have so many attention channels."""
 
-_MODELS: dict[str, Path] = {}
-"""Folders of models that have a name; see :func:`register_model`."""
-
-_SAM_FORMATS: dict[str, Callable[..., Sam]] = {}
-"""Builders of the SAMs that folders may hold, by format; see :func:`register_sam_format`."""
-
 
 @dataclass(frozen=True)
 class HeadsOrigin:
@@ -73,16 +62,13 @@ class HeadsOrigin:
     @classmethod
     def of(cls, *, lmm: str | Path, sam: str | Path) -> HeadsOrigin:
         """From the sources of both, as for :func:`load_lmm` and :func:`load_sam`."""
-        lmm, sam = _located("lmm", lmm), _located("sam", sam)
+        prints = fingerprints(lmm=lmm, sam=sam)
         return cls(
-            lmm=Path(lmm).name, sam=Path(sam).name, lmm_fingerprint=lmm_fingerprint(lmm), sam_fingerprint=sam_fingerprint(sam)
+            lmm=Path(sources.located("lmm", lmm)).name,
+            sam=Path(sources.located("sam", sam)).name,
+            lmm_fingerprint=prints["lmm"],
+            sam_fingerprint=prints["sam"],
         )
-
-
-def registered_parts(source: str | Path) -> dict[str, str]:
-    """Folders of the parts of a registered model; none if ``source`` is no such name."""
-    folder = _MODELS.get(str(source))
-    return {part: str(folder / part) for part in ("lmm", "heads", "sam")} if folder else {}
 
 
 def published_lmms(channels: int) -> str:
@@ -90,55 +76,16 @@ def published_lmms(channels: int) -> str:
     return _PUBLISHED.get(channels, "")
 
 
-def fingerprints(**sources: str | Path) -> dict[str, str]:
+def fingerprints(**parts: str | Path) -> dict[str, str]:
     """Fingerprint of the weights of parts of a model.
 
     Args:
-        sources: of ``lmm``, ``heads`` and ``sam``, or some of them, as for the loaders.
+        parts: sources of ``lmm``, ``heads`` and ``sam``, or some of them, as for the loaders.
     """
     return {
-        part: (lmm_fingerprint if part == "lmm" else sam_fingerprint)(_located(part, source))
-        for part, source in sources.items()
+        part: lmm_fingerprint(sources.located(part, source)) if part == "lmm" else sam_fingerprint(sources.local(part, source))
+        for part, source in parts.items()
     }
-
-
-def _require(path: Path, what: str) -> None:
-    if not path.exists():
-        raise LoadError(f"{what} {path}: expected an existing file or folder, got nothing there")
-
-
-def register_model(name: str, folder: Path) -> None:
-    """Give a model a name by which its parts can be loaded.
-
-    Args:
-        name: stands for the parts wherever one is asked for; a folder of the same name is reached as ``./name``.
-        folder: holds the folders ``lmm``, ``heads`` and ``sam``.
-    """
-    _MODELS[name] = folder
-
-
-def _located(part: str, source: str | Path) -> str:
-    """The folder, file or Hugging Face name that ``source`` means.
-
-    Args:
-        part: ``lmm``, ``heads`` or ``sam``.
-        source: what the user gave: one of these, or the name of a registered model.
-
-    Raises:
-        LoadError: ``source`` is a bare word that no model is registered under and no file or folder has.
-    """
-    name = str(source)
-    if name in _MODELS:
-        return str(_MODELS[name] / part)
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError as error:
-        raise LoadError(f"{part} {name}: expected the home directory of a user, got none of that name") from error
-    if not name or (path.name == name and not path.exists()):
-        known = ", ".join(sorted(_MODELS)) or "none"
-        other = "Hugging Face name (owner/name)" if part == "lmm" else "file"
-        raise LoadError(f"{part}: expected a folder, a {other} or a registered model (known: {known}), got {name!r}")
-    return str(path) if path.exists() else name
 
 
 def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> FrozenLmm:
@@ -151,7 +98,7 @@ def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **
         DeviceError: this machine has no such device.
     """
     check_device(device)
-    source = _lmm_source(source)
+    source = sources.located("lmm", source)
     with explained("LMM", source), _quiet():
         return FrozenLmm.from_pretrained(source, device=device, dtype=dtype, **options)
 
@@ -159,7 +106,7 @@ def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **
 def load_plain_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype) -> LoadedLmm:
     """Load an LMM as :func:`load_lmm` does, but neither frozen nor tapped."""
     check_device(device)
-    source = _lmm_source(source)
+    source = sources.located("lmm", source)
     with explained("LMM", source), _quiet():
         return frozen_lmm.load_plain(source, device=device, dtype=dtype)
 
@@ -180,94 +127,31 @@ def _quiet() -> Iterator[None]:
 
 def lmm_shape(source: str | Path) -> LmmShape:
     """Numbers of an LMM from its config alone, so that unfit heads are refused before gigabytes are read."""
-    source = _lmm_source(source)
+    source = sources.located("lmm", source)
     with explained("LMM", source):
         return frozen_lmm.lmm_shape(source)
-
-
-def _lmm_source(source: str | Path) -> str:
-    """The folder, or a name ``owner/name`` that may be on the Hub."""
-    source = _located("lmm", source)
-    path = Path(source)
-    looks_like_name = source.count("/") == 1 and not source.startswith((".", "~", "/"))
-    if not path.exists() and not looks_like_name:
-        raise LoadError(f"LMM {source}: expected an existing folder or a Hugging Face name (owner/name), got nothing there")
-    return str(path)
-
-
-def load_sam(source: str | Path) -> Sam:
-    """Load a SAM, in evaluation mode.
-
-    Args:
-        source: a folder written by :func:`save_sam` in a registered format, a ``.pth`` file of ``segment_anything``
-            (ViT-B, -L, -H or any other size: sizes are read from the weights), a folder of transformers' ``SamModel``,
-            or a registered model.
-
-    Raises:
-        LoadError: the file is damaged, of another kind, or of a format that is not registered.
-    """
-    path = Path(_located("sam", source))
-    _require(path, "SAM")
-    with explained("SAM", path):
-        if path.is_dir() and not is_sam_model(config := _read_json(path / CONFIG_FILE, "SAM")):
-            kind, fields = _read_config(path, _SAM_FORMATS, "SAM")
-            sam, state = _SAM_FORMATS[kind](**fields), _read_safetensors(path / WEIGHTS_FILE, "SAM")
-        else:
-            if path.is_dir():
-                check_sam_config(config)
-                state = segment_anything_names(_read_safetensors(path / WEIGHTS_FILE, "SAM"))
-            else:
-                state = _read_pth(path, "SAM")
-            if "image_encoder.pos_embed" not in state:
-                raise LoadError(f"SAM {path}: expected segment-anything weights with image_encoder.pos_embed, got none")
-            sam = sam_vit_like(state)
-        _load_strictly(sam, state, what="SAM", source=path)
-    return sam.eval()
-
-
-def register_sam_format(kind: str, build: Callable[..., Sam]) -> None:
-    """Let :func:`load_sam` read SAMs that are not those of ``segment_anything``.
-
-    Args:
-        kind: ``format`` in ``config.json`` of the folder.
-        build: makes the SAM with weights that do not matter; its keyword arguments are the other fields of ``config.json``.
-    """
-    _SAM_FORMATS[kind] = build
-
-
-def save_sam(sam: Sam, folder: str | Path, *, kind: str, fields: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:
-    """Write a SAM of a registered format for :func:`load_sam`.
-
-    Args:
-        sam: what the format's builder makes of ``fields``.
-        folder: made if need be.
-        kind: the format.
-        fields: what ``config.json`` holds beside format and version.
-        dtype: of the weights on disk.
-    """
-    _write(Path(folder), kind, fields, sam.state_dict(), dtype)
 
 
 def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHeads:
     """Load grounding heads, in evaluation mode and float32.
 
     Args:
-        source: a folder written by :func:`save_heads`, a published ``.pth`` file, or a registered model.
+        source: a folder written by :func:`save_heads`, a published ``.pth`` file, a registered model, or a name of the
+            Hub: ``owner/name`` for a folder, ``owner/name/file.pth`` for a file.
         shape: of the LMM that the heads are to run on.
         sam: loaded SAM; its prompt encoder and mask decoder are overwritten by the heads'.
 
     Raises:
         LoadError: if the heads belong to another LMM or SAM, or the file is damaged.
     """
-    path = Path(_located("heads", source))
-    _require(path, "heads")
+    path = sources.local("heads", source)
     with explained("heads", path):
         config = read_heads_config(path)
-        state = _read_safetensors(path / WEIGHTS_FILE, "heads") if path.is_dir() else _read_pth(path, "heads")
+        state = read_safetensors(path / WEIGHTS_FILE, "heads") if path.is_dir() else read_pth(path, "heads")
         _check_fit(config, shape, path)
         heads = GroundingHeads(config=config, sam=SamRefiner(sam=sam))
         state = {key: value for key, value in state.items() if not key.startswith(_IGNORED)}
-        _load_strictly(heads, state, what="heads", source=path, may_miss=_FROM_SAM + _IGNORED)
+        load_strictly(heads, state, what="heads", source=path, may_miss=_FROM_SAM + _IGNORED)
     return heads.float().eval()
 
 
@@ -280,11 +164,11 @@ def read_heads_config(path: Path) -> HeadsConfig:
     Raises:
         LoadError: it holds no heads.
     """
-    _require(path, "heads")
+    require(path, "heads")
     with explained("heads", path):
         if not path.is_dir():
             return _published_config(pickled_tensors(path), path)
-        fields = _read_config(path, (HEADS_FORMAT,), "heads")[1]
+        fields = read_config(path, (HEADS_FORMAT,), "heads")[1]
         return HeadsConfig(
             unet=UNetConfig(**fields["unet"]),
             layers=fields["layers"],
@@ -296,11 +180,11 @@ def read_heads_config(path: Path) -> HeadsConfig:
 
 def read_origin(path: Path) -> HeadsOrigin:
     """Which LMM and SAM heads were trained on, as they say themselves; published ``.pth`` files do not."""
-    _require(path, "heads")
+    require(path, "heads")
     if not path.is_dir():
         return HeadsOrigin()
     with explained("heads", path):
-        return HeadsOrigin(**_read_config(path, (HEADS_FORMAT,), "heads")[1].get("origin", {}))
+        return HeadsOrigin(**read_config(path, (HEADS_FORMAT,), "heads")[1].get("origin", {}))
 
 
 def load_mask_head(source: str | Path) -> UNetHead:
@@ -313,12 +197,12 @@ def load_mask_head(source: str | Path) -> UNetHead:
         LoadError: the file is damaged or of another kind.
     """
     path = Path(source)
-    _require(path, "mask head")
-    state = _read_pth(path, "mask head")
+    require(path, "mask head")
+    state = read_pth(path, "mask head")
     if _FIRST_CONV not in state:
         raise LoadError(f"mask head {path}: expected a U-Net with {_FIRST_CONV}, got a file with other entries")
     head = UNetHead(_unet_config(state[_FIRST_CONV]))
-    _load_strictly(head, state, what="mask head", source=path)
+    load_strictly(head, state, what="mask head", source=path)
     return head.eval()
 
 
@@ -335,20 +219,20 @@ def check_origin(heads: str | Path, *, lmm: str | Path, sam: str | Path) -> None
     Raises:
         LoadError: names what the heads were trained on and what was given.
     """
-    path, lmm, sam = Path(_located("heads", heads)), _located("lmm", lmm), _located("sam", sam)
+    path = sources.local("heads", heads)
     origin = read_origin(path)
-    _require(Path(sam), "SAM")
-    parts: tuple[tuple[str, str, str, str | Path, Callable[[str | Path], str]], ...] = (
-        ("LMM", origin.lmm, origin.lmm_fingerprint, lmm, lmm_fingerprint),
-        ("SAM", origin.sam, origin.sam_fingerprint, sam, sam_fingerprint),
+    parts = (
+        ("LMM", "lmm", origin.lmm, origin.lmm_fingerprint, lmm),
+        ("SAM", "sam", origin.sam, origin.sam_fingerprint, sam),
     )
-    for what, name, expected, source, fingerprint in parts:
-        with explained(what, source):
-            got = fingerprint(source) if expected else ""
+    for what, part, name, expected, source in parts:
+        place = sources.located(part, source)
+        with explained(what, place):
+            got = fingerprints(**{part: source})[part] if expected else ""
         if got != expected:
             raise LoadError(
                 f"heads {path}: expected the {what} that they were trained on, {name} with fingerprint {expected[:12]}, got"
-                f" {source} with fingerprint {got[:12]}"
+                f" {place} with fingerprint {got[:12]}"
             )
 
 
@@ -357,14 +241,14 @@ def save_heads(
 ) -> None:
     """Write heads for :func:`load_heads`, without SAM's frozen image encoder."""
     config = {**asdict(heads.config), "origin": asdict(origin or HeadsOrigin())}
-    _write(Path(folder), HEADS_FORMAT, config, heads.trained_state(), dtype)
+    write_folder(Path(folder), HEADS_FORMAT, config, heads.trained_state(), dtype)
 
 
-def convert_heads(source: Path, folder: Path, *, lmm: str | Path, sam: str | Path) -> HeadsOrigin:
+def convert_heads(source: str | Path, folder: Path, *, lmm: str | Path, sam: str | Path) -> HeadsOrigin:
     """Write published heads for :func:`load_heads` in float32, with what they belong to.
 
     Args:
-        source: published ``.pth`` file.
+        source: published ``.pth`` file, perhaps on the Hub (``owner/name/file.pth``).
         folder: made if need be.
         lmm: as for :func:`load_lmm`; only its config and, for the fingerprint, its files of weights are looked at.
         sam: as for :func:`load_sam`.
@@ -375,7 +259,7 @@ def convert_heads(source: Path, folder: Path, *, lmm: str | Path, sam: str | Pat
     Raises:
         LoadError: the file holds no published heads, or those of another LMM or SAM.
     """
-    if source.is_dir():
+    if Path(source).is_dir():
         raise LoadError(f"heads {source}: expected a published .pth file, got a folder")
     heads = load_heads(source, shape=lmm_shape(lmm), sam=load_sam(sam))
     origin = HeadsOrigin.of(lmm=lmm, sam=sam)
@@ -414,63 +298,3 @@ def _published_config(state: Mapping[str, Tensor], path: Path) -> HeadsConfig:
 def _unet_config(first: Tensor) -> UNetConfig:
     """Size of a U-Net from the weight of its first convolution."""
     return UNetConfig(in_channels=first.shape[1], base_channels=first.shape[0])
-
-
-def _load_strictly(
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    *,
-    what: str,
-    source: Path,
-    may_miss: tuple[str, ...] = (),
-) -> None:
-    """Copy weights of any float dtype; every entry must be known, of the right shape, and none may miss without leave."""
-    expected = module.state_dict()
-    unknown = sorted(key for key in state if key not in expected)
-    missing = sorted(key for key in expected if key not in state and not key.startswith(may_miss or ("\0",)))
-    if unknown or missing:
-        some = ", ".join((missing or unknown)[:3])
-        kind = f"{len(missing)} entries are missing" if missing else f"{len(unknown)} entries are unknown"
-        raise LoadError(f"{what} {source}: expected exactly the entries of this model, but {kind} ({some} ...)")
-    for key, value in state.items():
-        if expected[key].shape != value.shape:
-            raise LoadError(f"{what} {source}: {key}: expected shape {list(expected[key].shape)}, got {list(value.shape)}")
-    module.load_state_dict(dict(state), strict=False)
-
-
-def _read_pth(path: Path, what: str) -> dict[str, Tensor]:
-    with explained(what, path):
-        return pickled_tensors(path)
-
-
-def _read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
-    _require(path, what)
-    with explained(what, path):
-        return load_file(path)
-
-
-def _read_config(folder: Path, kinds: Collection[str], what: str) -> tuple[str, dict[str, Any]]:
-    """Format and other fields of a folder's ``config.json``."""
-    path = folder / CONFIG_FILE
-    fields = _read_json(path, what)
-    kind, version = fields.pop("format", None), fields.pop("version", None)
-    if kind not in kinds or version != FORMAT_VERSION:
-        known = " or ".join(sorted(kinds)) or "(none is registered)"
-        raise LoadError(f"{what} {path}: expected format {known} version {FORMAT_VERSION}, got {kind} version {version}")
-    return kind, fields
-
-
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-    _require(path, what)
-    with explained(what, path):
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(fields, dict):
-        raise LoadError(f"{what} {path}: expected an object, got {type(fields).__name__}")
-    return fields
-
-
-def _write(folder: Path, kind: str, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    fields = {"format": kind, "version": FORMAT_VERSION, **config}
-    (folder / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}, folder / WEIGHTS_FILE)

@@ -5,29 +5,24 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import get_safetensors_metadata
+from huggingface_hub import get_safetensors_metadata, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
-from flmm_core.checkpoints import (
-    CONFIG_FILE,
-    HEADS_FORMAT,
-    WEIGHTS_FILE,
-    lmm_shape,
-    published_lmms,
-    read_heads_config,
-    read_origin,
-    registered_parts,
-)
+from flmm_core import sources
+from flmm_core.checkpoints import HEADS_FORMAT, lmm_shape, published_lmms, read_heads_config, read_origin
 from flmm_core.errors import LoadError, explained
 from flmm_core.families import FAMILIES, Checkpoint, LmmFamily, LmmShape, family_of
 from flmm_core.fingerprints import lmm_fingerprint, lmm_weight_files, sam_fingerprint
 from flmm_core.mask_head import STAGES
 from flmm_core.sam_huggingface import is_sam_model, segment_anything_names
 from flmm_core.weight_files import StoredTensor, stored_tensors
+from flmm_core.weight_folders import CONFIG_FILE, WEIGHTS_FILE
 
 EXAMPLE = (640, 480)
 """Width and height of the image whose maps are described, pixels."""
@@ -59,14 +54,27 @@ def model_info(source: str | Path) -> tuple[ModelInfo, ...]:
     Raises:
         LoadError: it is none of these.
     """
-    if parts := registered_parts(source):
+    if parts := sources.registered_parts(source):
         return lmm_info(parts["lmm"]), heads_info(Path(parts["heads"])), sam_info(Path(parts["sam"]))
-    path = Path(source).expanduser()
     with explained("model", source):
+        path = _on_disk(source)
         kind = _kind(path)
     if kind == "LMM":
         return (lmm_info(path if path.exists() else source),)
     return (heads_info(path) if kind == "heads" else sam_info(path),)
+
+
+def _on_disk(source: str | Path) -> Path:
+    """The file or folder; of heads and SAMs on the Hub their copy, and nothing there for an LMM, whose weights can be large."""
+    path = Path(source).expanduser()
+    if path.exists() or not sources.may_be_on_hub("heads", str(source)):
+        return path
+    if path.suffix == ".pth":
+        return sources.local("heads", source)
+    with suppress(EntryNotFoundError):
+        if _kind(Path(hf_hub_download(str(source), CONFIG_FILE)).parent) != "LMM":
+            return sources.local("heads", source)
+    return path
 
 
 def _kind(path: Path) -> str:

@@ -26,6 +26,7 @@ from flmm_core.keyword_spans import select_keywords
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.noun_chunks import noun_chunker
 from flmm_core.repetition import loop_start
+from flmm_core.sam_checkpoints import load_sam
 from flmm_core.sam_refiner import SamImage
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, KeywordSpan, StageSeconds
 from flmm_core.watcher import Stage, Watcher
@@ -84,7 +85,7 @@ class GroundingPipeline:
         if config.cpu_threads:
             torch.set_num_threads(config.cpu_threads)
         shape = checkpoints.lmm_shape(config.lmm)
-        heads = checkpoints.load_heads(config.heads, shape=shape, sam=checkpoints.load_sam(config.sam))
+        heads = checkpoints.load_heads(config.heads, shape=shape, sam=load_sam(config.sam))
         checkpoints.check_origin(config.heads, lmm=config.lmm, sam=config.sam)
         options = {"refer_prompt": config.refer_prompt, "reuse_prefix": config.reuse_prefix}
         lmm = checkpoints.load_lmm(config.lmm, device=device, dtype=dtype, **options)

@@ -32,6 +32,7 @@ from flmm_core.lmm_words import AnswerTokens
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.reference_data import EXPECTED, Check, Wanted, difference, missed_iou, wrong
 from flmm_core.reference_files import arrays, cases, fields, heads_file, image, sam_file
+from flmm_core.sam_checkpoints import load_sam
 from flmm_core.sam_refiner import RefinerConfig, SamImage, SamRefiner
 
 CPU = torch.device("cpu")
@@ -88,7 +89,7 @@ def _unet_case(folder: Path) -> Iterator[Check]:
 
 
 def _refiner_case(folder: Path) -> Iterator[Check]:
-    sam = checkpoints.load_sam(sam_file(folder))
+    sam = load_sam(sam_file(folder))
     inputs, outputs = arrays(folder / "inputs.npz"), arrays(folder / "outputs.npz")
     for name in [key.removesuffix("_coarse") for key in inputs if key.endswith("_coarse")]:
         want, refiner = Wanted(outputs, name), SamRefiner(sam=sam)
@@ -129,7 +130,7 @@ def _lmm_case(folder: Path, notes: list[str]) -> Iterator[Check]:
     with tempfile.TemporaryDirectory() as scratch:
         path = heads_file(folder, Path(scratch))
         shape = checkpoints.lmm_shape(folder / "lmm")
-        heads = checkpoints.load_heads(path, shape=shape, sam=checkpoints.load_sam(sam_file(folder)))
+        heads = checkpoints.load_heads(path, shape=shape, sam=load_sam(sam_file(folder)))
     outputs = arrays(folder / "outputs.npz")
     for sample in inputs["samples"]:
         name = sample["name"]

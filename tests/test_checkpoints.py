@@ -9,20 +9,12 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from tiny_models import SAM_CONFIG, save_llava, save_model, tiny_heads, tiny_sam
 from transformers.utils import logging as transformers_logging
 
-from flmm_core import checkpoints
-from flmm_core.checkpoints import (
-    HeadsOrigin,
-    lmm_shape,
-    load_heads,
-    load_lmm,
-    load_sam,
-    register_model,
-    register_sam_format,
-    save_heads,
-    save_sam,
-)
+from flmm_core import sam_checkpoints, sources
+from flmm_core.checkpoints import HeadsOrigin, lmm_shape, load_heads, load_lmm, save_heads
 from flmm_core.errors import LoadError
 from flmm_core.families import LmmShape
+from flmm_core.sam_checkpoints import load_sam, register_sam_format, save_sam
+from flmm_core.sources import register_model
 from flmm_tabletop.sam_tiny import save_tiny_sam
 
 SHAPE = LmmShape(layers=3, heads=4, hidden_size=32)
@@ -213,7 +205,7 @@ def test_configs_of_another_kind(tmp_path, sam_folder):
 
 
 def test_models_are_registered_from_outside(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_MODELS", {})
+    monkeypatch.setattr(sources, "_MODELS", {})
     parts = save_model(tmp_path / "model")
     loads = {
         "lmm": lmm_shape,
@@ -221,7 +213,7 @@ def test_models_are_registered_from_outside(tmp_path, monkeypatch):
         "sam": lambda source: load_sam(source).state_dict(),
     }
     for part, load in loads.items():
-        other = r"Hugging Face name \(owner/name\)" if part == "lmm" else "file"
+        other = r"Hugging Face name \(owner/name\)" if part == "lmm" else r"file, a Hugging Face name \(owner/name\)"
         expected = rf"{part}: expected a folder, a {other} or a registered model \(known: none\), got 'mine'"
         with pytest.raises(LoadError, match=expected) as error:
             load("mine")
@@ -236,7 +228,7 @@ def test_models_are_registered_from_outside(tmp_path, monkeypatch):
 
 
 def test_sam_formats_are_registered_from_outside(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_SAM_FORMATS", {})
+    monkeypatch.setattr(sam_checkpoints, "_SAM_FORMATS", {})
     save_sam(tiny_sam(), tmp_path, kind="plain", fields={"seed": 5})
     with pytest.raises(LoadError, match=r"expected format \(none is registered\) version 1, got plain version 1"):
         load_sam(tmp_path)

@@ -15,8 +15,8 @@ from tiny_models import SAM_CONFIG, save_llava, save_model, tiny_heads, tiny_sam
 from transformers import LlavaForConditionalGeneration
 from transformers.utils import hub as transformers_hub
 
-from flmm_core import checkpoints
-from flmm_core.checkpoints import lmm_shape, load_heads, load_lmm, load_sam, save_heads
+from flmm_core import weight_folders
+from flmm_core.checkpoints import lmm_shape, load_heads, load_lmm, save_heads
 from flmm_core.config import GroundingConfig
 from flmm_core.devices import resolve_device
 from flmm_core.errors import (
@@ -31,6 +31,7 @@ from flmm_core.errors import (
 from flmm_core.families import LmmShape
 from flmm_core.heads import GroundingHeads
 from flmm_core.pipeline import GroundingPipeline
+from flmm_core.sam_checkpoints import load_sam
 from flmm_tabletop.sam_tiny import save_tiny_sam
 
 CPU = torch.device("cpu")
@@ -83,7 +84,7 @@ def test_memory_of_the_machine(monkeypatch, parts, error):
     monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", fail_with(error))
     line = refused(InsufficientMemoryError, lambda: load_lmm(parts["lmm"], device=CPU, dtype=torch.float32))
     assert line.startswith(f"LMM {parts['lmm']}: expected enough free memory on this machine")
-    monkeypatch.setattr(checkpoints, "load_file", fail_with(error))
+    monkeypatch.setattr(weight_folders, "load_file", fail_with(error))
     line = refused(InsufficientMemoryError, lambda: load_sam(parts["sam"]))
     assert line.startswith(f"SAM {parts['sam']}") and "end other programs" in line
 
@@ -165,7 +166,9 @@ def test_a_folder_never_blames_the_hub(monkeypatch, parts):
 
 def test_files_that_may_not_be_read(monkeypatch, parts):
     file = f"{parts['sam']}/model.safetensors"
-    monkeypatch.setattr("flmm_core.checkpoints.load_file", fail_with(PermissionError(errno.EACCES, "Permission denied", file)))
+    monkeypatch.setattr(
+        "flmm_core.weight_folders.load_file", fail_with(PermissionError(errno.EACCES, "Permission denied", file))
+    )
     line = refused(LoadError, lambda: load_sam(parts["sam"]))
     assert line == f"SAM {file}: expected files that this user may read, got [Errno 13] Permission denied: '{file}'"
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
-from flmm_core.checkpoints import load_sam
 from flmm_core.errors import LoadError
 from flmm_core.fingerprints import sam_fingerprint
+from flmm_core.sam_checkpoints import load_sam
 
 
 @pytest.fixture(scope="module")

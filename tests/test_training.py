@@ -13,10 +13,11 @@ from tiny_dataset import COLORS, HEIGHT, WIDTH, write_tiny_dataset
 from torch import nn
 from transformers import AutoModel
 
-from flmm_core.checkpoints import load_heads, load_lmm, load_sam
+from flmm_core.checkpoints import load_heads, load_lmm
 from flmm_core.data.dataset import MISTAKE, REFER, REFER_ABSENT, read_dataset
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
+from flmm_core.sam_checkpoints import load_sam
 from flmm_core.training.heads import HeadsSettings, train_heads
 from flmm_core.training.loop import LoopConfig, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses

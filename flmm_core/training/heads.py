@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from flmm_core.checkpoints import HeadsOrigin, lmm_shape, load_sam, save_heads
+from flmm_core.checkpoints import HeadsOrigin, lmm_shape, save_heads
 from flmm_core.data.dataset import Sample, read_dataset
 from flmm_core.evaluation.matching import Overlap
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.image_geometry import unpad
 from flmm_core.mask_head import UNetConfig
+from flmm_core.sam_checkpoints import load_sam
 from flmm_core.sam_refiner import SamImage, SamRefiner
 from flmm_core.training.embeddings import load_embeddings
 from flmm_core.training.loop import Losses, adamw, parameter_groups, train
