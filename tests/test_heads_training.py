@@ -15,7 +15,7 @@ from flmm_core.sam_refiner import SamRefiner
 from flmm_core.training.embeddings import load_embeddings
 from flmm_core.training.heads import Example, HeadsStage
 from flmm_core.training.settings import HeadsSettings
-from flmm_core.training.traces import _choose, load_traces
+from flmm_core.training.traces import Reader, _choose, load_traces
 from flmm_tabletop.sam_tiny import save_tiny_sam
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def lmm(tmp_path_factory):
 @pytest.fixture(scope="module")
 def traced(data, lmm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache") / "traces"
-    return folder, load_traces(folder, data=data, lmm=lmm, samples=3, turns=8, seed=0, workers=1)
+    return folder, load_traces(folder, Reader(str(lmm), CPU, torch.float32), data=data, samples=3, turns=8, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,8 @@ def test_a_selector_chooses_what_an_answer_asserts(traced):
 
 def test_traces_are_read_once_and_never_stale(data, lmm, traced, monkeypatch):
     folder, traces = traced
-    again = load_traces(folder, data=data, lmm=lmm.parent / lmm.name, samples=3, turns=8, seed=0, workers=1)
+    reader = Reader(str(lmm), CPU, torch.float32)
+    again = load_traces(folder, reader, data=data, samples=3, turns=8, seed=0)
     assert len(again) == len(traces)
     for changes, words in (
         ({"turns": 7}, "turns: expected 7, got 8"),
@@ -99,9 +100,14 @@ def test_traces_are_read_once_and_never_stale(data, lmm, traced, monkeypatch):
         ({"samples": 2}, "samples: expected 2, got 3"),
     ):
         with pytest.raises(ValueError, match=f"{words}; delete .*traces to make them anew"):
-            load_traces(folder, **{"data": data, "lmm": lmm, "samples": 3, "turns": 8, "seed": 0, "workers": 1, **changes})
-    with pytest.raises(ValueError, match=r"lmm: expected .*; delete .*traces to make them anew"):
-        load_traces(folder, data=data, lmm=save_llava(data / "other", seed=5), samples=3, turns=8, seed=0)
+            load_traces(folder, reader, **{"data": data, "samples": 3, "turns": 8, "seed": 0, **changes})
+    other = save_llava(data / "other", seed=5)
+    for changed, words in (
+        (replace(reader, lmm=str(other)), "lmm: expected .*"),
+        (replace(reader, dtype=torch.bfloat16), r'dtype: expected "torch\.bfloat16", got "torch\.float32"'),
+    ):
+        with pytest.raises(ValueError, match=rf"{words}; delete .*traces to make them anew"):
+            load_traces(folder, changed, data=data, samples=3, turns=8, seed=0)
 
 
 def test_every_kind_has_its_turn_first():
@@ -119,16 +125,16 @@ def test_embeddings_are_computed_once(data, sam, tmp_path, monkeypatch):
     refiner = SamRefiner(sam=tiny_sam())
     samples = list(read_dataset(data))
     paths = [sample.path for sample in samples]
-    first = load_embeddings(tmp_path / "kept", paths, sam=sam, refiner=refiner)
+    first = load_embeddings(tmp_path / "kept", paths, sam=str(sam), refiner=refiner)
     for sample, kept in zip(samples, first, strict=True):
         expected = refiner.encode_image(sample.image())
         assert replace(kept, embedding=expected.embedding) == expected
         assert torch.allclose(kept.to(CPU).embedding, expected.embedding, atol=1e-2)
     monkeypatch.setattr(refiner, "encode_image", lambda _: pytest.fail("expected the kept embeddings"))
-    again = load_embeddings(tmp_path / "kept", paths, sam=sam, refiner=refiner)
+    again = load_embeddings(tmp_path / "kept", paths, sam=str(sam), refiner=refiner)
     assert all(torch.equal(one.embedding, other.embedding) for one, other in zip(first, again, strict=True))
     with pytest.raises(ValueError, match=r"expected .* delete .*kept to make them anew"):
-        load_embeddings(tmp_path / "kept", paths[:2], sam=sam, refiner=refiner)
+        load_embeddings(tmp_path / "kept", paths[:2], sam=str(sam), refiner=refiner)
 
 
 # --- losses and figures ----------------------------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ def turns_of(names, ids):
     ]  # fmt: skip
 
 
-def write_tiny_dataset(folder: Path, count: int = 3, seed: int = 0) -> Path:
-    """``count`` images of two rectangles that do not touch."""
+def write_tiny_dataset(folder: Path, count: int = 3, seed: int = 0, portrait: tuple[int, ...] = ()) -> Path:
+    """``count`` images of two rectangles that do not touch; those of ``portrait`` lie on their side."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
     coco = {"images": [], "annotations": [], "categories": [{"id": i + 1, "name": kind} for i, kind in enumerate(KINDS)]}
@@ -59,16 +59,18 @@ def write_tiny_dataset(folder: Path, count: int = 3, seed: int = 0) -> Path:
             top, left = int(rng.integers(2, 20)), int(rng.integers(2, 10)) + side * 32
             mask[top : top + int(rng.integers(8, 24)), left : left + int(rng.integers(8, 20))] = 1
             image[mask > 0] = COLORS[color]
-            rle = coco_mask.encode(np.asfortranarray(mask))
+            rle = coco_mask.encode(np.asfortranarray(mask.T if index in portrait else mask))
             ids.append(len(coco["annotations"]) + 7)
             coco["annotations"].append(
                 {"id": ids[-1], "image_id": index, "category_id": kind + 1, "attributes": {"color": color},
                  "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}}
             )  # fmt: skip
-        coco["images"].append({"id": index, "file_name": f"{index:06d}.png", "height": HEIGHT, "width": WIDTH})
+        image = image.transpose(1, 0, 2) if index in portrait else image
+        height, width = image.shape[:2]
+        coco["images"].append({"id": index, "file_name": f"{index:06d}.png", "height": height, "width": width})
         names = [f"{color} {KINDS[kind]}" for color, kind in zip(colors, kinds, strict=True)]
         asked.append({"image_id": index, "turns": turns_of(names, ids)})
-        cv2.imwrite(str(folder / "images" / f"{index:06d}.png"), image[..., ::-1])
+        cv2.imwrite(str(folder / "images" / f"{index:06d}.png"), np.ascontiguousarray(image[..., ::-1]))
     (folder / "annotations.json").write_text(json.dumps(coco))
     (folder / "questions.json").write_text(json.dumps(asked))
     return folder

@@ -10,12 +10,13 @@ import torch
 from tqdm import tqdm
 
 from flmm_core.cache_manifest import require_manifest
-from flmm_core.fingerprints import files_fingerprint, sam_fingerprint
+from flmm_core.checkpoints import fingerprints
+from flmm_core.fingerprints import files_fingerprint
 from flmm_core.image_files import read_image
 from flmm_core.sam_refiner import SamImage, SamRefiner
 
 
-def load_embeddings(folder: Path, paths: Sequence[Path], *, sam: Path, refiner: SamRefiner) -> list[SamImage]:
+def load_embeddings(folder: Path, paths: Sequence[Path], *, sam: str, refiner: SamRefiner) -> list[SamImage]:
     """Embeddings of image files; a stopped run goes on where it ended.
 
     Args:
@@ -30,7 +31,7 @@ def load_embeddings(folder: Path, paths: Sequence[Path], *, sam: Path, refiner: 
     Raises:
         ValueError: the folder holds embeddings of other images or of another SAM.
     """
-    require_manifest(folder, {"images": files_fingerprint(paths), "sam": sam_fingerprint(sam)})
+    require_manifest(folder, {"images": files_fingerprint(paths), "sam": fingerprints(sam=sam)["sam"]})
     images = []
     for index, path in enumerate(tqdm(paths, desc="SAM embeddings", unit="image")):
         file = folder / f"{index:06d}.npy"

@@ -17,7 +17,9 @@ import torch
 from torch.nn import functional as F
 
 from flmm_core.checkpoints import HeadsOrigin, lmm_shape, save_heads
+from flmm_core.config import GroundingConfig
 from flmm_core.data.dataset import Sample, read_dataset
+from flmm_core.devices import resolve_device
 from flmm_core.evaluation.matching import Overlap
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.image_geometry import unpad
@@ -28,7 +30,7 @@ from flmm_core.training.embeddings import load_embeddings
 from flmm_core.training.loop import Losses, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
 from flmm_core.training.settings import HeadsSettings, LoopConfig
-from flmm_core.training.traces import AnswerTrace, load_traces
+from flmm_core.training.traces import AnswerTrace, Reader, load_traces
 
 PROBE_WEIGHT = 0.3
 """Of the keyword selector's loss (F-LMM, section 4), and of the presence score's."""
@@ -45,7 +47,9 @@ def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: to
     config = HeadsConfig(unet=unet, layers=shape.layers, hidden_size=shape.hidden_size)
     heads = GroundingHeads(config=config, sam=SamRefiner(sam=load_sam(settings.sam))).to(device)
     stage = HeadsStage(heads, device, settings)
-    read = partial(_load_examples, heads=heads, settings=settings)
+    reading = GroundingConfig(device=str(device), dtype=settings.dtype)
+    reader = Reader(settings.lmm, *resolve_device(reading))
+    read = partial(_load_examples, heads=heads, settings=settings, reader=reader)
     examples = read(out / "train", data=settings.data, samples=settings.samples)
     held_out = read(out / "val", data=settings.val, samples=settings.val_samples)
 
@@ -103,12 +107,12 @@ class Example:
         return torch.stack([torch.from_numpy(self.sample.mask(phrase.objects)) for phrase in phrases]).float()
 
 
-def _load_examples(folder: Path, *, data: Path, samples: int, heads: GroundingHeads, settings: HeadsSettings) -> list[Example]:
+def _load_examples(
+    folder: Path, *, data: Path, samples: int, heads: GroundingHeads, settings: HeadsSettings, reader: Reader
+) -> list[Example]:
     """Examples of some images of a data set whose answers name something; traces and embeddings are kept in ``folder``."""
     available = list(read_dataset(data))
-    traces = load_traces(
-        folder / "traces", data=data, lmm=settings.lmm, samples=samples, turns=settings.turns, seed=settings.seed
-    )
+    traces = load_traces(folder / "traces", reader, data=data, samples=samples, turns=settings.turns, seed=settings.seed)
     grouped: dict[int, list[AnswerTrace]] = {}
     for trace in traces:
         grouped.setdefault(trace.sample, []).append(trace)

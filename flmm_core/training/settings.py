@@ -72,8 +72,13 @@ class HeadsSettings(StageSettings):
 
     LOOP: ClassVar[LoopConfig] = LoopConfig(steps=1500, learning_rate=1e-3)
 
-    lmm: Path = field(default=Path("runs/lmm/lmm"), metadata=option("the frozen LMM", earlier=True))
-    sam: Path = field(default=Path("runs/sam/sam"), metadata=option("the trained SAM", earlier=True))
+    lmm: str = field(
+        default="runs/lmm/lmm", metadata=option("the frozen LMM: a folder, a Hugging Face name or a registered model")
+    )
+    sam: str = field(
+        default="runs/sam/sam", metadata=option("the SAM: a folder, a .pth file, a Hugging Face name or a registered model")
+    )
+    dtype: str = field(default="auto", metadata=option("number format of the LMM; auto: bfloat16 on cuda, float32 on the CPU"))
     samples: int = field(default=2400, metadata=option("images of the data set whose answers the LMM reads", minimum=1))
     val_samples: int = field(default=30, metadata=option("held-out images to measure on", minimum=1))
     turns: int = field(default=13, metadata=option("answers of each image", minimum=1))

@@ -1,14 +1,17 @@
 """What the frozen LMM pays attention to while it reads the answers of a data set, computed once and kept on disk.
 
-One worker process for each core reads its share of the images through the same :class:`FrozenLmm` that serves at run time.
+The images are read by the same :class:`FrozenLmm` that serves at run time: on the CPU by one process for each core.
+An answer of 100 tokens takes 26 MB on disk with an LMM of 7 B (32 layers, hidden size 4096), and 1 MB for each phrase.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +20,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from flmm_core.cache_manifest import require_manifest
+from flmm_core.checkpoints import fingerprints, load_lmm
 from flmm_core.data.dataset import DATASET_FILES, MISTAKE, Sample, Turn, read_dataset
-from flmm_core.fingerprints import file_fingerprint, lmm_fingerprint
+from flmm_core.fingerprints import file_fingerprint
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.types import ImageGeometry
@@ -51,32 +55,55 @@ class AnswerTrace:
         return self.states[:, start:end]
 
 
-def load_traces(
-    folder: Path, *, data: Path, lmm: Path, samples: int, turns: int, seed: int, workers: int = 2
-) -> list[AnswerTrace]:
+@dataclass(frozen=True)
+class Reader:
+    """The LMM that reads, as each worker process loads it."""
+
+    lmm: str
+    """As for :func:`~flmm_core.checkpoints.load_lmm`."""
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def workers(self) -> int:
+        """Processes: one for each core; a GPU has room for one."""
+        return 1 if self.device.type == "cuda" else os.cpu_count() or 1
+
+    def load(self) -> FrozenLmm:
+        """The model."""
+        return load_lmm(self.lmm, device=self.device, dtype=self.dtype)
+
+
+def load_traces(folder: Path, reader: Reader, *, data: Path, samples: int, turns: int, seed: int) -> list[AnswerTrace]:
     """Read answers of ``samples`` images spread over a data set, up to ``turns`` each, one of every kind first.
 
-    They are cached in ``folder``, with a manifest of what they were made from.
+    They are kept in ``folder``, with a manifest of what they were made from.
+
+    Returns:
+        Traces whose tensors are mapped from their files: memory holds what is used.
 
     Raises:
-        ValueError: the folder holds traces of another LMM, of other turns or of another seed.
+        ValueError: the folder holds traces of another LMM or number format, of other turns or of another seed.
     """
     questions, annotations = (file_fingerprint(data / name) for name in DATASET_FILES)
-    made_from = {"lmm": lmm_fingerprint(lmm), "questions": questions, "annotations": annotations}
+    made_from = {"lmm": fingerprints(lmm=reader.lmm)["lmm"], "questions": questions, "annotations": annotations}
+    made_from["dtype"] = str(reader.dtype)
     require_manifest(folder, {**made_from, "samples": samples, "turns": turns, "seed": seed})
     available = sum(1 for _ in read_dataset(data))
     total = min(samples, available)
     chosen = [i * available // total for i in range(total)]
     jobs = [chosen[start : start + CHUNK] for start in range(0, total, CHUNK)]
     missing = [job for job in jobs if not _file(folder, job).exists()]
-    with (
-        tqdm(total=total, initial=total - sum(map(len, missing)), desc="attention", unit="image") as bar,
-        ProcessPoolExecutor(workers) as pool,
-    ):
-        shares = [missing[i::workers] for i in range(workers)]
-        futures = [pool.submit(_read_share, folder, data, lmm, share, turns, seed) for share in shares if share]
-        for future in as_completed(futures):
-            bar.update(future.result())
+    shares = [share for i in range(reader.workers) if (share := missing[i :: reader.workers])]
+    read = partial(_read_jobs, folder, reader, data=data, turns=turns, seed=seed)
+    with tqdm(total=total, initial=total - sum(map(len, missing)), desc="attention", unit="image") as bar:
+        if len(shares) == 1:
+            for done in read(shares[0]):
+                bar.update(done)
+        elif shares:
+            with ProcessPoolExecutor(len(shares)) as pool:
+                for future in as_completed([pool.submit(_read_share, read, share) for share in shares]):
+                    bar.update(future.result())
     return [trace for job in jobs for trace in _load(_file(folder, job))]
 
 
@@ -85,22 +112,26 @@ def _file(folder: Path, job: list[int]) -> Path:
 
 
 def _load(path: Path) -> Iterator[AnswerTrace]:
-    for fields in torch.load(path, weights_only=True):
+    for fields in torch.load(path, weights_only=True, mmap=True):
         yield AnswerTrace(**{**fields, "geometry": ImageGeometry(**fields["geometry"])})
 
 
-def _read_share(folder: Path, data: Path, lmm_folder: Path, jobs: list[list[int]], turns: int, seed: int) -> int:
+def _read_share(read: Callable[[list[list[int]]], Iterator[int]], share: list[list[int]]) -> int:
+    """In a worker process."""
     torch.set_num_threads(1)
-    lmm = FrozenLmm.from_pretrained(lmm_folder)
+    return sum(read(share))
+
+
+def _read_jobs(folder: Path, reader: Reader, jobs: list[list[int]], *, data: Path, turns: int, seed: int) -> Iterator[int]:
+    """Write the files of some jobs; gives how many images each has."""
+    lmm = reader.load()
     samples = list(read_dataset(data))
-    done = 0
     for job in jobs:
         traces = [trace for index in job for trace in _read_image(lmm, samples[index], index, turns, seed)]
         temporary = _file(folder, job).with_suffix(".tmp")
         torch.save([{**vars(trace), "geometry": asdict(trace.geometry)} for trace in traces], temporary)
         temporary.rename(_file(folder, job))
-        done += len(job)
-    return done
+        yield len(job)
 
 
 def _read_image(lmm: FrozenLmm, sample: Sample, index: int, turns: int, seed: int) -> Iterator[AnswerTrace]:
@@ -134,7 +165,7 @@ def _answer_trace(trace: LmmTrace, turn: Turn, index: int) -> AnswerTrace:
         geometry=trace.geometry,
         objects=tuple(span.objects for span in turn.spans),
         spans=spans,
-        maps=trace.merged_attention(spans).half(),
-        states=trace.states.half(),
+        maps=trace.merged_attention(spans).half().cpu(),
+        states=trace.states.half().cpu(),
         named=named,
     )

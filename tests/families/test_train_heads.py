@@ -1,0 +1,38 @@
+"""Heads of any family are trained by the same command, on images of several shapes, and ground afterwards."""
+
+import json
+
+import pytest
+import test_llava_next
+import tiny_qwen
+from tiny_dataset import write_tiny_dataset
+from tiny_models import SAM_CONFIG, tiny_sam
+
+from flmm_cli.main import main
+from flmm_core.data.dataset import read_dataset
+from flmm_core.pipeline import GroundingPipeline
+from flmm_tabletop.sam_tiny import save_tiny_sam
+
+SAVE = {
+    "qwen2_5_vl": lambda folder: tiny_qwen.save_qwen(folder, "qwen2_5_vl"),
+    "llava_next_vicuna": lambda folder: test_llava_next.save_llava_next(folder, "vicuna"),
+}
+
+
+@pytest.mark.parametrize("family", SAVE)
+def test_a_family_is_trained(family, tmp_path):
+    SAVE[family](tmp_path / "lmm")
+    save_tiny_sam(tiny_sam(), SAM_CONFIG, tmp_path / "sam")
+    data = write_tiny_dataset(tmp_path / "data", count=4, portrait=(1, 3))
+    val = write_tiny_dataset(tmp_path / "val", count=2, seed=1, portrait=(1,))
+    options = {"lmm": tmp_path / "lmm", "sam": tmp_path / "sam", "data": data, "val": val, "out": tmp_path / "out"}
+    options |= {"samples": 4, "val-samples": 2, "steps": 100, "batch": 2, "base-channels": 4, "device": "cpu", "turns": 4}
+    assert main(["train-heads", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]) == 0
+    steps = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    first, last = (step for step in steps if "bce" in step)  # running averages after 50 and 100 steps
+    assert last["bce"] + last["dice"] < first["bce"] + first["dice"]
+    pipeline = GroundingPipeline.from_pretrained(tmp_path / "lmm", tmp_path / "out" / "heads", tmp_path / "sam", device="cpu")
+    for sample in read_dataset(val):
+        image = sample.image()
+        answer = pipeline.refer(pipeline.encode(image), ["red mug", "blue box"])
+        assert [phrase.mask.shape for phrase in answer.phrases] == [image.shape[:2]] * 2
