@@ -111,10 +111,12 @@ def unpad(maps: Tensor, geometry: ImageGeometry) -> Tensor:
     return maps[..., top:bottom, left:right]
 
 
-def mask_box(mask: Tensor) -> tuple[int, int, int, int] | None:
-    """XYXY pixels around a ``[H, W]`` bool mask, ends exclusive; None if it is empty."""
-    rows = torch.nonzero(mask.any(dim=1)).flatten()
-    if rows.numel() == 0:
-        return None
-    columns = torch.nonzero(mask.any(dim=0)).flatten()
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+def mask_box(mask: Tensor) -> Tensor:
+    """XYXY pixels around a ``[H, W]`` bool mask, ends exclusive, ``[4]`` int64; zeros if it is empty. Waits for no device."""
+    edges = []
+    for along in (mask.any(dim=0), mask.any(dim=1)):
+        marked = along.long()
+        first, behind = marked.argmax(), len(marked) - marked.flip(0).argmax()
+        edges.append(torch.stack([first, behind]) * marked.amax())
+    (left, right), (top, bottom) = edges
+    return torch.stack([left, top, right, bottom])

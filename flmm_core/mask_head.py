@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STAGES = 4
-"""Resolutions of the U-Net; its input is padded to a multiple of ``2 ** (STAGES - 1)`` cells."""
+"""Resolutions of the U-Net."""
+
+MULTIPLE = 2 ** (STAGES - 1)
+"""Of which height and width of the network's input are."""
 
 INPUT_SIZE = 64
 """Smaller maps are enlarged until their long side has this many cells."""
@@ -98,6 +101,24 @@ class UNetHead(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def network(self, maps: Tensor) -> Tensor:
+        """The U-Net itself, which an engine may stand in for.
+
+        Args:
+            maps: ``[n, c, h, w]`` float32 from :func:`prepare_maps`, padded to multiples of :data:`MULTIPLE`.
+
+        Returns:
+            ``[n, h, w]`` logits.
+        """
+        x = maps
+        skips = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        for stage, skip in zip(reversed(self.decoder), reversed(skips[:-1]), strict=True):
+            x = stage(skip, x)
+        return self.conv_seg(x)[:, 0]
+
     def forward(self, maps: Tensor) -> Tensor:
         """Coarse mask logits.
 
@@ -116,16 +137,9 @@ class UNetHead(nn.Module):
         height, width = x.shape[-2:]
         if x.shape[0] == 0:
             return x.new_zeros(0, height, width)
-        multiple = 2 ** (STAGES - 1)
         # The padding stays in the statistics of the norms, as in training; only the output is cropped.
-        x = F.pad(x, (0, -width % multiple, 0, -height % multiple))
-        skips = []
-        for stage in self.encoder:
-            x = stage(x)
-            skips.append(x)
-        for stage, skip in zip(reversed(self.decoder), reversed(skips[:-1]), strict=True):
-            x = stage(skip, x)
-        return self.conv_seg(x)[:, 0, :height, :width]
+        x = F.pad(x, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+        return self.network(x)[:, :height, :width]
 
 
 def prepare_maps(maps: Tensor) -> Tensor:

@@ -251,18 +251,18 @@ class GroundingPipeline:
             GroundedPhrase(span.text, span.start, span.end, nothing, (0, 0, 0, 0), 0.0, probability, absent=True)
             for span, probability in zip(spans, presence, strict=True)
         ]
-        # One phrase at a time: logits of a whole answer at image size can be large.
-        for i, low_res in zip(present, refined.low_res, strict=True):
-            phrases[i] = self._phrase(spans[i], presence[i], self.heads.sam.to_image(low_res[None], image)[0])
+        masks, figures = [], []
+        threshold = float(np.log(self.config.mask_threshold / (1 - self.config.mask_threshold)))
+        for low_res in refined.low_res:  # one by one: logits of a whole answer at image size can be large
+            logits = self.heads.sam.to_image(low_res[None], image)[0]
+            masks.append(logits > threshold)
+            total = logits.sigmoid_().masked_fill_(~masks[-1], 0).sum()
+            figures.append(torch.cat([mask_box(masks[-1]).double(), (total.double() / masks[-1].sum().clamp_min(1))[None]]))
+        # Boxes and scores of all phrases wait for the device together; the masks stay there.
+        for i, mask, numbers in zip(present, masks, torch.stack(figures).tolist() if figures else [], strict=True):
+            span, (x0, y0, x1, y1) = spans[i], map(int, numbers[:4])
+            phrases[i] = GroundedPhrase(span.text, span.start, span.end, mask, (x0, y0, x1, y1), numbers[4], presence[i])
         return tuple(phrases)
-
-    def _phrase(self, span: KeywordSpan, presence: float, logits: torch.Tensor) -> GroundedPhrase:
-        """A phrase with its mask, from logits ``[H, W]``."""
-        threshold = self.config.mask_threshold
-        mask = logits > float(np.log(threshold / (1 - threshold)))
-        box = mask_box(mask)
-        score = float(logits[mask].sigmoid().mean()) if box else 0.0
-        return GroundedPhrase(span.text, span.start, span.end, mask, box or (0, 0, 0, 0), score, presence)
 
     def _check(self, text: str) -> None:
         if not isinstance(text, str) or not any(sign.isalnum() for sign in text):

@@ -119,7 +119,40 @@ class SamRefiner(nn.Module):
             image: ``[H, W, 3]`` uint8 RGB.
         """
         pixels, size = self.preprocess(image)
-        return SamImage(self.model.image_encoder(pixels), image.shape[0], image.shape[1], size[0], size[1])
+        return SamImage(self.encoder_network(pixels), image.shape[0], image.shape[1], size[0], size[1])
+
+    def encoder_network(self, pixels: Tensor) -> Tensor:
+        """The image encoder itself, which an engine may stand in for: ``[1, 3, frame, frame]`` to ``[1, 256, eh, ew]``."""
+        embedding: Tensor = self.model.image_encoder(pixels)
+        return embedding
+
+    def decoder_network(self, embedding: Tensor, masks: Tensor, boxes: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Prompt encoder and mask decoder themselves, which an engine may stand in for.
+
+        Args:
+            embedding: ``[1, 256, eh, ew]`` of the image.
+            masks: ``[n, 1, mh, mw]`` logits.
+            boxes: ``[n, 4]`` float32, XYXY pixels of SAM's input.
+            texts: ``[n, t, 256]``.
+
+        Returns:
+            Logits ``[n, k, m, m]`` over SAM's padded input, and the quality ``[n, k]`` that SAM predicts; ``k`` is 1, or 3 with
+            ``multimask``.
+        """
+        config, encoder = self.config, self.model.prompt_encoder
+        sparse, dense = encoder(points=None, boxes=boxes if config.use_box else None, masks=masks if config.use_mask else None)
+        if not (config.use_box or config.use_mask):  # SAM assumes a single prompt then
+            sparse, dense = sparse.expand(len(texts), -1, -1), dense.expand(len(texts), -1, -1, -1)
+        if config.use_text:
+            sparse = torch.cat([sparse, texts], dim=1)
+        low_res, iou = self.model.mask_decoder(
+            image_embeddings=embedding,
+            image_pe=encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=config.multimask,
+        )
+        return low_res, iou
 
     def prompts(self, image: SamImage, coarse: Tensor, texts: Sequence[Tensor]) -> SamPrompts:
         """Prompts from coarse masks and words.
@@ -135,20 +168,30 @@ class SamRefiner(nn.Module):
         if coarse.shape[0] != len(texts):
             raise ValueError(f"text prompts: expected one for each of {coarse.shape[0]} masks, got {len(texts)}")
         inner = F.interpolate(coarse[:, None], (image.input_height, image.input_width), mode="bilinear")
-        right, bottom = self.frame - image.input_width, self.frame - image.input_height
-        outside = min(-1.0, float(coarse.detach().min())) if coarse.numel() else -1.0
-        padded = F.pad(inner, (0, right, 0, bottom), value=outside)
-        masks = F.interpolate(padded, self.model.prompt_encoder.mask_input_size, mode="bilinear")
+        if not len(texts):
+            return SamPrompts(coarse.new_zeros(0, 1, *self.mask_size), coarse.new_zeros(0, 4), ())
+        outside = coarse.detach().amin().clamp_max(-1.0)
+        padded = outside.expand(len(texts), 1, self.frame, self.frame).clone()
+        padded[..., : image.input_height, : image.input_width] = inner
+        masks = F.interpolate(padded, self.mask_size, mode="bilinear")
         # One mask at a time: at image size a batch of them can be large.
-        boxes = [self._box(one, image) for one in coarse.detach()]
-        return SamPrompts(masks, torch.tensor(boxes, device=coarse.device).reshape(-1, 4), tuple(texts))
+        boxes = torch.stack([self._box(one, image) for one in coarse.detach()])
+        return SamPrompts(masks, boxes, tuple(texts))
 
-    def _box(self, coarse: Tensor, image: SamImage) -> list[float]:
-        """Box prompt of one coarse mask ``[h, w]``, or the whole image if no cell is positive."""
-        box = mask_box(self._image_mask(coarse, image)) or (0, 0, image.image_width, image.image_height)
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """Height and width of a mask prompt."""
+        height, width = self.model.prompt_encoder.mask_input_size
+        return height, width
+
+    def _box(self, coarse: Tensor, image: SamImage) -> Tensor:
+        """Box prompt of one coarse mask ``[h, w]``, ``[4]`` float32, or the whole image if no cell is positive."""
+        mask = self._image_mask(coarse, image)
+        whole = torch.tensor([0, 0, image.image_width, image.image_height], device=coarse.device)
         x = image.input_width / image.image_width
         y = image.input_height / image.image_height
-        return [box[0] * x, box[1] * y, box[2] * x, box[3] * y]
+        scale = torch.tensor([x, y, x, y], dtype=torch.float64, device=coarse.device)
+        return (torch.where(mask.any(), mask_box(mask), whole) * scale).float()
 
     def _image_mask(self, coarse: Tensor, image: SamImage) -> Tensor:
         """A coarse mask ``[h, w]`` thresholded at image size, ``[H, W]`` bool."""
@@ -172,8 +215,7 @@ class SamRefiner(nn.Module):
             groups.setdefault(len(text) if self.config.use_text else 0, []).append(i)
         batches = [part[i : i + DECODER_BATCH] for part in groups.values() for i in range(0, len(part), DECODER_BATCH)]
         if not batches:
-            height, width = self.model.prompt_encoder.mask_input_size
-            return RefinedMasks(coarse.new_zeros(0, height, width), coarse.new_zeros(0))
+            return RefinedMasks(coarse.new_zeros(0, *self.mask_size), coarse.new_zeros(0))
         results = [self._decode(image, prompts, batch, coarse) for batch in batches]
         order = torch.tensor([i for batch in batches for i in batch], device=coarse.device).argsort()
         low_res = torch.cat([result.low_res for result in results])[order]
@@ -181,24 +223,9 @@ class SamRefiner(nn.Module):
 
     def _decode(self, image: SamImage, prompts: SamPrompts, batch: list[int], coarse: Tensor) -> RefinedMasks:
         """Run the decoder on phrases ``batch``, which have equally many tokens."""
-        config, encoder = self.config, self.model.prompt_encoder
-        sparse, dense = encoder(
-            points=None,
-            boxes=prompts.boxes[batch] if config.use_box else None,
-            masks=prompts.masks[batch] if config.use_mask else None,
-        )
-        if sparse.shape[0] != len(batch):  # without box and mask SAM assumes a single prompt
-            sparse, dense = sparse.expand(len(batch), -1, -1), dense.expand(len(batch), -1, -1, -1)
-        if config.use_text:
-            sparse = torch.cat([sparse, torch.stack([prompts.texts[i] for i in batch])], dim=1)
-        low_res, iou = self.model.mask_decoder(
-            image_embeddings=image.embedding,
-            image_pe=encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=config.multimask,
-        )
-        if not config.multimask:
+        texts = torch.stack([prompts.texts[i][: None if self.config.use_text else 0] for i in batch])
+        low_res, iou = self.decoder_network(image.embedding, prompts.masks[batch], prompts.boxes[batch], texts)
+        if not self.config.multimask:
             return RefinedMasks(low_res[:, 0], iou[:, 0])
         best = [self._closest(image, masks, coarse[i]) for masks, i in zip(low_res, batch, strict=True)]
         rows = torch.arange(len(batch), device=low_res.device)

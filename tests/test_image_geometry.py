@@ -67,6 +67,6 @@ def test_place_in_frame():
 
 def test_mask_box():
     mask = np.zeros((6, 9), bool)
-    assert mask_box(torch.from_numpy(mask)) is None
+    assert mask_box(torch.from_numpy(mask)).tolist() == [0, 0, 0, 0]
     mask[2, 3] = mask[4, 7] = True
-    assert mask_box(torch.from_numpy(mask)) == (3, 2, 8, 5)
+    assert mask_box(torch.from_numpy(mask)).tolist() == [3, 2, 8, 5]

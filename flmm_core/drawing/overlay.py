@@ -152,7 +152,7 @@ def _tinted(canvas: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarray:
 def _draw_labels(image: Image.Image, phrases: Sequence[GroundedPhrase], masks: Sequence[np.ndarray]) -> None:
     draw = ImageDraw.Draw(image)
     font = _font(max(14, image.width // 48))
-    boxes = [mask_box(torch.from_numpy(mask)) for mask in masks]
+    boxes: list[Box | None] = [tuple(mask_box(torch.from_numpy(mask)).tolist()) if mask.any() else None for mask in masks]
     taken: list[Box] = []
     for index, phrase in enumerate(phrases):
         box = boxes[index]
