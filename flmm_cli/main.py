@@ -25,11 +25,12 @@ MODULES = (
     "verify_frozen",
     "info",
     "convert",
+    "export",
 )
 """Modules of this package, in the order in which `flmm --help` lists their commands."""
 
 
-_EXTRAS = {"mujoco": "sim", "OpenGL": "sim", "scipy": "sim", "pycocotools": "train"}
+_EXTRAS = {"mujoco": "sim", "OpenGL": "sim", "scipy": "sim", "pycocotools": "train", "onnx": "export"}
 """Packages that some commands need and a robot does without, and the extra of this package that brings them."""
 
 

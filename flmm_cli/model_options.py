@@ -62,5 +62,5 @@ def _help(tunable: Tunable) -> str:
         allowed = f"; one of {', '.join(tunable.choices)}"
     elif tunable.minimum is not None and tunable.maximum is not None:
         allowed = f"; {tunable.minimum:g} to {tunable.maximum:g}"
-    default = f" (default: {tunable.default}{allowed})"
+    default = f" (default: {'empty' if tunable.default == '' else tunable.default}{allowed})"
     return tunable.description.replace("%", "%%") + default

@@ -73,6 +73,15 @@ class GroundingConfig:
         "Number format of the LMM; heads and SAM are always float32. auto: bfloat16 on cuda, float32 on the CPU.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    heads_backend: str = _tunable(
+        "torch",
+        "What runs the networks of heads and SAM: PyTorch, or ONNX Runtime on the same device. Nothing falls back.",
+        choices=("torch", "onnx"),
+    )
+    heads_precision: str = _tunable("fp32", "Number format of exported networks.", choices=("fp32", "fp16"))
+    engines: str = _tunable(
+        "", "Folder of networks that `flmm export` wrote; empty: they are made once and kept in the user's cache folder."
+    )
     max_new_tokens: int = _tunable(64, "Longest answer of the LMM.", unit="tokens", minimum=1, maximum=1024)
     max_phrases: int = _tunable(
         32,

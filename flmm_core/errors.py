@@ -48,6 +48,10 @@ class DeviceError(ValueError):
     """A device that there is not, or that does not answer, on one line."""
 
 
+class EngineError(LoadError):
+    """An exported network that cannot be used or made, and why, on one line."""
+
+
 class InsufficientMemoryError(LoadError):
     """The model does not fit into the memory of the GPU or of the machine."""
 

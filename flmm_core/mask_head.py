@@ -6,6 +6,7 @@ grids; it knows nothing of images or padding frames.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -88,6 +89,8 @@ class UNetHead(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.engine: Callable[[Tensor], Tensor] | None = None
+        """Stands in for :meth:`network`."""
         widths = [config.base_channels * 2**i for i in range(STAGES)]
         stages = [nn.Sequential(_Block(config.in_channels, widths[0]))]
         for before, after in pairwise(widths):
@@ -139,7 +142,8 @@ class UNetHead(nn.Module):
             return x.new_zeros(0, height, width)
         # The padding stays in the statistics of the norms, as in training; only the output is cropped.
         x = F.pad(x, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
-        return self.network(x)[:, :height, :width]
+        logits = self.network(x) if self.engine is None else self.engine(x)
+        return logits[:, :height, :width]
 
 
 def prepare_maps(maps: Tensor) -> Tensor:

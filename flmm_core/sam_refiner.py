@@ -6,7 +6,7 @@ prompts; it knows nothing of LMMs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,6 +81,10 @@ class SamRefiner(nn.Module):
         self.model = sam
         self.config = config or RefinerConfig()
         self.model.image_encoder.requires_grad_(False)
+        self.encoder_engine: Callable[[Tensor], Tensor] | None = None
+        """Stands in for :meth:`encoder_network`."""
+        self.decoder_engine: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+        """Stands in for :meth:`decoder_network`."""
 
     @property
     def text_size(self) -> int:
@@ -119,7 +123,8 @@ class SamRefiner(nn.Module):
             image: ``[H, W, 3]`` uint8 RGB.
         """
         pixels, size = self.preprocess(image)
-        return SamImage(self.encoder_network(pixels), image.shape[0], image.shape[1], size[0], size[1])
+        run = self.encoder_network if self.encoder_engine is None else self.encoder_engine
+        return SamImage(run(pixels), image.shape[0], image.shape[1], size[0], size[1])
 
     def encoder_network(self, pixels: Tensor) -> Tensor:
         """The image encoder itself, which an engine may stand in for: ``[1, 3, frame, frame]`` to ``[1, 256, eh, ew]``."""
@@ -224,7 +229,8 @@ class SamRefiner(nn.Module):
     def _decode(self, image: SamImage, prompts: SamPrompts, batch: list[int], coarse: Tensor) -> RefinedMasks:
         """Run the decoder on phrases ``batch``, which have equally many tokens."""
         texts = torch.stack([prompts.texts[i][: None if self.config.use_text else 0] for i in batch])
-        low_res, iou = self.decoder_network(image.embedding, prompts.masks[batch], prompts.boxes[batch], texts)
+        run = self.decoder_network if self.decoder_engine is None else self.decoder_engine
+        low_res, iou = run(image.embedding, prompts.masks[batch], prompts.boxes[batch], texts)
         if not self.config.multimask:
             return RefinedMasks(low_res[:, 0], iou[:, 0])
         best = [self._closest(image, masks, coarse[i]) for masks, i in zip(low_res, batch, strict=True)]

@@ -24,6 +24,7 @@ from flmm_core.drawing.overlay import draw_overlay
 from flmm_core.errors import CommandError, MemoryFullError
 from flmm_core.types import GroundedAnswer
 from flmm_ros import conversions, parameters, qos
+from flmm_ros.core_log import core_log
 from flmm_ros.msg import GroundedAnswer as GroundedAnswerMsg
 from flmm_ros.msg import StageDurations
 from flmm_ros.requests import (
@@ -149,7 +150,8 @@ class GroundingNode(RunnableNode):
     def _prepare(self) -> None:
         began = time.monotonic()
         self.get_logger().info("loading the model ...")
-        self._pipeline = self._load(self._config)
+        with core_log(self.get_logger()):
+            self._pipeline = self._load(self._config)
         # A first pass over a grey image in both modes: the first command is then as fast as the others, and parts that
         # do not fit together are noticed now.
         grey = self._pipeline.encode(np.full((240, 320, 3), 128, np.uint8))

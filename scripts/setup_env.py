@@ -28,6 +28,8 @@ REQUIREMENTS = tuple(
         "requirements.txt",
         "requirements-sim.txt",
         "requirements-train.txt",
+        "requirements-export.txt",
+        "requirements-onnx.txt",
         "requirements-dev.txt",
         "requirements-ros.txt",
     )

@@ -41,10 +41,10 @@ ROSDEP_KEYS = {
 PIP_ALONE = {"huggingface_hub", "pycocotools", "safetensors", "segment_anything", "tokenizers"}
 """Imports that no rosdep key brings."""
 
-OPTIONAL = {"spacy"}
+OPTIONAL = {"spacy", "onnx", "onnxruntime"}
 """Imports that are used where they are installed."""
 
-SIMULATION_AND_TRAINING = ("mujoco", "OpenGL", "scipy", "pycocotools")
+SIMULATION_AND_TRAINING = ("mujoco", "OpenGL", "scipy", "pycocotools", "onnx", "onnxscript", "onnxruntime")
 """Imports that a robot does without."""
 
 
@@ -57,7 +57,7 @@ def test_extras_are_requirement_files_and_no_package_is_in_two():
     dynamic = PROJECT["tool"]["setuptools"]["dynamic"]
     extras = dynamic["optional-dependencies"]
     assert {name: given["file"] for name, given in extras.items()} == {
-        name: [f"requirements-{name}.txt"] for name in ("sim", "train", "gpu", "dev")
+        name: [f"requirements-{name}.txt"] for name in ("sim", "train", "export", "onnx", "gpu", "dev")
     }
     assert dynamic["dependencies"]["file"] == ["requirements.txt"]
     packages = [package for path in ROOT.glob("requirements*.txt") for package in requirements_of(path.name)]

@@ -13,7 +13,9 @@ from bench import Bench, image_of
 from tiny_models import save_model, tiny_heads
 
 from flmm_cli.ask_client import AskClient
+from flmm_cli.node_processes import NodeProcesses
 from flmm_core.checkpoints import save_heads
+from flmm_ros.conversions import phrase_from_message
 from flmm_ros.msg import GroundedAnswer
 
 
@@ -140,6 +142,32 @@ def test_special_tokens_in_a_command_are_the_commands_fault(tiny, text, marker, 
     assert reply.status == GroundedAnswer.STATUS_BAD_COMMAND
     expected = f"the command cannot be used: text: expected no special tokens of the LMM, got '{marker}'"
     assert (reply.reason, reply.answer) == (expected, "")
+
+
+def test_heads_on_onnx(models, log_dir, tmp_path):
+    """The networks are exported once, into the user's cache; the log says what runs them, and the masks are PyTorch's."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    masks = {}
+    with NodeProcesses(log_dir, {"XDG_CACHE_HOME": str(tmp_path)}) as processes:
+        for name, backend in (("torch_heads", "torch"), ("onnx_heads", "onnx"), ("again", "onnx")):
+            arguments = arguments_for(models, heads_backend=backend, max_image_age=0.0, presence_threshold=0.0)
+            process = processes.start(name, "flmm_ros.grounding_node", [*arguments, "-r", f"__ns:=/{name}"])
+            with AskClient(f"/{name}/grounding") as client:
+                bench = Bench(client, f"/{name}/grounding")
+                bench.connect(lambda: None)
+                bench.show(image_of(pixels))
+                reply = bench.ask("the red mug", refer=True)
+            assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
+            masks[name] = phrase_from_message(reply.phrases[0], 60, 80).mask
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) == 0
+    logs = {name: (log_dir / f"{name}.log").read_text() for name in masks}
+    assert "onnx" not in logs["torch_heads"]
+    assert "heads run on onnx, CPUExecutionProvider, fp32 (largest difference to PyTorch:" in logs["onnx_heads"]
+    assert "exporting sam_decoder (3 of 3)" in logs["onnx_heads"] and "exporting" not in logs["again"]
+    for name in ("onnx_heads", "again"):
+        shared, either = masks[name] & masks["torch_heads"], masks[name] | masks["torch_heads"]
+        assert either.any() and shared.sum() >= 0.999 * either.sum()
 
 
 # --- the shipped model ----------------------------------------------------------------------------------------------------

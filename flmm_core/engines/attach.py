@@ -1,0 +1,108 @@
+"""Puts an engine into heads: finds or makes its files, loads them, and lets them serve once they were compared with PyTorch."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flmm_core.engines import parity
+from flmm_core.engines.export import MANIFEST, check_belongs, export_networks, read_manifest, write_manifest
+from flmm_core.engines.names import NAMES
+from flmm_core.engines.networks import Engine, module_of, weights_hash
+from flmm_core.engines.onnx_engine import OnnxEngine
+from flmm_core.errors import EngineError
+from flmm_core.fingerprints import settings_fingerprint
+from flmm_core.heads import GroundingHeads
+
+_log = logging.getLogger(__name__)
+
+
+def attach_onnx(heads: GroundingHeads, *, device: torch.device, precision: str = "fp32", folder: str = "") -> Engine:
+    """Let ONNX Runtime run the heads' networks.
+
+    Args:
+        heads: on ``device``; they are changed.
+        device: where to run.
+        precision: fp32 or fp16.
+        folder: exported networks; empty for the user's cache, where they are made if they are not there or damaged.
+
+    Returns:
+        The engine that serves now.
+
+    Raises:
+        EngineError: it cannot be loaded, belongs to other heads, or does not compute what PyTorch computes.
+    """
+    heads = heads.to(device)
+    build = partial(OnnxEngine, heads=heads, device=device, precision=precision)
+    engine = build(Path(folder).expanduser()) if folder else _from_cache(heads, build, precision)
+    found = parity.measure(engine, heads, device=device)
+    parity.require(found, precision=precision, what=f"heads_backend {engine.description}")
+    attach(heads, engine)
+    worst = max(one.difference for one in found)
+    _log.info("heads run on %s (largest difference to PyTorch: %.1e of the largest number)", engine.description, worst)
+    return engine
+
+
+def export_checked(
+    heads: GroundingHeads, out: Path, *, what: Sequence[str] = NAMES, precision: str = "fp32"
+) -> tuple[parity.Parity, ...]:
+    """Export networks, compare them with PyTorch on the CPU, and write the differences into the manifest.
+
+    Args:
+        heads: on the CPU.
+        out: folder to write.
+        what: which networks.
+        precision: fp32 or fp16.
+
+    Raises:
+        EngineError: they cannot be exported, or do not compute what PyTorch computes.
+    """
+    manifest = export_networks(heads, out, what=what, precision=precision)
+    device = torch.device("cpu")
+    engine = OnnxEngine(out, heads, device=device, precision=precision, networks=what)
+    found = parity.measure(engine, heads, device=device, networks=what)
+    parity.require(found, precision=precision, what=f"export {out}")
+    for one in found:
+        figures = {"difference": one.difference, "iou": one.iou} if one.is_logits else {"difference": one.difference}
+        manifest["networks"][one.network].setdefault("measured", {})[one.output] = figures
+    write_manifest(out, manifest)
+    return found
+
+
+def attach(heads: GroundingHeads, engine: Engine) -> None:
+    """Let an engine run the networks of heads, whose PyTorch weights stay as they are."""
+
+    def one(network: str) -> Callable[..., Tensor]:
+        return lambda *inputs: engine.run(network, inputs)[0]
+
+    heads.mask_head.engine = one("unet")
+    heads.sam.encoder_engine = one("sam_encoder")
+    heads.sam.decoder_engine = lambda *inputs: engine.run("sam_decoder", inputs)  # type: ignore[assignment]
+
+
+def cache_folder(heads: GroundingHeads, precision: str) -> Path:
+    """Where exported networks of these heads are kept for this user (XDG), by their weights, sizes and versions."""
+    key = {network: weights_hash(module_of(heads, network)) for network in NAMES}
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = settings_fingerprint({**key, "precision": precision, "torch": torch.__version__})[:24]
+    return base / "flmm_ros" / "engines" / name
+
+
+def _from_cache(heads: GroundingHeads, build: Callable[[Path], Engine], precision: str) -> Engine:
+    folder = cache_folder(heads, precision)
+    if (folder / MANIFEST).is_file():
+        try:
+            read_manifest(folder)
+            check_belongs(folder, heads, precision=precision)
+            return build(folder)
+        except EngineError as error:
+            _log.warning("exported networks in the cache cannot be used and are made again: %s", error)
+    _log.info("exporting the heads' networks into %s; this is done once ...", folder)
+    export_networks(heads, folder, precision=precision)
+    return build(folder)

@@ -1,0 +1,221 @@
+"""Writes networks of grounding heads as ONNX models, by torch's exporter.
+
+Number of phrases, text tokens and the U-Net's grid are free; SAM's frame is fixed. In the half-precision variant inputs,
+outputs and whatever sums or normalises (norms, softmax, means) stay float32: SAM's encoder overflows otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flmm_core.engines.names import INPUTS, NAMES, OUTPUTS
+from flmm_core.engines.networks import NetworkSizes, module_of, weights_hash
+from flmm_core.errors import EngineError
+from flmm_core.fingerprints import files_fingerprint
+from flmm_core.heads import GroundingHeads
+
+MANIFEST = "manifest.json"
+FORMAT = "flmm-engines"
+PRECISIONS = ("fp32", "fp16")
+
+_FLOAT32_OPS = [
+    "LayerNormalization", "GroupNormalization", "InstanceNormalization", "Softmax", "ReduceMean", "ReduceSum", "Pow", "Sqrt",
+    "Reciprocal", "Resize", "Sin", "Cos",
+]  # fmt: skip
+
+_STALE = 3600.0
+"""Seconds after which an unfinished export is nobody's any more."""
+
+_log = logging.getLogger(__name__)
+
+
+def export_networks(
+    heads: GroundingHeads, out: Path, *, what: Sequence[str] = NAMES, precision: str = "fp32"
+) -> dict[str, Any]:
+    """Write networks and a manifest; the folder appears when all of it is written.
+
+    Args:
+        heads: on the CPU or a GPU; they are exported on the CPU.
+        out: folder to write; what it holds of an earlier export is replaced.
+        what: which networks.
+        precision: of :data:`PRECISIONS`.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        EngineError: ``onnx`` or ``onnxscript`` is not installed, or ``out`` holds something else.
+    """
+    _require_exporter()
+    if unknown := sorted(set(what) - set(NAMES)):
+        raise ValueError(f"what: expected some of {', '.join(NAMES)}, got {', '.join(unknown)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
+        raise EngineError(
+            f"engines {out}: expected a folder that is empty or holds an earlier export, got one with other files"
+        )
+    sizes = NetworkSizes.of(heads)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "version": 1,
+        "precision": precision,
+        "sizes": asdict(sizes),
+        "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript")},
+        "networks": {},
+    }
+    with _replacing(out) as folder:
+        for number, network in enumerate(what, start=1):
+            began = time.monotonic()
+            _log.info("exporting %s (%d of %d) ...", network, number, len(what))
+            module = module_of(heads, network)
+            opset = _export(module, network, sizes, folder / f"{network}.onnx", precision)
+            manifest["networks"][network] = {
+                "inputs": INPUTS[network],
+                "outputs": OUTPUTS[network],
+                "weights": weights_hash(module),
+                "opset": opset,
+                "file": _file_fingerprint(folder, network),
+            }
+            _log.info("exported %s in %.1f s", network, time.monotonic() - began)
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Manifest of exported networks.
+
+    Raises:
+        EngineError: there is none, or it is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise EngineError(
+            f"engines {folder}: expected exported networks with {MANIFEST}, got none; write them by `flmm export`"
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT or manifest["version"] != 1:
+            raise EngineError(f"engines {path}: expected format {FORMAT} 1, got {manifest['format']} {manifest['version']}")
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, EngineError):
+            raise
+        raise EngineError(f"engines {path}: expected a manifest, got a damaged file ({error})") from error
+    return manifest
+
+
+def check_belongs(folder: Path, heads: GroundingHeads, *, precision: str, networks: Sequence[str] = NAMES) -> None:
+    """Refuse exported networks of other heads, another SAM or another precision, and missing ones.
+
+    Raises:
+        EngineError: names the network, and both hashes.
+    """
+    manifest = read_manifest(folder)
+    if manifest["precision"] != precision:
+        raise EngineError(f"engines {folder}: expected precision {precision}, got {manifest['precision']}")
+    for network in networks:
+        entry, file = manifest["networks"].get(network), folder / f"{network}.onnx"
+        if entry is None or not file.is_file():
+            raise EngineError(f"engines {folder}: expected {network}.onnx, got none; write it by `flmm export`")
+        if entry["file"] != _file_fingerprint(folder, network):
+            raise EngineError(f"engines {file}: expected the file as it was exported, got a changed or damaged one")
+        expected = weights_hash(module_of(heads, network))
+        if entry["weights"] != expected:
+            raise EngineError(
+                f"engines {file}: expected the {network} of the heads and SAM in use (weights {expected[:12]}), got another"
+                f" one's (weights {entry['weights'][:12]}); write it by `flmm export`"
+            )
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write it beside the networks, at once or not at all."""
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / MANIFEST)
+
+
+def _file_fingerprint(folder: Path, network: str) -> str:
+    return files_fingerprint(sorted(folder.glob(f"{network}.onnx*")))
+
+
+def _require_exporter() -> None:
+    for package in ("onnx", "onnxscript"):
+        try:
+            version(package)
+        except Exception as error:
+            raise EngineError(f"export: expected the package {package}, got none; pip install 'flmm_ros[export]'") from error
+
+
+def _export(module: nn.Module, network: str, sizes: NetworkSizes, path: Path, precision: str) -> int:
+    """Write one network; returns its opset."""
+    parameter = next(module.parameters())
+    device, inputs = parameter.device, sizes.examples(network, phrases=2, grid=(64, 48), tokens=3)
+    phrases, height, width, tokens = (torch.export.Dim(name, min=1, max=4096) for name in ("n", "h8", "w8", "t"))
+    dynamic: dict[str, Any] = {
+        "unet": {"maps": {0: phrases, 2: 8 * height, 3: 8 * width}},
+        "sam_encoder": {"pixels": None},
+        "sam_decoder": {"embedding": None, "masks": {0: phrases}, "boxes": {0: phrases}, "texts": {0: phrases, 1: tokens}},
+    }
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about names of axes and its own deprecations
+        program = torch.onnx.export(
+            module.cpu(),
+            inputs,
+            dynamo=True,
+            dynamic_shapes=dynamic[network],
+            input_names=list(INPUTS[network]),
+            output_names=list(OUTPUTS[network]),
+            verbose=False,
+        )
+        module.to(device)
+        assert program is not None
+        model = program.model_proto
+        if precision == "fp16":
+            model = _half(model)
+        import onnx
+
+        onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+    return int(model.opset_import[0].version)
+
+
+def _half(model: Any) -> Any:
+    """The same graph in half precision, with float32 inputs and outputs."""
+    try:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+    except ImportError as error:
+        raise EngineError("export in fp16: expected the package onnxruntime, got none; pip install 'flmm_ros[onnx]'") from error
+    return convert_float_to_float16(model, keep_io_types=True, op_block_list=_FLOAT32_OPS)
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place in the end; nothing is left of it if that fails."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for stale in out.parent.glob(f".{out.name}.*"):  # of processes that were killed
+        if time.time() - stale.stat().st_mtime > _STALE:
+            shutil.rmtree(stale, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield folder
+        os.chmod(folder, 0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -1,0 +1,13 @@
+"""Names of the heads' networks, and of their tensors. This file must load at once: no PyTorch here."""
+
+from __future__ import annotations
+
+NAMES = ("unet", "sam_encoder", "sam_decoder")
+
+INPUTS = {"unet": ("maps",), "sam_encoder": ("pixels",), "sam_decoder": ("embedding", "masks", "boxes", "texts")}
+OUTPUTS = {"unet": ("logits",), "sam_encoder": ("embedding",), "sam_decoder": ("low_res", "iou")}
+"""Names of tensors, in order; all are float32. Shapes: :meth:`UNetHead.network`, :meth:`SamRefiner.encoder_network` and
+:meth:`SamRefiner.decoder_network`."""
+
+LOGITS = ("logits", "low_res")
+"""Outputs whose sign says what belongs to a mask."""

@@ -1,0 +1,157 @@
+"""The three networks of grounding heads, tensors in and tensors out, and what stands in for them.
+
+Everything around them (normalising maps, padding, boxes, resizing to the image) is done by the heads themselves, whatever runs
+the networks. This file knows names, shapes and weights of the networks; it knows no runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flmm_core.heads import GroundingHeads
+from flmm_core.mask_head import UNetHead
+from flmm_core.sam_refiner import RefinerConfig, SamRefiner
+
+
+class Engine(Protocol):
+    """Runs networks of certain heads on one device."""
+
+    description: str
+    """What runs them, for logs: backend, provider, number format."""
+
+    def run(self, network: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Outputs of one network.
+
+        Args:
+            network: of :data:`~flmm_core.engines.names.NAMES`.
+            inputs: float32 on the engine's device, in the order of :data:`~flmm_core.engines.names.INPUTS`.
+
+        Returns:
+            Float32 on the same device, in the order of :data:`~flmm_core.engines.names.OUTPUTS`.
+        """
+
+
+class _UNet(nn.Module):
+    def __init__(self, head: UNetHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.head.network(maps)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, sam: SamRefiner) -> None:
+        super().__init__()
+        self.encoder = sam.model.image_encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        embedding: Tensor = self.encoder(pixels)
+        return embedding
+
+
+class _Decoder(nn.Module):
+    def __init__(self, sam: SamRefiner) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([sam.model.prompt_encoder, sam.model.mask_decoder])
+        self._run = sam.decoder_network
+
+    def forward(self, embedding: Tensor, masks: Tensor, boxes: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        return self._run(embedding, masks, boxes, texts)
+
+
+def module_of(heads: GroundingHeads, network: str) -> nn.Module:
+    """A network as a module whose ``forward`` takes its inputs and whose parameters are its own."""
+    modules: Mapping[str, nn.Module] = {
+        "unet": _UNet(heads.mask_head),
+        "sam_encoder": _Encoder(heads.sam),
+        "sam_decoder": _Decoder(heads.sam),
+    }
+    return modules[network].eval()
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of all numbers of a module, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class NetworkSizes:
+    """Sizes of the networks of certain heads that do not change from call to call."""
+
+    channels: int
+    """Attention channels ``c``."""
+    frame: int
+    """Side of SAM's input, pixels."""
+    embedding: tuple[int, int, int]
+    """Channels, height and width of SAM's image embedding."""
+    mask: tuple[int, int]
+    """Height and width of a mask prompt."""
+    text: int
+    """Width of a text token."""
+    proposals: int
+    """Masks that SAM proposes for a phrase."""
+
+    @classmethod
+    def of(cls, heads: GroundingHeads) -> NetworkSizes:
+        """Of heads that use all prompts.
+
+        Raises:
+            ValueError: they leave some out, which engines do not know.
+        """
+        sam = heads.sam
+        if sam.config not in (RefinerConfig(), RefinerConfig(multimask=True)):
+            raise ValueError(f"engines: expected a refiner that uses mask, box and text, got {sam.config}")
+        encoder = sam.model.prompt_encoder
+        height, width = encoder.image_embedding_size
+        return cls(
+            channels=heads.config.unet.in_channels,
+            frame=sam.frame,
+            embedding=(sam.text_size, height, width),
+            mask=sam.mask_size,
+            text=sam.text_size,
+            proposals=3 if sam.config.multimask else 1,
+        )
+
+    def outputs(self, network: str, inputs: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
+        """Shapes of a network's outputs for these inputs."""
+        count = len(inputs[-1])
+        if network == "unet":
+            return ((count, *inputs[0].shape[-2:]),)
+        if network == "sam_encoder":
+            return ((1, *self.embedding),)
+        return (count, self.proposals, *self.mask), (count, self.proposals)
+
+    def examples(self, network: str, *, phrases: int, grid: tuple[int, int], tokens: int, seed: int = 0) -> tuple[Tensor, ...]:
+        """Inputs of the right shapes, as the heads might make them, the same for the same seed.
+
+        Args:
+            network: of :data:`~flmm_core.engines.names.NAMES`.
+            phrases: ``n``.
+            grid: height and width of the U-Net's input, multiples of 8.
+            tokens: text tokens of each phrase.
+            seed: of the random numbers.
+        """
+        random = torch.Generator().manual_seed(seed)
+        if network == "unet":
+            maps = torch.rand(phrases, self.channels, *grid, generator=random) ** 8
+            return (maps / maps.sum(dim=(-2, -1), keepdim=True),)
+        if network == "sam_encoder":
+            return (torch.randn(1, 3, self.frame, self.frame, generator=random).clamp(-2, 2),)
+        corners = torch.rand(phrases, 2, 2, generator=random).sort(dim=1).values * self.frame
+        return (
+            torch.randn(1, *self.embedding, generator=random) * 0.2,
+            torch.randn(phrases, 1, *self.mask, generator=random) * 4,
+            corners.reshape(phrases, 4),
+            torch.randn(phrases, tokens, self.text, generator=random) * 0.3,
+        )

@@ -1,0 +1,110 @@
+"""Whether an engine computes what PyTorch computes, measured before it may serve.
+
+Engines are miscompiled now and then, each on some device only: so every engine is compared on the device that it runs on, on
+inputs that are always the same and on those of a black image, for several numbers of phrases, grids and tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flmm_core.engines.names import LOGITS, NAMES, OUTPUTS
+from flmm_core.engines.networks import Engine, NetworkSizes, module_of
+from flmm_core.errors import EngineError
+from flmm_core.heads import GroundingHeads
+
+LIMITS = {"fp32": (1e-3, 0.999), "fp16": (3e-2, 0.995)}
+"""Largest difference, as a share of the largest number of the output, and least IoU of what is positive, by precision."""
+
+_SHAPES = ((1, (64, 64), 1), (3, (48, 64), 4), (2, (64, 40), 9))
+"""Phrases, grid, and tokens of each phrase."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How one output of an engine compares with PyTorch's, over all inputs."""
+
+    network: str
+    output: str
+    difference: float
+    """Largest, as a share of the largest number."""
+    iou: float
+    """Least, of what is positive; 1 for outputs that are no logits."""
+
+    @property
+    def is_logits(self) -> bool:
+        """Whether the sign of the output says what belongs to a mask."""
+        return self.output in LOGITS
+
+    def passed(self, precision: str) -> bool:
+        """Whether it may serve; nothing that is no number may."""
+        most, least = LIMITS[precision]
+        return self.difference <= most and self.iou >= least
+
+
+@torch.no_grad()
+def measure(
+    engine: Engine, heads: GroundingHeads, *, device: torch.device, networks: Sequence[str] = NAMES
+) -> tuple[Parity, ...]:
+    """Compare an engine with PyTorch.
+
+    Args:
+        engine: of the heads.
+        heads: on ``device``.
+        device: where both run.
+        networks: which to compare.
+    """
+    found: list[Parity] = []
+    for network in networks:
+        module = module_of(heads, network)
+        worst = {output: Parity(network, output, 0.0, 1.0) for output in OUTPUTS[network]}
+        for inputs in _inputs(network, heads, device):
+            expected = module(*inputs)
+            expected = expected if isinstance(expected, tuple) else (expected,)
+            for output, got, want in zip(OUTPUTS[network], engine.run(network, inputs), expected, strict=True):
+                worst[output] = _worse(worst[output], got, want)
+        found += worst.values()
+    return tuple(found)
+
+
+def require(found: Sequence[Parity], *, precision: str, what: str) -> None:
+    """Refuse an engine that does not compute what PyTorch computes.
+
+    Raises:
+        EngineError: gives the figures.
+    """
+    most, least = LIMITS[precision]
+    for one in found:
+        if not one.passed(precision):
+            raise EngineError(
+                f"{what}: expected {one.network}'s {one.output} within {most:g} of PyTorch's and an IoU of at least {least},"
+                f" got {one.difference:.2g} and {one.iou:.4f}"
+            )
+
+
+def _inputs(network: str, heads: GroundingHeads, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    sizes = NetworkSizes.of(heads)
+    for seed, (phrases, grid, tokens) in enumerate(_SHAPES if network != "sam_encoder" else _SHAPES[:1]):
+        given = sizes.examples(network, phrases=phrases, grid=grid, tokens=tokens, seed=seed)
+        yield tuple(value.to(device) for value in given)
+    if network == "sam_encoder":
+        black = heads.sam.model.preprocess(torch.zeros(1, 3, sizes.frame, sizes.frame, device=device))
+        yield (black,)
+    elif network == "unet":  # attention that lies nowhere
+        yield (torch.zeros(1, sizes.channels, 64, 64, device=device),)
+
+
+def _worse(before: Parity, got: Tensor, want: Tensor) -> Parity:
+    scale = float(want.abs().max().clamp_min(1e-6))
+    difference = float((got - want).abs().max()) / scale
+    iou = 1.0
+    if before.is_logits:
+        clear = want.abs() > 1e-3 * scale  # nearer to zero rounding decides
+        shared, either = ((got > 0) & (want > 0) & clear).sum(), (((got > 0) | (want > 0)) & clear).sum()
+        iou = float(shared) / float(either) if either else 1.0
+    worst = difference if difference != difference else max(before.difference, difference)
+    return Parity(before.network, before.output, worst, min(before.iou, iou))
