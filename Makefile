@@ -8,7 +8,7 @@ unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE RMW_IMPLEMENTATION
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint format
+.PHONY: help setup demo run test bench lint format
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -24,6 +24,9 @@ run: setup  ## leave the simulated camera and the grounding node running, for `f
 
 test: setup  ## run the tests
 	@$(BIN)/python -m pytest
+
+bench: setup  ## measure what grounding costs on top of talking; figures go to docs/benchmarks/ (about 15 minutes)
+	@$(BIN)/flmm bench
 
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -26,6 +26,7 @@ MODULES = (
     "info",
     "convert",
     "export",
+    "bench",
 )
 """Modules of this package, in the order in which `flmm --help` lists their commands."""
 

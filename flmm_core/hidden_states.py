@@ -31,21 +31,23 @@ class StateMixer:
         self._start = start
         self._seen = seen
         self._mixes = mixes
+        self._states: list[Tensor] = []
+        """Of the layers of the pass that runs, the kept rows."""
         self._passes: list[Tensor] = []
 
     def add(self, layer: int, states: Tensor) -> None:
         """Add the states of one layer, ``[b, rows, d]``; the layers of a pass come in order."""
-        before, rows = self._seen, states.shape[1]
-        if layer == len(self._mixes[0]) - 1:
+        rows, last = states.shape[1], layer == self._mixes.shape[1] - 1
+        skip = max(0, self._start - self._seen)
+        if last:
             self._seen += rows
-        skip = max(0, self._start - before)
         if skip >= rows:
             return
-        part = self._mixes[:, layer, None, None] * states[:, None, skip:].float()
-        if layer == 0:
-            self._passes.append(part)
-        else:
-            self._passes[-1] += part
+        # A clone of a part, so that a view of its last rows does not keep a long prompt alive.
+        self._states.append(states[:, skip:].clone() if skip else states)
+        if last:
+            self._passes.append(torch.einsum("kl,lbtd->bktd", self._mixes, torch.stack(self._states).float()))
+            self._states.clear()
 
     def finish(self) -> Tensor:
         """Mixtures ``[k, t, d]`` float32 of the only sequence's kept positions; without any, of no token and size."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -138,7 +138,7 @@ class GroundingPipeline:
                 text,
                 max_new_tokens=limit,
                 mixes=self._mixes,
-                on_text=command.watch.on_text,
+                on_text=command.on_text,
                 cancelled=command.watch.cancelled,
             )
             command.begin("keywords")
@@ -177,6 +177,10 @@ class GroundingPipeline:
             answer = self._ground(trace, spans, command)
             return replace(answer, text=answer.text[: spans[-1].end])  # without the full stop that only the LMM needs
 
+    def forget(self) -> None:
+        """Free all that is kept of images; handles compute anew what they need."""
+        self._images.forget()
+
     def read(self, image: ImageHandle, text: str, answer: str) -> LmmTrace:
         """Let the LMM read a given answer to ``text`` as if it had written it; nothing is generated or grounded.
 
@@ -213,7 +217,7 @@ class GroundingPipeline:
     def _free(self, image: ImageHandle) -> None:
         """Give up what is kept of this and other images, when memory is short."""
         image.forget()
-        self._images.forget()
+        self.forget()
         if self.lmm.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -291,6 +295,11 @@ class _Command:
         self.watch = watch
         self._device = device
         self._began: list[tuple[Stage, float]] = []
+
+    @property
+    def on_text(self) -> Callable[[str], None] | None:
+        """What wants the text as it comes; None if nobody does, as every token's text costs time."""
+        return None if type(self.watch).on_text is Watcher.on_text else self.watch.on_text
 
     def begin(self, stage: Stage) -> None:
         """End the stage before, with the device's work finished, and begin another.

@@ -160,7 +160,8 @@ MAY_IMPORT = {
     "flmm_tabletop": {"flmm_core", "flmm_sim"},
     "flmm_sim": {"flmm_core"},
     "flmm_ros": {"flmm_core", "flmm_tabletop", "flmm_sim", *ROS},
-    "flmm_cli": {"flmm_core", "flmm_tabletop", "flmm_sim", "flmm_ros", *ROS},
+    "flmm_bench": {"flmm_core", "flmm_tabletop"},
+    "flmm_cli": {"flmm_core", "flmm_tabletop", "flmm_sim", "flmm_ros", "flmm_bench", *ROS},
 }
 """What each package may import of the others and of ROS; nothing imports what is above it."""
 

@@ -70,6 +70,8 @@ class OnnxEngine:
         options.log_severity_level = 3
         if self._device.type == "cpu":
             options.intra_op_num_threads = torch.get_num_threads()
+            # Threads that wait by spinning take the cores from PyTorch's, which has the next piece of work.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         device = [{"device_id": self._device.index or 0}] if self._device.type == "cuda" else [{}]
         try:
             session = onnxruntime.InferenceSession(

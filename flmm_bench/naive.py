@@ -1,0 +1,88 @@
+"""The naive path to the same masks: the LMM with eager attention gives all its maps, and nothing is kept or shared.
+
+Each command encodes its image anew; ``generate`` returns attention and hidden states of every layer, token and position;
+phrases are refined one by one. It is measured and compared with; nothing else uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flmm_core import attention_tap
+from flmm_core.families import ImageLayout
+from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.pipeline import GroundingPipeline
+
+
+@contextmanager
+def attention_of(lmm: FrozenLmm, kind: str) -> Iterator[None]:
+    """Let the decoder run with transformers' own attention, ``eager`` or ``sdpa``, inside the block."""
+    text = lmm.model.config.get_text_config()
+    name = next(name for name in lmm.model.config.sub_configs if getattr(lmm.model.config, name, None) is text)
+    lmm.model.set_attn_implementation({name: kind})
+    try:
+        yield
+    finally:
+        attention_tap.install(lmm.model)
+
+
+@torch.no_grad()
+def generate(lmm: FrozenLmm, image: np.ndarray, text: str, tokens: int, **options: Any) -> tuple[Any, tuple[ImageLayout, int]]:
+    """``model.generate`` on an image and words, without anything of this project but preprocessing and prompt.
+
+    Returns:
+        What ``generate`` returned, and the image's layout with its first column.
+    """
+    prepared = lmm.family.prepare([Image.fromarray(image)])
+    features = lmm.family.encode(lmm.model, prepared)
+    prompt = lmm.words.prompt_tokens(text, prepared.layouts, chat=True)
+    ids = torch.tensor([list(prompt.ids)], device=lmm.device)
+    inputs = lmm.family.model_inputs(lmm.model, ids, features)
+    inputs.pop("input_ids", None)
+    output = lmm.model.generate(
+        ids, attention_mask=torch.ones_like(ids), **inputs, do_sample=False, max_new_tokens=tokens, use_cache=True, **options
+    )
+    return output, (prepared.layouts[0], prompt.image_starts[0])
+
+
+@torch.no_grad()
+def chat(
+    pipeline: GroundingPipeline, image: np.ndarray, text: str, tokens: int, spans: Sequence[tuple[int, int]]
+) -> list[np.ndarray]:
+    """Masks ``[H, W]`` bool of an answer's phrases, the naive way.
+
+    Args:
+        pipeline: gives its parts.
+        image: ``[H, W, 3]`` uint8 RGB.
+        text: the user's words.
+        tokens: longest answer.
+        spans: token ranges of the phrases in the answer.
+    """
+    lmm, heads = pipeline.lmm, pipeline.heads
+    wanted = {"return_dict_in_generate": True, "output_attentions": True, "output_hidden_states": True}
+    with attention_of(lmm, "eager"):
+        output, (layout, start) = generate(lmm, image, text, tokens, **wanted)
+    columns = slice(start, start + len(layout.ids))
+    # Step 0 holds the prompt's rows; step i those of the token that step i-1 emitted.
+    rows = torch.stack([torch.stack([layer[0, :, -1, columns] for layer in step]) for step in output.attentions[1:]], dim=2)
+    states = torch.stack([torch.stack([layer[0, -1] for layer in step[1:]]) for step in output.hidden_states[1:]], dim=1)
+    mixed = heads.mix(states)
+    geometry = layout.geometry
+    sam = heads.sam.encode_image(image)
+    coarse, texts = [], []
+    for first, last in spans:
+        maps = layout.maps(rows[:, :, first:last].mean(dim=2, keepdim=True).float())
+        coarse.append(heads.coarse_masks(maps, geometry).logits)
+        texts.append(heads.text_tokens(mixed[:, first:last]))
+    # The value that pads the prompts is that of all phrases of an answer.
+    prompts, masks = heads.sam.prompts(sam, torch.cat(coarse), texts), []
+    for i, words in enumerate(texts):
+        low_res, _ = heads.sam.decoder_network(sam.embedding, prompts.masks[[i]], prompts.boxes[[i]], words[None])
+        masks.append((heads.sam.to_image(low_res[:, 0], sam)[0] > 0).cpu().numpy())
+    return masks

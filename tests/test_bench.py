@@ -1,0 +1,93 @@
+"""The benchmark: what it calls a ratio, what the naive path computes, and what it writes."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import flmm_tabletop
+from flmm_bench import naive
+from flmm_bench.measuring import Spread, interleaved
+from flmm_bench.report import chart, table, write
+from flmm_bench.rows import Row, capture_rows, command_rows, refer_rows
+from flmm_bench.subjects import SPANS, random_images, random_lmm, random_pipeline, shipped_pipeline
+from flmm_core.attention_tap import TAP_NAME
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    flmm_tabletop.register()
+    return shipped_pipeline()
+
+
+def test_ratios_are_taken_round_by_round_and_see_a_slow_variant():
+    order = []
+
+    def variant(name, seconds):
+        def run():
+            order.append(name)
+            time.sleep(seconds)
+            return {"part": seconds}
+
+        return run
+
+    times = interleaved({"slow": variant("slow", 0.03), "quick": variant("quick", 0.01)}, rounds=3, title="test")
+    assert 2 < times.ratio("slow", "quick").median < 4
+    assert times.ratio("slow", "quick", "part").median == pytest.approx(3)
+    assert times.of("slow").count == 3 and times.of("slow").low <= times.of("slow").median <= times.of("slow").high
+    assert sorted(order[:2]) == sorted(order[2:4]) == ["quick", "slow"] and order[:2] != order[2:4], "expected turns"
+
+
+def test_the_naive_path_gives_the_same_masks(shipped):
+    (image,) = random_images(120, 160, 1)
+    slow = naive.chat(shipped, image, "what is on the table?", 64, SPANS)
+    phrases = shipped.chat(shipped.encode(image), "what is on the table?").phrases
+    assert len(slow) == len(phrases) == len(SPANS)
+    assert all(np.array_equal(mask, phrase.mask) for mask, phrase in zip(slow, phrases, strict=True))
+    assert shipped.lmm.model.config.text_config._attn_implementation == TAP_NAME  # it is put back
+
+
+@pytest.mark.parametrize("anyres", [False, True])
+def test_random_models_have_the_shape_that_they_say(shipped, anyres):
+    lmm = random_lmm(anyres=anyres, layers=1, width=128, vision_layers=2)
+    pipeline = random_pipeline(lmm, shipped.heads.sam.model)
+    size = 672 if anyres else 336
+    (image,) = random_images(size, size, 1)
+    handle = pipeline.encode(image)
+    assert handle.lmm().image_tokens == (2928 if anyres else 576)
+    answer = pipeline.chat(handle, "what?", max_new_tokens=12)
+    masks = naive.chat(pipeline, image, "what?", 12, SPANS)
+    for mask, phrase in zip(masks, answer.phrases, strict=True):
+        assert (mask & phrase.mask).sum() >= 0.99 * (mask | phrase.mask).sum()
+
+
+def test_rows_of_the_shipped_model(shipped):
+    images = random_images(120, 160, 2)
+    rows = [
+        *capture_rows("tiny", shipped, images[0], tokens=4, rounds=2),
+        *command_rows("tiny", shipped, images, tokens=14),
+        *refer_rows("tiny", shipped, images[0], rounds=2),
+    ]
+    assert [row.figure.count for row in rows] == [2] * 5
+    assert all(row.figure.median > 0 and all(value > 0 for value in row.seconds.values()) for row in rows)
+    first, further = rows[2:4]
+    assert first.seconds["first"] > further.seconds["further"]
+
+
+def test_what_is_written(tmp_path):
+    rows = [
+        Row("small enough", "model", Spread(0.5, 0.4, 0.6, 3), 0.8, True, {"one": 1.0, "other": 2.0}),
+        Row("too small", "model", Spread(1.2, 1.1, 1.3, 3), 1.5, False),
+    ]
+    assert [row.met for row in rows] == [True, False]
+    lines = table(rows).splitlines()
+    assert "| 0.5 | 0.4 to 0.6 | 3 | <= 0.8 | yes | one 1 s, other 2 s |" in lines[2]
+    assert "| 1.2 | 1.1 to 1.3 | 3 | >= 1.5 | no |" in lines[3]
+    write(tmp_path, "run", rows, {"prefill": "far"}, {"flops": 1e11, "bytes": 1e10})
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert [row["met"] for row in record["rows"]] == [True, False]
+    assert record["machine"]["torch"] == torch.__version__
+    assert "- prefill: far" in (tmp_path / "run.md").read_text() and (tmp_path / "run.png").stat().st_size > 1000
+    assert chart(rows).size[1] > chart(rows[:1]).size[1]
