@@ -1,27 +1,79 @@
-"""Peak memory of one chat at about 2,900 image tokens; a process for each variant, as freed memory may stay in one."""
+"""Peak memory of one chat at about 2,900 image tokens; on the CPU in a process for each, as freed memory may stay."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+
+import flmm_tabletop
+from flmm_bench import naive
 from flmm_bench.measuring import Spread
 from flmm_bench.rows import QUESTION, Row
+from flmm_bench.subjects import random_images, random_lmm
+from flmm_core.frozen_lmm import FrozenLmm
 
 VARIANTS = ("plain", "captured", "naive")
 
 
-def memory_rows(*, layers: int, width: int, tokens: int) -> list[Row]:
-    """Extra peak memory of capture against that of the naive path, over plain generation."""
-    peaks = {variant: _measured(variant, layers, width, tokens) for variant in VARIANTS}
+def memory_rows(subject: str, *, layers: int, width: int, tokens: int) -> Iterator[Row]:
+    """Extra peak memory of capture against that of the naive path, over plain generation, on the CPU.
+
+    Args:
+        subject: the model's name.
+        layers: of the random model.
+        width: its hidden size.
+        tokens: of the answer.
+    """
+    yield _row(subject, {variant: _measured(variant, layers, width, tokens) for variant in VARIANTS})
+
+
+def cuda_memory_rows(subject: str, lmm: FrozenLmm, images: tuple[np.ndarray, ...], *, tokens: int) -> Iterator[Row]:
+    """The same of a loaded model on a GPU.
+
+    Args:
+        subject: the model's name.
+        lmm: on the GPU.
+        images: two, ``[H, W, 3]`` uint8 RGB; the first is for warming up.
+        tokens: of the answer.
+    """
+    peaks = {}
+    for variant in VARIANTS:
+        talk(lmm, variant, images[0], 2)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        talk(lmm, variant, images[1], tokens)
+        peaks[variant] = torch.cuda.max_memory_allocated() - before
+    yield _row(subject, peaks)
+
+
+def talk(lmm: FrozenLmm, variant: str, image: np.ndarray, tokens: int) -> None:
+    """One answer of the LMM with what grounding needs of it, in one of :data:`VARIANTS`."""
+    if variant == "captured":
+        encoded = lmm.encode_image(Image.fromarray(image))
+        mixes = torch.ones(3, lmm.shape.layers, device=lmm.device) / lmm.shape.layers
+        lmm.generate(encoded, QUESTION, max_new_tokens=tokens, mixes=mixes).merged_attention([(0, 2)])
+    elif variant == "plain":
+        with naive.attention_of(lmm, "sdpa"):
+            naive.generate(lmm, image, QUESTION, tokens)
+    else:
+        with naive.attention_of(lmm, "eager"):
+            naive.generate(lmm, image, QUESTION, tokens, **naive.EVERYTHING)
+
+
+def _row(subject: str, peaks: Mapping[str, int]) -> Row:
     ours, theirs = peaks["captured"] - peaks["plain"], peaks["naive"] - peaks["plain"]
     ratio = max(ours, 0) / max(theirs, 1)
-    figure = Spread(ratio, ratio, ratio, 1)
     megabytes = {f"{variant}, MB": peak / 2**20 for variant, peak in peaks.items()}
     what = "extra peak memory of capture / of the naive path, 2,928 image tokens"
-    return [Row(what, f"anyres, {layers} layers of {width}", figure, 1 / 50, True, megabytes)]
+    return Row(what, subject, Spread(ratio, ratio, ratio, 1), 1 / 50, True, megabytes)
 
 
 def _measured(variant: str, layers: int, width: int, tokens: int) -> int:
@@ -41,34 +93,13 @@ def _kilobytes(entry: str) -> int:
 
 
 def _main(variant: str, layers: int, width: int, tokens: int) -> None:
-    import flmm_tabletop
-    from flmm_bench import naive
-    from flmm_bench.subjects import random_images, random_lmm
-
     flmm_tabletop.register()
     lmm = random_lmm(anyres=True, layers=layers, width=width)
     image, other = random_images(672, 672, 2)
-
-    def talk(shown: object, length: int) -> None:
-        if variant == "captured":
-            import torch
-            from PIL import Image
-
-            encoded = lmm.encode_image(Image.fromarray(shown))  # type: ignore[arg-type]
-            trace = lmm.generate(encoded, QUESTION, max_new_tokens=length, mixes=torch.ones(3, layers) / layers)
-            trace.merged_attention([(0, 2)])
-        elif variant == "plain":
-            with naive.attention_of(lmm, "sdpa"):
-                naive.generate(lmm, shown, QUESTION, length)  # type: ignore[arg-type]
-        else:
-            with naive.attention_of(lmm, "eager"):
-                wanted = {"return_dict_in_generate": True, "output_attentions": True, "output_hidden_states": True}
-                naive.generate(lmm, shown, QUESTION, length, **wanted)  # type: ignore[arg-type]
-
-    talk(other, 2)  # threads and their workspaces
+    talk(lmm, variant, other, 2)  # threads and their workspaces
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted from here on
     before = _kilobytes("VmRSS")
-    talk(image, tokens)
+    talk(lmm, variant, image, tokens)
     print((_kilobytes("VmHWM") - before) * 1024)
 
 

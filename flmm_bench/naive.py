@@ -17,7 +17,11 @@ from PIL import Image
 from flmm_core import attention_tap
 from flmm_core.families import ImageLayout
 from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.heads import GroundingHeads
 from flmm_core.pipeline import GroundingPipeline
+
+EVERYTHING = {"return_dict_in_generate": True, "output_attentions": True, "output_hidden_states": True}
+"""What ``generate`` is asked to return."""
 
 
 @contextmanager
@@ -30,6 +34,17 @@ def attention_of(lmm: FrozenLmm, kind: str) -> Iterator[None]:
         yield
     finally:
         attention_tap.install(lmm.model)
+
+
+@contextmanager
+def pytorch_heads(heads: GroundingHeads) -> Iterator[None]:
+    """Let PyTorch run the heads' networks inside the block, whatever engine serves them otherwise."""
+    engines = heads.mask_head.engine, heads.sam.encoder_engine, heads.sam.decoder_engine
+    heads.mask_head.engine = heads.sam.encoder_engine = heads.sam.decoder_engine = None
+    try:
+        yield
+    finally:
+        heads.mask_head.engine, heads.sam.encoder_engine, heads.sam.decoder_engine = engines
 
 
 @torch.no_grad()
@@ -65,9 +80,15 @@ def chat(
         spans: token ranges of the phrases in the answer.
     """
     lmm, heads = pipeline.lmm, pipeline.heads
-    wanted = {"return_dict_in_generate": True, "output_attentions": True, "output_hidden_states": True}
     with attention_of(lmm, "eager"):
-        output, (layout, start) = generate(lmm, image, text, tokens, **wanted)
+        output, (layout, start) = generate(lmm, image, text, tokens, **EVERYTHING)
+    with pytorch_heads(heads):
+        return _masks(heads, output, layout, start, image, spans)
+
+
+def _masks(
+    heads: GroundingHeads, output: Any, layout: ImageLayout, start: int, image: np.ndarray, spans: Sequence[tuple[int, int]]
+) -> list[np.ndarray]:
     columns = slice(start, start + len(layout.ids))
     # Step 0 holds the prompt's rows; step i those of the token that step i-1 emitted.
     rows = torch.stack([torch.stack([layer[0, :, -1, columns] for layer in step]) for step in output.attentions[1:]], dim=2)

@@ -6,17 +6,22 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from flmm_bench.rows import Row
+from flmm_bench.rows import Row, finish
+
+if TYPE_CHECKING:
+    from flmm_bench.run import Findings
 
 _INK, _FAINT, _GOOD, _BAD, _PAPER = (24, 26, 32), (150, 156, 166), (0, 128, 60), (190, 40, 30), (255, 255, 255)
+_MET = {True: "yes", False: "no", None: ""}
 
 
 def machine() -> dict[str, str]:
@@ -39,27 +44,33 @@ def machine() -> dict[str, str]:
     }
 
 
-def speed() -> dict[str, float]:
-    """What the machine can do at most, measured: floors of times are counted from it.
+@dataclass(frozen=True)
+class Rates:
+    """What the machine can do at most: floors of times are counted from it."""
 
-    Returns:
-        ``flops``: float32 operations a second in a large matrix product; ``bytes``: bytes a second that a matrix-vector
-        product reads.
-    """
-    size = 2048
-    matrix, other = torch.randn(size, size), torch.randn(size, size)
-    big, vector = torch.randn(11008, 4096), torch.randn(4096)
-    return {
-        "flops": 2 * size**3 / _best(lambda: matrix @ other),
-        "bytes": big.nbytes / _best(lambda: big @ vector),
-    }
+    flops: float
+    """Operations a second in a large matrix product."""
+    bytes: float
+    """Bytes a second that a matrix-vector product reads."""
+    dtype: str
+
+
+def rates_of(device: str, dtype: torch.dtype) -> Rates:
+    """Measure them on a device, in the number format of the models."""
+    size = 8192 if device == "cuda" else 2048
+    matrix, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    big, vector = (torch.randn(*shape, device=device, dtype=dtype) for shape in ((4 * 11008, 4096), (4096,)))
+    product, read = _best(lambda: matrix @ other), _best(lambda: big @ vector)
+    return Rates(2 * size**3 / product, big.nbytes / read, str(dtype).removeprefix("torch."))
 
 
 def _best(work: Callable[[], object]) -> float:
     times = []
     for _ in range(7):
+        finish()
         began = time.perf_counter()
         work()
+        finish()
         times.append(time.perf_counter() - began)
     return min(times)
 
@@ -68,60 +79,74 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown."""
     lines = ["| What | Model | Figure | Quartiles | n | Target | Met | Medians |", "|---|---|---|---|---|---|---|---|"]
     for row in rows:
-        figure, sign = row.figure, "<=" if row.at_most else ">="
+        figure = row.figure
         medians = ", ".join(f"{name} {_number(value)}{'' if 'MB' in name else ' s'}" for name, value in row.seconds.items())
         lines.append(
             f"| {row.what} | {row.subject} | {_number(figure.median)} | {_number(figure.low)} to {_number(figure.high)}"
-            f" | {figure.count} | {sign} {row.target:g} | {'yes' if row.met else 'no'} | {medians} |"
+            f" | {figure.count} | {_target(row)} | {_MET[row.met]} | {medians} |"
         )
     return "\n".join(lines)
+
+
+def _target(row: Row) -> str:
+    return "" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
 
 
 def _number(value: float) -> str:
     return f"{value:.4f}" if value < 0.1 or 0.99 < value < 1 else f"{value:.3g}"
 
 
-def write(folder: Path, name: str, rows: Sequence[Row], floors: dict[str, str], rates: dict[str, float]) -> None:
+def write(folder: Path, name: str, found: Findings) -> None:
     """Write ``NAME.json``, ``NAME.md`` and ``NAME.png`` into a folder.
 
     Args:
         folder: made if need be.
         name: of the run.
-        rows: of the benchmark.
-        floors: what each time could be at least, in words.
-        rates: of :func:`speed`.
+        found: by the benchmark.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine(), "rates": rates, "floors": floors, "rows": [{**asdict(row), "met": row.met} for row in rows]}
+    record = {"machine": machine(), **asdict(found)}
+    record["rows"] = [{**asdict(row), "met": row.met} for row in found.rows]
     (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    where = "\n".join(f"- {what}: {value}" for what, value in machine().items())
-    least = "\n".join(f"- {what}: {value}" for what, value in floors.items())
-    text = (
-        f"# Benchmark: {name}\n\nWritten by `flmm bench --name {name}`. Ratios are medians over rounds in which all variants"
-        f" ran in turn.\n\n{table(rows)}\n\n![Each figure against its target]({name}.png)\n\n## Floors\n\nThe machine"
-        f" computes {rates['flops'] / 1e9:.0f} GFLOP/s in a matrix product and reads {rates['bytes'] / 1e9:.1f} GB/s in a"
-        f" matrix-vector product (float32, measured in the same run).\n\n{least}\n\n## Machine\n\n{where}\n"
-    )
-    (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    chart(rows).save(folder / f"{name}.png")
+    rates = found.rates
+    parts = [
+        f"# Benchmark: {name}",
+        f"Written by `flmm bench --name {name}`. Ratios are medians over rounds in which all variants ran in turn.",
+        table(found.rows),
+        f"![Each figure against its target]({name}.png)",
+        "## Floors",
+        f"The machine computes {rates.flops / 1e12:.3g} TFLOP/s in a matrix product and reads {rates.bytes / 1e9:.3g} GB/s in a"
+        f" matrix-vector product ({rates.dtype}, measured in the same run).",
+        _listed(found.floors.items()),
+        *(["## Not measured", "\n".join(f"- {line}" for line in found.missing)] if found.missing else []),
+        "## Machine",
+        _listed(machine().items()),
+    ]
+    (folder / f"{name}.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    chart([row for row in found.rows if row.target is not None]).save(folder / f"{name}.png")
+
+
+def _listed(pairs: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"- {what}: {value}" for what, value in pairs)
 
 
 def chart(rows: Sequence[Row]) -> Image.Image:
-    """One bar for each row, as a share of its target: what is to be small ends left of the line, what is to be large right."""
-    height, left, width = 34, 560, 1160
+    """One bar for each row with a target: how often it is met. What ends right of the line is met, whichever way it counts."""
+    height, left, unit, width = 30, 720, 160, 1240
     sheet = Image.new("RGB", (width, 60 + height * len(rows)), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    line = left + 240
+    line = left + unit
     draw.text((line - 22, 12), "target", fill=_FAINT, font=font)
     for i, row in enumerate(rows):
-        top = 44 + i * height
+        assert row.target is not None
+        top, value = 44 + i * height, max(row.figure.median, 1e-9)
         label = f"{row.what} [{row.subject}]"
-        draw.text((10, top), label if len(label) < 76 else label[:73] + "...", fill=_INK, font=font)
-        share = min(row.figure.median / row.target, 2.2)
-        color = _GOOD if row.met else _BAD
-        draw.rectangle((left, top + 2, left + max(2, int(240 * share)), top + 18), fill=color)
-        sign = "<=" if row.at_most else ">="
-        words = f"{_number(row.figure.median)} ({sign} {row.target:g})"
-        draw.text((left + max(2, int(240 * share)) + 8, top), words, fill=_INK, font=font)
+        while draw.textlength(label, font=font) > left - 20:
+            label = label.removesuffix("...")[:-1] + "..."
+        draw.text((10, top), label, fill=_INK, font=font)
+        share = min(row.target / value if row.at_most else value / row.target, 2.0)
+        end = left + max(2, int(unit * share))
+        draw.rectangle((left, top + 2, end, top + 18), fill=_GOOD if row.met else _BAD)
+        draw.text((end + 8, top), f"{_number(row.figure.median)} ({_target(row)})", fill=_INK, font=font)
     draw.line((line, 36, line, sheet.height - 8), fill=_FAINT, width=2)
     return sheet

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,17 +16,18 @@ from transformers.generation.streamers import BaseStreamer
 
 from flmm_bench import naive
 from flmm_bench.measuring import Spread, interleaved
-from flmm_bench.subjects import SPANS, shipped_pipeline
+from flmm_bench.subjects import SPANS
+from flmm_core.engines.attach import attach
 from flmm_core.engines.export import export_networks
 from flmm_core.engines.names import NAMES
-from flmm_core.engines.networks import NetworkSizes, module_of
+from flmm_core.engines.networks import Engine, NetworkSizes, module_of
 from flmm_core.engines.onnx_engine import OnnxEngine
 from flmm_core.heads import GroundingHeads
+from flmm_core.image_handle import ImageHandle
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.watcher import Stage, Watcher
 
 QUESTION = "what is on the table?"
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,18 @@ class Row:
     what: str
     subject: str
     figure: Spread
-    target: float
+    target: float | None
+    """None for a figure that is only told."""
     at_most: bool
     """Whether the figure is to be at most the target, or at least."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Medians that the ratio was made of, by variant."""
 
     @property
-    def met(self) -> bool:
-        """Whether the target is met by the median."""
+    def met(self) -> bool | None:
+        """Whether the target is met by the median; None without one."""
+        if self.target is None:
+            return None
         return self.figure.median <= self.target if self.at_most else self.figure.median >= self.target
 
 
@@ -71,6 +77,7 @@ class _Tokens(BaseStreamer, Watcher):
     def cancelled(self) -> bool:
         """Asked after each token of a command."""
         if self._talking:
+            finish()
             self.times.append(time.perf_counter())
         return False
 
@@ -101,99 +108,147 @@ def capture_rows(subject: str, pipeline: GroundingPipeline, image: np.ndarray, *
         yield Row(f"chat with capture / plain: {what}", subject, times.ratio("captured", "plain", part), 1.05, True, seconds)
 
 
-def command_rows(subject: str, pipeline: GroundingPipeline, images: tuple[np.ndarray, ...], *, tokens: int) -> Iterator[Row]:
-    """Whole chat commands with four phrases, naive and ours, on images that are new and on the same ones again."""
+def command_rows(
+    subject: str, pipeline: GroundingPipeline, images: tuple[np.ndarray, ...], *, tokens: int, heads: str
+) -> Iterator[Row]:
+    """Whole chat commands with four phrases, naive and ours, on images that are new and on the same ones again.
+
+    Args:
+        subject: the model's name.
+        pipeline: ours; the naive path runs its heads in PyTorch, whatever engine they have.
+        images: ``[H, W, 3]`` uint8 RGB, one for each round.
+        tokens: of an answer.
+        heads: what runs ours, in words.
+    """
+    shares: dict[str, list[float]] = {"first": [], "further": []}
+
+    def ours(name: str, image: np.ndarray) -> None:
+        took = pipeline.chat(pipeline.encode(image), QUESTION, max_new_tokens=tokens).seconds
+        shares[name].append(1 - (took.image + took.lmm) / took.total)
+
+    def plain(image: np.ndarray) -> None:
+        with naive.attention_of(pipeline.lmm, "sdpa"):
+            naive.generate(pipeline.lmm, image, QUESTION, tokens)
+
+    variants: dict[str, Callable[[np.ndarray], object]] = {
+        "first": partial(ours, "first"),
+        "further": partial(ours, "further"),
+        "naive": lambda image: naive.chat(pipeline, image, QUESTION, tokens, SPANS),
+        "plain generation": plain,
+    }
     fresh = iter(images)
-    state: dict[str, np.ndarray] = {}
-
-    def slow() -> None:
-        naive.chat(pipeline, state.setdefault("image", images[0]), QUESTION, tokens, SPANS)
-
-    def first() -> None:
-        state["image"] = next(fresh)
-        pipeline.chat(pipeline.encode(state["image"]), QUESTION, max_new_tokens=tokens)
-
-    def further() -> None:
-        pipeline.chat(pipeline.encode(state["image"]), QUESTION, max_new_tokens=tokens)
 
     def run() -> Mapping[str, float]:
-        parts = {}
-        for name, work in (("first", first), ("further", further), ("naive", slow)):
+        image, parts = next(fresh), {}
+        for name, work in variants.items():
             began = time.perf_counter()
-            work()
+            work(image)
+            finish()
             parts[name] = time.perf_counter() - began
         return parts
 
     times = interleaved({"all": run}, rounds=len(images), title=f"commands, {subject}", warm_up=False)
     for part, target in (("first", 1.5), ("further", 8.0)):
-        what = f"naive / ours: chat with 4 phrases, {part} command on an image"
-        seconds = {name: times.of("all", name).median for name in ("naive", part)}
+        what = f"naive / ours with {heads} heads: chat with 4 phrases, {part} command on an image"
+        seconds = {name: times.of("all", name).median for name in ("naive", part, "plain generation")}
         yield Row(what, subject, times.parts_ratio("all", "naive", part), target, False, seconds)
+    limit = 0.15 if pipeline.lmm.device.type == "cuda" else None
+    for part, share in shares.items():
+        what = f"share of a {part} command that is not the LMM's own"
+        yield Row(what, subject, Spread.of(share), limit, True, {"command": times.of("all", part).median})
 
 
-def refer_rows(subject: str, pipeline: GroundingPipeline, image: np.ndarray, *, rounds: int) -> Iterator[Row]:
+def refer_rows(subject: str, pipeline: GroundingPipeline, image: np.ndarray, *, rounds: int, heads: str) -> Iterator[Row]:
     """Refer with eight phrases against one, on an image that was encoded before."""
     handle = pipeline.encode(image)
     phrases = ["the mug", "the lemon", "the bowl", "the can", "the red mug", "the ball", "the box", "the plate"]
     variants = {f"{count} phrases": _refer(pipeline, handle, phrases[:count]) for count in (1, 8)}
     times = interleaved(variants, rounds=rounds, title=f"refer, {subject}")
     seconds = {name: times.of(name).median for name in variants}
-    yield Row("refer: 8 phrases / 1 phrase", subject, times.ratio("8 phrases", "1 phrases"), 1.5, True, seconds)
+    ratio = times.ratio("8 phrases", "1 phrases")
+    yield Row(f"refer with {heads} heads: 8 phrases / 1 phrase", subject, ratio, 1.5, True, seconds)
 
 
-def _refer(pipeline: GroundingPipeline, handle: object, phrases: list[str]) -> Callable[[], None]:
+def _refer(pipeline: GroundingPipeline, handle: ImageHandle, phrases: list[str]) -> Callable[[], None]:
     def run() -> None:
-        pipeline.refer(handle, phrases)  # type: ignore[arg-type]
+        pipeline.refer(handle, phrases)
+        finish()
 
     return run
 
 
+@contextmanager
+def exported(heads: GroundingHeads, *, precision: str = "fp32") -> Iterator[OnnxEngine]:
+    """The heads' networks in ONNX Runtime, on the device of the heads, exported for the block."""
+    device = next(heads.parameters()).device
+    with TemporaryDirectory() as scratch:
+        export_networks(heads, Path(scratch) / "onnx", precision=precision)
+        yield OnnxEngine(Path(scratch) / "onnx", heads, device=device, precision=precision)
+
+
 @torch.no_grad()
-def engine_rows(subject: str, heads: GroundingHeads, *, rounds: int) -> Iterator[Row]:
+def engine_rows(subject: str, heads: GroundingHeads, engine: Engine, *, rounds: int) -> Iterator[Row]:
     """Heads in ONNX Runtime against PyTorch: each network, and all of a first command with four phrases together."""
     sizes = NetworkSizes.of(heads)
-    inputs = {network: sizes.examples(network, phrases=4, grid=(64, 64), tokens=4) for network in NAMES}
-    with TemporaryDirectory() as scratch:
-        export_networks(heads, Path(scratch) / "onnx")
-        engine = OnnxEngine(Path(scratch) / "onnx", heads, device=CPU)
-        modules = {network: module_of(heads, network) for network in NAMES}
+    device = next(heads.parameters()).device
+    inputs = {
+        network: tuple(one.to(device) for one in sizes.examples(network, phrases=4, grid=(64, 64), tokens=4))
+        for network in NAMES
+    }
+    modules = {network: module_of(heads, network) for network in NAMES}
 
-        def run(work: Callable[[str], object]) -> Mapping[str, float]:
-            parts = {}
-            for network in NAMES:
-                began = time.perf_counter()
-                work(network)
-                parts[network] = time.perf_counter() - began
-            return parts
+    def run(work: Callable[[str], object]) -> Mapping[str, float]:
+        parts = {}
+        for network in NAMES:
+            began = time.perf_counter()
+            work(network)
+            finish()
+            parts[network] = time.perf_counter() - began
+        return parts
 
-        variants = {
-            "onnx": lambda: run(lambda network: engine.run(network, inputs[network])),
-            "torch": lambda: run(lambda network: modules[network](*inputs[network])),
-        }
-        times = interleaved(variants, rounds=rounds, title=f"engines, {subject}")
+    variants = {
+        "onnx": lambda: run(lambda network: engine.run(network, inputs[network])),
+        "torch": lambda: run(lambda network: modules[network](*inputs[network])),
+    }
+    times = interleaved(variants, rounds=rounds, title=f"engines, {subject}")
     for part in ("total", *NAMES):
         seconds = {name: times.of(name, part).median for name in variants}
-        what = f"ONNX heads / PyTorch heads, CPU: {'all' if part == 'total' else part}"
-        yield Row(what, subject, times.ratio("onnx", "torch", part), 0.8, True, seconds)
+        what = f"ONNX heads / PyTorch heads: {'all' if part == 'total' else part}"
+        yield Row(what, subject, times.ratio("onnx", "torch", part), 0.8 if part == "total" else None, True, seconds)
 
 
-def mask_rows(images: tuple[np.ndarray, ...]) -> Iterator[Row]:
-    """IoU of masks of the shipped model: ONNX against PyTorch, and the naive path against ours."""
-    from flmm_core.engines.attach import attach
+def mask_rows(
+    subject: str, pipeline: GroundingPipeline, images: tuple[np.ndarray, ...], engine: Engine | None
+) -> Iterator[Row]:
+    """IoU of masks: the naive path against ours, and an engine against PyTorch.
 
-    pipeline = shipped_pipeline()
-    theirs, slow = [], []
-    for image in images:
-        theirs.append([phrase.mask for phrase in pipeline.chat(pipeline.encode(image), QUESTION).phrases])
-        slow.append(naive.chat(pipeline, image, QUESTION, pipeline.config.max_new_tokens, SPANS))
-    with TemporaryDirectory() as scratch:
-        export_networks(pipeline.heads, Path(scratch) / "onnx")
-        attach(pipeline.heads, OnnxEngine(Path(scratch) / "onnx", pipeline.heads, device=CPU))
+    Args:
+        subject: the model's name.
+        pipeline: ours, with heads in PyTorch; the engine is put into them, if there is one.
+        images: ``[H, W, 3]`` uint8 RGB.
+        engine: of these heads.
+    """
+    tokens = pipeline.config.max_new_tokens
+
+    def masks() -> list[list[np.ndarray]]:
         pipeline.forget()
-        ours = [[phrase.mask for phrase in pipeline.chat(pipeline.encode(image), QUESTION).phrases] for image in images]
-    for what, found in (("masks: ONNX fp32 against PyTorch, least IoU", ours), ("masks: naive against ours, least IoU", slow)):
-        least = min(_iou(one, other) for a, b in zip(found, theirs, strict=True) for one, other in zip(a, b, strict=True))
-        yield Row(what, "flmm-tabletop", Spread(least, least, least, len(images) * len(SPANS)), 0.999, False)
+        return [[phrase.mask for phrase in pipeline.chat(pipeline.encode(image), QUESTION).phrases] for image in images]
+
+    ours = masks()
+    compared = {"naive against ours": [naive.chat(pipeline, image, QUESTION, tokens, SPANS) for image in images]}
+    if engine:
+        attach(pipeline.heads, engine)
+        compared["ONNX fp32 against PyTorch"] = masks()
+    for what, found in compared.items():
+        least = min(_iou(one, other) for a, b in zip(found, ours, strict=True) for one, other in zip(a, b, strict=True))
+        spread = Spread(least, least, least, len(images) * len(SPANS))
+        yield Row(f"masks: {what}, least IoU", subject, spread, 0.999, False)
+
+
+def finish() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _iou(one: np.ndarray, other: np.ndarray) -> float:

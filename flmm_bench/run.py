@@ -3,74 +3,150 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
 
-from flmm_bench.memory import memory_rows
-from flmm_bench.report import speed
-from flmm_bench.rows import Row, capture_rows, command_rows, engine_rows, mask_rows, refer_rows
-from flmm_bench.subjects import random_images, random_lmm, random_pipeline, random_sam, shipped_pipeline
+import numpy as np
+import onnxruntime
+import torch
 
-TOKENS = 24
-"""Of answers of random models."""
+from flmm_bench.memory import cuda_memory_rows, memory_rows
+from flmm_bench.report import Rates, rates_of
+from flmm_bench.rows import Row, capture_rows, command_rows, engine_rows, exported, mask_rows, refer_rows
+from flmm_bench.subjects import loaded_pipeline, random_images, random_lmm, random_pipeline, random_sam, shipped_pipeline
+from flmm_core.engines.attach import attach
+from flmm_core.pipeline import GroundingPipeline
 
 
-def measure(*, rounds: int, small: bool) -> tuple[list[Row], dict[str, str], dict[str, float]]:
+@dataclass(frozen=True)
+class Random:
+    """A random LMM and the SAM beside it."""
+
+    anyres: bool
+    layers: int
+    vision_layers: int
+    sam: str | None
+    """Kind of image encoder; None for that of the shipped model."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured on a kind of device."""
+
+    models: tuple[Random, ...]
+    dtype: torch.dtype
+    tokens: int
+    """Of answers of random models."""
+
+
+PLANS = {
+    "cpu": Plan((Random(False, 2, 4, "ViT-B"), Random(True, 1, 4, "ViT-L")), torch.float32, 24),
+    "cuda": Plan((Random(False, 32, 24, "ViT-L"), Random(True, 32, 24, "ViT-L")), torch.bfloat16, 64),
+}
+SMALL = Plan((Random(False, 2, 2, None), Random(True, 1, 2, None)), torch.float32, 24)
+
+
+@dataclass
+class Findings:
+    """What came out."""
+
+    rates: Rates
+    rows: list[Row] = field(default_factory=list)
+    floors: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    """What was not measured, and why."""
+
+
+def measure(
+    *, device: str, rounds: int, small: bool = False, parts: tuple[str, str, str] | None = None, dtype: str = "float32"
+) -> Findings:
     """Run it.
 
     Args:
+        device: cpu or cuda.
         rounds: of each measurement; commands on random models run a third of them.
         small: narrow random models and the shipped SAM, to try the way.
-
-    Returns:
-        Rows, floors in words, and the machine's rates.
+        parts: LMM, heads and SAM to measure, in place of all others.
+        dtype: number format of the LMM of ``parts``.
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    rates = speed()
-    few = max(2, rounds // 3)
-    width, kinds = (256, (None, None)) if small else (4096, ("ViT-B", "ViT-L"))
-    shipped = shipped_pipeline()
+    plan = SMALL if small else PLANS[device]
+    found = Findings(rates_of(device, plan.dtype))
+    if parts:
+        pipeline = loaded_pipeline(*parts, device=device, dtype=dtype)
+        images = random_images(480, 640, rounds + 2)
+        _subject(found, parts[0], pipeline, images, tokens=64, rounds=rounds)
+        return found
+    shipped = shipped_pipeline(device=device)
     images = random_images(240, 320, rounds + 2)
-    rows = [
-        *capture_rows("flmm-tabletop", shipped, images[0], tokens=64, rounds=2 * rounds),
-        *command_rows("flmm-tabletop", shipped, images, tokens=64),
-        *refer_rows("flmm-tabletop", shipped, images[0], rounds=2 * rounds),
-        *engine_rows("flmm-tabletop", shipped.heads, rounds=rounds),
-        *mask_rows(images[:3]),
-    ]
-    floors: dict[str, str] = {}
-    for anyres, layers, kind in ((False, 2, kinds[0]), (True, 1, kinds[1])):
-        lmm = random_lmm(anyres=anyres, layers=layers, width=width)
-        sam = random_sam(kind) if kind else shipped.heads.sam.model
-        name = f"{'anyres' if anyres else 'LLaVA'}, {layers} layers of {width}, SAM {kind or 'shipped'}"
+    _subject(found, "flmm-tabletop", shipped, images, tokens=64, rounds=2 * rounds)
+    few, width = max(2, rounds // 3), 256 if small else 4096
+    where: Any = {"device": device, "dtype": plan.dtype}
+    for model in plan.models:
+        shape: Any = {"layers": model.layers, "width": width, "vision_layers": model.vision_layers}
+        lmm = random_lmm(anyres=model.anyres, **shape, **where)
+        sam = random_sam(model.sam) if model.sam else shipped.heads.sam.model
+        kind = "anyres LLaVA" if model.anyres else "LLaVA"
+        name = f"{kind}, {model.layers} layers of {width}, SAM {model.sam or 'shipped'}"
         pipeline = random_pipeline(lmm, sam)
-        size = 672 if anyres else 336
+        size = 672 if model.anyres else 336
         images = random_images(size, size, few)
-        found = [*capture_rows(name, pipeline, images[0], tokens=TOKENS, rounds=few)]
-        found += command_rows(name, pipeline, images, tokens=TOKENS)
-        if not anyres:
-            found += refer_rows(name, pipeline, images[0], rounds=few)
-        found += engine_rows(name, pipeline.heads, rounds=few)
-        floors |= _floors(name, found, rates, layers=layers, width=width, tokens=2928 if anyres else 576)
-        rows += found
+        tokens = 2928 if model.anyres else 576
+        rows = _subject(found, name, pipeline, images, tokens=plan.tokens, rounds=few)
+        found.floors |= dict(_floors(name, rows, found.rates, model.layers, width, tokens, plan))
+        if model.anyres and device == "cuda":
+            found.rows += cuda_memory_rows(name, lmm, images[:2], tokens=4)
         del lmm, pipeline
-    rows += memory_rows(layers=1, width=width, tokens=4)
-    return rows, floors, rates
+    if device == "cpu":
+        found.rows += memory_rows(f"anyres LLaVA, 1 layers of {width}", layers=1, width=width, tokens=4)
+    return found
 
 
-def _floors(name: str, rows: list[Row], rates: dict[str, float], *, layers: int, width: int, tokens: int) -> dict[str, str]:
-    """How far prefill and decoding with capture are from what the machine could do at best."""
+def _subject(
+    found: Findings, name: str, pipeline: GroundingPipeline, images: tuple[np.ndarray, ...], *, tokens: int, rounds: int
+) -> list[Row]:
+    """All rows of one model; they are added to what was found. On the CPU its commands run with ONNX heads."""
+    rows = [*capture_rows(name, pipeline, images[0], tokens=tokens, rounds=rounds)]
+    device = pipeline.lmm.device.type
+    shipped = name == "flmm-tabletop"
+    with ExitStack() as stack:
+        engine, heads = None, "PyTorch"
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+        if provider in onnxruntime.get_available_providers():
+            engine, heads = stack.enter_context(exported(pipeline.heads)), "ONNX"
+            rows += engine_rows(name, pipeline.heads, engine, rounds=max(2, rounds // 2))
+        else:
+            found.missing.append(f"ONNX heads, {name}: ONNX Runtime has no {provider} here")
+        if shipped:
+            rows += mask_rows(name, pipeline, images[:3], engine)
+        if engine:
+            attach(pipeline.heads, engine)
+        pipeline.forget()
+        rows += command_rows(name, pipeline, images, tokens=tokens, heads=heads)
+        rows += refer_rows(name, pipeline, images[0], rounds=rounds, heads=heads)
+    found.rows += rows
+    return rows
+
+
+def _floors(
+    name: str, rows: list[Row], rates: Rates, layers: int, width: int, tokens: int, plan: Plan
+) -> Iterator[tuple[str, str]]:
+    """How far times are from what the machine could do at best, in words."""
     weights = layers * (4 * width**2 + 3 * width * (width * 11008 // 4096))
     least = {
-        "prefill": 2 * weights * tokens / rates["flops"],
-        "decoding": (TOKENS - 1) * 4 * weights / rates["bytes"],
+        "prefill": 2 * weights * tokens / rates.flops,
+        "decoding": (plan.tokens - 1) * plan.dtype.itemsize * weights / rates.bytes,
     }
-    floors = {}
     for row in rows:
         for part, seconds in least.items():
             if row.what.startswith(f"chat with capture / plain: {part}"):
                 took = row.seconds["captured"]
                 rest = "vision tower, attention and words" if part == "prefill" else "attention, words and Python"
-                floors[f"{part}, {name}"] = (
-                    f"the decoder's matrices alone need {seconds:.2f} s, it took {took:.2f} s ({took / seconds:.1f} times); the"
-                    f" rest is {rest}"
-                )
-    return floors
+                words = f"the decoder's matrices alone need {seconds:.3g} s, it took {took:.3g} s ({took / seconds:.1f} times)"
+                yield f"{part}, {name}", f"{words}; the rest is {rest}"
+        if row.what.startswith("naive / ours") and "first" in row.what:
+            slow, plain = row.seconds["naive"], row.seconds["plain generation"]
+            words = f"plain generation alone takes {plain:.3g} s of the naive path's {slow:.3g} s: grounding for nothing would"
+            yield f"first command, {name}", f"{words} be a ratio of {slow / plain:.2f}"

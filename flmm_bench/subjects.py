@@ -1,4 +1,4 @@
-"""What is measured: the shipped model, and random ones with layers of the shape of a 7B LLaVA, but few of them.
+"""What is measured: the shipped model or a given one, and random ones with layers of the shape of a 7B LLaVA.
 
 Weights of random models do not matter for time and memory. They write nonsense, so their phrases are chosen by position.
 """
@@ -12,14 +12,14 @@ import torch
 from segment_anything.build_sam import _build_sam
 from segment_anything.modeling import Sam
 from transformers import (
+    AutoModelForImageTextToText,
     AutoTokenizer,
     CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
+    PreTrainedConfig,
 )
 
 from flmm_core.config import DEFAULT_MODEL, GroundingConfig
@@ -64,14 +64,24 @@ def random_sam(kind: str) -> Sam:
     return _build_sam(width, depth, heads, everywhere).eval()
 
 
-def random_lmm(*, anyres: bool, layers: int, width: int = 4096, vision_layers: int = 4) -> FrozenLmm:
+def random_lmm(
+    *,
+    anyres: bool,
+    layers: int,
+    width: int = 4096,
+    vision_layers: int = 4,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> FrozenLmm:
     """A LLaVA, or an anyres LLaVA-NeXT, with layers of the 7B model's shape.
 
     Args:
         anyres: LLaVA-NeXT; an image of 672 x 672 gets 2,928 tokens.
-        layers: of the decoder.
+        layers: of the decoder; the 7B model has 32.
         width: hidden size; 4096 is the 7B model's, with 32 heads and 11,008 hidden units.
-        vision_layers: of the vision tower, which is as wide as CLIP ViT-L.
+        vision_layers: of the vision tower, which is as wide as CLIP ViT-L; that has 24.
+        device: where the model is made.
+        dtype: number format of the model.
     """
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(registered_parts(DEFAULT_MODEL)["lmm"])
@@ -87,14 +97,13 @@ def random_lmm(*, anyres: bool, layers: int, width: int = 4096, vision_layers: i
     )  # fmt: skip
     parts: dict[str, Any] = {"vision_config": vision, "text_config": text}
     parts["image_token_index"] = tokenizer.convert_tokens_to_ids("<image>")
-    model: Any
     family: type[LlavaFamily] = LlavaFamily
+    config: PreTrainedConfig = LlavaConfig(**parts)
     if anyres:
         family = LlavaNextVicunaFamily
-        pinpoints = [[336, 672], [672, 336], [672, 672]]
-        model = LlavaNextForConditionalGeneration(LlavaNextConfig(**parts, image_grid_pinpoints=pinpoints))
-    else:
-        model = LlavaForConditionalGeneration(LlavaConfig(**parts))
+        config = LlavaNextConfig(**parts, image_grid_pinpoints=[[336, 672], [672, 336], [672, 672]])
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = None
     images = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=336)
     made = family(model=model, tokenizer=tokenizer, image_processor=images)
@@ -110,7 +119,12 @@ def random_pipeline(lmm: FrozenLmm, sam: Sam) -> GroundingPipeline:
     return FixedPhrases(lmm=lmm, heads=heads, config=GroundingConfig(image_cache=8192))
 
 
-def shipped_pipeline() -> GroundingPipeline:
-    """The shipped model; every phrase is refined, whether its thing is there or not."""
+def loaded_pipeline(lmm: str, heads: str, sam: str, *, device: str = "cpu", dtype: str = "float32") -> GroundingPipeline:
+    """A model as people load it; every phrase is refined, whether its thing is there or not."""
+    return FixedPhrases.from_pretrained(lmm, heads, sam, device=device, dtype=dtype, presence_threshold=0.0, image_cache=8192)
+
+
+def shipped_pipeline(**options: str) -> GroundingPipeline:
+    """The model that comes with the project."""
     parts = registered_parts(DEFAULT_MODEL)
-    return FixedPhrases.from_pretrained(**parts, device="cpu", presence_threshold=0.0)
+    return loaded_pipeline(parts["lmm"], parts["heads"], parts["sam"], **options)

@@ -12,10 +12,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "bench",
         help="measure what grounding costs on top of talking",
         description="Runs the naive path, plain generation and this project's path in turn, on the shipped model and on random"
-        " ones with layers of the shape of a 7B LLaVA; prints a table and writes it as Markdown, JSON and a chart.",
+        " ones with layers of the shape of a 7B LLaVA, or on the model that --lmm, --heads and --sam name; prints a table and"
+        " writes it as Markdown, JSON and a chart.",
     )
+    parser.add_argument("--lmm", help="measure this LMM alone: a folder or a Hugging Face name")
+    parser.add_argument("--heads", help="its heads")
+    parser.add_argument("--sam", help="its SAM")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to compute (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", help="number format of --lmm (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder to write (default: %(default)s)")
-    parser.add_argument("--name", default="cpu", help="name of the run, and of its files (default: %(default)s)")
+    parser.add_argument("--name", help="name of the run, and of its files (default: the device)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (default: %(default)s)")
     parser.add_argument(
         "--small", action="store_true", help="small random models in place of wide ones: shows the way, not the figures"
@@ -27,13 +33,23 @@ def run(args: argparse.Namespace) -> int:
     from flmm_cli.counts import require_counts
 
     require_counts(args, "rounds")
+    parts = (args.lmm, args.heads, args.sam)
+    if any(parts) and not all(parts):
+        raise ValueError("bench: expected --lmm, --heads and --sam together, or none of them")
+    import torch
+
     import flmm_tabletop
     from flmm_bench.report import table, write
     from flmm_bench.run import measure
+    from flmm_core.devices import check_device
 
+    check_device(torch.device(args.device))
     flmm_tabletop.register()
-    rows, floors, rates = measure(rounds=args.rounds, small=args.small)
-    print(table(rows))
-    write(args.out, args.name, rows, floors, rates)
-    print(f"bench: {args.out / args.name}.md, .json, .png")
+    found = measure(
+        device=args.device, rounds=args.rounds, small=args.small, parts=parts if args.lmm else None, dtype=args.dtype
+    )
+    print(table(found.rows))
+    name = args.name or args.device
+    write(args.out, name, found)
+    print(f"bench: {args.out / name}.md, .json, .png")
     return 0

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flmm_cli.model_options import add_model_options, grounding_config
 from flmm_core.engines.names import NAMES
+
+if TYPE_CHECKING:
+    from flmm_core.engines.parity import Parity
+
+GPU = "cuda"
+"""What engines are built for."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,6 +29,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--what", default=",".join(NAMES), help="which networks, separated by commas (default: %(default)s)")
+    parser.add_argument(
+        "--build-engines",
+        action="store_true",
+        help="also build them with TensorRT for the GPU of this machine, into the user's cache, and compare them there",
+    )
     add_model_options(parser, ("lmm", "heads", "sam", "heads_precision"))
 
 
@@ -30,18 +43,30 @@ def run(args: argparse.Namespace) -> int:
     if unknown := sorted(set(what) - set(NAMES)):
         raise ValueError(f"--what: expected some of {','.join(NAMES)}, got {','.join(unknown)}")
     config = grounding_config(args)
+    import torch
+
     import flmm_tabletop
     from flmm_core.checkpoints import check_origin, lmm_shape, load_heads
-    from flmm_core.engines.attach import export_checked
+    from flmm_core.devices import check_device
+    from flmm_core.engines.attach import built_checked, export_checked
     from flmm_core.sam_checkpoints import load_sam
 
+    if args.build_engines:
+        check_device(torch.device(GPU))
     flmm_tabletop.register()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("flmm_core").setLevel(logging.INFO)
     heads = load_heads(config.heads, shape=lmm_shape(config.lmm), sam=load_sam(config.sam))
     check_origin(config.heads, lmm=config.lmm, sam=config.sam)
-    for one in export_checked(heads, args.out, what=what, precision=config.heads_precision):
-        figures = f"largest difference {one.difference:.1e} of the largest number"
-        print(f"{one.network} {one.output}: {figures}" + (f", IoU {one.iou:.4f}" if one.is_logits else ""))
+    _print("", export_checked(heads, args.out, what=what, precision=config.heads_precision))
+    if args.build_engines:
+        engine, found = built_checked(heads.to(GPU), args.out, what=what, precision=config.heads_precision)
+        _print(f"{engine.description} ", found)
     print(f"export: {args.out}")
     return 0
+
+
+def _print(what: str, found: Sequence[Parity]) -> None:
+    for one in found:
+        figures = f"largest difference {one.difference:.1e} of the largest number"
+        print(f"{what}{one.network} {one.output}: {figures}" + (f", IoU {one.iou:.4f}" if one.is_logits else ""))

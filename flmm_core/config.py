@@ -75,8 +75,9 @@ class GroundingConfig:
     )
     heads_backend: str = _tunable(
         "torch",
-        "What runs the networks of heads and SAM: PyTorch, or ONNX Runtime on the same device. Nothing falls back.",
-        choices=("torch", "onnx"),
+        "What runs the networks of heads and SAM: PyTorch, ONNX Runtime on the same device, or TensorRT on a GPU. Nothing falls"
+        " back.",
+        choices=("torch", "onnx", "tensorrt"),
     )
     heads_precision: str = _tunable("fp32", "Number format of exported networks.", choices=("fp32", "fp16"))
     engines: str = _tunable(

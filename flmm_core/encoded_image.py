@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from flmm_core.families import ImageFeatures, ImageLayout
 from flmm_core.types import ImageGeometry
@@ -42,6 +43,23 @@ class EncodedImage:
     def image_tokens(self) -> int:
         """Columns of the sequence that the images take together."""
         return sum(len(layout.ids) for layout in self.layouts)
+
+
+def can_be_cut(cache: DynamicCache) -> bool:
+    """Whether the cache of a sequence holds that of its beginnings: all layers keep keys and values of all positions."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def beginning(cache: DynamicCache, length: int) -> DynamicCache:
+    """A cache of the first ``length`` positions, in the same memory."""
+    own = copy(cache)
+    own.layers = []
+    for layer in cache.layers:
+        cut = copy(layer)
+        assert isinstance(cut, DynamicLayer) and cut.keys is not None and cut.values is not None
+        cut.keys, cut.values = cut.keys[..., :length, :], cut.values[..., :length, :]
+        own.layers.append(cut)
+    return own
 
 
 def continued(cache: DynamicCache) -> DynamicCache:

@@ -6,8 +6,8 @@ Nothing in the model changes: weights need no gradient, the attention tap only l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase,
 from flmm_core import attention_tap, config
 from flmm_core.attention_tap import KeptQueries
 from flmm_core.config import GroundingConfig
-from flmm_core.encoded_image import EncodedImage, Prefix, continued
+from flmm_core.encoded_image import EncodedImage, Prefix, beginning, can_be_cut, continued
 from flmm_core.errors import CommandError
 from flmm_core.families import Checkpoint, LmmFamily, LmmShape, LoadedLmm, family_of
 from flmm_core.hidden_states import StateMixer, mixing
@@ -125,7 +125,7 @@ class FrozenLmm:
         """
         if not self.reuse_prefix:
             return None
-        ids = prompt.ids[: prompt.image_starts[-1] + len(image.layouts[-1].ids)]
+        ids = _beginning_ids(image, prompt)
         if ids not in image.prefixes:
             inputs = self.family.model_inputs(self.model, self._tensor(ids), image.features)
             output = self.model(**inputs, cache=self.family.new_cache(self.model), use_cache=True, logits_to_keep=1)
@@ -161,7 +161,11 @@ class FrozenLmm:
         ids = prompt.ids
         self._check_length(len(ids), image.image_tokens, max_new_tokens)
         cache, inputs = self._start(image, prompt, ids)
-        with self._record(start=len(ids), cache=cache) as tap, self._mixing(len(ids), cache, mixes) as mixer:
+        with (
+            self._keeping(image, prompt, cache),
+            self._record(start=len(ids), cache=cache) as tap,
+            self._mixing(len(ids), cache, mixes) as mixer,
+        ):
             output = self.model.generate(
                 self._tensor(ids),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.device),
@@ -236,7 +240,11 @@ class FrozenLmm:
         self._check_length(longest, image.image_tokens, 0)
         cache, inputs = self._start(image, batch[0].prompt, sequences[0])
         inputs = inputs or self._rest(sequences, cache)
-        with self._record(start=start, cache=cache) as tap, self._mixing(start, cache, mixes) as mixer:
+        with (
+            self._keeping(image, batch[0].prompt, cache),
+            self._record(start=start, cache=cache) as tap,
+            self._mixing(start, cache, mixes) as mixer,
+        ):
             self.model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
             kept, states = tap.split(ranges), mixer.split(ranges)
         return tuple(
@@ -287,12 +295,32 @@ class FrozenLmm:
 
     def _start(self, image: EncodedImage, prompt: PromptTokens, ids: Sequence[int]) -> tuple[DynamicCache, dict[str, Any]]:
         """The cache to go on from, and what the model takes if the sequence is to be read from its beginning, else nothing."""
-        prefix = self.read_prefix(image, prompt)
-        if prefix is None:
-            inputs = self.family.model_inputs(self.model, self._tensor(ids), image.features)
-            return self.family.new_cache(self.model), inputs
-        self.family.restore_state(self.model, prefix.state)
-        return continued(prefix.cache), {}
+        cache = self.family.new_cache(self.model)
+        # A first command reads its whole prompt in one pass, as plain generation does; what it read of the image is cut out.
+        if _beginning_ids(image, prompt) in image.prefixes or not can_be_cut(cache):
+            prefix = self.read_prefix(image, prompt)
+            if prefix is not None:
+                self.family.restore_state(self.model, prefix.state)
+                return continued(prefix.cache), {}
+        return cache, self.family.model_inputs(self.model, self._tensor(ids), image.features)
+
+    @contextmanager
+    def _keeping(self, image: EncodedImage, prompt: PromptTokens, cache: DynamicCache) -> Iterator[None]:
+        """Let the image keep the prompt's beginning, if the first pass inside the block reads it into ``cache``."""
+        ids = _beginning_ids(image, prompt)
+        if not self.reuse_prefix or ids in image.prefixes:
+            yield
+            return
+
+        def keep(*_: Any) -> None:
+            if ids not in image.prefixes:
+                image.prefixes[ids] = Prefix(ids, beginning(cache, len(ids)), self.family.model_state(self.model))
+
+        hook = self.model.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _rest(self, sequences: Sequence[Sequence[int]], cache: DynamicCache) -> dict[str, Tensor]:
         """What the model takes of sequences behind the beginning that they share, which is in the cache."""
@@ -339,3 +367,8 @@ class FrozenLmm:
             image_starts=prompt.image_starts,
             kept=kept,
         )
+
+
+def _beginning_ids(image: EncodedImage, prompt: PromptTokens) -> tuple[int, ...]:
+    """A prompt's ids up to the end of its last image."""
+    return prompt.ids[: prompt.image_starts[-1] + len(image.layouts[-1].ids)]

@@ -16,7 +16,7 @@ from PIL import Image
 from flmm_core import checkpoints
 from flmm_core.config import GroundingConfig
 from flmm_core.devices import resolve_device
-from flmm_core.engines.attach import attach_onnx
+from flmm_core.engines.attach import attach_backend
 from flmm_core.errors import CommandCancelledError, CommandError, explained, memory_explained
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.heads import GroundingHeads
@@ -91,8 +91,9 @@ class GroundingPipeline:
         options = {"refer_prompt": config.refer_prompt, "reuse_prefix": config.reuse_prefix}
         lmm = checkpoints.load_lmm(config.lmm, device=device, dtype=dtype, **options)
         with explained("heads", config.heads):  # they move to the LMM's device here
-            if config.heads_backend == "onnx":
-                attach_onnx(heads, device=device, precision=config.heads_precision, folder=config.engines)
+            if config.heads_backend != "torch":
+                chosen = {"precision": config.heads_precision, "folder": config.engines}
+                attach_backend(heads, config.heads_backend, device=device, **chosen)
             return cls(lmm=lmm, heads=heads, config=config)
 
     def encode(self, image: np.ndarray | Image.Image) -> ImageHandle:

@@ -10,8 +10,9 @@ import torch
 import flmm_tabletop
 from flmm_bench import naive
 from flmm_bench.measuring import Spread, interleaved
-from flmm_bench.report import chart, table, write
-from flmm_bench.rows import Row, capture_rows, command_rows, refer_rows
+from flmm_bench.report import chart, rates_of, table, write
+from flmm_bench.rows import Row, capture_rows, command_rows, engine_rows, exported, mask_rows, refer_rows
+from flmm_bench.run import Findings
 from flmm_bench.subjects import SPANS, random_images, random_lmm, random_pipeline, shipped_pipeline
 from flmm_core.attention_tap import TAP_NAME
 
@@ -67,27 +68,60 @@ def test_rows_of_the_shipped_model(shipped):
     images = random_images(120, 160, 2)
     rows = [
         *capture_rows("tiny", shipped, images[0], tokens=4, rounds=2),
-        *command_rows("tiny", shipped, images, tokens=14),
-        *refer_rows("tiny", shipped, images[0], rounds=2),
+        *command_rows("tiny", shipped, images, tokens=14, heads="PyTorch"),
+        *refer_rows("tiny", shipped, images[0], rounds=2, heads="PyTorch"),
     ]
-    assert [row.figure.count for row in rows] == [2] * 5
+    assert [row.figure.count for row in rows] == [2] * 7
     assert all(row.figure.median > 0 and all(value > 0 for value in row.seconds.values()) for row in rows)
-    first, further = rows[2:4]
+    first, further, *shares = rows[2:6]
     assert first.seconds["first"] > further.seconds["further"]
+    assert all(0 < row.figure.median < 1 and row.met is None for row in shares)
+
+
+def test_the_naive_path_runs_its_heads_in_pytorch(shipped):
+    def refuse(*_):
+        raise AssertionError("an engine ran")
+
+    shipped.heads.mask_head.engine = refuse
+    try:
+        with naive.pytorch_heads(shipped.heads):
+            assert shipped.heads.mask_head.engine is None
+        assert shipped.heads.mask_head.engine is refuse
+    finally:
+        shipped.heads.mask_head.engine = None
+
+
+def test_onnx_heads_are_measured_and_compared(shipped):
+    images = random_images(120, 160, 1)
+    with exported(shipped.heads) as engine:
+        rows = [
+            *engine_rows("tiny", shipped.heads, engine, rounds=2),
+            *mask_rows("tiny", shipped, images, engine),
+        ]
+    shipped.heads.mask_head.engine = shipped.heads.sam.encoder_engine = shipped.heads.sam.decoder_engine = None
+    shipped.forget()
+    assert [row.what.rsplit(": ")[-1] for row in rows[:4]] == ["all", "unet", "sam_encoder", "sam_decoder"]
+    assert [row.met for row in rows[4:]] == [True, True]
 
 
 def test_what_is_written(tmp_path):
     rows = [
         Row("small enough", "model", Spread(0.5, 0.4, 0.6, 3), 0.8, True, {"one": 1.0, "other": 2.0}),
         Row("too small", "model", Spread(1.2, 1.1, 1.3, 3), 1.5, False),
+        Row("only told", "model", Spread(1.2, 1.1, 1.3, 3), None, True),
     ]
-    assert [row.met for row in rows] == [True, False]
+    assert [row.met for row in rows] == [True, False, None]
     lines = table(rows).splitlines()
     assert "| 0.5 | 0.4 to 0.6 | 3 | <= 0.8 | yes | one 1 s, other 2 s |" in lines[2]
     assert "| 1.2 | 1.1 to 1.3 | 3 | >= 1.5 | no |" in lines[3]
-    write(tmp_path, "run", rows, {"prefill": "far"}, {"flops": 1e11, "bytes": 1e10})
+    assert "| 3 |  |  |" in lines[4]
+    rates = rates_of("cpu", torch.float32)
+    assert rates.flops > 1e9 and rates.bytes > 1e8
+    write(tmp_path, "run", Findings(rates, rows, {"prefill": "far"}, ["TensorRT: not there"]))
     record = json.loads((tmp_path / "run.json").read_text())
-    assert [row["met"] for row in record["rows"]] == [True, False]
+    assert [row["met"] for row in record["rows"]] == [True, False, None]
     assert record["machine"]["torch"] == torch.__version__
-    assert "- prefill: far" in (tmp_path / "run.md").read_text() and (tmp_path / "run.png").stat().st_size > 1000
-    assert chart(rows).size[1] > chart(rows[:1]).size[1]
+    written = (tmp_path / "run.md").read_text()
+    assert "- prefill: far" in written and "- TensorRT: not there" in written
+    assert (tmp_path / "run.png").stat().st_size > 1000
+    assert chart(rows[:2]).size[1] > chart(rows[:1]).size[1]

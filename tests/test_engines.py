@@ -12,7 +12,7 @@ from tiny_models import random_image, save_model, tiny_heads
 from flmm_cli.main import main
 from flmm_core.engines import attach as attach_module
 from flmm_core.engines import parity
-from flmm_core.engines.attach import attach_onnx, cache_folder
+from flmm_core.engines.attach import attach_backend, cache_folder
 from flmm_core.engines.export import export_networks, read_manifest
 from flmm_core.engines.names import NAMES
 from flmm_core.engines.networks import NetworkSizes, module_of, weights_hash
@@ -143,7 +143,7 @@ def test_a_pipeline_on_onnx_gives_the_same_masks(parts, cache, monkeypatch):
 def test_no_phrases_reach_no_network(heads, folder):
     served = tiny_heads().eval()
     served.load_state_dict(heads.state_dict())
-    attach_onnx(served, device=CPU, folder=str(folder))
+    attach_backend(served, "onnx", device=CPU, folder=str(folder))
     image = served.sam.encode_image(np.asarray(random_image()))
     assert served.mask_head(torch.zeros(0, 12, 4, 6)).shape == (0, 42, 64)
     assert served.sam(image, torch.zeros(0, 42, 64), []).low_res.shape[0] == 0
@@ -151,10 +151,10 @@ def test_no_phrases_reach_no_network(heads, folder):
 
 def test_damaged_networks_in_the_cache_are_made_again(heads, cache):
     served = tiny_heads().eval()
-    attach_onnx(served, device=CPU)
+    attach_backend(served, "onnx", device=CPU)
     kept = cache_folder(served, "fp32")
     (kept / "unet.onnx.data").write_bytes(b"cut")
-    attach_onnx(tiny_heads().eval(), device=CPU)
+    attach_backend(tiny_heads().eval(), "onnx", device=CPU)
     assert (kept / "unet.onnx.data").stat().st_size > 1000
     assert not [path for path in kept.parent.iterdir() if path != kept], "expected nothing left of unfinished exports"
 
@@ -225,7 +225,7 @@ def test_an_engine_that_computes_something_else_may_not_serve(heads, folder, mon
     monkeypatch.setattr(OnnxEngine, "run", wrong)
     served = tiny_heads().eval()
     with pytest.raises(EngineError, match=r"expected sam_decoder's low_res within 0\.001 of PyTorch's and an IoU of at least"):
-        attach_onnx(served, device=CPU, folder=str(folder))
+        attach_backend(served, "onnx", device=CPU, folder=str(folder))
     assert served.sam.decoder_engine is None
 
 

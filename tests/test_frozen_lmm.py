@@ -89,6 +89,26 @@ def test_commands_leave_the_encoded_image_alone(folder):
         assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
 
 
+def test_a_first_command_reads_its_prompt_in_one_pass_and_keeps_the_beginning(folder):
+    lmm = FrozenLmm.from_pretrained(folder)
+    lengths = []
+    lmm.model.register_forward_pre_hook(lambda _, args, given: lengths.append(given["input_ids"].shape[1]), with_kwargs=True)
+    image, alone = lmm.encode_image(random_image()), lmm.encode_image(random_image())
+    prompt = lmm.words.prompt_tokens(QUESTIONS[0], image.layouts, chat=True)
+    first = lmm.generate(image, QUESTIONS[0], max_new_tokens=3)
+    assert lengths[0] == len(prompt.ids) and lengths[1:] == [1, 1, 1]
+    kept, read = lmm.read_prefix(image, prompt), lmm.read_prefix(alone, prompt)
+    assert kept.ids == read.ids
+    for layer, other in zip(kept.cache.layers, read.cache.layers, strict=True):
+        torch.testing.assert_close(layer.keys, other.keys, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(layer.values, other.values, atol=1e-5, rtol=1e-4)
+    lengths.clear()
+    again = lmm.generate(image, QUESTIONS[0], max_new_tokens=3)
+    assert lengths[0] == len(prompt.ids) - len(kept.ids)
+    assert again.token_ids == first.token_ids
+    torch.testing.assert_close(again.states, first.states, atol=1e-5, rtol=1e-4)
+
+
 def test_reuse_and_whole_agree(folder):
     traces = []
     for reuse in (False, True):

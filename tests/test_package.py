@@ -41,10 +41,10 @@ ROSDEP_KEYS = {
 PIP_ALONE = {"huggingface_hub", "pycocotools", "safetensors", "segment_anything", "tokenizers"}
 """Imports that no rosdep key brings."""
 
-OPTIONAL = {"spacy", "onnx", "onnxruntime"}
+OPTIONAL = {"spacy", "onnx", "onnxruntime", "tensorrt"}
 """Imports that are used where they are installed."""
 
-SIMULATION_AND_TRAINING = ("mujoco", "OpenGL", "scipy", "pycocotools", "onnx", "onnxscript", "onnxruntime")
+SIMULATION_AND_TRAINING = ("mujoco", "OpenGL", "scipy", "pycocotools", "onnx", "onnxscript", "onnxruntime", "tensorrt")
 """Imports that a robot does without."""
 
 

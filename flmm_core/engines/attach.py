@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor
 
 from flmm_core.engines import parity
+from flmm_core.engines.cache import engine_cache
 from flmm_core.engines.export import MANIFEST, check_belongs, export_networks, read_manifest, write_manifest
 from flmm_core.engines.names import NAMES
 from flmm_core.engines.networks import Engine, module_of, weights_hash
 from flmm_core.engines.onnx_engine import OnnxEngine
+from flmm_core.engines.tensorrt_engine import TensorrtEngine
 from flmm_core.errors import EngineError
 from flmm_core.fingerprints import settings_fingerprint
 from flmm_core.heads import GroundingHeads
@@ -23,11 +24,17 @@ from flmm_core.heads import GroundingHeads
 _log = logging.getLogger(__name__)
 
 
-def attach_onnx(heads: GroundingHeads, *, device: torch.device, precision: str = "fp32", folder: str = "") -> Engine:
-    """Let ONNX Runtime run the heads' networks.
+_BACKENDS: dict[str, Callable[..., Engine]] = {"onnx": OnnxEngine, "tensorrt": TensorrtEngine}
+
+
+def attach_backend(
+    heads: GroundingHeads, backend: str, *, device: torch.device, precision: str = "fp32", folder: str = ""
+) -> Engine:
+    """Let ONNX Runtime or TensorRT run the heads' networks.
 
     Args:
-        heads: on ``device``; they are changed.
+        heads: they go to ``device``, and are changed.
+        backend: onnx or tensorrt.
         device: where to run.
         precision: fp32 or fp16.
         folder: exported networks; empty for the user's cache, where they are made if they are not there or damaged.
@@ -39,7 +46,7 @@ def attach_onnx(heads: GroundingHeads, *, device: torch.device, precision: str =
         EngineError: it cannot be loaded, belongs to other heads, or does not compute what PyTorch computes.
     """
     heads = heads.to(device)
-    build = partial(OnnxEngine, heads=heads, device=device, precision=precision)
+    build = partial(_BACKENDS[backend], heads=heads, device=device, precision=precision)
     engine = build(Path(folder).expanduser()) if folder else _from_cache(heads, build, precision)
     found = parity.measure(engine, heads, device=device)
     parity.require(found, precision=precision, what=f"heads_backend {engine.description}")
@@ -75,6 +82,27 @@ def export_checked(
     return found
 
 
+def built_checked(
+    heads: GroundingHeads, folder: Path, *, what: Sequence[str] = NAMES, precision: str = "fp32"
+) -> tuple[Engine, tuple[parity.Parity, ...]]:
+    """Build exported networks with TensorRT for the GPU that the heads are on, and compare them with PyTorch.
+
+    Args:
+        heads: on a GPU.
+        folder: exported networks.
+        what: which networks.
+        precision: of the exported networks.
+
+    Raises:
+        EngineError: they cannot be built, or do not compute what PyTorch computes.
+    """
+    device = next(heads.parameters()).device
+    engine = TensorrtEngine(folder, heads, device=device, precision=precision, networks=what)
+    found = parity.measure(engine, heads, device=device, networks=what)
+    parity.require(found, precision=precision, what=f"engines {folder}")
+    return engine, found
+
+
 def attach(heads: GroundingHeads, engine: Engine) -> None:
     """Let an engine run the networks of heads, whose PyTorch weights stay as they are."""
 
@@ -89,9 +117,8 @@ def attach(heads: GroundingHeads, engine: Engine) -> None:
 def cache_folder(heads: GroundingHeads, precision: str) -> Path:
     """Where exported networks of these heads are kept for this user (XDG), by their weights, sizes and versions."""
     key = {network: weights_hash(module_of(heads, network)) for network in NAMES}
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = settings_fingerprint({**key, "precision": precision, "torch": torch.__version__})[:24]
-    return base / "flmm_ros" / "engines" / name
+    return engine_cache() / name
 
 
 def _from_cache(heads: GroundingHeads, build: Callable[[Path], Engine], precision: str) -> Engine:

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from flmm_core.errors import EngineError
 from flmm_core.heads import GroundingHeads
 from flmm_core.mask_head import UNetHead
 from flmm_core.sam_refiner import RefinerConfig, SamRefiner
@@ -83,6 +84,44 @@ def weights_hash(module: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ShapeLimits:
+    """The largest shapes that engines with fixed bounds are built for."""
+
+    phrases: int = 8
+    """Of a call; more are run in parts."""
+    side: int = 256
+    """Height and width of the U-Net's input."""
+    tokens: int = 128
+    """Text tokens of a phrase."""
+
+    def profile(self, network: str, sizes: NetworkSizes) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+        """Least, usual and largest shape of each input whose shape varies."""
+        if network == "sam_encoder":
+            return {}
+        few, usual, most = 1, min(4, self.phrases), self.phrases
+        if network == "unet":
+            shapes = [(count, sizes.channels, side, side) for count, side in ((few, 8), (usual, 64), (most, self.side))]
+            return {"maps": (shapes[0], shapes[1], shapes[2])}
+        return {
+            "masks": ((few, 1, *sizes.mask), (usual, 1, *sizes.mask), (most, 1, *sizes.mask)),
+            "boxes": ((few, 4), (usual, 4), (most, 4)),
+            "texts": ((few, 1, sizes.text), (usual, 3, sizes.text), (most, self.tokens, sizes.text)),
+        }
+
+    def check(self, network: str, inputs: tuple[Tensor, ...]) -> None:
+        """Refuse what is larger.
+
+        Raises:
+            EngineError: names the limit.
+        """
+        if network == "unet" and max(inputs[0].shape[-2:]) > self.side:
+            height, width = inputs[0].shape[-2:]
+            raise EngineError(f"engine: expected maps of at most {self.side} x {self.side} cells, got {height} x {width}")
+        if network == "sam_decoder" and inputs[-1].shape[1] > self.tokens:
+            raise EngineError(f"engine: expected phrases of at most {self.tokens} tokens, got {inputs[-1].shape[1]}")
 
 
 @dataclass(frozen=True)

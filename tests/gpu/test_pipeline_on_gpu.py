@@ -1,0 +1,112 @@
+"""The path on a GPU: what it computes is what the CPU computes, nothing waits on the host, and full memory is survived."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import flmm_tabletop
+from flmm_core.errors import MemoryFullError
+from flmm_core.families import Checkpoint
+from flmm_core.frozen_lmm import FrozenLmm, load_plain
+from flmm_core.frozen_report import verify_frozen
+from flmm_core.pipeline import GroundingPipeline
+from flmm_core.sources import registered_parts
+
+PHRASES = ["the red mug", "the yellow lemon", "the green can", "the table"]
+
+
+def picture(width=320, height=240, seed=0):
+    """Coloured things on a table."""
+    random = np.random.default_rng(seed)
+    image = Image.new("RGB", (width, height), (150, 120, 90))
+    draw = ImageDraw.Draw(image)
+    for color in ((200, 30, 30), (230, 210, 40), (40, 160, 60)):
+        x, y = random.integers(0, width - 60), random.integers(0, height - 50)
+        draw.ellipse((x, y, x + 60, y + 50), fill=color)
+    return image
+
+
+@pytest.fixture(scope="module")
+def parts():
+    flmm_tabletop.register()
+    return registered_parts("flmm-tabletop")
+
+
+def pipeline(parts, device, **options):
+    return GroundingPipeline.from_pretrained(**parts, device=device, presence_threshold=0.0, **options)
+
+
+def overlaps(answer, other):
+    assert [phrase.text for phrase in answer.phrases] == [phrase.text for phrase in other.phrases]
+    for one, two in zip(answer.phrases, other.phrases, strict=True):
+        either = (one.mask | two.mask).sum()
+        yield (one.mask & two.mask).sum() / either if either else 1.0
+
+
+def test_masks_are_those_of_the_cpu(parts):
+    here, there = (pipeline(parts, device, dtype="float32") for device in ("cpu", "cuda"))
+    for seed, size in enumerate(((320, 240), (200, 300), (640, 480))):
+        image = picture(*size, seed)
+        expected, got = (one.refer(one.encode(image), PHRASES) for one in (here, there))
+        assert all(phrase.pixels.is_cuda for phrase in got.phrases)
+        assert min(overlaps(expected, got)) >= 0.98
+        expected, got = (one.chat(one.encode(image), "what is on the table?") for one in (here, there))
+        assert got.text == expected.text
+        assert min(overlaps(expected, got), default=1.0) >= 0.98
+
+
+def test_further_commands_on_a_picture_agree_with_the_first(parts):
+    one = pipeline(parts, "cuda", dtype="float32")
+    image = one.encode(picture())
+    first, again = (one.refer(image, PHRASES) for _ in range(2))
+    assert min(overlaps(first, again)) >= 0.99
+
+
+def test_the_embedding_of_the_second_stream_is_that_of_the_first(parts):
+    one = pipeline(parts, "cuda")
+    pixels = np.asarray(picture(640, 480))
+    beside = one.encode(pixels).start_sam().result().embedding
+    torch.testing.assert_close(beside, one.heads.sam.encode_image(pixels).embedding, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_rows_are_those_of_eager_attention(parts, dtype):
+    lmm = FrozenLmm.from_pretrained(parts["lmm"], device="cuda", dtype=dtype)
+    image = lmm.encode_image(picture())
+    trace = lmm.generate(image, "what is on the table?", max_new_tokens=12)
+    prompt = lmm.words.prompt_tokens("what is on the table?", image.layouts, chat=True)
+    eager = load_plain(parts["lmm"], device="cuda", dtype=dtype).model.eval()
+    eager.set_attn_implementation("eager")
+    ids = torch.tensor([[*prompt.ids, *trace.token_ids]], device="cuda")
+    with torch.no_grad():
+        inputs = lmm.family.model_inputs(eager, ids, image.features)
+        attentions = eager(**inputs, use_cache=True, output_attentions=True).attentions
+    columns = torch.arange(ids.shape[1], device="cuda")
+    for layer in range(lmm.shape.layers):
+        got = trace.kept.rows(layer, range(len(trace.token_ids)), columns)
+        expected = attentions[layer][0, :, len(prompt.ids) :]
+        torch.testing.assert_close(got, expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_greedy_text_is_that_of_the_plain_model(parts, dtype):
+    plain = load_plain(Checkpoint(parts["lmm"]).source, device="cuda", dtype=dtype)
+    images = {str(seed): picture(seed=seed) for seed in range(3)}
+    report = verify_frozen(plain, images, ("what is on the table?", "where is the red mug?"), max_new_tokens=24)
+    assert report.frozen, report.summary()
+
+
+def test_full_memory_refuses_the_command_and_the_next_one_works(parts):
+    one = pipeline(parts, "cuda", image_cache=0)
+    expected = one.refer(one.encode(picture()), PHRASES)
+    one.forget()
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    hog = torch.empty(free - 2**25, dtype=torch.uint8, device="cuda")
+    with pytest.raises(MemoryFullError, match="expected enough free memory"):
+        one.refer(one.encode(picture(2000, 1500)), PHRASES)
+    del hog
+    torch.cuda.empty_cache()
+    got = one.refer(one.encode(picture()), PHRASES)
+    assert min(overlaps(expected, got)) >= 0.99
