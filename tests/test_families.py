@@ -180,7 +180,10 @@ def test_channels_layers_system_and_state_are_the_familys(folder, monkeypatch):
     image = lmm.encode_image(random_image())
     assert lmm.shape.channels == 16
     read = lmm.read_answer(image, "where?", "The lemon.")
+    assert lmm.family.kept == "nothing", "expected a first reading to put nothing back"
+    again = lmm.read_answer(image, "where?", "The lemon.")
     assert lmm.family.kept == "of the image"
+    torch.testing.assert_close(again.merged_attention([(0, 1)]), read.merged_attention([(0, 1)]), atol=1e-5, rtol=0)
     assert [layer.layer for layer in read.kept.layers] == [0, 2]
     assert read.merged_attention([]).shape == (0, 16, 4, 4)
     assert read.merged_attention([(0, 1)]).shape == (1, 16, 4, 4)
