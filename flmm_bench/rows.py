@@ -245,9 +245,12 @@ def mask_rows(
         yield Row(f"masks: {what}, least IoU", subject, spread, 0.999, False)
 
 
+_CUDA = torch.cuda.is_available()
+
+
 def finish() -> None:
     """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
+    if _CUDA:
         torch.cuda.synchronize()
 
 
