@@ -39,8 +39,8 @@ class LayerQueries:
 
     queries: Tensor
     """``[q, t, e]`` of the kept tokens, after rotary embedding."""
-    keys: Tensor
-    """``[k, s, e]`` of all positions up to the last kept token."""
+    key_parts: tuple[Tensor, ...]
+    """``[k, ..., e]`` each, together of all positions up to the last kept token."""
     scaling: float
     layer: int
     """Which decoder layer it is."""
@@ -50,6 +50,11 @@ class LayerQueries:
     """How many positions a token of a sliding layer sees, itself included; None for full attention."""
     softcap: float | None = None
     """Largest size of a score, which a tanh bends towards it; None for plain scores."""
+
+    @property
+    def keys(self) -> Tensor:
+        """``[k, s, e]`` of all positions up to the last kept token; put together anew each time."""
+        return self.key_parts[0] if len(self.key_parts) == 1 else torch.cat(self.key_parts, dim=1)
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,10 @@ class KeptQueries:
         index = torch.as_tensor(tokens, device=kept.queries.device)
         queries = kept.queries[:, index]
         heads, count, size = queries.shape
-        key_heads, positions = kept.keys.shape[:2]
+        keys = kept.keys
+        key_heads, positions = keys.shape[:2]
         grouped = queries.reshape(key_heads, heads // key_heads * count, size)
-        scores = (grouped @ kept.keys.transpose(1, 2) * kept.scaling).reshape(heads, count, positions)
+        scores = (grouped @ keys.transpose(1, 2) * kept.scaling).reshape(heads, count, positions)
         if kept.softcap is not None:
             scores = (scores / kept.softcap).tanh() * kept.softcap
         if kept.visible is None:
@@ -129,8 +135,8 @@ class _LayerRecord:
     """``[b, q, rows, e]`` of each pass."""
     visible: list[Tensor | None]
     """``[b, rows, positions then]`` of each pass; ``[1, ...]`` if alike for all sequences."""
-    keys: Tensor
-    """``[b, k, s, e]``."""
+    keys: tuple[Tensor, ...]
+    """``[b, k, ..., e]`` each."""
     seen: int
     """Positions that the layer has been through, those in the cache at the beginning included."""
     scaling: float
@@ -146,6 +152,10 @@ class _Recording:
     seen: int
     layers: Collection[int] | None
     records: dict[int, _LayerRecord] = field(default_factory=dict)
+    _pass: int = -1
+    """Positions before the pass that :attr:`_masks` are of."""
+    _masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Masks of that pass, by identity, and what is kept of them."""
 
     def add(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
         """Keep the rows at or after ``start``.
@@ -178,16 +188,51 @@ class _Recording:
         skip = min(rows, max(0, self.start - before))
         # A clone of a part, so that a view of its last rows does not keep a long prompt alive.
         kept = query[:, :, skip:].clone() if skip else query
-        visible = None if mask is None else mask[:, 0, skip:, :seen].clone()
+        visible = None if mask is None else self._visible_of(mask, before, slice(skip, None), seen)
         record = self.records.get(layer)
         if record is None:
             scaling = options.get("scaling")
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            record = _LayerRecord([], [], key, seen, scaling, window, options.get("softcap"))
+            record = _LayerRecord([], [], (key,), seen, scaling, window, options.get("softcap"))
             self.records[layer] = record
         record.queries.append(kept)
         record.visible.append(visible)
-        record.keys, record.seen = key[:, :, :seen], seen
+        record.keys, record.seen = (key[:, :, :seen],), seen
+
+    def _visible_of(self, mask: Tensor, before: int, rows: slice, seen: int) -> Tensor:
+        """A copy of the wanted part of a mask; layers that are given the same mask in a pass share it."""
+        if self._pass != before:
+            self._pass = before
+            self._masks.clear()
+        if id(mask) not in self._masks:
+            self._masks[id(mask)] = (mask, mask[:, 0, rows, :seen].clone())
+        return self._masks[id(mask)][1]
+
+    def take(self) -> Tensor:
+        """Queries of the last pass, of all layers one behind the other, flat; the pass, of one token, is forgotten."""
+        taken = []
+        for _, record in sorted(self.records.items()):
+            taken.append(record.queries.pop().flatten())
+            record.visible.pop()
+            record.seen -= 1
+        self._masks.clear()
+        return torch.cat(taken)
+
+    def put(self, queries: Tensor, keys: Sequence[tuple[Tensor, ...]]) -> None:
+        """Add what was taken of passes of one token each.
+
+        Args:
+            queries: ``[t, ...]``, each as taken.
+            keys: of every decoder layer, parts ``[1, k, ..., e]``, together of all positions.
+        """
+        records = sorted(self.records.items())
+        shapes = [record.queries[0].shape for _, record in records]
+        parts = queries.split([heads * size for _, heads, _, size in shapes], dim=1)
+        for (layer, record), (_, heads, _, size), part in zip(records, shapes, parts, strict=True):
+            record.queries.append(part.reshape(1, -1, heads, size).transpose(1, 2))
+            record.visible.append(None)
+            record.seen += len(queries)
+            record.keys = keys[layer]
 
     def split(self, ranges: Sequence[tuple[int, int]] | None) -> tuple[KeptQueries, ...]:
         """What was kept of each sequence; see :meth:`Tap.split`. Without ranges, all of the only one."""
@@ -215,7 +260,7 @@ class _Recording:
                 layers[-1].append(
                     LayerQueries(
                         queries=queries[i, :, rows],
-                        keys=record.keys[i, :, :last],
+                        key_parts=_first(tuple(keys[i] for keys in record.keys), last),
                         scaling=record.scaling,
                         layer=layer,
                         visible=None if visible is None else visible[i % len(visible), rows, :last],
@@ -231,7 +276,7 @@ class _Recording:
         masks = [mask for mask in record.visible if mask is not None]
         if not masks:
             return None
-        device = record.keys.device
+        device = record.keys[0].device
         position, parts = self.start, []
         columns = torch.arange(record.seen, device=device)
         for queries, mask in zip(record.queries, record.visible, strict=True):
@@ -243,6 +288,15 @@ class _Recording:
             parts.append(part)
             position += queries.shape[2]
         return torch.cat(parts, dim=1)
+
+
+def _first(parts: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
+    """Of tensors ``[k, ..., e]``, the first ``count`` positions."""
+    cut = []
+    for part in parts:
+        cut.append(part[:, : max(0, count)])
+        count -= part.shape[1]
+    return tuple(cut)
 
 
 _RECORDING: ContextVar[_Recording | None] = ContextVar("flmm_recording", default=None)
@@ -291,6 +345,14 @@ class Tap:
 
     def __init__(self, recording: _Recording) -> None:
         self._recording = recording
+
+    def take(self) -> Tensor:
+        """See :meth:`_Recording.take`."""
+        return self._recording.take()
+
+    def put(self, queries: Tensor, keys: Sequence[tuple[Tensor, ...]]) -> None:
+        """See :meth:`_Recording.put`."""
+        self._recording.put(queries, keys)
 
     def finish(self) -> KeptQueries:
         """What was recorded of the only sequence."""

@@ -7,7 +7,7 @@ Nothing in the model changes: weights need no gradient, the attention tap only l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from flmm_core.families import Checkpoint, LmmFamily, LmmShape, LoadedLmm, famil
 from flmm_core.hidden_states import StateMixer, mixing
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.lmm_words import AnswerTokens, LmmWords, PromptTokens
+from flmm_core.static_decoding import StaticDecoder, allows_static_decoding
 from flmm_core.streaming import CancelCriteria, TextStreamer
 from flmm_core.tensor_memory import tensor_bytes
 from flmm_core.types import KeywordSpan
@@ -64,6 +65,7 @@ class FrozenLmm:
         family: LmmFamily,
         refer_prompt: str = GroundingConfig.refer_prompt,
         reuse_prefix: bool = GroundingConfig.reuse_prefix,
+        cuda_graphs: bool = GroundingConfig.cuda_graphs,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.words = LmmWords(tokenizer=tokenizer, family=family)
@@ -74,6 +76,9 @@ class FrozenLmm:
         text: Any = model.config.get_text_config()
         self.shape = family.shape(text)
         self.map_layers = family.map_layers(text)
+        self._static: StaticDecoder | None = None
+        if cuda_graphs and model.device.type == "cuda" and allows_static_decoding(model):
+            self._static = StaticDecoder(model)
 
     @classmethod
     def from_pretrained(
@@ -92,7 +97,7 @@ class FrozenLmm:
             device: where the model goes.
             dtype: number format of the model.
             settings: in place of the family's ``settings``, which the checkpoint's files do not say.
-            options: ``refer_prompt`` and ``reuse_prefix``.
+            options: ``refer_prompt``, ``reuse_prefix`` and ``cuda_graphs``.
         """
         loaded = load_plain(source, device=device, dtype=dtype, settings=settings)
         return cls(model=loaded.model, tokenizer=loaded.tokenizer, family=loaded.family, **options)
@@ -165,6 +170,7 @@ class FrozenLmm:
             self._keeping(image, prompt, cache),
             self._record(start=len(ids), cache=cache) as tap,
             self._mixing(len(ids), cache, mixes) as mixer,
+            self._decoding(cache, tap, mixer, len(ids) + max_new_tokens, kept=mixes is not None),
         ):
             output = self.model.generate(
                 self._tensor(ids),
@@ -182,7 +188,7 @@ class FrozenLmm:
             if emitted and not ended:
                 # At the length limit the last word was never fed back. Feed it, so that its row exists too.
                 self.model(input_ids=self._tensor(emitted[-1:]), cache=output.cache, use_cache=True)
-            kept, states = tap.finish(), mixer.finish()
+        kept, states = tap.finish(), mixer.finish()
         answer = emitted[:-1] if ended else emitted
         text_out, offsets = self.words.decode_with_offsets(answer)
         return self._trace(text_out, answer, offsets, ended, states, image, prompt, kept)
@@ -338,6 +344,19 @@ class FrozenLmm:
     def _mixing(self, start: int, cache: DynamicCache, mixes: Tensor | None) -> AbstractContextManager[StateMixer]:
         mixes = torch.eye(self.shape.layers, device=self.device) if mixes is None else mixes
         return mixing(self.model, start=start, seen=cache.get_seq_length(), mixes=mixes)
+
+    def _decoding(
+        self, cache: DynamicCache, tap: attention_tap.Tap, mixer: StateMixer, positions: int, *, kept: bool
+    ) -> AbstractContextManager[None]:
+        """Decode in static shapes where that pays; ``kept`` says whether the mixes are those of other commands, too."""
+        if self._static is None or not kept:
+            return nullcontext()
+        return self._static.decoding(cache, tap, mixer, positions=positions)
+
+    def forget(self) -> None:
+        """Free what is kept from command to command apart from images."""
+        if self._static:
+            self._static.forget()
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor([list(ids)], dtype=torch.long, device=self.device)

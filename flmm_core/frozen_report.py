@@ -21,12 +21,13 @@ from flmm_core.families import LoadedLmm, PreparedImages
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.lmm_words import LmmWords
+from flmm_core.static_decoding import allows_static_decoding
 
 END = -1
 """Stands for whichever end token an answer ended with."""
 
-ANEW, KEPT = "read anew", "kept prefix"
-"""Ways to serve: the image is read with each question, or keys and values of it are kept."""
+ANEW, KEPT, GRAPHS = "read anew", "kept prefix", "CUDA graphs"
+"""Ways to serve: the image is read with each question; keys and values of it are kept; and, on a GPU, graphs decode."""
 
 _ROUNDINGS = 4
 """So many spacings of a half-precision format, at the largest score, may lie between scores that rounding can swap."""
@@ -176,18 +177,26 @@ def verify_frozen(
         raise ValueError(f"expected images and questions, got {len(images)} images and {len(questions)} questions")
     before = weight_checksums(loaded)
     plain = dict(plain_answers(loaded, images, questions, max_new_tokens=max_new_tokens))
-    ways = {ANEW: False, KEPT: True} if loaded.family.reuses_prefix else {ANEW: False}
+    model: Any = loaded.model
+    ways: dict[str, dict[str, Any]] = {ANEW: {"reuse_prefix": False, "cuda_graphs": False}}
+    if loaded.family.reuses_prefix:
+        ways[KEPT] = {"reuse_prefix": True, "cuda_graphs": False}
+    if model.device.type == "cuda" and allows_static_decoding(model):
+        ways[GRAPHS] = {"reuse_prefix": True, "cuda_graphs": True}
     lmms = {
-        way: FrozenLmm(model=loaded.model, tokenizer=loaded.tokenizer, family=loaded.family, reuse_prefix=reuse)
-        for way, reuse in ways.items()
+        way: FrozenLmm(model=model, tokenizer=loaded.tokenizer, family=loaded.family, **options)
+        for way, options in ways.items()
     }
+    mixes = torch.eye(lmms[ANEW].shape.layers, device=model.device)[:1]
     answers = []
     for name, image in images.items():
         encoded = {way: lmm.encode_image(image) for way, lmm in lmms.items()}
         for question in questions:
             expected = plain[name, question]
             outcomes = {
-                way: compare(expected, served_ids(lmm.generate(encoded[way], question, max_new_tokens=max_new_tokens)))
+                way: compare(
+                    expected, served_ids(lmm.generate(encoded[way], question, max_new_tokens=max_new_tokens, mixes=mixes))
+                )
                 for way, lmm in lmms.items()
             }
             answers.append(Compared(name, question, len(expected.ids), outcomes))

@@ -30,14 +30,14 @@ class StateMixer:
     def __init__(self, *, start: int, seen: int, mixes: Tensor) -> None:
         self._start = start
         self._seen = seen
-        self._mixes = mixes
+        self.mixes = mixes
         self._states: list[Tensor] = []
         """Of the layers of the pass that runs, the kept rows."""
         self._passes: list[Tensor] = []
 
     def add(self, layer: int, states: Tensor) -> None:
         """Add the states of one layer, ``[b, rows, d]``; the layers of a pass come in order."""
-        rows, last = states.shape[1], layer == self._mixes.shape[1] - 1
+        rows, last = states.shape[1], layer == self.mixes.shape[1] - 1
         skip = max(0, self._start - self._seen)
         if last:
             self._seen += rows
@@ -46,13 +46,24 @@ class StateMixer:
         # A clone of a part, so that a view of its last rows does not keep a long prompt alive.
         self._states.append(states[:, skip:].clone() if skip else states)
         if last:
-            self._passes.append(torch.einsum("kl,lbtd->bktd", self._mixes, torch.stack(self._states).float()))
+            self._passes.append(torch.einsum("kl,lbtd->bktd", self.mixes, torch.stack(self._states).float()))
             self._states.clear()
+
+    def take(self) -> Tensor:
+        """Mixtures ``[b, k, rows, d]`` of the last pass, which is forgotten."""
+        states = self._passes.pop()
+        self._seen -= states.shape[2]
+        return states
+
+    def put(self, states: Tensor) -> None:
+        """Add what was taken of passes, ``[b, k, rows, d]``."""
+        self._passes.append(states)
+        self._seen += states.shape[2]
 
     def finish(self) -> Tensor:
         """Mixtures ``[k, t, d]`` float32 of the only sequence's kept positions; without any, of no token and size."""
         if not self._passes:
-            return self._mixes.new_zeros(len(self._mixes), 0, 0)
+            return self.mixes.new_zeros(len(self.mixes), 0, 0)
         (states,) = torch.cat(self._passes, dim=2)
         return states
 

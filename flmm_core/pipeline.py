@@ -88,7 +88,7 @@ class GroundingPipeline:
         shape = checkpoints.lmm_shape(config.lmm)
         heads = checkpoints.load_heads(config.heads, shape=shape, sam=load_sam(config.sam))
         checkpoints.check_origin(config.heads, lmm=config.lmm, sam=config.sam)
-        options = {"refer_prompt": config.refer_prompt, "reuse_prefix": config.reuse_prefix}
+        options = {name: getattr(config, name) for name in ("refer_prompt", "reuse_prefix", "cuda_graphs")}
         lmm = checkpoints.load_lmm(config.lmm, device=device, dtype=dtype, **options)
         with explained("heads", config.heads):  # they move to the LMM's device here
             if config.heads_backend != "torch":
@@ -219,6 +219,7 @@ class GroundingPipeline:
         """Give up what is kept of this and other images, when memory is short."""
         image.forget()
         self.forget()
+        self.lmm.forget()
         if self.lmm.device.type == "cuda":
             torch.cuda.empty_cache()
 

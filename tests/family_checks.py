@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from PIL import Image
+from static_checks import check_static
 from tiny_models import random_image
 from torch import nn
 
@@ -59,6 +60,7 @@ def check_rows(source, image: Image.Image, *, tolerance: float = 1e-5) -> None:
             assert maps.shape == (len(tokens), lmm.shape.channels, trace.geometry.grid_height, trace.geometry.grid_width)
             torch.testing.assert_close(maps, trace.layouts[0].maps(own[..., trace.image_columns()]), atol=tolerance, rtol=0)
         check_batch(lmm, encoded, tolerance=tolerance)
+        check_static(lmm, [image])
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import copy
 
 import torch
 from family_checks import check_batch
+from static_checks import check_static
 
 from flmm_core.frozen_lmm import FrozenLmm
 
@@ -50,6 +51,7 @@ def check_rows(lmm: FrozenLmm, images, *, tolerance: float = 1e-5) -> None:
                 assert trace.merged_attention([], image=i).shape == (0, one.shape.channels, *grid)
                 assert maps.std() > 0
         check_batch(one, encoded, tolerance=tolerance)
+        check_static(one, images)
 
 
 def check_greedy(lmm: FrozenLmm, images, *, questions=(QUESTION, "a"), tokens: int = 8) -> None:
