@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,9 +22,11 @@ from flmm_core.engines.export import export_networks
 from flmm_core.engines.names import NAMES
 from flmm_core.engines.networks import Engine, NetworkSizes, module_of
 from flmm_core.engines.onnx_engine import OnnxEngine
+from flmm_core.engines.tensorrt_engine import TensorrtEngine
 from flmm_core.heads import GroundingHeads
 from flmm_core.image_handle import ImageHandle
 from flmm_core.pipeline import GroundingPipeline
+from flmm_core.types import StageSeconds
 from flmm_core.watcher import Stage, Watcher
 
 QUESTION = "what is on the table?"
@@ -120,11 +122,10 @@ def command_rows(
         tokens: of an answer.
         heads: what runs ours, in words.
     """
-    shares: dict[str, list[float]] = {"first": [], "further": []}
+    took: dict[str, list[StageSeconds]] = {"first": [], "further": []}
 
     def ours(name: str, image: np.ndarray) -> None:
-        took = pipeline.chat(pipeline.encode(image), QUESTION, max_new_tokens=tokens).seconds
-        shares[name].append(1 - (took.image + took.lmm) / took.total)
+        took[name].append(pipeline.chat(pipeline.encode(image), QUESTION, max_new_tokens=tokens).seconds)
 
     def plain(image: np.ndarray) -> None:
         with naive.attention_of(pipeline.lmm, "sdpa"):
@@ -153,9 +154,12 @@ def command_rows(
         seconds = {name: times.of("all", name).median for name in ("naive", part, "plain generation")}
         yield Row(what, subject, times.parts_ratio("all", "naive", part), target, False, seconds)
     limit = 0.15 if pipeline.lmm.device.type == "cuda" else None
-    for part, share in shares.items():
-        what = f"share of a {part} command that is not the LMM's own"
-        yield Row(what, subject, Spread.of(share), limit, True, {"command": times.of("all", part).median})
+    for part, commands in took.items():
+        words = [seconds.image + seconds.lmm for seconds in commands]
+        totals = [seconds.total for seconds in commands]
+        share = Spread.of([1 - answer / total for answer, total in zip(words, totals, strict=True)])
+        medians = {"to the answer": Spread.of(words).median, "to the masks": Spread.of(totals).median}
+        yield Row(f"share of a {part} command that is not the LMM's own", subject, share, limit, True, medians)
 
 
 def refer_rows(subject: str, pipeline: GroundingPipeline, image: np.ndarray, *, rounds: int, heads: str) -> Iterator[Row]:
@@ -177,18 +181,35 @@ def _refer(pipeline: GroundingPipeline, handle: ImageHandle, phrases: list[str])
     return run
 
 
+@dataclass(frozen=True)
+class Backend:
+    """What runs exported networks, and what is asked of it."""
+
+    name: str
+    kind: Callable[..., Engine]
+    precision: str
+    time: float
+    """Most of PyTorch's time that it may take."""
+    iou: float
+    """Least overlap of its masks with PyTorch's."""
+
+
+ONNX = Backend("ONNX", OnnxEngine, "fp32", 0.8, 0.999)
+TENSORRT = Backend("TensorRT fp16", TensorrtEngine, "fp16", 1 / 3, 0.995)
+
+
 @contextmanager
-def exported(heads: GroundingHeads, *, precision: str = "fp32") -> Iterator[OnnxEngine]:
-    """The heads' networks in ONNX Runtime, on the device of the heads, exported for the block."""
+def exported(heads: GroundingHeads, backend: Backend) -> Iterator[Engine]:
+    """The heads' networks in a backend, on the device of the heads, exported for the block."""
     device = next(heads.parameters()).device
     with TemporaryDirectory() as scratch:
-        export_networks(heads, Path(scratch) / "onnx", precision=precision)
-        yield OnnxEngine(Path(scratch) / "onnx", heads, device=device, precision=precision)
+        export_networks(heads, Path(scratch) / "onnx", precision=backend.precision)
+        yield backend.kind(Path(scratch) / "onnx", heads, device=device, precision=backend.precision)
 
 
 @torch.no_grad()
-def engine_rows(subject: str, heads: GroundingHeads, engine: Engine, *, rounds: int) -> Iterator[Row]:
-    """Heads in ONNX Runtime against PyTorch: each network, and all of a first command with four phrases together."""
+def engine_rows(subject: str, heads: GroundingHeads, engine: Engine, backend: Backend, *, rounds: int) -> Iterator[Row]:
+    """Heads in a backend against PyTorch: each network, and all of a first command with four phrases together."""
     sizes = NetworkSizes.of(heads)
     device = next(heads.parameters()).device
     inputs = {
@@ -207,26 +228,27 @@ def engine_rows(subject: str, heads: GroundingHeads, engine: Engine, *, rounds: 
         return parts
 
     variants = {
-        "onnx": lambda: run(lambda network: engine.run(network, inputs[network])),
-        "torch": lambda: run(lambda network: modules[network](*inputs[network])),
+        backend.name: lambda: run(lambda network: engine.run(network, inputs[network])),
+        "PyTorch": lambda: run(lambda network: modules[network](*inputs[network])),
     }
     times = interleaved(variants, rounds=rounds, title=f"engines, {subject}")
     for part in ("total", *NAMES):
         seconds = {name: times.of(name, part).median for name in variants}
-        what = f"ONNX heads / PyTorch heads: {'all' if part == 'total' else part}"
-        yield Row(what, subject, times.ratio("onnx", "torch", part), 0.8 if part == "total" else None, True, seconds)
+        what = f"{backend.name} heads / PyTorch heads: {'all' if part == 'total' else part}"
+        target = backend.time if part == "total" else None
+        yield Row(what, subject, times.ratio(backend.name, "PyTorch", part), target, True, seconds)
 
 
 def mask_rows(
-    subject: str, pipeline: GroundingPipeline, images: tuple[np.ndarray, ...], engine: Engine | None
+    subject: str, pipeline: GroundingPipeline, images: tuple[np.ndarray, ...], engines: Sequence[tuple[Backend, Engine]]
 ) -> Iterator[Row]:
-    """IoU of masks: the naive path against ours, and an engine against PyTorch.
+    """IoU of masks: the naive path against ours, and engines against PyTorch.
 
     Args:
         subject: the model's name.
-        pipeline: ours, with heads in PyTorch; the engine is put into them, if there is one.
+        pipeline: ours, with heads in PyTorch; the engines are put into them, one after the other.
         images: ``[H, W, 3]`` uint8 RGB.
-        engine: of these heads.
+        engines: of these heads.
     """
     tokens = pipeline.config.max_new_tokens
 
@@ -235,14 +257,14 @@ def mask_rows(
         return [[phrase.mask for phrase in pipeline.chat(pipeline.encode(image), QUESTION).phrases] for image in images]
 
     ours = masks()
-    compared = {"naive against ours": [naive.chat(pipeline, image, QUESTION, tokens, SPANS) for image in images]}
-    if engine:
+    compared = {("naive against ours", ONNX.iou): [naive.chat(pipeline, image, QUESTION, tokens, SPANS) for image in images]}
+    for backend, engine in engines:
         attach(pipeline.heads, engine)
-        compared["ONNX fp32 against PyTorch"] = masks()
-    for what, found in compared.items():
+        compared[f"{backend.name} heads against PyTorch heads", backend.iou] = masks()
+    for (what, target), found in compared.items():
         least = min(_iou(one, other) for a, b in zip(found, ours, strict=True) for one, other in zip(a, b, strict=True))
         spread = Spread(least, least, least, len(images) * len(SPANS))
-        yield Row(f"masks: {what}, least IoU", subject, spread, 0.999, False)
+        yield Row(f"masks: {what}, least IoU", subject, spread, target, False)
 
 
 _CUDA = torch.cuda.is_available()

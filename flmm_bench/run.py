@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,18 @@ import torch
 
 from flmm_bench.memory import cuda_memory_rows, memory_rows
 from flmm_bench.report import Rates, rates_of
-from flmm_bench.rows import Row, capture_rows, command_rows, engine_rows, exported, mask_rows, refer_rows
+from flmm_bench.rows import (
+    ONNX,
+    TENSORRT,
+    Backend,
+    Row,
+    capture_rows,
+    command_rows,
+    engine_rows,
+    exported,
+    mask_rows,
+    refer_rows,
+)
 from flmm_bench.subjects import loaded_pipeline, random_images, random_lmm, random_pipeline, random_sam, shipped_pipeline
 from flmm_core.engines.attach import attach
 from flmm_core.pipeline import GroundingPipeline
@@ -112,22 +124,35 @@ def _subject(
     device = pipeline.lmm.device.type
     shipped = name == "flmm-tabletop"
     with ExitStack() as stack:
-        engine, heads = None, "PyTorch"
-        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
-        if provider in onnxruntime.get_available_providers():
-            engine, heads = stack.enter_context(exported(pipeline.heads)), "ONNX"
-            rows += engine_rows(name, pipeline.heads, engine, rounds=max(2, rounds // 2))
-        else:
-            found.missing.append(f"ONNX heads, {name}: ONNX Runtime has no {provider} here")
+        engines = []
+        for backend in _backends(found, device, name):
+            engine = stack.enter_context(exported(pipeline.heads, backend))
+            engines.append((backend, engine))
+            rows += engine_rows(name, pipeline.heads, engine, backend, rounds=max(2, rounds // 2))
         if shipped:
-            rows += mask_rows(name, pipeline, images[:3], engine)
-        if engine:
+            rows += mask_rows(name, pipeline, images[:3], engines)
+        heads = "PyTorch"
+        for backend, engine in engines[-1:]:
+            heads = backend.name
             attach(pipeline.heads, engine)
         pipeline.forget()
         rows += command_rows(name, pipeline, images, tokens=tokens, heads=heads)
         rows += refer_rows(name, pipeline, images[0], rounds=rounds, heads=heads)
     found.rows += rows
     return rows
+
+
+def _backends(found: Findings, device: str, name: str) -> Iterator[Backend]:
+    """What can run the heads on a device beside PyTorch, the fastest last; what is not there is noted."""
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+    if provider in onnxruntime.get_available_providers():
+        yield ONNX
+    else:
+        found.missing.append(f"ONNX heads, {name}: ONNX Runtime has no {provider} here")
+    if device == "cuda" and find_spec("tensorrt"):
+        yield TENSORRT
+    elif device == "cuda":
+        found.missing.append(f"TensorRT heads, {name}: TensorRT is not installed here")
 
 
 def _floors(

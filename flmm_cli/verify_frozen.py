@@ -57,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--questions", type=Path, metavar="FILE", help="one question in each line; default: 20 built-in ones")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of image files; default: three that are drawn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison to this file")
-    add_model_options(parser, ("device", "dtype", "max_new_tokens", "cpu_threads"))
+    add_model_options(parser, ("device", "dtype", "quantization", "max_new_tokens", "cpu_threads"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,9 +76,10 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(config.cpu_threads)
     context = provenance(args, config, ("lmm",))
     device, dtype = resolve_device(config)
-    loaded = checkpoints.load_plain_lmm(config.lmm, device=device, dtype=dtype)
+    loaded = checkpoints.load_plain_lmm(config.lmm, device=device, dtype=dtype, quantization=config.quantization)
     report = verify_frozen(loaded, images, questions, max_new_tokens=config.max_new_tokens)
     format_name = str(dtype).removeprefix("torch.")
+    format_name += "" if config.quantization == "none" else f", {config.quantization}"
     print(_table(report))
     print(f"\n{config.lmm} in {format_name} on {device}: {'frozen' if report.frozen else 'NOT frozen'}\n{report.summary()}")
     if args.json:

@@ -103,12 +103,12 @@ def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **
         return FrozenLmm.from_pretrained(source, device=device, dtype=dtype, **options)
 
 
-def load_plain_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype) -> LoadedLmm:
+def load_plain_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, quantization: str = "none") -> LoadedLmm:
     """Load an LMM as :func:`load_lmm` does, but neither frozen nor tapped."""
     check_device(device)
     source = sources.located("lmm", source)
     with explained("LMM", source), _quiet():
-        return frozen_lmm.load_plain(source, device=device, dtype=dtype)
+        return frozen_lmm.load_plain(source, device=device, dtype=dtype, quantization=quantization)
 
 
 @contextmanager

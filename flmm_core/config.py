@@ -73,6 +73,12 @@ class GroundingConfig:
         "Number format of the LMM; heads and SAM are always float32. auto: bfloat16 on cuda, float32 on the CPU.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    quantization: str = _tunable(
+        "none",
+        "Fewer bits for the matrices of the LMM's decoder, by bitsandbytes: int8 (LLM.int8) or int4 (NF4). The model that they"
+        " make is another one; it is as frozen as the whole one.",
+        choices=("none", "int8", "int4"),
+    )
     heads_backend: str = _tunable(
         "torch",
         "What runs the networks of heads and SAM: PyTorch, ONNX Runtime on the same device, or TensorRT on a GPU. Nothing falls"

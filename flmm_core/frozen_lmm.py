@@ -22,6 +22,7 @@ from flmm_core.config import GroundingConfig
 from flmm_core.encoded_image import EncodedImage, Prefix, beginning, can_be_cut, continued
 from flmm_core.errors import CommandError
 from flmm_core.families import Checkpoint, LmmFamily, LmmShape, LoadedLmm, family_of
+from flmm_core.families.load_options import LoadOptions
 from flmm_core.hidden_states import StateMixer, mixing
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.lmm_words import AnswerTokens, LmmWords, PromptTokens
@@ -42,15 +43,25 @@ def lmm_shape(source: str | Path) -> LmmShape:
 
 
 def load_plain(
-    source: str | Path, *, device: torch.device | str, dtype: torch.dtype, settings: Mapping[str, Any] | None = None
+    source: str | Path,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    quantization: str = "none",
+    settings: Mapping[str, Any] | None = None,
 ) -> LoadedLmm:
     """An LMM as transformers loads it, without the tap; arguments as of :meth:`FrozenLmm.from_pretrained`."""
     checkpoint = Checkpoint(source, settings)
     family = family_of(checkpoint)
     if unknown := sorted(set(checkpoint.settings) - set(family.settings)):
         raise ValueError(f"settings: expected some of {sorted(family.settings)}, got {', '.join(unknown)}")
-    loaded = family.load(checkpoint, dtype=dtype)
-    loaded.model.to(device)  # type: ignore[arg-type]
+    how = LoadOptions(dtype, device, quantization)
+    if quantization != "none" and not family.quantizes:
+        kind = family.model_type
+        raise ValueError(f"quantization: expected none for {kind}, which does not load with fewer bits, got {quantization}")
+    loaded = family.load(checkpoint, how)
+    if quantization == "none":
+        loaded.model.to(device)  # type: ignore[arg-type]
     return loaded
 
 
@@ -87,6 +98,7 @@ class FrozenLmm:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        quantization: str = "none",
         settings: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> FrozenLmm:
@@ -96,10 +108,11 @@ class FrozenLmm:
             source: folder or name.
             device: where the model goes.
             dtype: number format of the model.
+            quantization: of the decoder's matrices: none, int8 or int4.
             settings: in place of the family's ``settings``, which the checkpoint's files do not say.
             options: ``refer_prompt``, ``reuse_prefix`` and ``cuda_graphs``.
         """
-        loaded = load_plain(source, device=device, dtype=dtype, settings=settings)
+        loaded = load_plain(source, device=device, dtype=dtype, quantization=quantization, settings=settings)
         return cls(model=loaded.model, tokenizer=loaded.tokenizer, family=loaded.family, **options)
 
     @property

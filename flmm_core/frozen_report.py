@@ -92,7 +92,7 @@ class FrozenReport:
 
     answers: tuple[Compared, ...]
     before: Mapping[str, str]
-    """Checksum of each weight and buffer before anything was asked."""
+    """Checksum of each weight and buffer of the model that gave the plain answers."""
     after: Mapping[str, str]
 
     @property
@@ -175,8 +175,8 @@ def verify_frozen(
     """
     if not images or not questions:
         raise ValueError(f"expected images and questions, got {len(images)} images and {len(questions)} questions")
-    before = weight_checksums(loaded)
     plain = dict(plain_answers(loaded, images, questions, max_new_tokens=max_new_tokens))
+    before = weight_checksums(loaded)  # bitsandbytes lays its weights out for the CPU when they are first used
     model: Any = loaded.model
     ways: dict[str, dict[str, Any]] = {ANEW: {"reuse_prefix": False, "cuda_graphs": False}}
     if loaded.family.reuses_prefix:
@@ -290,8 +290,15 @@ def _near(scores: Tensor, dtype: torch.dtype, ends: set[int]) -> dict[int, float
 
 
 def weight_checksums(loaded: LoadedLmm) -> dict[str, str]:
-    """SHA-256 of every byte of each weight and saved buffer, by name."""
-    return {name: _checksum(value) for name, value in loaded.model.state_dict().items()}
+    """SHA-256 of every byte of each weight and buffer, by name, as they lie in memory.
+
+    Not of ``state_dict``, which makes bitsandbytes lay quantized weights out anew. Names of shared weights all count.
+    """
+    model = loaded.model
+    tensors = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    scales = {name: getattr(getattr(value, "quant_state", None), "absmax", None) for name, value in tensors.items()}
+    tensors |= {f"{name}.absmax": value for name, value in scales.items() if value is not None}
+    return {name: _checksum(value) for name, value in tensors.items()}
 
 
 def _checksum(value: Tensor) -> str:

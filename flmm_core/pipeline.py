@@ -88,7 +88,7 @@ class GroundingPipeline:
         shape = checkpoints.lmm_shape(config.lmm)
         heads = checkpoints.load_heads(config.heads, shape=shape, sam=load_sam(config.sam))
         checkpoints.check_origin(config.heads, lmm=config.lmm, sam=config.sam)
-        options = {name: getattr(config, name) for name in ("refer_prompt", "reuse_prefix", "cuda_graphs")}
+        options = {name: getattr(config, name) for name in ("quantization", "refer_prompt", "reuse_prefix", "cuda_graphs")}
         lmm = checkpoints.load_lmm(config.lmm, device=device, dtype=dtype, **options)
         with explained("heads", config.heads):  # they move to the LMM's device here
             if config.heads_backend != "torch":

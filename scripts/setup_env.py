@@ -30,6 +30,7 @@ REQUIREMENTS = tuple(
         "requirements-train.txt",
         "requirements-export.txt",
         "requirements-onnx.txt",
+        "requirements-quantization.txt",
         "requirements-dev.txt",
         "requirements-ros.txt",
     )

@@ -11,7 +11,7 @@ import flmm_tabletop
 from flmm_bench import naive
 from flmm_bench.measuring import Spread, interleaved
 from flmm_bench.report import chart, rates_of, table, write
-from flmm_bench.rows import Row, capture_rows, command_rows, engine_rows, exported, mask_rows, refer_rows
+from flmm_bench.rows import ONNX, Row, capture_rows, command_rows, engine_rows, exported, mask_rows, refer_rows
 from flmm_bench.run import Findings
 from flmm_bench.subjects import SPANS, random_images, random_lmm, random_pipeline, shipped_pipeline
 from flmm_core.attention_tap import TAP_NAME
@@ -93,10 +93,10 @@ def test_the_naive_path_runs_its_heads_in_pytorch(shipped):
 
 def test_onnx_heads_are_measured_and_compared(shipped):
     images = random_images(120, 160, 1)
-    with exported(shipped.heads) as engine:
+    with exported(shipped.heads, ONNX) as engine:
         rows = [
-            *engine_rows("tiny", shipped.heads, engine, rounds=2),
-            *mask_rows("tiny", shipped, images, engine),
+            *engine_rows("tiny", shipped.heads, engine, ONNX, rounds=2),
+            *mask_rows("tiny", shipped, images, [(ONNX, engine)]),
         ]
     shipped.heads.mask_head.engine = shipped.heads.sam.encoder_engine = shipped.heads.sam.decoder_engine = None
     shipped.forget()

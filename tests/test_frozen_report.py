@@ -35,7 +35,7 @@ def test_a_served_model_is_frozen(folder):
     assert report.frozen and not report.changed and report.differing == 0
     assert [(answer.image, answer.question) for answer in report.answers] == [(i, q) for i in IMAGES for q in ASKED]
     assert all(answer.tokens == 6 and set(answer.outcomes) == {ANEW, KEPT} for answer in report.answers)
-    assert set(report.before) == set(LlavaForConditionalGeneration.from_pretrained(folder).state_dict())
+    assert set(report.before) >= set(LlavaForConditionalGeneration.from_pretrained(folder).state_dict())
     assert "8 of 8 identical" in report.summary() and json.loads(json.dumps(report.record()))["frozen"]
 
 

@@ -57,7 +57,7 @@ def test_extras_are_requirement_files_and_no_package_is_in_two():
     dynamic = PROJECT["tool"]["setuptools"]["dynamic"]
     extras = dynamic["optional-dependencies"]
     assert {name: given["file"] for name, given in extras.items()} == {
-        name: [f"requirements-{name}.txt"] for name in ("sim", "train", "export", "onnx", "gpu", "dev")
+        name: [f"requirements-{name}.txt"] for name in ("sim", "train", "export", "onnx", "quantization", "gpu", "dev")
     }
     assert dynamic["dependencies"]["file"] == ["requirements.txt"]
     packages = [package for path in ROOT.glob("requirements*.txt") for package in requirements_of(path.name)]

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -22,6 +21,7 @@ from transformers import (
 
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import ImageLayout
+from flmm_core.families.load_options import LoadOptions
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ class LmmFamily(ABC):
     """What stands before the prompt in a chat; reading phrases goes without it, as the published heads were trained."""
     reads_apart: ClassVar[bool] = False
     """Whether an answer, and each phrase of it, is tokenised apart from what stands before; there are no separators then."""
+    quantizes: ClassVar[bool] = True
+    """Whether its decoder can be loaded with fewer bits: its files are those of one transformers model."""
     settings: ClassVar[Mapping[str, Any]] = {}
     """What the files of a checkpoint do not say, with the values that published heads were trained with."""
     maps_per_head: ClassVar[int] = 1
@@ -170,7 +172,7 @@ class LmmFamily(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
+    def load(cls, checkpoint: Checkpoint, how: LoadOptions) -> LoadedLmm:
         """Load model and tokenizer."""
 
     # --- words and images ---

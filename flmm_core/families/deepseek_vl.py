@@ -26,6 +26,7 @@ from flmm_core.families import deepseek_vl_layout as published
 from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, ModelOutline, PreparedImages, check_complete
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout
+from flmm_core.families.load_options import LoadOptions
 from flmm_core.image_geometry import long_side_geometry, place_in_frame
 
 _SMALLEST_SIDE = 14
@@ -47,6 +48,7 @@ class Pixels:
 class DeepseekVlFamily(LmmFamily):
     """DeepSeek-VL-1.3B, and models of its architecture."""
 
+    quantizes = False
     model_type = "deepseek_vl"
     prompt_marks = ("User: ", "Assistant:")
     answer_separator = ""
@@ -93,14 +95,14 @@ class DeepseekVlFamily(LmmFamily):
         return super().text_config(checkpoint)
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
+    def load(cls, checkpoint: Checkpoint, how: LoadOptions) -> LoadedLmm:
         """Load model and tokenizer; an answer ends with the tokenizer's end, whatever the config's default is."""
         config, tokenizer, pixels = cls._small_files(checkpoint)
         given: str | None = checkpoint.source
         options: dict[str, Any] = {}
         if checkpoint.config["model_type"] == published.MODEL_TYPE:
             given, options = None, {"config": config, "state_dict": published.weights(checkpoint)}
-        model, report = cls.model_class.from_pretrained(given, dtype=dtype, output_loading_info=True, **options)
+        model, report = cls.model_class.from_pretrained(given, **how.given, output_loading_info=True, **options)
         check_complete(report)
         if given is None and report["unexpected_keys"]:
             raise ValueError(

@@ -33,6 +33,7 @@ from transformers.activations import ACT2FN
 from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, ModelOutline, check_complete
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.llava import LlavaFamily
+from flmm_core.families.load_options import LoadOptions
 
 _IMAGE_TOKEN = "<image>"
 
@@ -40,6 +41,7 @@ _IMAGE_TOKEN = "<image>"
 class _HptFamily(LlavaFamily):
     """What both HPTs share."""
 
+    quantizes = False
     model_type = "projector"  # of the only folder that is HPT's own
     reads_apart = True
     tower_type: ClassVar[str]
@@ -63,18 +65,18 @@ class _HptFamily(LlavaFamily):
         return AutoConfig.from_pretrained(checkpoint.source, subfolder="llm")
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
+    def load(cls, checkpoint: Checkpoint, how: LoadOptions) -> LoadedLmm:
         """Load the parts and put them together."""
         settings = {**cls.settings, **checkpoint.settings}
-        decoder = _part(AutoModelForCausalLM, checkpoint, "llm", dtype)
-        tower = _part(AutoModel, checkpoint, "visual_encoder", dtype)
+        decoder = _part(AutoModelForCausalLM, checkpoint, "llm", how.dtype)
+        tower = _part(AutoModel, checkpoint, "visual_encoder", how.dtype)
         _enlarge(tower, int(settings["image_size"]))
         tokenizer = _words(checkpoint)
         config = _whole_config(tower.config, decoder.config, tokenizer, settings)
         with torch.device("meta"):  # nothing of it stays
             model = LlavaForConditionalGeneration(config)
         model.model.vision_tower = tower
-        model.model.multi_modal_projector = _projector(checkpoint, dtype)
+        model.model.multi_modal_projector = _projector(checkpoint, how.dtype)
         model.model.language_model, model.lm_head = decoder.model, decoder.lm_head
         model.generation_config = decoder.generation_config
         _end_turns(model, tokenizer, cls.end_of_turn)

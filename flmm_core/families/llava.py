@@ -25,6 +25,7 @@ from transformers import (
 from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, PreparedImages, check_complete
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout
+from flmm_core.families.load_options import LoadOptions
 from flmm_core.image_geometry import long_side_geometry, place_in_frame
 from flmm_core.types import ImageGeometry
 
@@ -51,10 +52,10 @@ class LlavaFamily(LmmFamily):
         self.resample = int(image_processor.resample)
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
+    def load(cls, checkpoint: Checkpoint, how: LoadOptions) -> LoadedLmm:
         """Load model, tokenizer and the numbers of the image processor."""
         source = checkpoint.source
-        loaded: Any = cls.architecture.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        loaded: Any = cls.architecture.from_pretrained(source, **how.given, output_loading_info=True)
         model, report = loaded
         check_complete(report)
         tokenizer = AutoTokenizer.from_pretrained(source)

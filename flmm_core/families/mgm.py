@@ -32,6 +32,7 @@ from transformers import (
 from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, ModelOutline, PreparedImages
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout, ImageLayout
+from flmm_core.families.load_options import LoadOptions
 from flmm_core.families.mgm_model import MgmForConditionalGeneration, load_model, tower
 from flmm_core.image_geometry import long_side_geometry, place_in_frame
 from flmm_core.types import ImageGeometry
@@ -77,6 +78,7 @@ class TiledLayout(ImageLayout):
 class MgmFamily(LmmFamily):
     """MGM with a Llama decoder that is prompted like Vicuna: MGM-7B, MGM-13B."""
 
+    quantizes = False
     model_type = "mgm"
     prompt_marks = ("USER:", "ASSISTANT:")
     template = "USER: {image}\n{text} ASSISTANT:"
@@ -126,10 +128,10 @@ class MgmFamily(LmmFamily):
         return cls.text_class(**{key: value for key, value in raw if value is not None and not key.startswith(own)})
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
+    def load(cls, checkpoint: Checkpoint, how: LoadOptions) -> LoadedLmm:
         """Load the LMM and its two towers; words get a mark for images, which the decoder never reads."""
         text = cls.text_config(checkpoint)
-        model = load_model(checkpoint, text, dtype=dtype)
+        model = load_model(checkpoint, text, dtype=how.dtype)
         tokenizer = cls._words(checkpoint, text)
         said = checkpoint.json("generation_config.json")
         ends = said.get("eos_token_id", text.eos_token_id)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, cast
 
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -25,6 +24,7 @@ from transformers import (
 from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, ModelOutline, PreparedImages, check_complete
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout
+from flmm_core.families.load_options import LoadOptions
 from flmm_core.types import ImageGeometry
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -52,10 +52,10 @@ class Qwen25VlFamily(LmmFamily):
         self.template = template or self.plain_template
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
+    def load(cls, checkpoint: Checkpoint, how: LoadOptions) -> LoadedLmm:
         """Load model, tokenizer and image processor."""
         source = checkpoint.source
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, **how.given, output_loading_info=True)
         model, report = loaded
         check_complete(report)
         tokenizer = AutoTokenizer.from_pretrained(source)

@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, Pre
 from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, PreparedImages, check_complete
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout
+from flmm_core.families.load_options import LoadOptions
 from flmm_core.image_geometry import stretched_geometry
 
 
@@ -33,10 +34,10 @@ class StockFamily(LmmFamily):
         self.image_processor = image_processor
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype) -> LoadedLmm:
+    def load(cls, checkpoint: Checkpoint, how: LoadOptions) -> LoadedLmm:
         """Load model, tokenizer and image processor."""
         source = checkpoint.source
-        model, report = cls.model_class.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        model, report = cls.model_class.from_pretrained(source, **how.given, output_loading_info=True)
         check_complete(report)
         tokenizer = AutoTokenizer.from_pretrained(source)
         image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")

@@ -18,6 +18,7 @@ from family_checks import SIZES
 from tiny_models import random_image, save_llava
 
 from flmm_core.families import FAMILIES, Checkpoint, family_of
+from flmm_core.families.load_options import LoadOptions
 from flmm_core.model_info import model_info
 from flmm_core.weight_files import stored_tensors
 
@@ -57,7 +58,7 @@ def test_prompt_and_layouts_are_those_of_the_loaded_family(name, request, tmp_pa
     checkpoint = Checkpoint(folder)
     kind = family_of(checkpoint)
     names = {key for path in folder.rglob("*.safetensors") for key in stored_tensors(path)}
-    loaded, unloaded = kind.load(checkpoint, dtype=torch.float32).family, kind.unloaded(checkpoint, names)
+    loaded, unloaded = kind.load(checkpoint, LoadOptions()).family, kind.unloaded(checkpoint, names)
     assert unloaded.prompt("where is it?", 2) == loaded.prompt("where is it?", 2)
     for height, width in SIZES.values():
         ours, theirs = (family.prepare([random_image(height, width)]) for family in (unloaded, loaded))

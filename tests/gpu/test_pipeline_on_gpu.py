@@ -70,23 +70,33 @@ def test_the_embedding_of_the_second_stream_is_that_of_the_first(parts):
     torch.testing.assert_close(beside, one.heads.sam.encode_image(pixels).embedding, atol=1e-3, rtol=1e-3)
 
 
+def eager_rows(parts, lmm, image, ids, start, dtype):
+    """``[l, q, t, s]`` of eager attention over a whole sequence, of tokens from ``start`` on."""
+    model = load_plain(parts["lmm"], device="cuda", dtype=dtype).model.eval()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        inputs = lmm.family.model_inputs(model, ids, image.features)
+        attentions = model(**inputs, use_cache=True, output_attentions=True).attentions
+    return torch.stack([layer[0, :, start:].float() for layer in attentions])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_rows_are_those_of_eager_attention(parts, dtype):
+    """In bfloat16 measured against float32: they are as near to it as eager attention's own."""
     lmm = FrozenLmm.from_pretrained(parts["lmm"], device="cuda", dtype=dtype)
     image = lmm.encode_image(picture())
     trace = lmm.generate(image, "what is on the table?", max_new_tokens=12)
-    prompt = lmm.words.prompt_tokens("what is on the table?", image.layouts, chat=True)
-    eager = load_plain(parts["lmm"], device="cuda", dtype=dtype).model.eval()
-    eager.set_attn_implementation("eager")
-    ids = torch.tensor([[*prompt.ids, *trace.token_ids]], device="cuda")
-    with torch.no_grad():
-        inputs = lmm.family.model_inputs(eager, ids, image.features)
-        attentions = eager(**inputs, use_cache=True, output_attentions=True).attentions
-    columns = torch.arange(ids.shape[1], device="cuda")
-    for layer in range(lmm.shape.layers):
-        got = trace.kept.rows(layer, range(len(trace.token_ids)), columns)
-        expected = attentions[layer][0, :, len(prompt.ids) :]
-        torch.testing.assert_close(got, expected, atol=1e-5 if dtype == torch.float32 else 2**-5, rtol=0)
+    prompt = lmm.words.prompt_tokens("what is on the table?", image.layouts, chat=True).ids
+    ids = torch.tensor([[*prompt, *trace.token_ids]], device="cuda")
+    columns, tokens = torch.arange(ids.shape[1], device="cuda"), range(len(trace.token_ids))
+    rows = torch.stack([trace.kept.rows(i, tokens, columns).float() for i in range(lmm.shape.layers)])
+    eager = eager_rows(parts, lmm, image, ids, len(prompt), dtype)
+    if dtype == torch.float32:
+        torch.testing.assert_close(rows, eager, atol=1e-5, rtol=0)
+        return
+    exact = eager_rows(parts, lmm, image, ids, len(prompt), torch.float32)
+    ours, theirs = ((some - exact).abs().mean(dim=(1, 2, 3)) for some in (rows, eager))
+    assert (ours < 1.5 * theirs).all() and (theirs < 0.02).all()
 
 
 def test_graphs_decode_as_the_model_does(parts):

@@ -1,0 +1,53 @@
+"""How the weights of an LMM are loaded: number format, place, and fewer bits by bitsandbytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+
+_SEES = ("vision_tower", "visual", "vision_model", "multi_modal_projector", "connector", "aligner")
+_KEPT = ("lm_head", *(f".*{name}" for name in _SEES))
+"""Modules that keep their number format, as patterns of their names: the output layer, and what sees the image."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load. A model goes straight from its mapped files to its device."""
+
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+    quantization: str = "none"
+    """Of the decoder's matrices: none, int8 (LLM.int8) or int4 (NF4)."""
+
+    def __post_init__(self) -> None:
+        if self.quantization == "none":
+            return
+        if self.quantization == "int8" and self.dtype == torch.float32:
+            raise ValueError("quantization int8: expected dtype bfloat16 or float16, got float32")
+        for package in ("bitsandbytes", "accelerate"):
+            if find_spec(package) is None:
+                raise ValueError(
+                    f"quantization {self.quantization}: expected the package {package}, got none; pip install"
+                    " 'flmm_ros[quantization]'"
+                )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Keywords of ``from_pretrained``."""
+        given: dict[str, Any] = {"dtype": self.dtype}
+        if self.quantization != "none" or (torch.device(self.device).type != "cpu" and find_spec("accelerate")):
+            given["device_map"] = {"": torch.device(self.device)}
+        if self.quantization == "int8":
+            given["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(_KEPT))
+        elif self.quantization == "int4":
+            given["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_compute_dtype=self.dtype,
+                llm_int8_skip_modules=list(_KEPT),
+            )
+        return given
