@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+_TOGETHER = 16
+"""Passes of one row each that are mixed at once: for each alone, the calls would cost more than the sums."""
+
 
 class StateMixer:
     """Collects mixtures during forward passes of the same sequences, ``b`` of them.
@@ -33,6 +36,8 @@ class StateMixer:
         self.mixes = mixes
         self._states: list[Tensor] = []
         """Of the layers of the pass that runs, the kept rows."""
+        self._waiting: list[Tensor] = []
+        """Of the layers of passes of one row each, one behind the other; they are mixed together."""
         self._passes: list[Tensor] = []
 
     def add(self, layer: int, states: Tensor) -> None:
@@ -45,23 +50,40 @@ class StateMixer:
             return
         # A clone of a part, so that a view of its last rows does not keep a long prompt alive.
         self._states.append(states[:, skip:].clone() if skip else states)
-        if last:
+        if not last:
+            return
+        if rows - skip > 1:
+            self._mix()
             self._passes.append(torch.einsum("kl,lbtd->bktd", self.mixes, torch.stack(self._states).float()))
-            self._states.clear()
+        else:
+            self._waiting += self._states
+            if len(self._waiting) >= _TOGETHER * len(self._states):
+                self._mix()
+        self._states.clear()
+
+    def _mix(self) -> None:
+        """Mix what waits."""
+        if self._waiting:
+            layers = torch.cat(self._waiting, dim=1).float().unflatten(1, (-1, self.mixes.shape[1]))
+            self._passes.append(torch.einsum("kl,btld->bktd", self.mixes, layers))
+            self._waiting.clear()
 
     def take(self) -> Tensor:
-        """Mixtures ``[b, k, rows, d]`` of the last pass, which is forgotten."""
+        """Mixtures ``[b, k, 1, d]`` of the last pass, of one row, which is forgotten."""
+        self._mix()
         states = self._passes.pop()
         self._seen -= states.shape[2]
         return states
 
     def put(self, states: Tensor) -> None:
         """Add what was taken of passes, ``[b, k, rows, d]``."""
+        self._mix()
         self._passes.append(states)
         self._seen += states.shape[2]
 
     def finish(self) -> Tensor:
         """Mixtures ``[k, t, d]`` float32 of the only sequence's kept positions; without any, of no token and size."""
+        self._mix()
         if not self._passes:
             return self.mixes.new_zeros(len(self.mixes), 0, 0)
         (states,) = torch.cat(self._passes, dim=2)
@@ -69,6 +91,7 @@ class StateMixer:
 
     def split(self, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Mixtures ``[k, t, d]`` of each sequence, of half-open ranges of positions."""
+        self._mix()
         states = torch.cat(self._passes, dim=2)
         return tuple(
             own[:, first - self._start : last - self._start] for own, (first, last) in zip(states, ranges, strict=True)

@@ -47,6 +47,8 @@ class GroundingPipeline:
         self.lmm = lmm
         self.heads = heads.to(lmm.device).eval()
         self.config = config or GroundingConfig()
+        self.backend = "torch, fp32"
+        """What runs the heads' networks."""
         self._mixes = self.heads.layer_mixes().detach()
         if self.heads.keyword_selector is None:
             noun_chunker()  # what it loads belongs to the start, not to the first answer
@@ -91,10 +93,11 @@ class GroundingPipeline:
         options = {name: getattr(config, name) for name in ("quantization", "refer_prompt", "reuse_prefix", "cuda_graphs")}
         lmm = checkpoints.load_lmm(config.lmm, device=device, dtype=dtype, **options)
         with explained("heads", config.heads):  # they move to the LMM's device here
+            pipeline = cls(lmm=lmm, heads=heads, config=config)
             if config.heads_backend != "torch":
                 chosen = {"precision": config.heads_precision, "folder": config.engines}
-                attach_backend(heads, config.heads_backend, device=device, **chosen)
-            return cls(lmm=lmm, heads=heads, config=config)
+                pipeline.backend = attach_backend(heads, config.heads_backend, device=device, **chosen).description
+            return pipeline
 
     def encode(self, image: np.ndarray | Image.Image) -> ImageHandle:
         """A handle of an image for commands; an image that came before gives its earlier handle while that is kept.
@@ -177,6 +180,23 @@ class GroundingPipeline:
             command.begin("keywords")
             answer = self._ground(trace, spans, command)
             return replace(answer, text=answer.text[: spans[-1].end])  # without the full stop that only the LMM needs
+
+    def describe(self) -> dict[str, str]:
+        """What it is and where it runs, for people."""
+        lmm = str(self.lmm.model.dtype).removeprefix("torch.")
+        if self.config.quantization != "none":
+            lmm += f", {self.config.quantization}"
+        return {
+            "lmm": f"{self.config.lmm} ({lmm})",
+            "heads": self.config.heads,
+            "sam": self.config.sam,
+            "heads backend": self.backend,
+            "device": torch.cuda.get_device_name(self.lmm.device) if self.lmm.device.type == "cuda" else "cpu",
+        }
+
+    def device_memory(self) -> int:
+        """Bytes that PyTorch has on the GPU; 0 without one."""
+        return torch.cuda.memory_reserved(self.lmm.device) if self.lmm.device.type == "cuda" else 0
 
     def forget(self) -> None:
         """Free all that is kept of images; handles compute anew what they need."""

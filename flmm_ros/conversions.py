@@ -11,12 +11,14 @@ from __future__ import annotations
 import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 
 import cv2
 import numpy as np
 import torch
 from cv_bridge import CvBridge, CvBridgeError
-from sensor_msgs.msg import Image, RegionOfInterest
+from PIL import Image as PilImage
+from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
@@ -30,6 +32,7 @@ DEPTHS = (10, 12, 14, 16)
 """Significant bits that cameras deliver in 16-bit samples."""
 
 _BRIDGE = CvBridge()
+_COMPRESSED = ("JPEG", "PNG")
 
 
 class BadImageError(ValueError):
@@ -115,12 +118,47 @@ def image_from_message(message: Image, max_pixels: int, significant_bits: int = 
         raise BadImageError(f"cannot convert {width}x{height} {message.encoding}: {' '.join(str(error).split())}") from error
 
 
+def image_from_compressed(message: CompressedImage, max_pixels: int, significant_bits: int = 0) -> np.ndarray:
+    """Read a JPEG or PNG image, as image_transport sends them.
+
+    Args:
+        message: its ``format`` is not looked at: what the data are, they say themselves.
+        max_pixels: largest accepted ``height * width``; larger ones are refused before they are decoded.
+        significant_bits: of a 16-bit grey PNG, as for :func:`image_from_message`.
+
+    Returns:
+        ``[H, W, 3]`` uint8 RGB, contiguous.
+
+    Raises:
+        BadImageError: the data are neither, or damaged, or too large.
+    """
+    try:
+        with PilImage.open(BytesIO(bytes(message.data)), formats=_COMPRESSED) as image:
+            width, height = image.size
+            if height * width > max_pixels:
+                raise _too_large(width, height, max_pixels)
+            if image.mode.startswith("I;16"):
+                samples = np.asarray(image, "<u2")
+                grey = _to_8_bit(samples.view(np.uint8), 1, False, significant_bits)
+                return np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=2))
+            return np.ascontiguousarray(image.convert("RGB"))
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise many types on damaged data
+        got = f"{len(message.data)} bytes in format {message.format[:40]!r}"
+        raise BadImageError(f"compressed image: expected a JPEG or PNG, got {got} ({' '.join(str(error).split())})") from error
+
+
+def _too_large(width: int, height: int, max_pixels: int) -> BadImageError:
+    return BadImageError(f"image of {width}x{height} is too large: expected at most {max_pixels} pixels (max_image_pixels)")
+
+
 def _check_size(message: Image, encoding: _Encoding, max_pixels: int) -> None:
     height, width = message.height, message.width
     if height == 0 or width == 0:
         raise BadImageError(f"empty image: got width {width}, height {height}")
     if height * width > max_pixels:
-        raise BadImageError(f"image of {width}x{height} is too large: expected at most {max_pixels} pixels (max_image_pixels)")
+        raise _too_large(width, height, max_pixels)
     if (encoding.channels == 2 and width % 2) or (encoding.rows_per_row > 1 and (width % 2 or height % 2)):
         raise BadImageError(f"encoding {message.encoding} needs even sizes, got width {width}, height {height}")
 

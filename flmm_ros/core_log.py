@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
 class _ToNode(logging.Handler):
-    def __init__(self, logger: Any) -> None:
+    def __init__(self, logger: Any, said: Callable[[str], None]) -> None:
         super().__init__(logging.INFO)
         self._logger = logger
+        self._said = said
 
     def emit(self, record: logging.LogRecord) -> None:
+        self._said(record.getMessage())
         if record.levelno >= logging.WARNING:  # rclpy allows one severity for each line of code
             self._logger.warning(record.getMessage())
         else:
@@ -21,13 +23,14 @@ class _ToNode(logging.Handler):
 
 
 @contextmanager
-def core_log(logger: Any) -> Iterator[None]:
+def core_log(logger: Any, said: Callable[[str], None]) -> Iterator[None]:
     """Pass what the library logs inside the block on to a node's logger, from INFO on.
 
     Args:
         logger: of a node.
+        said: is told each line, too.
     """
-    core, handler = logging.getLogger("flmm_core"), _ToNode(logger)
+    core, handler = logging.getLogger("flmm_core"), _ToNode(logger, said)
     level = core.level
     core.addHandler(handler)
     core.setLevel(logging.INFO)

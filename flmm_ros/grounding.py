@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from builtin_interfaces.msg import Time as TimeMsg
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType
 from rclpy.qos import QoSProfile
 from rclpy.subscription import MessageInfo
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 
 from flmm_core.config import GroundingConfig
@@ -25,10 +27,12 @@ from flmm_core.errors import CommandError, MemoryFullError
 from flmm_core.types import GroundedAnswer
 from flmm_ros import conversions, parameters, qos
 from flmm_ros.core_log import core_log
+from flmm_ros.health import Health
 from flmm_ros.msg import GroundedAnswer as GroundedAnswerMsg
 from flmm_ros.msg import StageDurations
 from flmm_ros.requests import (
     Arrival,
+    ImageMessage,
     LatestImage,
     RefusedError,
     Request,
@@ -40,6 +44,9 @@ from flmm_ros.requests import (
 )
 from flmm_ros.spinning import RunnableNode, one_line
 from flmm_ros.worker import Worker
+
+_DIAGNOSTICS = 1.0
+"""Seconds between two diagnostics."""
 
 _SENDING = 0.3
 """Seconds for an answer that is ready at the last moment to be handed to the middleware."""
@@ -56,6 +63,12 @@ class Pipeline(Protocol):
 
     def refer(self, image: Any, phrases: Sequence[str]) -> GroundedAnswer:
         """Ground given phrases."""
+
+    def describe(self) -> Mapping[str, str]:
+        """What it is and where it runs, for people."""
+
+    def device_memory(self) -> int:
+        """Bytes that it has on a GPU; 0 without one."""
 
 
 def load_pipeline(config: GroundingConfig) -> Pipeline:
@@ -83,7 +96,13 @@ class GroundingNode(RunnableNode):
         self._load = load
         self._config = parameters.declare_grounding(self)
         self._ids = itertools.count(1)
+        self._image_type: type[ImageMessage] = Image
+        self._image_topic = "image"
+        if parameters.value(self, "image_transport") == "compressed":  # beside the topic that `image` is remapped to
+            self._image_type, self._image_topic = CompressedImage, f"{self.resolve_topic_name('image')}/compressed"
         self._latest = LatestImage()
+        self._health = Health()
+        self._pipeline: Pipeline | None = None
         self._converted: tuple[Arrival, np.ndarray, Header] | None = None
         """The image of the last command."""
         self._worker: Worker[Request] = Worker(
@@ -91,6 +110,8 @@ class GroundingNode(RunnableNode):
         )
         self._make_publishers()
         self._make_subscriptions()
+        # By a clock that goes on when simulated time stands still.
+        self.create_timer(_DIAGNOSTICS, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._worker.start()
 
     def _make_publishers(self) -> None:
@@ -99,10 +120,11 @@ class GroundingNode(RunnableNode):
         self._texts = self.create_publisher(String, "~/answer_text", qos.commands(), qos_overriding_options=overrides)
         self._label_maps = self.create_publisher(Image, "~/label_mask", qos.images(), qos_overriding_options=overrides)
         self._overlays = self.create_publisher(Image, "~/overlay", qos.images(), qos_overriding_options=overrides)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.diagnostics())
 
     def _make_subscriptions(self) -> None:
         chat, refer = GroundedAnswerMsg.MODE_CHAT, GroundedAnswerMsg.MODE_REFER
-        self._subscribe(Image, "image", self._on_image, qos.camera())
+        self._subscribe(self._image_type, self._image_topic, self._on_image, qos.camera())
         self._subscribe(String, "command", lambda serialized, info: self._on_command(serialized, info, chat), qos.commands())
         self._subscribe(String, "phrase", lambda serialized, info: self._on_command(serialized, info, refer), qos.commands())
 
@@ -119,7 +141,9 @@ class GroundingNode(RunnableNode):
     def _on_image(self, serialized: bytes, _: MessageInfo) -> None:
         try:
             self._latest.put(serialized, self.get_clock().now())
+            self._health.image()
         except Exception as error:
+            self._health.unreadable()
             self.get_logger().error(f"image dropped: {one_line(error)}")
 
     def _on_command(self, serialized: bytes, info: MessageInfo, mode: int) -> None:
@@ -133,6 +157,21 @@ class GroundingNode(RunnableNode):
             self._refuse(request, refusal)
         except Exception as error:
             self._refuse(request, _model_failure(error))
+
+    def _publish_diagnostics(self) -> None:
+        try:
+            status = self._health.status(
+                self.get_fully_qualified_name(),
+                waiting=self._worker.waiting,
+                capacity=parameters.value(self, "queue_size"),
+                oldest_image=parameters.value(self, "max_image_age", float),
+                slow_answer=parameters.value(self, "slow_answer", float),
+                device_memory=self._pipeline.device_memory() if self._pipeline else 0,
+            )
+            header = Header(stamp=self.get_clock().now().to_msg())
+            self._diagnostics.publish(DiagnosticArray(header=header, status=[status]))
+        except Exception as error:
+            self.get_logger().error(f"no diagnostics: {one_line(error)}")
 
     def _no_room(self) -> RefusedError:
         if self._worker.closed:
@@ -150,17 +189,20 @@ class GroundingNode(RunnableNode):
     def _prepare(self) -> None:
         began = time.monotonic()
         self.get_logger().info("loading the model ...")
-        with core_log(self.get_logger()):
-            self._pipeline = self._load(self._config)
+        with core_log(self.get_logger(), self._health.progress):
+            pipeline = self._load(self._config)
         # A first pass over a grey image in both modes: the first command is then as fast as the others, and parts that
         # do not fit together are noticed now.
-        grey = self._pipeline.encode(np.full((240, 320, 3), 128, np.uint8))
-        self._pipeline.refer(grey, ["thing"])
-        self._pipeline.chat(grey, "thing", max_new_tokens=2)
+        grey = pipeline.encode(np.full((240, 320, 3), 128, np.uint8))
+        pipeline.refer(grey, ["thing"])
+        pipeline.chat(grey, "thing", max_new_tokens=2)
+        self._pipeline = pipeline
+        self._health.ready(pipeline.describe())
         self.get_logger().info(f"ready: the model was loaded in {time.monotonic() - began:.1f} s")
 
     def _on_failure(self, error: BaseException) -> None:
         self.failure = f"cannot serve: {one_line(error)}"
+        self._health.failed(self.failure)
 
     def _handle(self, request: Request) -> None:
         try:
@@ -179,9 +221,10 @@ class GroundingNode(RunnableNode):
         began = time.monotonic()
         arrival, replaced = self._latest.get()
         if arrival is None:
-            topic = self.resolve_topic_name("image")
+            topic = self.resolve_topic_name(self._image_topic)
             raise no_image(topic, self.count_publishers(topic))
         image, header, conversion = self._convert(arrival)
+        assert self._pipeline is not None, "commands are worked off once it is loaded"
         words = clean_text(request.text, parameters.value(self, "max_command_length"))
         if request.mode == GroundedAnswerMsg.MODE_REFER:
             answer = self._pipeline.refer(self._pipeline.encode(image), [words])
@@ -211,6 +254,7 @@ class GroundingNode(RunnableNode):
         )
         if not self._reply(request, message):
             return  # the node is ending and has refused it, or it cannot be sent
+        self._health.answered(message.durations, replaced)
         self._publish_images(message, answer, image)
         self.get_logger().info(
             f"request {request.request_id}: {len(answer.phrases)} phrases in {message.durations.total:.2f} s"
@@ -228,12 +272,11 @@ class GroundingNode(RunnableNode):
             _, image, header = self._converted
             self._check_age(arrival, header)
             return image, header, time.monotonic() - began
-        message = decode_image(arrival)
+        message = decode_image(arrival, self._image_type)
         self._check_age(arrival, message.header)
+        read = conversions.image_from_message if isinstance(message, Image) else conversions.image_from_compressed
         try:
-            image = conversions.image_from_message(
-                message, parameters.value(self, "max_image_pixels"), parameters.value(self, "significant_bits")
-            )
+            image = read(message, parameters.value(self, "max_image_pixels"), parameters.value(self, "significant_bits"))
         except conversions.BadImageError as error:
             raise RefusedError(GroundedAnswerMsg.STATUS_BAD_IMAGE, one_line(error), message.header) from error
         self._converted = (arrival, image, message.header)
@@ -284,11 +327,21 @@ class GroundingNode(RunnableNode):
         command = request.text[: parameters.value(self, "max_command_length")] if too_long else request.text
         if not self._reply(request, _refusal_message(request, refusal, command)):
             return
+        self._health.refused(refusal.status, refusal.reason)
+        self._say_refusal(request, refusal)
         line = f"request {request.request_id} refused: {refusal.reason}"
         if refusal.status == GroundedAnswerMsg.STATUS_MODEL_FAILURE:
             self.get_logger().error(line)
         else:  # rclpy allows one severity for each line of code
             self.get_logger().warning(line)
+
+    def _say_refusal(self, request: Request, refusal: RefusedError) -> None:
+        """For who listens only: a question is never met with silence."""
+        try:
+            if request.mode == GroundedAnswerMsg.MODE_CHAT:
+                self._texts.publish(String(data=refusal.reason))
+        except Exception as error:
+            self.get_logger().error(f"request {request.request_id}: its refusal cannot be said: {one_line(error)}")
 
 
 def _refusal_message(request: Request, refusal: RefusedError, command: str) -> GroundedAnswerMsg:

@@ -20,6 +20,13 @@ from flmm_core.config import GroundingConfig, Tunable, tunables
 
 NODE_TUNABLES = (
     Tunable(
+        "image_transport",
+        str,
+        "raw",
+        "Whether to read images themselves, or the JPEG or PNG images of image_transport beside them (image/compressed).",
+        choices=("raw", "compressed"),
+    ),
+    Tunable(
         "max_image_age",
         float,
         5.0,
@@ -65,10 +72,21 @@ NODE_TUNABLES = (
         minimum=1,
         maximum=1000,
     ),
+    Tunable(
+        "slow_answer",
+        float,
+        0.0,
+        "Diagnostics warn when one answer in twenty takes longer than this; 0: never.",
+        unit="s",
+        minimum=0.0,
+        maximum=3600.0,
+    ),
 )
 """What the node adds to the tunables of grounding."""
 
-CHANGEABLE = frozenset({"max_new_tokens", "max_image_age", "max_image_pixels", "significant_bits", "max_command_length"})
+CHANGEABLE = frozenset(
+    {"max_new_tokens", "max_image_age", "max_image_pixels", "significant_bits", "max_command_length", "slow_answer"}
+)
 """Parameters that take effect while the node runs; the others are read-only."""
 
 _IMPLICIT = ("use_sim_time", "start_type_description_service", "qos_overrides")

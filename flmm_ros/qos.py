@@ -29,6 +29,11 @@ def images() -> QoSProfile:
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=5, reliability=QoSReliabilityPolicy.RELIABLE)
 
 
+def diagnostics() -> QoSProfile:
+    """As every other publisher of /diagnostics has it."""
+    return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=10, reliability=QoSReliabilityPolicy.RELIABLE)
+
+
 def overridable() -> QoSOverridingOptions:
     """Declare history, depth and reliability as read-only parameters of the topic."""
     return QoSOverridingOptions.with_default_policies()

@@ -6,13 +6,16 @@ import threading
 import time
 import unicodedata
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from rclpy.serialization import deserialize_message
 from rclpy.time import Time
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 
 from flmm_ros.msg import GroundedAnswer
+
+ImageMessage: TypeAlias = Image | CompressedImage
 
 
 class RefusedError(Exception):
@@ -118,14 +121,18 @@ def no_image(topic: str, publishers: int) -> RefusedError:
     return RefusedError(GroundedAnswer.STATUS_NO_IMAGE, reason)
 
 
-def decode_image(arrival: Arrival) -> Image:
+def decode_image(arrival: Arrival, kind: type[ImageMessage]) -> ImageMessage:
     """Read the message.
+
+    Args:
+        arrival: as it came.
+        kind: of message.
 
     Raises:
         RefusedError: it is malformed, or has a stamp that no clock gives.
     """
     try:
-        message = deserialize_message(arrival.serialized, Image)
+        message = deserialize_message(arrival.serialized, kind)
     except Exception as error:
         reason = "the newest image message is malformed"
         raise RefusedError(GroundedAnswer.STATUS_BAD_IMAGE, reason) from error

@@ -68,6 +68,11 @@ class Worker(Generic[T]):
             return True
 
     @property
+    def waiting(self) -> int:
+        """Commands in the queue."""
+        return len(self._waiting)
+
+    @property
     def closed(self) -> bool:
         """Whether the worker takes no more commands."""
         return self._closed

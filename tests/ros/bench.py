@@ -33,13 +33,15 @@ class Bench:
 
     client: AskClient
     name: str
+    image_type: type = Image
+    image_topic: str = "image"
     texts: list = field(default_factory=list)
     label_maps: list = field(default_factory=list)
 
     def __post_init__(self):
         node, namespace = self.client.node, self.name.rsplit("/", 1)[0]
         # Reliable, so that a test's one image arrives; the node's own reader asks for less.
-        self.images = node.create_publisher(Image, f"{namespace}/image", QoSProfile(depth=5))
+        self.images = node.create_publisher(self.image_type, f"{namespace}/{self.image_topic}", QoSProfile(depth=5))
         self.commands = node.create_publisher(String, f"{namespace}/command", qos.commands())
         self.replies = self.client.replies
         node.create_subscription(String, f"{self.name}/answer_text", self.texts.append, qos.commands())

@@ -50,13 +50,13 @@ def start_scripted(processes):
     """Start a scripted node in a namespace of its own; returns its bench."""
     clients = []
 
-    def start(namespace, *parameters, meanwhile=processes.check):
+    def start(namespace, *parameters, meanwhile=processes.check, **images):
         arguments = ["--ros-args", "-r", f"__ns:=/{namespace}"]
         for parameter in parameters:
             arguments += ["-p", parameter]
         child = processes.start(namespace, SCRIPTED, arguments)
         clients.append(AskClient(f"/{namespace}/grounding"))
-        bench = Bench(clients[-1], f"/{namespace}/grounding")
+        bench = Bench(clients[-1], f"/{namespace}/grounding", **images)
         bench.process = child
         bench.connect(meanwhile)
         return bench

@@ -60,6 +60,12 @@ class ScriptedPipeline:
             return self._answer(" ".join(str(round(v)) for v in self.image.reshape(-1, 3).mean(axis=0)), 0)
         return self._answer(f"It said: {text}", 1)
 
+    def describe(self):
+        return {"lmm": "scripted", "device": "imagination", "heads backend": "none"}
+
+    def device_memory(self):
+        return 5_000_000
+
     def refer(self, image, phrases):
         self.history.append(f"refer {phrases[0]}")
         return self._answer(phrases[0], 1, len(phrases[0]))

@@ -1,0 +1,116 @@
+"""/diagnostics, and that a refusal is heard."""
+
+import time
+
+import pytest
+from bench import Bench
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+
+from flmm_ros import qos
+from flmm_ros.health import Health, percentile
+from flmm_ros.msg import GroundedAnswer, StageDurations
+
+LIMITS = {"waiting": 0, "capacity": 8, "oldest_image": 5.0, "slow_answer": 0.0, "device_memory": 0}
+
+
+def said(health, **changed):
+    status = health.status("/grounding", **{**LIMITS, **changed})
+    return status.level, status.message, {value.key: value.value for value in status.values}
+
+
+@pytest.fixture
+def ready():
+    health = Health()
+    health.ready({"lmm": "tiny", "device": "cpu"})
+    health.image()
+    return health
+
+
+def test_percentiles():
+    assert [percentile(range(1, 101), share) for share in (0.0, 0.5, 0.95, 1.0)] == [1, 50, 95, 100]
+    assert percentile([3.0], 0.95) == 3.0 and percentile([2.0, 1.0], 0.5) == 1.0
+
+
+def test_states():
+    health = Health()
+    assert said(health)[:2] == (DiagnosticStatus.WARN, "loading the model")
+    health.progress("building unet: 40 %, about 30 s left")
+    level, message, values = said(health)
+    assert (level, message) == (DiagnosticStatus.WARN, "loading the model: building unet: 40 %, about 30 s left")
+    assert values["state"] == "loading" and values["image age, s"] == "none yet"
+    health.ready({"heads backend": "onnx"})
+    level, message, values = said(health)
+    assert (level, message, values["heads backend"]) == (DiagnosticStatus.WARN, "no image: none has arrived yet", "onnx")
+    assert said(health, oldest_image=0.0)[:2] == (DiagnosticStatus.OK, "ready")
+    health.image()
+    assert said(health)[:2] == (DiagnosticStatus.OK, "ready")
+    health.failed("cannot serve: gone")
+    assert said(health)[:2] == (DiagnosticStatus.ERROR, "cannot serve: gone")
+
+
+def test_warnings(ready):
+    assert said(ready, waiting=8)[:2] == (DiagnosticStatus.WARN, "busy: 8 commands are waiting (queue_size)")
+    assert said(ready, oldest_image=1e-9)[1].startswith("no image: the last came 0.0 s ago")
+    for total in (0.1, 0.2, 3.0):
+        ready.answered(StageDurations(total=total, lmm=total / 2), skipped=2)
+    level, message, values = said(ready, slow_answer=1.0)
+    assert (level, message) == (DiagnosticStatus.WARN, "slow: 5 % of the last answers took 3.00 s or more (slow_answer)")
+    assert said(ready, slow_answer=4.0)[0] == DiagnosticStatus.OK
+    assert values["total p50 / p95, s"] == "0.200 / 3.000" and values["lmm p50 / p95, s"] == "0.100 / 1.500"
+    assert values["answers"] == "3" and values["images skipped"] == "6"
+    ready.refused(GroundedAnswer.STATUS_BUSY, "busy")
+    assert said(ready)[0] == DiagnosticStatus.OK
+    ready.refused(GroundedAnswer.STATUS_OUT_OF_MEMORY, "too little memory")
+    level, message, values = said(ready, device_memory=3_000_000)
+    assert (level, message) == (DiagnosticStatus.WARN, "too little memory")
+    assert (values["refusals"], values["refused, busy"], values["refused, out of memory"]) == ("2", "1", "1")
+    assert values["device memory, MB"] == "3" and int(values["process memory, MB"]) > 10
+
+
+def test_image_rate(ready):
+    for _ in range(4):
+        time.sleep(0.02)
+        ready.image()
+    assert 10 < float(said(ready)[2]["image rate, Hz"]) < 60
+
+
+class Listener:
+    """What /diagnostics says of one node."""
+
+    def __init__(self, bench: Bench):
+        self.bench, self.statuses = bench, []
+        bench.client.node.create_subscription(DiagnosticArray, "/diagnostics", self.take, qos.diagnostics())
+
+    def take(self, message):
+        assert message.header.stamp.sec > 0
+        self.statuses += [status for status in message.status if status.name == f"{self.bench.name}: grounding"]
+
+    def next(self):
+        self.statuses.clear()
+        self.bench.until(lambda: bool(self.statuses))
+        return self.statuses[-1], {value.key: value.value for value in self.statuses[-1].values}
+
+
+def test_the_node_reports(bench):
+    listener = Listener(bench)
+    bench.show()
+    before = listener.next()[1]
+    bench.ask("hello")
+    bench.ask("fail")
+    status, values = listener.next()
+    assert (status.level, status.message) == (DiagnosticStatus.WARN, "the model failed: scripted failure")
+    assert status.hardware_id == "imagination"
+    assert (values["state"], values["lmm"], values["heads backend"]) == ("ready", "scripted", "none")
+    assert int(values["answers"]) == int(before["answers"]) + 1
+    assert int(values["refused, model failure"]) == int(before.get("refused, model failure", 0)) + 1
+    assert values["commands waiting"] == "0 of 8" and values["device memory, MB"] == "5"
+    assert int(values["images received"]) >= 1 and "total p50 / p95, s" in values
+
+
+def test_a_refusal_is_heard_by_who_listens_only(bench):
+    bench.show()
+    assert bench.ask("  ").status == GroundedAnswer.STATUS_EMPTY_COMMAND
+    bench.until(lambda: "the command is empty" in [text.data for text in bench.texts])
+    assert bench.ask("  ", refer=True).status == GroundedAnswer.STATUS_EMPTY_COMMAND
+    bench.ask("hello")
+    assert [text.data for text in bench.texts].count("the command is empty") == 1
