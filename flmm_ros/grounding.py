@@ -32,7 +32,6 @@ from flmm_ros.msg import GroundedAnswer as GroundedAnswerMsg
 from flmm_ros.msg import StageDurations
 from flmm_ros.requests import (
     Arrival,
-    ImageMessage,
     LatestImage,
     RefusedError,
     Request,
@@ -96,10 +95,6 @@ class GroundingNode(RunnableNode):
         self._load = load
         self._config = parameters.declare_grounding(self)
         self._ids = itertools.count(1)
-        self._image_type: type[ImageMessage] = Image
-        self._image_topic = "image"
-        if parameters.value(self, "image_transport") == "compressed":  # beside the topic that `image` is remapped to
-            self._image_type, self._image_topic = CompressedImage, f"{self.resolve_topic_name('image')}/compressed"
         self._latest = LatestImage()
         self._health = Health()
         self._pipeline: Pipeline | None = None
@@ -124,13 +119,26 @@ class GroundingNode(RunnableNode):
 
     def _make_subscriptions(self) -> None:
         chat, refer = GroundedAnswerMsg.MODE_CHAT, GroundedAnswerMsg.MODE_REFER
-        self._subscribe(self._image_type, self._image_topic, self._on_image, qos.camera())
+        if self._compressed:
+            self._subscribe(CompressedImage, "image/compressed", self._on_image, qos.camera())
+        else:
+            self._subscribe(Image, "image", self._on_image, qos.camera())
         self._subscribe(String, "command", lambda serialized, info: self._on_command(serialized, info, chat), qos.commands())
         self._subscribe(String, "phrase", lambda serialized, info: self._on_command(serialized, info, refer), qos.commands())
 
     def _subscribe(self, kind: type, topic: str, callback: Callable[[bytes, MessageInfo], None], profile: QoSProfile) -> None:
         """Receive serialized messages: a malformed one is refused like any other, and most images are never read."""
+        topic = self._beside(topic)
         self.create_subscription(kind, topic, callback, profile, raw=True, qos_overriding_options=qos.overridable())
+
+    def _beside(self, topic: str) -> str:
+        """``image/compressed`` lies beside the topic that ``image`` is remapped to."""
+        base, _, rest = topic.partition("/")
+        return f"{self.resolve_topic_name(base)}/{rest}" if rest else topic
+
+    @property
+    def _compressed(self) -> bool:
+        return bool(parameters.value(self, "image_transport") == "compressed")
 
     def close(self, timeout: float) -> None:
         """Refuse what waits, and let the command in work finish; refuse it too if it takes longer than ``timeout``."""
@@ -221,7 +229,7 @@ class GroundingNode(RunnableNode):
         began = time.monotonic()
         arrival, replaced = self._latest.get()
         if arrival is None:
-            topic = self.resolve_topic_name(self._image_topic)
+            topic = self.resolve_topic_name(self._beside("image/compressed" if self._compressed else "image"))
             raise no_image(topic, self.count_publishers(topic))
         image, header, conversion = self._convert(arrival)
         assert self._pipeline is not None, "commands are worked off once it is loaded"
@@ -272,7 +280,7 @@ class GroundingNode(RunnableNode):
             _, image, header = self._converted
             self._check_age(arrival, header)
             return image, header, time.monotonic() - began
-        message = decode_image(arrival, self._image_type)
+        message = decode_image(arrival, CompressedImage if self._compressed else Image)
         self._check_age(arrival, message.header)
         read = conversions.image_from_message if isinstance(message, Image) else conversions.image_from_compressed
         try:

@@ -89,7 +89,9 @@ def test_topics(node):
 
 def test_inputs_are_known():
     """Those that the shell blocks of the documents may remap, as test_documentation.py lists them."""
-    assert {topic for topic, direction, _ in topics("grounding") if direction == "in"} == {"image", "command", "phrase"}
+    assert {topic for topic, direction, _ in topics("grounding") if direction == "in"} == {
+        "image", "image/compressed", "command", "phrase",
+    }  # fmt: skip
 
 
 def test_encodings():

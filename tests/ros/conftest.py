@@ -50,8 +50,10 @@ def start_scripted(processes):
     """Start a scripted node in a namespace of its own; returns its bench."""
     clients = []
 
-    def start(namespace, *parameters, meanwhile=processes.check, **images):
+    def start(namespace, *parameters, meanwhile=processes.check, remap=(), **images):
         arguments = ["--ros-args", "-r", f"__ns:=/{namespace}"]
+        for rule in remap:
+            arguments += ["-r", rule]
         for parameter in parameters:
             arguments += ["-p", parameter]
         child = processes.start(namespace, SCRIPTED, arguments)

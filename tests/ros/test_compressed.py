@@ -72,10 +72,14 @@ def test_damaged_data(kind):
 
 def test_the_node_reads_them(start_scripted):
     bench = start_scripted(
-        "squeezed", "image_transport:=compressed", image_type=CompressedImage, image_topic="image/compressed"
+        "squeezed",
+        "image_transport:=compressed",
+        remap=["image:=front/image_raw"],
+        image_type=CompressedImage,
+        image_topic="front/image_raw/compressed",
     )
     reply = bench.ask("mean")
-    assert reply.status == GroundedAnswer.STATUS_NO_IMAGE and "/squeezed/image/compressed" in reply.reason
+    assert reply.status == GroundedAnswer.STATUS_NO_IMAGE and "/squeezed/front/image_raw/compressed" in reply.reason
     reply = bench.ask_about(compressed(IMAGE, "png"), "mean")
     assert (reply.status, reply.answer) == (GroundedAnswer.STATUS_ANSWERED, "200 100 50")
     refused = bench.ask_about(CompressedImage(format="jpeg", data=b"broken"))
