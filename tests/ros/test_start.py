@@ -155,6 +155,7 @@ def test_heads_on_onnx(models, log_dir, tmp_path):
             with AskClient(f"/{name}/grounding") as client:
                 bench = Bench(client, f"/{name}/grounding")
                 bench.connect(lambda: None)
+                client.ask("nothing", timeout=180.0)  # loading, and exporting where that is to be done
                 bench.show(image_of(pixels))
                 reply = bench.ask("the red mug", refer=True)
             assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
