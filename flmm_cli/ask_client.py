@@ -17,7 +17,7 @@ from flmm_ros.msg import GroundedAnswer
 
 T = TypeVar("T")
 
-_SETTLING = 0.3
+_SETTLING = 1.0
 """Seconds between seeing the node and sending: the node must have seen this client too."""
 _ROUNDING = 1000
 """Nanoseconds by which a stamp may differ from the clock that it was read from: middlewares keep binary fractions."""

@@ -155,7 +155,10 @@ def test_heads_on_onnx(models, log_dir, tmp_path):
             with AskClient(f"/{name}/grounding") as client:
                 bench = Bench(client, f"/{name}/grounding")
                 bench.connect(lambda: None)
-                client.ask("nothing", timeout=180.0)  # loading, and exporting where that is to be done
+                deadline = time.monotonic() + 180  # loading takes long where networks are exported
+                while "ready: the model was loaded" not in (log_dir / f"{name}.log").read_text():
+                    assert process.poll() is None and time.monotonic() < deadline, (log_dir / f"{name}.log").read_text()
+                    bench.client.spin(0.1)
                 bench.show(image_of(pixels))
                 reply = bench.ask("the red mug", refer=True)
             assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
