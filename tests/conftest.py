@@ -40,3 +40,21 @@ def renderer(open_renderer):
     """A renderer of the camera's size."""
     with open_renderer() as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def heads():
+    """Tiny random grounding heads."""
+    from tiny_models import tiny_heads
+
+    return tiny_heads().eval()
+
+
+@pytest.fixture(scope="module")
+def folder(heads, tmp_path_factory):
+    """Exported networks of :func:`heads`; a file that wants another folder has a fixture of this name."""
+    from flmm_core.engines.export import export_networks
+
+    out = tmp_path_factory.mktemp("engines") / "fp32"
+    export_networks(heads, out)
+    return out

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from engine_checks import compare
 from segment_anything.build_sam import _build_sam
 from tiny_models import random_image, save_model, tiny_heads
 
@@ -25,18 +26,6 @@ from flmm_core.sam_refiner import RefinerConfig, SamRefiner
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def heads():
-    return tiny_heads().eval()
-
-
-@pytest.fixture(scope="module")
-def folder(heads, tmp_path_factory):
-    out = tmp_path_factory.mktemp("engines") / "fp32"
-    export_networks(heads, out)
-    return out
-
-
 @pytest.fixture
 def copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
@@ -50,16 +39,6 @@ def parts(tmp_path_factory):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def compare(engine, heads, network, **shape):
-    inputs = NetworkSizes.of(heads).examples(network, **shape)
-    with torch.no_grad():
-        expected = module_of(heads, network)(*inputs)
-    expected = expected if isinstance(expected, tuple) else (expected,)
-    for got, want in zip(engine.run(network, inputs), expected, strict=True):
-        assert got.dtype == torch.float32 and got.shape == want.shape
-        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("phrases", [1, 2, 7])

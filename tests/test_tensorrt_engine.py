@@ -6,6 +6,7 @@ import sys
 import fake_tensorrt
 import pytest
 import torch
+from engine_checks import compare
 from tiny_models import save_model, tiny_heads
 
 from flmm_cli.main import main
@@ -14,23 +15,11 @@ from flmm_core.engines.attach import attach_backend
 from flmm_core.engines.cache import engine_cache
 from flmm_core.engines.export import export_networks
 from flmm_core.engines.names import NAMES
-from flmm_core.engines.networks import NetworkSizes, ShapeLimits, module_of
+from flmm_core.engines.networks import NetworkSizes, ShapeLimits
 from flmm_core.engines.tensorrt_engine import TensorrtEngine
 from flmm_core.errors import EngineError
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def heads():
-    return tiny_heads().eval()
-
-
-@pytest.fixture(scope="module")
-def folder(heads, tmp_path_factory):
-    out = tmp_path_factory.mktemp("engines") / "fp32"
-    export_networks(heads, out)
-    return out
 
 
 @pytest.fixture
@@ -43,15 +32,6 @@ def built(tmp_path, monkeypatch):
     fake_tensorrt.BUILT.clear()
     fake_tensorrt.CONFIGS.clear()
     return fake_tensorrt.BUILT
-
-
-def compare(engine, heads, network, **shape):
-    inputs = NetworkSizes.of(heads).examples(network, **shape)
-    with torch.no_grad():
-        expected = module_of(heads, network)(*inputs)
-    expected = expected if isinstance(expected, tuple) else (expected,)
-    for got, want in zip(engine.run(network, inputs), expected, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("phrases", [1, 8, 19])
