@@ -8,7 +8,10 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import rclpy
+from rcl_interfaces.srv import ListParameters
+from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.task import Future
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
@@ -17,8 +20,8 @@ from flmm_ros.msg import GroundedAnswer
 
 T = TypeVar("T")
 
-_SETTLING = 1.0
-"""Seconds between seeing the node and sending: the node must have seen this client too."""
+_PING = 1.0
+"""Seconds after which a question about the way back is asked again."""
 _ROUNDING = 1000
 """Nanoseconds by which a stamp may differ from the clock that it was read from: middlewares keep binary fractions."""
 
@@ -69,6 +72,10 @@ class AskClient:
     def wait_for_node(self, timeout: float, meanwhile: Callable[[], None] | None = None) -> None:
         """Wait until commands and replies can travel.
 
+        That this side sees the node does not mean that the node sees this side: a reply would be lost without a trace. A
+        service is asked for that, with a client made after all else: the middleware announces endpoints in order, so that
+        a node that can answer it knows every publisher and subscription here.
+
         Args:
             timeout: seconds.
             meanwhile: called now and then; may raise to give up early.
@@ -83,7 +90,25 @@ class AskClient:
 
         hint = "is it running, with the same ROS_DOMAIN_ID? (`make run` starts it)"
         self.wait_until(connected, timeout, f"no node {self.node_name} within {timeout:g} s: {hint}", meanwhile)
-        self.spin(_SETTLING)
+        ping: Client = self.node.create_client(ListParameters, f"{self.node_name}/list_parameters")
+        try:
+            self._ping(ping, timeout, meanwhile)
+        finally:
+            self.node.destroy_client(ping)
+
+    def _ping(self, ping: Client, timeout: float, meanwhile: Callable[[], None] | None) -> None:
+        answers: list[Future] = []
+        asked = 0.0
+
+        def answered() -> bool:
+            nonlocal asked
+            if time.monotonic() > asked + _PING and ping.service_is_ready():
+                answers.append(ping.call_async(ListParameters.Request()))
+                asked = time.monotonic()
+            return any(answer.done() for answer in answers)
+
+        complaint = f"{self.node_name} is there but does not answer {ping.srv_name} within {timeout:g} s"
+        self.wait_until(answered, timeout, complaint, meanwhile)
 
     def ask(
         self, text: str, *, refer: bool = False, timeout: float = 60.0, meanwhile: Callable[[], None] | None = None
