@@ -17,21 +17,26 @@ from builtin_interfaces.msg import Time as TimeMsg
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.qos import QoSProfile
+from rclpy.serialization import serialize_message
 from rclpy.subscription import MessageInfo
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 
+from flmm_core import config as core_config
 from flmm_core.config import GroundingConfig
 from flmm_core.drawing.overlay import draw_overlay
-from flmm_core.errors import CommandError, MemoryFullError
+from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
 from flmm_core.types import GroundedAnswer
+from flmm_core.watcher import Watcher
 from flmm_ros import conversions, parameters, qos
 from flmm_ros.core_log import core_log
+from flmm_ros.goals import Goal, GoalServer
 from flmm_ros.health import Health
 from flmm_ros.msg import GroundedAnswer as GroundedAnswerMsg
 from flmm_ros.msg import StageDurations
 from flmm_ros.requests import (
     Arrival,
+    ImageMessage,
     LatestImage,
     RefusedError,
     Request,
@@ -57,10 +62,10 @@ class Pipeline(Protocol):
     def encode(self, image: np.ndarray) -> Any:
         """A handle of ``[H, W, 3]`` uint8 RGB for the commands about it."""
 
-    def chat(self, image: Any, text: str, *, max_new_tokens: int | None = None) -> GroundedAnswer:
+    def chat(self, image: Any, text: str, *, max_new_tokens: int | None = None, watch: Watcher | None = None) -> GroundedAnswer:
         """Answer and ground."""
 
-    def refer(self, image: Any, phrases: Sequence[str]) -> GroundedAnswer:
+    def refer(self, image: Any, phrases: Sequence[str], *, watch: Watcher | None = None) -> GroundedAnswer:
         """Ground given phrases."""
 
     def describe(self) -> Mapping[str, str]:
@@ -97,6 +102,8 @@ class GroundingNode(RunnableNode):
         self._ids = itertools.count(1)
         self._latest = LatestImage()
         self._health = Health()
+        self._requests: dict[Goal, Request] = {}
+        """Of the goals that are not finished."""
         self._pipeline: Pipeline | None = None
         self._converted: tuple[Arrival, np.ndarray, Header] | None = None
         """The image of the last command."""
@@ -105,6 +112,7 @@ class GroundingNode(RunnableNode):
         )
         self._make_publishers()
         self._make_subscriptions()
+        self._goals = GoalServer(self, refusal=self._no_goal, take=self._on_goal, cancelled=self._on_cancelled)
         # By a clock that goes on when simulated time stands still.
         self.create_timer(_DIAGNOSTICS, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._worker.start()
@@ -158,6 +166,28 @@ class GroundingNode(RunnableNode):
         request = Request(next(self._ids), mode, "", info["source_timestamp"])
         try:
             request = replace(request, text=decode_text(serialized))
+        except RefusedError as refusal:
+            self._refuse(request, refusal)
+            return
+        self._offer(request)
+
+    def _on_goal(self, goal: Goal) -> None:
+        now = self.get_clock().now().nanoseconds
+        self._offer(Request(next(self._ids), goal.request.mode, goal.request.text, now, goal))
+
+    def _no_goal(self) -> str:
+        full = self._worker.closed or self._worker.waiting >= parameters.value(self, "queue_size")
+        return self._no_room().reason if full else ""
+
+    def _on_cancelled(self, goal: Goal) -> None:
+        request = self._requests.get(goal)
+        if request is not None:
+            self._refuse(request, _cancelled())
+
+    def _offer(self, request: Request) -> None:
+        if request.goal is not None:
+            self._requests[request.goal] = request
+        try:
             clean_text(request.text, parameters.value(self, "max_command_length"))
             if not self._worker.offer(request):
                 raise self._no_room()
@@ -220,6 +250,8 @@ class GroundingNode(RunnableNode):
         except CommandError as error:
             reason = f"the command cannot be used: {one_line(error)}"
             self._refuse(request, RefusedError(GroundedAnswerMsg.STATUS_BAD_COMMAND, reason))
+        except CommandCancelledError:
+            self._refuse(request, _cancelled())
         except MemoryFullError as error:
             self._refuse(request, RefusedError(GroundedAnswerMsg.STATUS_OUT_OF_MEMORY, one_line(error)))
         except Exception as error:
@@ -227,18 +259,14 @@ class GroundingNode(RunnableNode):
 
     def _answer(self, request: Request) -> None:
         began = time.monotonic()
-        arrival, replaced = self._latest.get()
-        if arrival is None:
-            topic = self.resolve_topic_name(self._beside("image/compressed" if self._compressed else "image"))
-            raise no_image(topic, self.count_publishers(topic))
-        image, header, conversion = self._convert(arrival)
+        image, header, conversion, replaced = self._image_for(request)
         assert self._pipeline is not None, "commands are worked off once it is loaded"
         words = clean_text(request.text, parameters.value(self, "max_command_length"))
         if request.mode == GroundedAnswerMsg.MODE_REFER:
-            answer = self._pipeline.refer(self._pipeline.encode(image), [words])
+            answer = self._pipeline.refer(self._pipeline.encode(image), [words], watch=request.goal)
         else:
-            limit = parameters.value(self, "max_new_tokens")
-            answer = self._pipeline.chat(self._pipeline.encode(image), words, max_new_tokens=limit)
+            limit = self._longest_answer(request)
+            answer = self._pipeline.chat(self._pipeline.encode(image), words, max_new_tokens=limit, watch=request.goal)
         grounded = time.monotonic()
         message = GroundedAnswerMsg(
             header=header,
@@ -263,11 +291,42 @@ class GroundingNode(RunnableNode):
         if not self._reply(request, message):
             return  # the node is ending and has refused it, or it cannot be sent
         self._health.answered(message.durations, replaced)
-        self._publish_images(message, answer, image)
+        self._publish_images(request, message, answer, image)
         self.get_logger().info(
             f"request {request.request_id}: {len(answer.phrases)} phrases in {message.durations.total:.2f} s"
             f" ({replaced} images skipped since the last)"
         )
+
+    def _longest_answer(self, request: Request) -> int:
+        limit = request.goal.request.max_new_tokens if request.goal is not None else 0
+        try:
+            core_config.check("max_new_tokens", limit or 1)
+        except ValueError as error:
+            raise RefusedError(GroundedAnswerMsg.STATUS_BAD_COMMAND, one_line(error)) from error
+        return limit or parameters.value(self, "max_new_tokens")
+
+    def _image_for(self, request: Request) -> tuple[np.ndarray, Header, float, int]:
+        """The image of a goal, or the newest one.
+
+        Returns:
+            Image, its header, the seconds of conversion, and how many images were replaced unread since the last command.
+        """
+        if request.goal is not None and len(request.goal.request.image.data):
+            began = time.monotonic()
+            message = request.goal.request.image
+            return self._read(message), message.header, time.monotonic() - began, 0
+        arrival, replaced = self._latest.get()
+        if arrival is None:
+            topic = self.resolve_topic_name(self._beside("image/compressed" if self._compressed else "image"))
+            raise no_image(topic, self.count_publishers(topic))
+        return *self._convert(arrival), replaced
+
+    def _read(self, message: ImageMessage) -> np.ndarray:
+        read = conversions.image_from_message if isinstance(message, Image) else conversions.image_from_compressed
+        try:
+            return read(message, parameters.value(self, "max_image_pixels"), parameters.value(self, "significant_bits"))
+        except conversions.BadImageError as error:
+            raise RefusedError(GroundedAnswerMsg.STATUS_BAD_IMAGE, one_line(error), message.header) from error
 
     def _convert(self, arrival: Arrival) -> tuple[np.ndarray, Header, float]:
         """The newest image as an array, unless it was converted for the last command.
@@ -282,21 +341,17 @@ class GroundingNode(RunnableNode):
             return image, header, time.monotonic() - began
         message = decode_image(arrival, CompressedImage if self._compressed else Image)
         self._check_age(arrival, message.header)
-        read = conversions.image_from_message if isinstance(message, Image) else conversions.image_from_compressed
-        try:
-            image = read(message, parameters.value(self, "max_image_pixels"), parameters.value(self, "significant_bits"))
-        except conversions.BadImageError as error:
-            raise RefusedError(GroundedAnswerMsg.STATUS_BAD_IMAGE, one_line(error), message.header) from error
+        image = self._read(message)
         self._converted = (arrival, image, message.header)
         return image, message.header, time.monotonic() - began
 
     def _check_age(self, arrival: Arrival, header: Header) -> None:
         check_age(arrival, header, self.get_clock().now(), parameters.value(self, "max_image_age", float))
 
-    def _publish_images(self, message: GroundedAnswerMsg, answer: GroundedAnswer, image: np.ndarray) -> None:
+    def _publish_images(self, request: Request, message: GroundedAnswerMsg, answer: GroundedAnswer, image: np.ndarray) -> None:
         """What goes with an answer. The reply is out: what goes wrong here is no refusal any more."""
         try:
-            if message.mode == GroundedAnswerMsg.MODE_CHAT:
+            if request.spoken:
                 self._texts.publish(String(data=answer.text))
             self._label_maps.publish(conversions.label_map(answer, message.header))
             if self._overlays.get_subscription_count() > 0:
@@ -315,17 +370,23 @@ class GroundingNode(RunnableNode):
         """Send the one reply to a request; False if it has another one, or if a refusal went out in place of this one."""
         if not request.claim():
             return False
-        if failure := self._publish(message):
+        if failure := self._send(request, message):
             refusal = RefusedError(GroundedAnswerMsg.STATUS_MODEL_FAILURE, f"the answer cannot be sent: {failure}")
             self.get_logger().error(f"request {request.request_id} refused: {refusal.reason}")
-            self._publish(_refusal_message(request, refusal, request.text))
+            self._send(request, _refusal_message(request, refusal, request.text))
         request.replied.set()
         return not failure
 
-    def _publish(self, message: GroundedAnswerMsg) -> str:
+    def _send(self, request: Request, message: GroundedAnswerMsg) -> str:
         """Hand a reply to the middleware; returns why that failed, or nothing."""
         try:
-            self._answers.publish(message)
+            if request.goal is None:
+                self._answers.publish(message)
+            else:
+                serialize_message(message)  # a result that cannot be sent would be lost without a word
+                request.goal.finish(message)
+                self._goals.forget(request.goal)
+                self._requests.pop(request.goal, None)
         except Exception as error:
             return one_line(error)
         return ""
@@ -346,7 +407,7 @@ class GroundingNode(RunnableNode):
     def _say_refusal(self, request: Request, refusal: RefusedError) -> None:
         """For who listens only: a question is never met with silence."""
         try:
-            if request.mode == GroundedAnswerMsg.MODE_CHAT:
+            if request.spoken:
                 self._texts.publish(String(data=refusal.reason))
         except Exception as error:
             self.get_logger().error(f"request {request.request_id}: its refusal cannot be said: {one_line(error)}")
@@ -367,6 +428,10 @@ def _refusal_message(request: Request, refusal: RefusedError, command: str) -> G
 
 def _time_message(nanoseconds: int) -> TimeMsg:
     return TimeMsg(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+
+
+def _cancelled() -> RefusedError:
+    return RefusedError(GroundedAnswerMsg.STATUS_CANCELLED, "the client cancelled the command")
 
 
 def _model_failure(error: Exception) -> RefusedError:

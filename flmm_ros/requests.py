@@ -13,6 +13,7 @@ from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 
+from flmm_ros.goals import Goal
 from flmm_ros.msg import GroundedAnswer
 
 ImageMessage: TypeAlias = Image | CompressedImage
@@ -40,11 +41,18 @@ class Request:
     """As it arrived."""
     stamp: int
     """When its sender published it, in nanoseconds of the sender's system clock; 0 if the middleware does not say."""
+    goal: Goal | None = None
+    """Where its reply goes, if it came by the action."""
     arrived: float = field(default_factory=time.monotonic)
     """Seconds on the monotonic clock."""
     replied: threading.Event = field(default_factory=threading.Event, compare=False)
     """Set when the reply has been handed to the middleware."""
     _unclaimed: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @property
+    def spoken(self) -> bool:
+        """Whether its words are for who listens: a question by topic."""
+        return self.goal is None and self.mode == GroundedAnswer.MODE_CHAT
 
     def claim(self) -> bool:
         """Take the right, and the duty, to reply: True for the first caller, whatever its thread, and False for others."""

@@ -80,7 +80,7 @@ def main() -> int:
 
 def _steps() -> Iterable[Step]:
     messages = (ROOT / "CMakeLists.txt", ROOT / "package.xml", *sorted((ROOT / "cmake").glob("*.cmake")))
-    messages += tuple(sorted((ROOT / "msg").glob("*.msg")))
+    messages += (*sorted((ROOT / "msg").glob("*.msg")), *sorted((ROOT / "action").glob("*.action")))
     site_packages = VENV / "lib" / _python_name() / "site-packages"
     return (
         Step("venv", (), _make_venv, VENV / "bin" / "pip"),

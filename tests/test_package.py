@@ -133,13 +133,13 @@ def test_rosdep_installs_the_simulation_on_request_alone():
 
 def test_every_message_is_built_and_every_field_is_explained():
     cmake = (ROOT / "CMakeLists.txt").read_text()
-    for path in (ROOT / "msg").glob("*.msg"):
-        assert f'"msg/{path.name}"' in cmake
+    for path in (*(ROOT / "msg").glob("*.msg"), *(ROOT / "action").glob("*.action")):
+        assert f'"{path.parent.name}/{path.name}"' in cmake
         explained = False
         for line in path.read_text().splitlines():
             if line.startswith("#"):
                 explained = True
-            elif not line.strip():
+            elif not line.strip() or line == "---":
                 explained = False
             else:
                 assert "#" in line or explained, f"{path.name}: {line}"

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from flmm_core.errors import CommandError, MemoryFullError
+from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
 from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
+from flmm_core.watcher import Watcher
 from flmm_ros.grounding_node import main
 
 
@@ -28,15 +29,26 @@ class ScriptedPipeline:
         self.images += 1
         return image
 
-    def chat(self, image, text, *, max_new_tokens=None):
+    def chat(self, image, text, *, max_new_tokens=None, watch=None):
+        watch = watch or Watcher()
+        watch.on_stage("lmm")
         self.history.append(f"chat {text}")
         word, _, argument = text.partition(" ")
         if word == "history":
             return self._answer(", ".join(self.history[:2]), 0)
+        if word == "last":
+            return self._answer(self.history[-2], 0)
         if word == "fail":
             raise RuntimeError("scripted\nfailure")
         if word == "sleep":
             time.sleep(float(argument))
+        if word == "write":  # a word every 50 ms
+            for i in range(int(argument)):
+                time.sleep(0.05)
+                if watch.cancelled():
+                    self.history.append(f"stopped after {i}")
+                    raise CommandCancelledError("command: cancelled")
+                watch.on_text(" ".join(["word"] * (i + 1)))
         if word == "forbidden":
             raise CommandError("text: expected other words")
         if word == "memory":
@@ -66,7 +78,7 @@ class ScriptedPipeline:
     def device_memory(self):
         return 5_000_000
 
-    def refer(self, image, phrases):
+    def refer(self, image, phrases, *, watch=None):
         self.history.append(f"refer {phrases[0]}")
         return self._answer(phrases[0], 1, len(phrases[0]))
 

@@ -1,0 +1,198 @@
+"""The action ~/ground: feedback, cancellation, and one result for each goal."""
+
+import time
+
+import numpy as np
+import pytest
+from action_msgs.msg import GoalStatus
+from bench import IMAGE, image_of
+from rclpy.action import ActionClient
+from sensor_msgs.msg import Image
+
+from flmm_ros.action import Ground
+from flmm_ros.msg import GroundedAnswer
+
+CHAT, REFER = GroundedAnswer.MODE_CHAT, GroundedAnswer.MODE_REFER
+
+
+class Client:
+    """Sends goals to a bench's node."""
+
+    def __init__(self, bench):
+        self.bench = bench
+        self.actions = ActionClient(bench.client.node, Ground, f"{bench.name}/ground")
+        self.feedback = []
+        bench.until(self.actions.server_is_ready)
+
+    def send(self, text, mode=CHAT, **fields):
+        """The accepted goal, or None if it was rejected."""
+        goal = Ground.Goal(mode=mode, text=text, **fields)
+        sent = self.actions.send_goal_async(goal, feedback_callback=lambda said: self.feedback.append(said.feedback))
+        self.bench.until(sent.done)
+        return sent.result() if sent.result().accepted else None
+
+    def result(self, handle):
+        """Status of the goal, and its reply."""
+        wanted = handle.get_result_async()
+        self.bench.until(wanted.done, 20.0)
+        return wanted.result().status, wanted.result().result.reply
+
+    def cancel(self, handle):
+        """Whether the node agreed."""
+        asked = handle.cancel_goal_async()
+        self.bench.until(asked.done)
+        return len(asked.result().goals_canceling) == 1
+
+    def run(self, text, mode=CHAT, **fields):
+        return self.result(self.send(text, mode, **fields))
+
+
+@pytest.fixture
+def client(bench):
+    made = Client(bench)
+    yield made
+    made.actions.destroy()
+
+
+def test_an_answer_comes_with_feedback(bench, client):
+    header = bench.show()
+    status, reply = client.run("write 4")
+    assert status == GoalStatus.STATUS_SUCCEEDED
+    assert (reply.status, reply.answer, reply.mode) == (GroundedAnswer.STATUS_ANSWERED, "It said: write 4", CHAT)
+    assert reply.header == header and len(reply.phrases) == 1 and reply.durations.total > 0.2
+    assert [said.text for said in client.feedback] == ["", "word", "word word", "word word word", "word word word word"]
+    assert {said.stage for said in client.feedback} == {"lmm"}
+    assert reply.command_stamp.sec > 0
+
+
+def test_a_phrase(bench, client):
+    bench.show()
+    status, reply = client.run("the red mug", REFER)
+    assert (status, reply.mode, reply.phrases[0].text) == (GoalStatus.STATUS_SUCCEEDED, REFER, "the red mug")
+
+
+def test_goals_are_answered_to_their_client_alone(bench, client):
+    bench.show()
+    bench.replies.clear()
+    client.run("hello")
+    bench.client.spin(0.3)
+    assert not bench.replies and "It said: hello" not in [text.data for text in bench.texts]
+
+
+def test_an_image_of_its_own(bench, client):
+    bench.show()
+    blue = image_of(np.full((10, 20, 3), (1, 2, 250), np.uint8))
+    blue.header.frame_id, blue.header.stamp.sec = "gripper", 5  # of any age
+    status, reply = client.run("mean", image=blue)
+    assert (status, reply.answer, reply.header) == (GoalStatus.STATUS_SUCCEEDED, "1 2 250", blue.header)
+    assert (reply.image_width, reply.image_height) == (20, 10)
+    status, reply = client.run("mean")
+    assert reply.answer == "200 100 50"
+    status, reply = client.run("mean", image=Image(encoding="rgb9", data=[1]))
+    assert (status, reply.status) == (GoalStatus.STATUS_ABORTED, GroundedAnswer.STATUS_BAD_IMAGE)
+    assert "'rgb9'" in reply.reason
+
+
+def test_a_longest_answer_of_its_own(bench, client):
+    bench.show()
+    assert client.run("tokens", max_new_tokens=7)[1].answer == "limit 7"
+    assert client.run("tokens")[1].answer == "limit 64"
+    status, reply = client.run("tokens", max_new_tokens=5000)
+    assert (status, reply.status) == (GoalStatus.STATUS_ABORTED, GroundedAnswer.STATUS_BAD_COMMAND)
+    assert reply.reason == "max_new_tokens: expected 1 to 1024 tokens, got 5000"
+
+
+def test_refusals_abort(bench, client):
+    bench.show()
+    for text, expected in (
+        ("  ", GroundedAnswer.STATUS_EMPTY_COMMAND),
+        ("x" * 501, GroundedAnswer.STATUS_COMMAND_TOO_LONG),
+        ("fail", GroundedAnswer.STATUS_MODEL_FAILURE),
+        ("forbidden", GroundedAnswer.STATUS_BAD_COMMAND),
+        ("unsendable", GroundedAnswer.STATUS_MODEL_FAILURE),
+    ):
+        status, reply = client.run(text)
+        assert (status, reply.status) == (GoalStatus.STATUS_ABORTED, expected), text
+        assert reply.reason
+    assert client.send("hello", mode=9) is None
+
+
+def test_the_goal_in_work_is_cancelled_within_a_word(bench, client):
+    bench.show()
+    handle = client.send("write 200")
+    bench.until(lambda: len(client.feedback) > 2)
+    asked = time.monotonic()
+    assert client.cancel(handle)
+    status, reply = client.result(handle)
+    assert (status, reply.status) == (GoalStatus.STATUS_CANCELED, GroundedAnswer.STATUS_CANCELLED)
+    assert reply.reason == "the client cancelled the command"
+    assert bench.ask("last").answer.startswith("stopped after ")
+    assert time.monotonic() - asked < 1.5
+    words = len(client.feedback)
+    bench.client.spin(0.3)
+    assert len(client.feedback) == words, "expected no feedback of a cancelled goal"
+
+
+def test_a_waiting_goal_is_cancelled_at_once(bench, client):
+    bench.show()
+    first, second = client.send("write 20"), client.send("count")
+    assert client.cancel(second)
+    status, reply = client.result(second)
+    assert (status, reply.status) == (GoalStatus.STATUS_CANCELED, GroundedAnswer.STATUS_CANCELLED)
+    status, reply = client.result(first)
+    assert (status, reply.answer) == (GoalStatus.STATUS_SUCCEEDED, "It said: write 20")
+    before = int(bench.ask("count").answer.removeprefix("call "))
+    assert int(bench.ask("count").answer.removeprefix("call ")) == before + 1
+
+
+def test_what_is_finished_cannot_be_cancelled(bench, client):
+    bench.show()
+    handle = client.send("hello")
+    client.result(handle)
+    assert not client.cancel(handle)
+    assert client.result(handle)[0] == GoalStatus.STATUS_SUCCEEDED
+
+
+def test_cancelling_in_the_last_word_gives_one_result(bench, client):
+    bench.show()
+    for words in (1, 2, 3):
+        handle = client.send(f"write {words}")
+        time.sleep(0.05 * words)
+        agreed = client.cancel(handle)
+        status, reply = client.result(handle)
+        if agreed:
+            assert (status, reply.status) == (GoalStatus.STATUS_CANCELED, GroundedAnswer.STATUS_CANCELLED)
+        else:
+            assert (status, reply.status) == (GoalStatus.STATUS_SUCCEEDED, GroundedAnswer.STATUS_ANSWERED)
+
+
+def test_goals_beyond_the_queue_are_rejected(bench, client):
+    bench.show()
+    running = client.send("write 10")
+    bench.until(lambda: len(client.feedback) > 0)
+    waiting = [client.send("hello") for _ in range(8)]
+    assert all(waiting) and client.send("hello") is None
+    assert [client.result(handle)[0] for handle in (running, *waiting)] == [GoalStatus.STATUS_SUCCEEDED] * 9
+
+
+def test_a_client_that_goes_away_leaves_a_serving_node(bench):
+    bench.show()
+    for _ in range(3):
+        client = Client(bench)
+        client.send("write 3")
+        client.actions.destroy()
+    assert bench.ask("hello").answer == "It said: hello"
+
+
+def test_a_node_that_ends_answers_its_goals(start_scripted):
+    bench = start_scripted("ending")
+    client = Client(bench)
+    bench.images.publish(image_of(IMAGE))
+    handles = [client.send("sleep 20"), client.send("hello")]
+    wanted = [handle.get_result_async() for handle in handles]
+    bench.client.spin(0.5)
+    bench.process.terminate()
+    bench.until(lambda: all(one.done() for one in wanted), 10.0)
+    assert [one.result().result.reply.status for one in wanted] == [GroundedAnswer.STATUS_SHUTTING_DOWN] * 2
+    assert {one.result().status for one in wanted} == {GoalStatus.STATUS_ABORTED}
+    assert bench.process.wait(timeout=5) == 0
