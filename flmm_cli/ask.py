@@ -58,7 +58,9 @@ def _show(reply: GroundedAnswer) -> None:
             if phrase.absent
             else f"{place if roi.width else 'no mask'}, score {phrase.score:.2f}"
         )
-        print(f"  {printable(phrase.text)}: {found}")
+        at = phrase.location.centroid
+        where = f", at x {at.x:.3f}, y {at.y:.3f}, z {at.z:.3f} m" if phrase.location.valid else ""
+        print(f"  {printable(phrase.text)}: {found}{where}")
     print(f"  ({reply.durations.total:.2f} s)")
 
 

@@ -107,7 +107,7 @@ def start_camera_and_node(processes: NodeProcesses, node_arguments: Sequence[str
         seed: scene of the camera.
     """
     processes.start("camera", "flmm_ros.camera_node", ["--ros-args", "-p", f"seed:={seed}"])
-    remap = ["-r", "image:=/camera/image"]
+    remap = [part for topic in ("image", "depth", "camera_info") for part in ("-r", f"{topic}:=/camera/{topic}")]
     processes.start("grounding", "flmm_ros.grounding_node", ["--ros-args", *remap, *node_arguments])
 
 

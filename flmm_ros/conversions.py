@@ -17,12 +17,15 @@ import cv2
 import numpy as np
 import torch
 from cv_bridge import CvBridge, CvBridgeError
+from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
 from PIL import Image as PilImage
-from sensor_msgs.msg import CompressedImage, Image, RegionOfInterest
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField, RegionOfInterest
 from std_msgs.msg import Header
 
+from flmm_core.location import Location
 from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
 from flmm_ros.msg import GroundedPhrase as GroundedPhraseMsg
+from flmm_ros.msg import Location as LocationMsg
 from flmm_ros.msg import StageDurations
 
 UNLABELLED_8 = 255
@@ -185,6 +188,89 @@ def _to_8_bit(rows: np.ndarray, channels: int, big_endian: bool, bits: int) -> n
     return cv2.convertScaleAbs(samples, alpha=255 / (2**bits - 1))
 
 
+def depth_from_message(message: Image, max_pixels: int) -> np.ndarray:
+    """Read a depth image (REP 118).
+
+    Args:
+        message: 32FC1 (metres), 16UC1 or mono16 (millimetres, 0 is no depth); rows may be padded.
+        max_pixels: largest accepted ``height * width``.
+
+    Returns:
+        ``[H, W]`` float32 metres; NaN where there is no depth.
+
+    Raises:
+        BadImageError: another encoding, or size, step and length of the data do not fit together.
+    """
+    bits = {"32FC1": 32, "16UC1": 16, "mono16": 16}.get(message.encoding)
+    if bits is None:
+        got = repr(message.encoding[:40])
+        raise BadImageError(f"unsupported depth encoding {got}: expected 32FC1 (metres) or 16UC1 (millimetres)")
+    _check_size(message, _Encoding(1, "", bits=bits), max_pixels)
+    row_bytes = message.width * bits // 8
+    _check_data(message, row_bytes, message.height)
+    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)[:, :row_bytes]
+    order = ">" if message.is_bigendian else "<"
+    depth = np.ascontiguousarray(rows).view(f"{order}f4" if bits == 32 else f"{order}u2").astype(np.float32)
+    if bits == 16:
+        depth *= 0.001
+    depth[~(depth > 0) | np.isinf(depth)] = np.nan
+    return depth
+
+
+def location_message(location: Location) -> LocationMsg:
+    """Where a thing is."""
+    x, y, z, w = _quaternion(location.box_axes)
+    cx, cy, cz = map(float, location.box_center)
+    return LocationMsg(
+        valid=True,
+        centroid=Point(**_xyz(location.centroid)),
+        extent=Vector3(**_xyz(location.extent)),
+        box=Pose(position=Point(x=cx, y=cy, z=cz), orientation=Quaternion(x=x, y=y, z=z, w=w)),
+        box_size=Vector3(**_xyz(location.box_size)),
+        depth_fraction=float(location.depth_fraction),
+    )
+
+
+def _xyz(vector: np.ndarray) -> dict[str, float]:
+    return dict(zip("xyz", map(float, vector), strict=True))
+
+
+def _quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
+    """x, y, z, w of a rotation matrix: the eigenvector that Bar-Itzhack's symmetric matrix has for its largest eigenvalue."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation.tolist()
+    matrix = [
+        [xx - yy - zz, yx + xy, zx + xz, zy - yz],
+        [yx + xy, yy - xx - zz, zy + yz, xz - zx],
+        [zx + xz, zy + yz, zz - xx - yy, yx - xy],
+        [zy - yz, xz - zx, yx - xy, xx + yy + zz],
+    ]
+    x, y, z, w = np.linalg.eigh(np.array(matrix) / 3)[1][:, -1].tolist()
+    return x, y, z, w
+
+
+def points_message(labelled: Sequence[tuple[int, np.ndarray]], header: Header) -> PointCloud2:
+    """Points of things, each with the label of its phrase.
+
+    Args:
+        labelled: label and ``[k, 3]`` float32 metres of each thing.
+        header: of the message.
+    """
+    count = sum(len(points) for _, points in labelled)
+    rows = np.zeros(count, [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("label", "<u4")])
+    begin = 0
+    for label, points in labelled:
+        part = rows[begin : begin + len(points)]
+        part["x"], part["y"], part["z"] = points.T
+        part["label"] = label
+        begin += len(points)
+    fields = [PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, name in enumerate("xyz")]
+    fields.append(PointField(name="label", offset=12, datatype=PointField.UINT32, count=1))
+    data = array.array("B", rows.tobytes())
+    return PointCloud2(
+        header=header, height=1, width=count, fields=fields, point_step=16, row_step=16 * count, data=data, is_dense=True
+    )
+
+
 def image_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
     """An array as a message.
 
@@ -200,12 +286,15 @@ def image_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
     return message
 
 
-def phrase_messages(phrases: Sequence[GroundedPhrase], header: Header) -> list[GroundedPhraseMsg]:
-    """The phrases of an answer; labels count up from 1."""
-    return [_phrase_message(phrase, label, header) for label, phrase in enumerate(phrases, start=1)]
+def phrase_message(phrase: GroundedPhrase, label: int, header: Header, location: LocationMsg) -> GroundedPhraseMsg:
+    """A phrase of an answer.
 
-
-def _phrase_message(phrase: GroundedPhrase, label: int, header: Header) -> GroundedPhraseMsg:
+    Args:
+        phrase: with its mask.
+        label: in the label map; phrases count up from 1.
+        header: of the image.
+        location: where the thing is, or why that is not known.
+    """
     x0, y0, x1, y1 = (int(edge) for edge in phrase.box)
     crop = np.where(phrase.mask[y0:y1, x0:x1], 255, 0).astype(np.uint8)
     return GroundedPhraseMsg(
@@ -218,6 +307,7 @@ def _phrase_message(phrase: GroundedPhrase, label: int, header: Header) -> Groun
         label=label,
         roi=RegionOfInterest(x_offset=x0, y_offset=y0, width=x1 - x0, height=y1 - y0),
         mask=image_message(crop, "mono8", header),
+        location=location,
     )
 
 

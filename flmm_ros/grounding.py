@@ -19,13 +19,14 @@ from rclpy.clock import Clock, ClockType
 from rclpy.qos import QoSProfile
 from rclpy.serialization import serialize_message
 from rclpy.subscription import MessageInfo
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header, String
 
 from flmm_core import config as core_config
 from flmm_core.config import GroundingConfig
 from flmm_core.drawing.overlay import draw_overlay
 from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
+from flmm_core.location import Location, NoDepthError
 from flmm_core.types import GroundedAnswer
 from flmm_core.watcher import Watcher
 from flmm_ros import conversions, parameters, qos
@@ -33,6 +34,8 @@ from flmm_ros.core_log import core_log
 from flmm_ros.goals import Goal, GoalServer
 from flmm_ros.health import Health
 from flmm_ros.msg import GroundedAnswer as GroundedAnswerMsg
+from flmm_ros.msg import GroundedPhrase as GroundedPhraseMsg
+from flmm_ros.msg import Location as LocationMsg
 from flmm_ros.msg import StageDurations
 from flmm_ros.requests import (
     Arrival,
@@ -46,6 +49,7 @@ from flmm_ros.requests import (
     decode_text,
     no_image,
 )
+from flmm_ros.space import Space, View
 from flmm_ros.spinning import RunnableNode, one_line
 from flmm_ros.worker import Worker
 
@@ -101,6 +105,7 @@ class GroundingNode(RunnableNode):
         self._config = parameters.declare_grounding(self)
         self._ids = itertools.count(1)
         self._latest = LatestImage()
+        self._space = Space()
         self._health = Health()
         self._requests: dict[Goal, Request] = {}
         """Of the goals that are not finished."""
@@ -123,6 +128,7 @@ class GroundingNode(RunnableNode):
         self._texts = self.create_publisher(String, "~/answer_text", qos.commands(), qos_overriding_options=overrides)
         self._label_maps = self.create_publisher(Image, "~/label_mask", qos.images(), qos_overriding_options=overrides)
         self._overlays = self.create_publisher(Image, "~/overlay", qos.images(), qos_overriding_options=overrides)
+        self._objects = self.create_publisher(PointCloud2, "~/objects", qos.images(), qos_overriding_options=overrides)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.diagnostics())
 
     def _make_subscriptions(self) -> None:
@@ -131,6 +137,10 @@ class GroundingNode(RunnableNode):
             self._subscribe(CompressedImage, "image/compressed", self._on_image, qos.camera())
         else:
             self._subscribe(Image, "image", self._on_image, qos.camera())
+        self._subscribe(Image, "depth", lambda serialized, _: self._on_space(self._space.put_depth, serialized), qos.camera())
+        self._subscribe(
+            CameraInfo, "camera_info", lambda serialized, _: self._on_space(self._space.put_info, serialized), qos.camera()
+        )
         self._subscribe(String, "command", lambda serialized, info: self._on_command(serialized, info, chat), qos.commands())
         self._subscribe(String, "phrase", lambda serialized, info: self._on_command(serialized, info, refer), qos.commands())
 
@@ -161,6 +171,12 @@ class GroundingNode(RunnableNode):
         except Exception as error:
             self._health.unreadable()
             self.get_logger().error(f"image dropped: {one_line(error)}")
+
+    def _on_space(self, put: Callable[[bytes], None], serialized: bytes) -> None:
+        try:
+            put(serialized)
+        except Exception as error:
+            self.get_logger().error(f"depth or camera info dropped: {one_line(error)}")
 
     def _on_command(self, serialized: bytes, info: MessageInfo, mode: int) -> None:
         request = Request(next(self._ids), mode, "", info["source_timestamp"])
@@ -260,6 +276,9 @@ class GroundingNode(RunnableNode):
     def _answer(self, request: Request) -> None:
         began = time.monotonic()
         image, header, conversion, replaced = self._image_for(request)
+        paired = time.monotonic()
+        view = self._view(request, header, image)
+        conversion += time.monotonic() - paired
         assert self._pipeline is not None, "commands are worked off once it is loaded"
         words = clean_text(request.text, parameters.value(self, "max_command_length"))
         if request.mode == GroundedAnswerMsg.MODE_REFER:
@@ -268,6 +287,7 @@ class GroundingNode(RunnableNode):
             limit = self._longest_answer(request)
             answer = self._pipeline.chat(self._pipeline.encode(image), words, max_new_tokens=limit, watch=request.goal)
         grounded = time.monotonic()
+        phrases, points = _phrase_messages(answer, header, view)
         message = GroundedAnswerMsg(
             header=header,
             request_id=request.request_id,
@@ -276,7 +296,7 @@ class GroundingNode(RunnableNode):
             command=request.text,
             status=GroundedAnswerMsg.STATUS_ANSWERED,
             answer=answer.text,
-            phrases=conversions.phrase_messages(answer.phrases, header),
+            phrases=phrases,
             left_out=answer.left_out,
             image_height=answer.image_height,
             image_width=answer.image_width,
@@ -292,10 +312,18 @@ class GroundingNode(RunnableNode):
             return  # the node is ending and has refused it, or it cannot be sent
         self._health.answered(message.durations, replaced)
         self._publish_images(request, message, answer, image)
+        self._publish_points(points, header)
         self.get_logger().info(
             f"request {request.request_id}: {len(answer.phrases)} phrases in {message.durations.total:.2f} s"
             f" ({replaced} images skipped since the last)"
         )
+
+    def _view(self, request: Request, header: Header, image: np.ndarray) -> View:
+        """Depth of the image; it never costs a command its masks."""
+        if request.goal is not None and len(request.goal.request.image.data):
+            return View(reason="the goal brought an image of its own, which has no depth")
+        tolerance, most = parameters.value(self, "depth_tolerance", float), parameters.value(self, "max_image_pixels")
+        return self._space.view(header, *image.shape[:2], tolerance=tolerance, max_pixels=most)
 
     def _longest_answer(self, request: Request) -> int:
         limit = request.goal.request.max_new_tokens if request.goal is not None else 0
@@ -359,6 +387,12 @@ class GroundingNode(RunnableNode):
                 self._overlays.publish(conversions.image_message(overlay, "rgb8", message.header))
         except Exception as error:
             self.get_logger().error(f"request {message.request_id}: no label mask or overlay: {one_line(error)}")
+
+    def _publish_points(self, points: Sequence[tuple[int, np.ndarray]], header: Header) -> None:
+        try:
+            self._objects.publish(conversions.points_message(points, header))
+        except Exception as error:
+            self.get_logger().error(f"no points: {one_line(error)}")
 
     # --- either thread ----------------------------------------------------------------------------------------------------
 
@@ -428,6 +462,30 @@ def _refusal_message(request: Request, refusal: RefusedError, command: str) -> G
 
 def _time_message(nanoseconds: int) -> TimeMsg:
     return TimeMsg(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+
+
+def _phrase_messages(
+    answer: GroundedAnswer, header: Header, view: View
+) -> tuple[list[GroundedPhraseMsg], list[tuple[int, np.ndarray]]]:
+    """The phrases, and of those that are located label and points; labels count up from 1."""
+    messages, points = [], []
+    for label, phrase in enumerate(answer.phrases, start=1):
+        located = _locate(view, phrase.mask)
+        if isinstance(located, Location):
+            points.append((label, located.points))
+            place = conversions.location_message(located)
+        else:
+            place = LocationMsg(reason=located)
+        messages.append(conversions.phrase_message(phrase, label, header, place))
+    return messages, points
+
+
+def _locate(view: View, mask: np.ndarray) -> Location | str:
+    """Where it is, or why that is not known."""
+    try:
+        return view.locate(mask)
+    except NoDepthError as error:
+        return one_line(error)
 
 
 def _cancelled() -> RefusedError:

@@ -55,6 +55,15 @@ NODE_TUNABLES = (
         maximum=16,
     ),
     Tunable(
+        "depth_tolerance",
+        float,
+        0.02,
+        "Stamps of an image and of its depth may differ by this much.",
+        unit="s",
+        minimum=0.0,
+        maximum=10.0,
+    ),
+    Tunable(
         "max_command_length",
         int,
         500,
@@ -85,7 +94,15 @@ NODE_TUNABLES = (
 """What the node adds to the tunables of grounding."""
 
 CHANGEABLE = frozenset(
-    {"max_new_tokens", "max_image_age", "max_image_pixels", "significant_bits", "max_command_length", "slow_answer"}
+    {
+        "max_new_tokens",
+        "max_image_age",
+        "max_image_pixels",
+        "significant_bits",
+        "depth_tolerance",
+        "max_command_length",
+        "slow_answer",
+    }
 )
 """Parameters that take effect while the node runs; the others are read-only."""
 

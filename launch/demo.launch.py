@@ -6,7 +6,7 @@ For instance::
     ros2 topic pub --once /command std_msgs/msg/String "{data: what is on the table?}"
     ros2 param set /camera seed 8
 
-Arguments of grounding.launch.py other than the topic of the images are passed on.
+Arguments of grounding.launch.py other than the camera's topics are passed on.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ def generate_launch_description() -> LaunchDescription:
     )
     grounding = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SHARE / "launch" / "grounding.launch.py")),
-        launch_arguments={"image": "/camera/image"}.items(),
+        launch_arguments={topic: f"/camera/{topic}" for topic in ("image", "depth", "camera_info")}.items(),
     )
     return LaunchDescription(
         [

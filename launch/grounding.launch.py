@@ -23,7 +23,13 @@ MODEL_ARGUMENTS = {
     "sam": "SAM: a folder or file; empty: as in params_file",
     "device": "auto, cpu, cuda, cuda:1, ...; empty: as in params_file",
 }
-TOPIC_ARGUMENTS = {"image": "camera images", "command": "questions", "phrase": "phrases to ground"}
+TOPIC_ARGUMENTS = {
+    "image": "camera images",
+    "depth": "depth of the images, registered to them",
+    "camera_info": "intrinsics of the images",
+    "command": "questions",
+    "phrase": "phrases to ground",
+}
 """Inputs of the node; each argument is the topic to read instead."""
 
 

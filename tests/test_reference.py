@@ -42,7 +42,7 @@ def test_launch_arguments():
     assert set(rows) == {path.name for path in (ROOT / "launch").glob("*.launch.py")}
     declared = {name: launch_arguments(name) for name in rows}
     assert rows["grounding.launch.py"] == declared["grounding.launch.py"]
-    assert rows["demo.launch.py"] == declared["demo.launch.py"] | {"grounding.launch.py", "image"}
+    assert rows["demo.launch.py"] == declared["demo.launch.py"] | {"grounding.launch.py", "image", "depth", "camera_info"}
 
 
 def launch_arguments(name):
@@ -90,7 +90,7 @@ def test_topics(node):
 def test_inputs_are_known():
     """Those that the shell blocks of the documents may remap, as test_documentation.py lists them."""
     assert {topic for topic, direction, _ in topics("grounding") if direction == "in"} == {
-        "image", "image/compressed", "command", "phrase",
+        "image", "image/compressed", "depth", "camera_info", "command", "phrase",
     }  # fmt: skip
 
 

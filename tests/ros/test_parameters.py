@@ -56,7 +56,7 @@ def test_a_whole_number_is_a_float(context):
         ("dtype", "float8", "parameter dtype: expected one of auto, float32, bfloat16, float16, got 'float8'"),
         ("lmm", 7, "parameter lmm: expected str, got int 7"),
         ("max_imageage", 3, "unknown parameter max_imageage: did you mean max_image_age?"),
-        ("colour", 3, "unknown parameter colour: known are cpu_threads, cuda_graphs, device,"),
+        ("colour", 3, "unknown parameter colour: known are cpu_threads, cuda_graphs, depth_tolerance, device,"),
     ],
 )
 def test_wrong_values(context, name, given, message):
