@@ -64,6 +64,11 @@ def locate(mask: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> Locat
     """
     if mask.shape != depth.shape:
         raise ValueError(f"depth: expected {mask.shape[0]}x{mask.shape[1]} as the mask, got {depth.shape[0]}x{depth.shape[1]}")
+    # Nothing but the mask's surroundings is looked at: an image may be large, and its things many.
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    left, right = max(0, left - _ERODED), left + width + _ERODED
+    top, bottom = max(0, top - _ERODED), top + height + _ERODED
+    mask, depth = mask[top:bottom, left:right], depth[top:bottom, left:right]
     valid = mask & np.isfinite(depth) & (depth > 0)
     pixels, known = int(mask.sum()), int(valid.sum())
     if known < _FEWEST:
@@ -76,8 +81,8 @@ def locate(mask: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> Locat
     spread = 1.4826 * np.median(np.abs(z - median))
     near = np.abs(z - median) <= max(_SPREADS * spread, _NEAR)
     rows, columns, z = rows[near], columns[near], z[near]
-    x = (columns - intrinsics[0, 2]) / intrinsics[0, 0] * z
-    y = (rows - intrinsics[1, 2]) / intrinsics[1, 1] * z
+    x = (columns + left - intrinsics[0, 2]) / intrinsics[0, 0] * z
+    y = (rows + top - intrinsics[1, 2]) / intrinsics[1, 1] * z
     points = np.stack([x, y, z], axis=1)
     low, high = np.percentile(points, _ROBUST, axis=0)
     axes = _axes(points)

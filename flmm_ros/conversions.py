@@ -220,12 +220,11 @@ def depth_from_message(message: Image, max_pixels: int) -> np.ndarray:
 def location_message(location: Location) -> LocationMsg:
     """Where a thing is."""
     x, y, z, w = _quaternion(location.box_axes)
-    cx, cy, cz = map(float, location.box_center)
     return LocationMsg(
         valid=True,
         centroid=Point(**_xyz(location.centroid)),
         extent=Vector3(**_xyz(location.extent)),
-        box=Pose(position=Point(x=cx, y=cy, z=cz), orientation=Quaternion(x=x, y=y, z=z, w=w)),
+        box=Pose(position=Point(**_xyz(location.box_center)), orientation=Quaternion(x=x, y=y, z=z, w=w)),
         box_size=Vector3(**_xyz(location.box_size)),
         depth_fraction=float(location.depth_fraction),
     )
