@@ -16,12 +16,19 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from flmm_ros import qos
-from flmm_ros.msg import GroundedAnswer
+from flmm_ros.msg import GroundedAnswer, NodeStatus
 
 T = TypeVar("T")
 
 _PING = 1.0
 """Seconds after which a question about the way back is asked again."""
+_STATES = {
+    NodeStatus.UNCONFIGURED: "is not configured",
+    NodeStatus.LOADING: "is still loading its model",
+    NodeStatus.INACTIVE: "is not active",
+    NodeStatus.READY: "does not answer",
+    NodeStatus.FAILED: "has failed",
+}
 _ROUNDING = 1000
 """Nanoseconds by which a stamp may differ from the clock that it was read from: middlewares keep binary fractions."""
 
@@ -50,6 +57,9 @@ class AskClient:
         self._commands = self.node.create_publisher(String, f"{namespace}/command", qos.commands())
         self._phrases = self.node.create_publisher(String, f"{namespace}/phrase", qos.commands())
         self.node.create_subscription(GroundedAnswer, f"{node}/answer", self.replies.append, qos.commands())
+        self.status: NodeStatus | None = None
+        """What the node last said of itself."""
+        self.node.create_subscription(NodeStatus, f"{node}/status", self._on_status, qos.latched())
 
     def __enter__(self) -> Self:
         return self
@@ -62,6 +72,9 @@ class AskClient:
         self._executor.shutdown(timeout_sec=1.0)
         self.node.destroy_node()
         rclpy.try_shutdown(context=self._context)
+
+    def _on_status(self, status: NodeStatus) -> None:
+        self.status = status
 
     def collect_overlays(self) -> list[Image]:
         """From now on the node draws overlays for this client; they come into the returned list."""
@@ -81,15 +94,21 @@ class AskClient:
             meanwhile: called now and then; may raise to give up early.
 
         Raises:
-            NoReplyError: the node is not there.
+            NoReplyError: the node is not there, or not ready; says which.
         """
 
         def connected() -> bool:
             ends = (self._commands.get_subscription_count(), self._phrases.get_subscription_count())
             return min(*ends, self.node.count_publishers(f"{self.node_name}/answer")) > 0
 
-        hint = "is it running, with the same ROS_DOMAIN_ID? (`make run` starts it)"
-        self.wait_until(connected, timeout, f"no node {self.node_name} within {timeout:g} s: {hint}", meanwhile)
+        def absent() -> str:
+            if self.status is not None:
+                said = f" ({self.status.message})" if self.status.message else ""
+                return f"{self.node_name} {_STATES[self.status.state]}{said}: waited {timeout:g} s"
+            hint = "is it running, with the same ROS_DOMAIN_ID? (`make run` starts it)"
+            return f"no node {self.node_name} within {timeout:g} s: {hint}"
+
+        self.wait_until(connected, timeout, absent, meanwhile)
         ping: Client = self.node.create_client(ListParameters, f"{self.node_name}/list_parameters")
         try:
             self._ping(ping, timeout, meanwhile)
@@ -137,7 +156,11 @@ class AskClient:
         return self.wait_until(reply, timeout, f"no reply to {text[:60]!r} within {timeout:g} s", meanwhile)
 
     def wait_until(
-        self, ready: Callable[[], T | None], timeout: float, complaint: str, meanwhile: Callable[[], None] | None = None
+        self,
+        ready: Callable[[], T | None],
+        timeout: float,
+        complaint: str | Callable[[], str],
+        meanwhile: Callable[[], None] | None = None,
     ) -> T:
         """Spin until ``ready()`` gives something else than None or False, and return that.
 
@@ -147,7 +170,7 @@ class AskClient:
         deadline = time.monotonic() + timeout
         while (found := ready()) is None or found is False:
             if time.monotonic() > deadline:
-                raise NoReplyError(complaint)
+                raise NoReplyError(complaint if isinstance(complaint, str) else complaint())
             if meanwhile is not None:
                 meanwhile()
             self._executor.spin_once(timeout_sec=0.1)

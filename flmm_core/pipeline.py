@@ -113,6 +113,7 @@ class GroundingPipeline:
         text: str,
         *,
         max_new_tokens: int | None = None,
+        max_phrases: int | None = None,
         masks: bool = True,
         watch: Watcher | None = None,
     ) -> GroundedAnswer:
@@ -122,6 +123,7 @@ class GroundingPipeline:
             image: from :meth:`encode`.
             text: the user's words.
             max_new_tokens: longest answer; None for the configured one.
+            max_phrases: most phrases that get a mask; None for the configured number.
             masks: whether to ground; without, the answer has no phrases and costs no more than the words.
             watch: follows the command, and may cancel it.
 
@@ -150,7 +152,7 @@ class GroundingPipeline:
             end = len(trace.text) if trace.ended else loop_start(trace.text)
             if masks:
                 spans = [span for span in self.keywords(trace) if span.end <= end]
-            answer = self._ground(trace, spans, command)
+            answer = self._ground(trace, spans, command, max_phrases)
             return answer if end == len(trace.text) else replace(answer, text=trace.text[:end] + CUT)
 
     def refer(self, image: ImageHandle, phrases: str | Sequence[str], *, watch: Watcher | None = None) -> GroundedAnswer:
@@ -244,8 +246,10 @@ class GroundingPipeline:
             torch.cuda.empty_cache()
 
     @torch.no_grad()
-    def _ground(self, trace: LmmTrace, spans: Sequence[KeywordSpan], command: _Command) -> GroundedAnswer:
-        kept, left_out = self._surest(spans)
+    def _ground(
+        self, trace: LmmTrace, spans: Sequence[KeywordSpan], command: _Command, most: int | None = None
+    ) -> GroundedAnswer:
+        kept, left_out = _surest(spans, self.config.max_phrases if most is None else most)
         height, width = command.image.pixels.shape[:2]
         phrases: tuple[GroundedPhrase, ...] = ()
         if kept:
@@ -262,11 +266,6 @@ class GroundingPipeline:
         """Probability of each phrase's thing to be there; 1 without a presence score."""
         logits = self.heads.presence_logits([_states(trace, span) for span in spans], maps)
         return [1.0] * len(spans) if logits is None else logits.sigmoid().tolist()
-
-    def _surest(self, spans: Sequence[KeywordSpan]) -> tuple[list[KeywordSpan], tuple[str, ...]]:
-        """The spans that get masks, and the texts of the others; both in the order of the text."""
-        best = sorted(sorted(range(len(spans)), key=lambda i: -spans[i].score)[: self.config.max_phrases])
-        return [spans[i] for i in best], tuple(span.text for i, span in enumerate(spans) if i not in set(best))
 
     def _refine(
         self, trace: LmmTrace, spans: Sequence[KeywordSpan], presence: Sequence[float], coarse: CoarseMasks, image: SamImage
@@ -297,6 +296,12 @@ class GroundingPipeline:
         if not isinstance(text, str) or not any(sign.isalnum() for sign in text):
             raise CommandError(f"text: expected at least one letter or digit, got {text!r:.80}")
         self.lmm.words.check(text)
+
+
+def _surest(spans: Sequence[KeywordSpan], most: int) -> tuple[list[KeywordSpan], tuple[str, ...]]:
+    """The spans that get masks, and the texts of the others; both in the order of the text."""
+    best = sorted(sorted(range(len(spans)), key=lambda i: -spans[i].score)[:most])
+    return [spans[i] for i in best], tuple(span.text for i, span in enumerate(spans) if i not in set(best))
 
 
 def _attention(trace: LmmTrace, spans: Sequence[KeywordSpan]) -> torch.Tensor:

@@ -11,7 +11,7 @@ Stage = Literal["image", "lmm", "keywords", "mask_head", "refiner"]
 
 
 class Watcher:
-    """Follows one command; all methods are called in the thread that runs it. Override what is of interest."""
+    """Follows one command; all but :meth:`cancel` is called in the thread that runs it. Override what is of interest."""
 
     def on_stage(self, stage: Stage) -> None:
         """A stage begins."""
@@ -22,9 +22,15 @@ class Watcher:
     def on_coarse(self, coarse: CoarseMasks) -> None:
         """The phrases' masks before they are refined."""
 
+    _cancelled = False
+
+    def cancel(self) -> None:
+        """The answer is not wanted any more; from any thread."""
+        self._cancelled = True
+
     def cancelled(self) -> bool:
         """Whether to stop; asked before every token and every stage."""
-        return False
+        return self._cancelled
 
 
 class CoarseWatcher(Watcher):

@@ -11,9 +11,10 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from flmm_core.config import Tunable
+from flmm_core.plain_text import one_line
 from flmm_ros import parameters, qos
 from flmm_ros.conversions import image_message
-from flmm_ros.spinning import RunnableNode, one_line
+from flmm_ros.spinning import RunnableNode
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import Scene
 
@@ -35,10 +36,9 @@ class CameraNode(RunnableNode):
         self._renderer = TabletopRenderer(parameters.value(self, "height"), parameters.value(self, "width"))
         self._shown: tuple[int, Scene] | None = None
         """Seed and scene."""
-        overrides = qos.overridable()
-        self._images = self.create_publisher(Image, "~/image", qos.camera_output(), qos_overriding_options=overrides)
-        self._depths = self.create_publisher(Image, "~/depth", qos.camera_output(), qos_overriding_options=overrides)
-        self._infos = self.create_publisher(CameraInfo, "~/camera_info", qos.camera_output(), qos_overriding_options=overrides)
+        self._images = qos.create_publisher(self, Image, "~/image", qos.camera_output())
+        self._depths = qos.create_publisher(self, Image, "~/depth", qos.camera_output())
+        self._infos = qos.create_publisher(self, CameraInfo, "~/camera_info", qos.camera_output())
         self.create_timer(1.0 / parameters.value(self, "rate", float), self._on_timer)
 
     def close(self, timeout: float) -> None:

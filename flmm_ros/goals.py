@@ -23,10 +23,12 @@ MODES = (GroundedAnswer.MODE_CHAT, GroundedAnswer.MODE_REFER)
 class Goal(Watcher):
     """One goal on its way through the node: what its client sees of the command, and whether it wants it still."""
 
+    withdraw: Callable[[], None]
+    """To be called when the client does not want it any more; whoever takes the goal sets it."""
+
     def __init__(self, handle: ServerGoalHandle, node: Node) -> None:
         self._handle = handle
         self._node = node
-        self._cancelled = False
         self._stage: Stage = "image"
 
     @property
@@ -38,14 +40,6 @@ class Goal(Watcher):
     def request(self) -> Any:
         """The goal as its client sent it."""
         return self._handle.request
-
-    def cancel(self) -> None:
-        """The client does not want it any more."""
-        self._cancelled = True
-
-    def cancelled(self) -> bool:
-        """Asked before every token and every stage."""
-        return self._cancelled
 
     def on_stage(self, stage: Stage) -> None:
         """Tell the client."""
@@ -78,17 +72,13 @@ class GoalServer:
     Args:
         node: that serves it.
         refusal: why no goal can be taken now, or nothing.
-        take: receives each goal that was accepted; it is to be finished.
-        cancelled: receives each goal whose client cancelled it while it was not finished; it is to be finished.
+        take: receives each goal that was accepted; it is to be finished, and its ``withdraw`` to be set.
     """
 
-    def __init__(
-        self, node: Node, *, refusal: Callable[[], str], take: Callable[[Goal], None], cancelled: Callable[[Goal], None]
-    ) -> None:
+    def __init__(self, node: Node, *, refusal: Callable[[], str], take: Callable[[Goal], None]) -> None:
         self._node = node
         self._refusal = refusal
         self._take = take
-        self._cancelled = cancelled
         self._goals: dict[bytes, Goal] = {}
         self._server = ActionServer(
             node,
@@ -122,6 +112,5 @@ class GoalServer:
         goal = self._goals.get(bytes(handle.goal_id.uuid))
         if goal is None:
             return CancelResponse.REJECT
-        goal.cancel()
-        self._cancelled(goal)
+        goal.withdraw()
         return CancelResponse.ACCEPT

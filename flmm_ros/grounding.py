@@ -1,82 +1,59 @@
 """The node: commands and images in, grounded answers out.
 
-It translates between topics and a grounding pipeline and does no maths. Images are kept unread until a command needs the
-newest one; commands are worked off by one thread, so the executor is never blocked; each command gets exactly one reply.
+It translates between topics and a :class:`~flmm_core.serving.server.GroundingServer` and does no maths. It is a lifecycle node:
+configure loads the model, activate subscribes, deactivate replies to what is left, cleanup frees the model.
 """
 
 from __future__ import annotations
 
 import itertools
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait
+from functools import partial
+from typing import Any
 
-import numpy as np
-from builtin_interfaces.msg import Time as TimeMsg
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.qos import QoSProfile
 from rclpy.serialization import serialize_message
-from rclpy.subscription import MessageInfo
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from rclpy.subscription import MessageInfo, Subscription
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
 from flmm_core import config as core_config
 from flmm_core.config import GroundingConfig
-from flmm_core.drawing.overlay import draw_overlay
-from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
-from flmm_core.location import Location, NoDepthError
-from flmm_core.types import GroundedAnswer
-from flmm_core.watcher import Watcher
-from flmm_ros import conversions, parameters, qos
+from flmm_core.plain_text import one_line
+from flmm_core.serving.requests import Limits, Mode, Picture, RefusedError, Reply, Request, Status, clean_text
+from flmm_core.serving.server import GroundingServer, Pipeline
+from flmm_core.serving.standing import Standing
+from flmm_ros import commands, parameters, qos
+from flmm_ros.commands import Command, Located
 from flmm_ros.core_log import core_log
 from flmm_ros.goals import Goal, GoalServer
 from flmm_ros.health import Health
-from flmm_ros.msg import GroundedAnswer as GroundedAnswerMsg
-from flmm_ros.msg import GroundedPhrase as GroundedPhraseMsg
-from flmm_ros.msg import Location as LocationMsg
-from flmm_ros.msg import StageDurations
-from flmm_ros.requests import (
-    Arrival,
-    ImageMessage,
-    LatestImage,
-    RefusedError,
-    Request,
-    check_age,
-    clean_text,
-    decode_image,
-    decode_text,
-    no_image,
-)
-from flmm_ros.space import Space, View
-from flmm_ros.spinning import RunnableNode, one_line
-from flmm_ros.worker import Worker
+from flmm_ros.msg import GroundedAnswer, NodeStatus, Watch
+from flmm_ros.outputs import Outputs
+from flmm_ros.pictures import ImageMessage, Pictures
+from flmm_ros.spinning import RunnableNode
 
 _DIAGNOSTICS = 1.0
 """Seconds between two diagnostics."""
+_STOPPING = 1.5
+"""Seconds in which the command in work may finish when the node is deactivated."""
+_POLL = 0.05
+"""Seconds between two looks at the wish to end while a model loads."""
 
-_SENDING = 0.3
-"""Seconds for an answer that is ready at the last moment to be handed to the middleware."""
-
-
-class Pipeline(Protocol):
-    """What the node needs of :class:`flmm_core.pipeline.GroundingPipeline`."""
-
-    def encode(self, image: np.ndarray) -> Any:
-        """A handle of ``[H, W, 3]`` uint8 RGB for the commands about it."""
-
-    def chat(self, image: Any, text: str, *, max_new_tokens: int | None = None, watch: Watcher | None = None) -> GroundedAnswer:
-        """Answer and ground."""
-
-    def refer(self, image: Any, phrases: Sequence[str], *, watch: Watcher | None = None) -> GroundedAnswer:
-        """Ground given phrases."""
-
-    def describe(self) -> Mapping[str, str]:
-        """What it is and where it runs, for people."""
-
-    def device_memory(self) -> int:
-        """Bytes that it has on a GPU; 0 without one."""
+_STATES = {
+    NodeStatus.UNCONFIGURED: "unconfigured",
+    NodeStatus.LOADING: "loading the model",
+    NodeStatus.INACTIVE: "inactive",
+    NodeStatus.READY: "ready",
+    NodeStatus.FAILED: "failed",
+}
 
 
 def load_pipeline(config: GroundingConfig) -> Pipeline:
@@ -92,405 +69,357 @@ def load_pipeline(config: GroundingConfig) -> Pipeline:
     return GroundingPipeline.from_config(config)
 
 
-class GroundingNode(RunnableNode):
+class GroundingNode(LifecycleNodeMixin, RunnableNode):
     """Answers commands about the newest image.
 
     Args:
-        load: builds the pipeline; called once, in the worker's thread.
+        load: builds the pipeline; called in the server's thread.
     """
 
     def __init__(self, *, load: Callable[[GroundingConfig], Pipeline] = load_pipeline) -> None:
-        super().__init__("grounding")
-        self._load = load
-        self._config = parameters.declare_grounding(self)
+        RunnableNode.__init__(self, "grounding")
+        LifecycleNodeMixin.__init__(self)
+        self.ending = threading.Event()
+        self._state = NodeStatus.UNCONFIGURED
+        parameters.declare_grounding(self, locked=self._locked)
         self._ids = itertools.count(1)
-        self._latest = LatestImage()
-        self._space = Space()
         self._health = Health()
-        self._requests: dict[Goal, Request] = {}
-        """Of the goals that are not finished."""
-        self._pipeline: Pipeline | None = None
-        self._converted: tuple[Arrival, np.ndarray, Header] | None = None
-        """The image of the last command."""
-        self._worker: Worker[Request] = Worker(
-            parameters.value(self, "queue_size"), self._handle, self._abandon, prepare=self._prepare, failed=self._on_failure
-        )
-        self._make_publishers()
-        self._make_subscriptions()
-        self._goals = GoalServer(self, refusal=self._no_goal, take=self._on_goal, cancelled=self._on_cancelled)
-        # By a clock that goes on when simulated time stands still.
-        self.create_timer(_DIAGNOSTICS, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
-        self._worker.start()
-
-    def _make_publishers(self) -> None:
-        overrides = qos.overridable()
-        self._answers = self.create_publisher(GroundedAnswerMsg, "~/answer", qos.commands(), qos_overriding_options=overrides)
-        self._texts = self.create_publisher(String, "~/answer_text", qos.commands(), qos_overriding_options=overrides)
-        self._label_maps = self.create_publisher(Image, "~/label_mask", qos.images(), qos_overriding_options=overrides)
-        self._overlays = self.create_publisher(Image, "~/overlay", qos.images(), qos_overriding_options=overrides)
-        self._objects = self.create_publisher(PointCloud2, "~/objects", qos.images(), qos_overriding_options=overrides)
+        self._pictures = Pictures(self, lambda: qos.full_name(self, self._image_topic))
+        self._inputs: dict[str, Subscription[Any]] = {}
+        """While active, by topic before remapping."""
+        self._watched: tuple[str, ...] = ()
+        self._server = GroundingServer(lambda: load(parameters.grounding_config(self)), lost=self._on_lost)
+        self._answers = qos.create_publisher(self, GroundedAnswer, "~/answer", qos.commands())
+        self._texts = qos.create_publisher(self, String, "~/answer_text", qos.commands())
+        self._watch_results = qos.create_publisher(self, GroundedAnswer, "~/watched", qos.images())
+        self._outputs = Outputs(self)
+        self._statuses = self.create_publisher(NodeStatus, "~/status", qos.latched())
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.diagnostics())
-
-    def _make_subscriptions(self) -> None:
-        chat, refer = GroundedAnswerMsg.MODE_CHAT, GroundedAnswerMsg.MODE_REFER
-        if self._compressed:
-            self._subscribe(CompressedImage, "image/compressed", self._on_image, qos.camera())
-        else:
-            self._subscribe(Image, "image", self._on_image, qos.camera())
-        self._subscribe(Image, "depth", lambda serialized, _: self._on_space(self._space.put_depth, serialized), qos.camera())
-        self._subscribe(
-            CameraInfo, "camera_info", lambda serialized, _: self._on_space(self._space.put_info, serialized), qos.camera()
-        )
-        self._subscribe(String, "command", lambda serialized, info: self._on_command(serialized, info, chat), qos.commands())
-        self._subscribe(String, "phrase", lambda serialized, info: self._on_command(serialized, info, refer), qos.commands())
-
-    def _subscribe(self, kind: type, topic: str, callback: Callable[[bytes, MessageInfo], None], profile: QoSProfile) -> None:
-        """Receive serialized messages: a malformed one is refused like any other, and most images are never read."""
-        topic = self._beside(topic)
-        self.create_subscription(kind, topic, callback, profile, raw=True, qos_overriding_options=qos.overridable())
-
-    def _beside(self, topic: str) -> str:
-        """``image/compressed`` lies beside the topic that ``image`` is remapped to."""
-        base, _, rest = topic.partition("/")
-        return f"{self.resolve_topic_name(base)}/{rest}" if rest else topic
+        self._goals = GoalServer(self, refusal=self._no_goal, take=self._on_goal)
+        self._enter(NodeStatus.UNCONFIGURED)
+        # In a thread: the executor is busy while a model loads, and a stuck one is when diagnostics are needed most.
+        self._beating = threading.Event()
+        self._beat = threading.Thread(target=self._publish_diagnostics, name="diagnostics", daemon=True)
+        self._beat.start()
+        if parameters.value(self, "autostart"):
+            # By a clock that goes on when simulated time stands still.
+            self._starter = self.create_timer(0.0, self._autostart, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     @property
     def _compressed(self) -> bool:
         return bool(parameters.value(self, "image_transport") == "compressed")
 
+    @property
+    def _image_topic(self) -> str:
+        return "image/compressed" if self._compressed else "image"
+
+    @property
+    def _image_type(self) -> type[ImageMessage]:
+        return CompressedImage if self._compressed else Image
+
+    def _locked(self) -> str:
+        return "" if self._state == NodeStatus.UNCONFIGURED else "can be changed only while the node is unconfigured"
+
     def close(self, timeout: float) -> None:
         """Refuse what waits, and let the command in work finish; refuse it too if it takes longer than ``timeout``."""
-        self._worker.close(timeout)
+        self._server.stop(timeout, "the node is shutting down")
+        self._beating.set()
+        self._beat.join(_DIAGNOSTICS)
+
+    # --- lifecycle --------------------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model and try it out."""
+        return self._transition("configure", NodeStatus.UNCONFIGURED, self._configure)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe, and take commands."""
+        return self._transition("activate", NodeStatus.INACTIVE, self._activate)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Reply to every command that has come, and take no more."""
+        return self._transition("deactivate", NodeStatus.READY, self._deactivate)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model and all that is kept of images."""
+        return self._transition("clean up", NodeStatus.INACTIVE, self._clean_up)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Reply to every command, and free the model."""
+        return self._transition("shut down", self._state, self._shut_down)
+
+    def _transition(self, name: str, before: int, act: Callable[[], None]) -> TransitionCallbackReturn:
+        """Change the state; if that fails, the node is as before and says why, in one line."""
+        try:
+            act()
+        except Exception as error:
+            reason = f"cannot {name}: {one_line(error)}"
+            if not self.ending.is_set():
+                self.get_logger().error(reason)
+            self._enter(before, reason)
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        began = time.monotonic()
+        self.get_logger().info("loading the model ...")
+        self._enter(NodeStatus.LOADING)
+        with core_log(self.get_logger(), partial(self._enter, NodeStatus.LOADING)):
+            loaded = self._server.load()
+            while not wait([loaded], _POLL).done:
+                if self.ending.is_set():
+                    raise RuntimeError("the node is shutting down")
+        try:
+            self._health.loaded(loaded.result())
+        except Exception:
+            self._server.unload(0.0)
+            raise
+        self._enter(NodeStatus.INACTIVE)
+        self.get_logger().info(f"ready: the model was loaded in {time.monotonic() - began:.1f} s")
+
+    def _activate(self) -> None:
+        self._server.start(parameters.value(self, "queue_size"))
+        try:
+            self._subscribe()
+        except Exception:
+            self._deactivate()
+            raise
+        for name in qos.unused_overrides(self):
+            self.get_logger().warning(f"ignored, {name}: this node has no such topic, or cannot change that of it")
+        self._enter(NodeStatus.READY)
+
+    def _deactivate(self) -> None:
+        for topic, callback in self._command_callbacks().items():
+            if (subscription := self._inputs.get(topic)) is not None:
+                _take_what_waits(subscription, callback)
+        for subscription in self._inputs.values():
+            self.destroy_subscription(subscription)
+        self._inputs.clear()
+        self._server.stop(_STOPPING, "the node was deactivated")
+        self._pictures.clear()
+        self._watched = ()
+        self._enter(NodeStatus.INACTIVE)
+
+    def _clean_up(self) -> None:
+        if not self._server.unload(_STOPPING):
+            raise RuntimeError("a command is still in work")
+        self._health.loaded({})
+        self._enter(NodeStatus.UNCONFIGURED)
+
+    def _shut_down(self) -> None:
+        if self._state == NodeStatus.READY:
+            self._deactivate()
+        if self._state == NodeStatus.INACTIVE:
+            self._clean_up()
+
+    def _autostart(self) -> None:
+        self.destroy_timer(self._starter)
+        steps = (self.trigger_configure, self.trigger_activate)
+        if not all(step() == TransitionCallbackReturn.SUCCESS for step in steps) and not self.ending.is_set():
+            self.failure = self._message
+
+    def _enter(self, state: int, message: str = "") -> None:
+        self._state, self._message = state, message
+        self._health.enter(_STATES[state], message)
+        try:
+            now = self.get_clock().now().to_msg()
+            self._statuses.publish(NodeStatus(stamp=now, state=state, message=message, watched=self._watched))
+        except Exception as error:
+            self.get_logger().error(f"no status: {one_line(error)}")
+
+    def _on_lost(self, reason: str) -> None:
+        self._enter(NodeStatus.FAILED, reason)
+        self.failure = reason
 
     # --- executor's thread ------------------------------------------------------------------------------------------------
 
+    def _subscribe(self) -> None:
+        callbacks: dict[str, tuple[type, Callable[..., None], QoSProfile]] = {
+            self._image_topic: (self._image_type, self._on_image, qos.camera()),
+            "depth": (Image, partial(self._on_space, self._pictures.space.put_depth), qos.camera()),
+            "camera_info": (CameraInfo, partial(self._on_space, self._pictures.space.put_info), qos.camera()),
+        }
+        kinds = {"command": String, "phrase": String, "~/watch": Watch}
+        for topic, callback in self._command_callbacks().items():
+            callbacks[topic] = (kinds[topic], callback, qos.commands())
+        for topic, (kind, callback, profile) in callbacks.items():
+            self._inputs[topic] = qos.create_subscription(self, kind, topic, callback, profile)
+
+    def _command_callbacks(self) -> dict[str, Callable[[bytes, MessageInfo], None]]:
+        """By topic before remapping: those whose every message gets a reply."""
+        return {
+            "command": partial(self._on_command, Mode.CHAT),
+            "phrase": partial(self._on_command, Mode.REFER),
+            "~/watch": self._on_watch,
+        }
+
     def _on_image(self, serialized: bytes, _: MessageInfo) -> None:
         try:
-            self._latest.put(serialized, self.get_clock().now())
+            self._pictures.put(serialized)
             self._health.image()
         except Exception as error:
             self._health.unreadable()
-            self.get_logger().error(f"image dropped: {one_line(error)}")
+            self.get_logger().error(f"image dropped: {one_line(error)}", throttle_duration_sec=1.0)
 
-    def _on_space(self, put: Callable[[bytes], None], serialized: bytes) -> None:
+    def _on_space(self, put: Callable[[bytes], None], serialized: bytes, _: MessageInfo) -> None:
         try:
             put(serialized)
         except Exception as error:
-            self.get_logger().error(f"depth or camera info dropped: {one_line(error)}")
+            self.get_logger().error(f"depth or camera info dropped: {one_line(error)}", throttle_duration_sec=1.0)
 
-    def _on_command(self, serialized: bytes, info: MessageInfo, mode: int) -> None:
-        request = Request(next(self._ids), mode, "", info["source_timestamp"])
+    def _on_command(self, mode: Mode, serialized: bytes, info: MessageInfo) -> None:
+        sender = (info.get("publisher_gid") or {}).get("data")
+        command = Command(next(self._ids), mode, "", info["source_timestamp"], client=sender)
         try:
-            request = replace(request, text=decode_text(serialized))
+            text = commands.decode_text(serialized)
         except RefusedError as refusal:
-            self._refuse(request, refusal)
+            self._request(command, "").refuse(refusal)
             return
-        self._offer(request)
+        self._offer(Command(command.request_id, mode, text, command.stamp, sender, arrived=command.arrived))
 
     def _on_goal(self, goal: Goal) -> None:
         now = self.get_clock().now().nanoseconds
-        self._offer(Request(next(self._ids), goal.request.mode, goal.request.text, now, goal))
+        self._offer(Command(next(self._ids), Mode(goal.request.mode), goal.request.text, now, goal=goal))
 
     def _no_goal(self) -> str:
-        full = self._worker.closed or self._worker.waiting >= parameters.value(self, "queue_size")
-        return self._no_room().reason if full else ""
+        refusal = self._server.refusal()
+        return refusal.reason if refusal is not None else ""
 
-    def _on_cancelled(self, goal: Goal) -> None:
-        request = self._requests.get(goal)
-        if request is not None:
-            self._refuse(request, _cancelled())
-
-    def _offer(self, request: Request) -> None:
-        if request.goal is not None:
-            self._requests[request.goal] = request
+    def _offer(self, command: Command) -> None:
         try:
-            clean_text(request.text, parameters.value(self, "max_command_length"))
-            if not self._worker.offer(request):
-                raise self._no_room()
+            words = clean_text(command.text, parameters.value(self, "max_command_length"))
         except RefusedError as refusal:
-            self._refuse(request, refusal)
+            self._request(command, "").refuse(refusal)
+            return
+        self.get_logger().debug(f"request {command.request_id}: {command.mode.name.lower()} {words!r:.80}")
+        self._server.submit(self._request(command, words))
+
+    def _request(self, command: Command, words: str) -> Request:
+        goal, picture = command.goal, self._newest
+        if goal is not None and len(goal.request.image.data):
+            picture = partial(self._pictures.given, goal.request.image)
+        request = Request(
+            command.mode,
+            words,
+            picture=picture,
+            reply=partial(self._reply, command),
+            limits=partial(self._limits, goal),
+            client=command.client,
+            watch=goal,
+        )
+        if goal is not None:
+            goal.withdraw = partial(self._server.cancel, request)
+        return request
+
+    def _on_watch(self, serialized: bytes, _: MessageInfo) -> None:
+        try:
+            longest, most = (parameters.value(self, name) for name in ("max_command_length", "max_phrases"))
+            phrases = tuple(clean_text(text, longest) for text in commands.decode_phrases(serialized, most))
+        except RefusedError as refusal:
+            self._on_watched(Command(0, Mode.WATCH, ""), Reply(refusal.status, refusal.reason, began=time.monotonic()))
+            return
         except Exception as error:
-            self._refuse(request, _model_failure(error))
+            self.get_logger().error(f"list to watch dropped: {one_line(error)}")
+            return
+        standing = Standing(
+            phrases,
+            picture=self._newest,
+            result=partial(self._on_watched, Command(0, Mode.WATCH, commands.joined(phrases))),
+            period=lambda: 1.0 / parameters.value(self, "watch_rate", float),
+            refresh=lambda: parameters.value(self, "watch_refresh", float),
+        )
+        self._server.watch(standing if phrases else None)
+        self._watched = phrases
+        self._enter(self._state)
+        self.get_logger().info(f"watching: {', '.join(phrases) or 'nothing'}")
+
+    # --- server's thread --------------------------------------------------------------------------------------------------
+
+    def _newest(self) -> Picture:
+        return self._pictures.newest(self._image_type)
+
+    def _limits(self, goal: Goal | None) -> Limits:
+        """What a goal asks for, or else the parameters."""
+        chosen = {}
+        for name in ("max_new_tokens", "max_phrases"):
+            asked = getattr(goal.request, name) if goal is not None else 0
+            try:
+                core_config.check(name, asked or 1)
+            except ValueError as error:
+                raise RefusedError(Status.BAD_COMMAND, one_line(error)) from error
+            chosen[name] = asked or parameters.value(self, name)
+        return Limits(**chosen)
+
+    def _on_watched(self, command: Command, reply: Reply) -> None:
+        try:
+            now, longest = self.get_clock().now(), parameters.value(self, "max_command_length")
+            message, located = commands.reply_message(command, reply, now, max_text=longest)
+            self._watch_results.publish(message)
+        except Exception as error:
+            self.get_logger().error(f"nothing on ~/watched: {one_line(error)}", throttle_duration_sec=1.0)
+            return
+        if reply.answer is None:
+            self.get_logger().warning(f"watching: {reply.reason}")
+            return
+        self._health.watched(reply.tracked)
+        self._outputs.publish(message, reply, located)
+
+    # --- any thread -------------------------------------------------------------------------------------------------------
+
+    def _reply(self, command: Command, reply: Reply) -> None:
+        """Send the one reply to a command, and what goes with it; raises if the reply itself cannot be sent."""
+        now, longest = self.get_clock().now(), parameters.value(self, "max_command_length")
+        message, located = commands.reply_message(command, reply, now, max_text=longest)
+        if command.goal is None:
+            self._answers.publish(message)
+        else:
+            serialize_message(message)  # a result that cannot be sent would be lost without a word
+            command.goal.finish(message)
+            self._goals.forget(command.goal)
+        try:  # the reply is out: what goes wrong from here on is no second reply
+            self._follow_up(command, reply, message, located)
+        except Exception as error:
+            self.get_logger().error(f"request {command.request_id}: {one_line(error)}")
+
+    def _follow_up(self, command: Command, reply: Reply, message: GroundedAnswer, located: Sequence[Located]) -> None:
+        """Words for who listens only: a question is never met with silence. Images, points, the log."""
+        if command.spoken:
+            self._texts.publish(String(data=message.answer or message.reason))
+        name = f"request {command.request_id}"
+        if reply.answer is not None:
+            self._health.answered(message.durations)
+            self._outputs.publish(message, reply, located)
+            self.get_logger().info(f"{name}: {len(message.phrases)} phrases in {message.durations.total:.2f} s")
+            return
+        self._health.refused(reply.status, reply.reason)
+        if reply.status == Status.MODEL_FAILURE:  # rclpy allows one severity for each line of code
+            self.get_logger().error(f"{name} refused: {reply.reason}")
+        else:
+            self.get_logger().warning(f"{name} refused: {reply.reason}")
 
     def _publish_diagnostics(self) -> None:
-        try:
-            status = self._health.status(
-                self.get_fully_qualified_name(),
-                waiting=self._worker.waiting,
-                capacity=parameters.value(self, "queue_size"),
-                oldest_image=parameters.value(self, "max_image_age", float),
-                slow_answer=parameters.value(self, "slow_answer", float),
-                device_memory=self._pipeline.device_memory() if self._pipeline else 0,
-            )
-            header = Header(stamp=self.get_clock().now().to_msg())
-            self._diagnostics.publish(DiagnosticArray(header=header, status=[status]))
-        except Exception as error:
-            self.get_logger().error(f"no diagnostics: {one_line(error)}")
+        while not self._beating.wait(_DIAGNOSTICS):
+            try:
+                status = self._health.status(
+                    self.get_fully_qualified_name(),
+                    waiting=self._server.waiting,
+                    capacity=parameters.value(self, "queue_size"),
+                    skipped=self._pictures.skipped,
+                    oldest_image=parameters.value(self, "max_image_age", float),
+                    slow_answer=parameters.value(self, "slow_answer", float),
+                    device_memory=self._server.device_memory(),
+                )
+                header = Header(stamp=self.get_clock().now().to_msg())
+                self._diagnostics.publish(DiagnosticArray(header=header, status=[status]))
+            except Exception as error:
+                self.get_logger().error(f"no diagnostics: {one_line(error)}")
 
-    def _no_room(self) -> RefusedError:
-        if self._worker.closed:
-            return self._stopped()
-        size = parameters.value(self, "queue_size")
-        return RefusedError(GroundedAnswerMsg.STATUS_BUSY, f"busy: {size} commands are waiting already (queue_size)")
 
-    def _stopped(self) -> RefusedError:
-        if self.failure is not None:
-            return RefusedError(GroundedAnswerMsg.STATUS_MODEL_FAILURE, self.failure)
-        return RefusedError(GroundedAnswerMsg.STATUS_SHUTTING_DOWN, "the node is shutting down")
-
-    # --- worker's thread --------------------------------------------------------------------------------------------------
-
-    def _prepare(self) -> None:
-        began = time.monotonic()
-        self.get_logger().info("loading the model ...")
-        with core_log(self.get_logger(), self._health.progress):
-            pipeline = self._load(self._config)
-        # A first pass over a grey image in both modes: the first command is then as fast as the others, and parts that
-        # do not fit together are noticed now.
-        grey = pipeline.encode(np.full((240, 320, 3), 128, np.uint8))
-        pipeline.refer(grey, ["thing"])
-        pipeline.chat(grey, "thing", max_new_tokens=2)
-        self._pipeline = pipeline
-        self._health.ready(pipeline.describe())
-        self.get_logger().info(f"ready: the model was loaded in {time.monotonic() - began:.1f} s")
-
-    def _on_failure(self, error: BaseException) -> None:
-        self.failure = f"cannot serve: {one_line(error)}"
-        self._health.failed(self.failure)
-
-    def _handle(self, request: Request) -> None:
-        try:
-            self._answer(request)
-        except RefusedError as refusal:
-            self._refuse(request, refusal)
-        except CommandError as error:
-            reason = f"the command cannot be used: {one_line(error)}"
-            self._refuse(request, RefusedError(GroundedAnswerMsg.STATUS_BAD_COMMAND, reason))
-        except CommandCancelledError:
-            self._refuse(request, _cancelled())
-        except MemoryFullError as error:
-            self._refuse(request, RefusedError(GroundedAnswerMsg.STATUS_OUT_OF_MEMORY, one_line(error)))
-        except Exception as error:
-            self._refuse(request, _model_failure(error))
-
-    def _answer(self, request: Request) -> None:
-        began = time.monotonic()
-        image, header, conversion, replaced = self._image_for(request)
-        paired = time.monotonic()
-        view = self._view(request, header, image)
-        conversion += time.monotonic() - paired
-        assert self._pipeline is not None, "commands are worked off once it is loaded"
-        words = clean_text(request.text, parameters.value(self, "max_command_length"))
-        if request.mode == GroundedAnswerMsg.MODE_REFER:
-            answer = self._pipeline.refer(self._pipeline.encode(image), [words], watch=request.goal)
-        else:
-            limit = self._longest_answer(request)
-            answer = self._pipeline.chat(self._pipeline.encode(image), words, max_new_tokens=limit, watch=request.goal)
-        grounded = time.monotonic()
-        phrases, points = _phrase_messages(answer, header, view)
-        message = GroundedAnswerMsg(
-            header=header,
-            request_id=request.request_id,
-            command_stamp=_time_message(request.stamp),
-            mode=request.mode,
-            command=request.text,
-            status=GroundedAnswerMsg.STATUS_ANSWERED,
-            answer=answer.text,
-            phrases=phrases,
-            left_out=answer.left_out,
-            image_height=answer.image_height,
-            image_width=answer.image_width,
-        )
-        conversion += time.monotonic() - grounded
-        message.durations = conversions.durations_message(
-            answer.seconds,
-            waiting=began - request.arrived,
-            conversion=conversion,
-            total=time.monotonic() - request.arrived,
-        )
-        if not self._reply(request, message):
-            return  # the node is ending and has refused it, or it cannot be sent
-        self._health.answered(message.durations, replaced)
-        self._publish_images(request, message, answer, image)
-        self._publish_points(points, header)
-        self.get_logger().info(
-            f"request {request.request_id}: {len(answer.phrases)} phrases in {message.durations.total:.2f} s"
-            f" ({replaced} images skipped since the last)"
-        )
-
-    def _view(self, request: Request, header: Header, image: np.ndarray) -> View:
-        """Depth of the image; it never costs a command its masks."""
-        if request.goal is not None and len(request.goal.request.image.data):
-            return View(reason="the goal brought an image of its own, which has no depth")
-        tolerance, most = parameters.value(self, "depth_tolerance", float), parameters.value(self, "max_image_pixels")
-        return self._space.view(header, *image.shape[:2], tolerance=tolerance, max_pixels=most)
-
-    def _longest_answer(self, request: Request) -> int:
-        limit = request.goal.request.max_new_tokens if request.goal is not None else 0
-        try:
-            core_config.check("max_new_tokens", limit or 1)
-        except ValueError as error:
-            raise RefusedError(GroundedAnswerMsg.STATUS_BAD_COMMAND, one_line(error)) from error
-        return limit or parameters.value(self, "max_new_tokens")
-
-    def _image_for(self, request: Request) -> tuple[np.ndarray, Header, float, int]:
-        """The image of a goal, or the newest one.
-
-        Returns:
-            Image, its header, the seconds of conversion, and how many images were replaced unread since the last command.
-        """
-        if request.goal is not None and len(request.goal.request.image.data):
-            began = time.monotonic()
-            message = request.goal.request.image
-            return self._read(message), message.header, time.monotonic() - began, 0
-        arrival, replaced = self._latest.get()
-        if arrival is None:
-            topic = self.resolve_topic_name(self._beside("image/compressed" if self._compressed else "image"))
-            raise no_image(topic, self.count_publishers(topic))
-        return *self._convert(arrival), replaced
-
-    def _read(self, message: ImageMessage) -> np.ndarray:
-        read = conversions.image_from_message if isinstance(message, Image) else conversions.image_from_compressed
-        try:
-            return read(message, parameters.value(self, "max_image_pixels"), parameters.value(self, "significant_bits"))
-        except conversions.BadImageError as error:
-            raise RefusedError(GroundedAnswerMsg.STATUS_BAD_IMAGE, one_line(error), message.header) from error
-
-    def _convert(self, arrival: Arrival) -> tuple[np.ndarray, Header, float]:
-        """The newest image as an array, unless it was converted for the last command.
-
-        Returns:
-            Image, its header, and the seconds of conversion.
-        """
-        began = time.monotonic()
-        if self._converted is not None and self._converted[0] is arrival:
-            _, image, header = self._converted
-            self._check_age(arrival, header)
-            return image, header, time.monotonic() - began
-        message = decode_image(arrival, CompressedImage if self._compressed else Image)
-        self._check_age(arrival, message.header)
-        image = self._read(message)
-        self._converted = (arrival, image, message.header)
-        return image, message.header, time.monotonic() - began
-
-    def _check_age(self, arrival: Arrival, header: Header) -> None:
-        check_age(arrival, header, self.get_clock().now(), parameters.value(self, "max_image_age", float))
-
-    def _publish_images(self, request: Request, message: GroundedAnswerMsg, answer: GroundedAnswer, image: np.ndarray) -> None:
-        """What goes with an answer. The reply is out: what goes wrong here is no refusal any more."""
-        try:
-            if request.spoken:
-                self._texts.publish(String(data=answer.text))
-            self._label_maps.publish(conversions.label_map(answer, message.header))
-            if self._overlays.get_subscription_count() > 0:
-                overlay = draw_overlay(image, answer, command=message.command)
-                self._overlays.publish(conversions.image_message(overlay, "rgb8", message.header))
-        except Exception as error:
-            self.get_logger().error(f"request {message.request_id}: no label mask or overlay: {one_line(error)}")
-
-    def _publish_points(self, points: Sequence[tuple[int, np.ndarray]], header: Header) -> None:
-        try:
-            self._objects.publish(conversions.points_message(points, header))
-        except Exception as error:
-            self.get_logger().error(f"no points: {one_line(error)}")
-
-    # --- either thread ----------------------------------------------------------------------------------------------------
-
-    def _abandon(self, request: Request) -> None:
-        self._refuse(request, self._stopped())
-        request.replied.wait(_SENDING)  # the worker may have claimed it just now: its answer must be out before the node ends
-
-    def _reply(self, request: Request, message: GroundedAnswerMsg) -> bool:
-        """Send the one reply to a request; False if it has another one, or if a refusal went out in place of this one."""
-        if not request.claim():
-            return False
-        if failure := self._send(request, message):
-            refusal = RefusedError(GroundedAnswerMsg.STATUS_MODEL_FAILURE, f"the answer cannot be sent: {failure}")
-            self.get_logger().error(f"request {request.request_id} refused: {refusal.reason}")
-            self._send(request, _refusal_message(request, refusal, request.text))
-        request.replied.set()
-        return not failure
-
-    def _send(self, request: Request, message: GroundedAnswerMsg) -> str:
-        """Hand a reply to the middleware; returns why that failed, or nothing."""
-        try:
-            if request.goal is None:
-                self._answers.publish(message)
-            else:
-                serialize_message(message)  # a result that cannot be sent would be lost without a word
-                request.goal.finish(message)
-                self._goals.forget(request.goal)
-                self._requests.pop(request.goal, None)
-        except Exception as error:
-            return one_line(error)
-        return ""
-
-    def _refuse(self, request: Request, refusal: RefusedError) -> None:
-        too_long = refusal.status == GroundedAnswerMsg.STATUS_COMMAND_TOO_LONG
-        command = request.text[: parameters.value(self, "max_command_length")] if too_long else request.text
-        if not self._reply(request, _refusal_message(request, refusal, command)):
+def _take_what_waits(subscription: Subscription[Any], callback: Callable[[bytes, MessageInfo], None]) -> None:
+    """Hand over the messages that the middleware holds: they would be gone with their subscription."""
+    while True:
+        with subscription.handle:
+            taken = subscription.handle.take_message(subscription.msg_type, True)
+        if taken is None:
             return
-        self._health.refused(refusal.status, refusal.reason)
-        self._say_refusal(request, refusal)
-        line = f"request {request.request_id} refused: {refusal.reason}"
-        if refusal.status == GroundedAnswerMsg.STATUS_MODEL_FAILURE:
-            self.get_logger().error(line)
-        else:  # rclpy allows one severity for each line of code
-            self.get_logger().warning(line)
-
-    def _say_refusal(self, request: Request, refusal: RefusedError) -> None:
-        """For who listens only: a question is never met with silence."""
-        try:
-            if request.spoken:
-                self._texts.publish(String(data=refusal.reason))
-        except Exception as error:
-            self.get_logger().error(f"request {request.request_id}: its refusal cannot be said: {one_line(error)}")
-
-
-def _refusal_message(request: Request, refusal: RefusedError, command: str) -> GroundedAnswerMsg:
-    return GroundedAnswerMsg(
-        header=refusal.header or Header(),
-        request_id=request.request_id,
-        command_stamp=_time_message(request.stamp),
-        mode=request.mode,
-        command=command,
-        status=refusal.status,
-        reason=refusal.reason,
-        durations=StageDurations(total=time.monotonic() - request.arrived),
-    )
-
-
-def _time_message(nanoseconds: int) -> TimeMsg:
-    return TimeMsg(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
-
-
-def _phrase_messages(
-    answer: GroundedAnswer, header: Header, view: View
-) -> tuple[list[GroundedPhraseMsg], list[tuple[int, np.ndarray]]]:
-    """The phrases, and of those that are located label and points; labels count up from 1."""
-    messages, points = [], []
-    for label, phrase in enumerate(answer.phrases, start=1):
-        located = _locate(view, phrase.mask)
-        if isinstance(located, Location):
-            points.append((label, located.points))
-            place = conversions.location_message(located)
-        else:
-            place = LocationMsg(reason=located)
-        messages.append(conversions.phrase_message(phrase, label, header, place))
-    return messages, points
-
-
-def _locate(view: View, mask: np.ndarray) -> Location | str:
-    """Where it is, or why that is not known."""
-    try:
-        return view.locate(mask)
-    except NoDepthError as error:
-        return one_line(error)
-
-
-def _cancelled() -> RefusedError:
-    return RefusedError(GroundedAnswerMsg.STATUS_CANCELLED, "the client cancelled the command")
-
-
-def _model_failure(error: Exception) -> RefusedError:
-    return RefusedError(GroundedAnswerMsg.STATUS_MODEL_FAILURE, f"the model failed: {one_line(error)}")
+        callback(*taken)

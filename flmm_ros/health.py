@@ -34,29 +34,24 @@ class Health:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._state, self._progress = "loading", ""
+        self._state, self._progress = "unconfigured", ""
         self._facts: Mapping[str, str] = {}
         self._answers = 0
         self._refusals: Counter[int] = Counter()
         self._trouble = ("", float("-inf"))
-        self._images = self._unreadable = self._skipped = 0
+        self._images = self._unreadable = self._looks = self._tracked = 0
         self._arrivals: deque[float] = deque(maxlen=_ARRIVALS)
         self._durations: deque[StageDurations] = deque(maxlen=_REMEMBERED)
 
-    def progress(self, line: str) -> None:
-        """What loading is at."""
+    def enter(self, state: str, message: str = "") -> None:
+        """The node's state, and what is in work or went wrong."""
         with self._lock:
-            self._progress = line
+            self._state, self._progress = state, message
 
-    def ready(self, facts: Mapping[str, str]) -> None:
-        """The model is loaded; ``facts`` say which it is and where it runs."""
+    def loaded(self, facts: Mapping[str, str]) -> None:
+        """Which model it is and where it runs; nothing once it is freed."""
         with self._lock:
-            self._state, self._progress, self._facts = "ready", "", facts
-
-    def failed(self, reason: str) -> None:
-        """The node cannot serve."""
-        with self._lock:
-            self._state, self._progress = "failed", reason
+            self._facts = facts
 
     def image(self) -> None:
         """An image message arrived."""
@@ -69,12 +64,17 @@ class Health:
         with self._lock:
             self._unreadable += 1
 
-    def answered(self, durations: StageDurations, skipped: int) -> None:
-        """A command was answered; ``skipped`` images were never looked at since the one before."""
+    def answered(self, durations: StageDurations) -> None:
+        """A command was answered."""
         with self._lock:
             self._answers += 1
-            self._skipped += skipped
             self._durations.append(durations)
+
+    def watched(self, tracked: bool) -> None:
+        """An image of the standing list was looked at."""
+        with self._lock:
+            self._looks += 1
+            self._tracked += tracked
 
     def refused(self, status: int, reason: str) -> None:
         """A command was refused."""
@@ -84,7 +84,15 @@ class Health:
                 self._trouble = (reason, time.monotonic())
 
     def status(
-        self, name: str, *, waiting: int, capacity: int, oldest_image: float, slow_answer: float, device_memory: int
+        self,
+        name: str,
+        *,
+        waiting: int,
+        capacity: int,
+        skipped: int,
+        oldest_image: float,
+        slow_answer: float,
+        device_memory: int,
     ) -> DiagnosticStatus:
         """The message.
 
@@ -92,6 +100,7 @@ class Health:
             name: of the node.
             waiting: commands in the queue.
             capacity: of the queue.
+            skipped: images that nobody looked at.
             oldest_image: seconds after which a missing image is a warning; 0: never.
             slow_answer: seconds that the slowest 5 % of answers may take without a warning; 0: any.
             device_memory: bytes on the GPU; 0 without one.
@@ -109,8 +118,9 @@ class Health:
                 "answers": str(self._answers),
                 "refusals": str(self._refusals.total()),
                 **{f"refused, {_STATUS.get(status, status)}": str(n) for status, n in sorted(self._refusals.items())},
+                "images watched": f"{self._looks}, {self._tracked} of them tracked",
                 "images received": str(self._images),
-                "images skipped": str(self._skipped),
+                "images skipped": str(skipped),
                 "images unreadable": str(self._unreadable),
                 "image rate, Hz": f"{_rate(self._arrivals, now):.1f}",
                 "image age, s": "none yet" if age is None else f"{age:.1f}",
@@ -138,8 +148,8 @@ class Health:
     ) -> tuple[bytes, str]:
         if self._state == "failed":
             return DiagnosticStatus.ERROR, self._progress
-        if self._state == "loading":
-            return DiagnosticStatus.WARN, f"loading the model: {self._progress}".removesuffix(": ")
+        if self._state != "ready":
+            return DiagnosticStatus.WARN, f"{self._state}: {self._progress}".removesuffix(": ")
         reason, when = self._trouble
         if now - when < _RECENT:
             return DiagnosticStatus.WARN, reason

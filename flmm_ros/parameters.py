@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -19,6 +21,12 @@ from rclpy.parameter import Parameter
 from flmm_core.config import GroundingConfig, Tunable, tunables
 
 NODE_TUNABLES = (
+    Tunable(
+        "autostart",
+        bool,
+        True,
+        "Load the model and take commands at once. Off: wait for the transitions configure and activate.",
+    ),
     Tunable(
         "image_transport",
         str,
@@ -82,6 +90,24 @@ NODE_TUNABLES = (
         maximum=1000,
     ),
     Tunable(
+        "watch_rate",
+        float,
+        5.0,
+        "Results for the phrases of ~/watch, at most.",
+        unit="Hz",
+        minimum=0.1,
+        maximum=60.0,
+    ),
+    Tunable(
+        "watch_refresh",
+        float,
+        2.0,
+        "Time between two images of ~/watch that the model reads; on those between, masks follow by optical flow. 0: all.",
+        unit="s",
+        minimum=0.0,
+        maximum=3600.0,
+    ),
+    Tunable(
         "slow_answer",
         float,
         0.0,
@@ -102,9 +128,11 @@ CHANGEABLE = frozenset(
         "depth_tolerance",
         "max_command_length",
         "slow_answer",
+        "watch_rate",
+        "watch_refresh",
     }
 )
-"""Parameters that take effect while the node runs; the others are read-only."""
+"""Parameters that take effect at any time; the others when the node is configured, and are locked from then on."""
 
 _IMPLICIT = ("use_sim_time", "start_type_description_service", "qos_overrides")
 """Parameters that rclpy itself declares."""
@@ -114,25 +142,30 @@ class ParameterError(ValueError):
     """A parameter was given a wrong value at start, or does not exist; the message is one line."""
 
 
-def declare(node: Node, entries: Iterable[Tunable], changeable: frozenset[str]) -> None:
+def declare(
+    node: Node, entries: Iterable[Tunable], changeable: frozenset[str], *, locked: Callable[[], str] | None = None
+) -> None:
     """Declare ``entries`` on ``node``, and refuse wrong values now and later.
 
     Args:
         node: the node; nothing of ``entries`` may be declared on it yet.
         entries: the parameters.
-        changeable: names of those that are not read-only.
+        changeable: names of those that may change at any time.
+        locked: why the others cannot change now, or nothing; None: they are read-only.
 
     Raises:
-        ParameterError: an override (command line, file) is out of range, of a wrong type or of an unknown name.
+        ParameterError: an override (command line, file) is out of range or of a wrong type, or the command line names a
+            parameter that there is not. One that a file names is ignored with a warning: files are shared between nodes.
     """
     by_name = {entry.name: entry for entry in entries}
-    _refuse_unknown(node, by_name)
+    _check_names(node, by_name)
     for entry in by_name.values():
         try:
-            node.declare_parameter(entry.name, entry.default, _descriptor(entry, entry.name in changeable))
+            read_only = locked is None and entry.name not in changeable
+            node.declare_parameter(entry.name, entry.default, _descriptor(entry, read_only))
             entry.check(value(node, entry.name))
         except (InvalidParameterTypeException, InvalidParameterValueException, ValueError) as error:
-            given = _overrides(node).get(entry.name)
+            given = overrides_of(node).get(entry.name)
             raise ParameterError(_refusal(entry, given.value if given is not None else None, error)) from error
 
     def check(parameters: list[Parameter[Any]]) -> SetParametersResult:
@@ -141,6 +174,8 @@ def declare(node: Node, entries: Iterable[Tunable], changeable: frozenset[str]) 
             try:
                 if entry is not None:
                     entry.check(parameter.value)
+                    if entry.name not in changeable and locked is not None and (reason := locked()):
+                        raise ValueError(f"{entry.name}: {reason}")
             except ValueError as error:
                 return SetParametersResult(successful=False, reason=f"parameter {error}")
         return SetParametersResult(successful=True)
@@ -148,15 +183,14 @@ def declare(node: Node, entries: Iterable[Tunable], changeable: frozenset[str]) 
     node.add_on_set_parameters_callback(check)
 
 
-def declare_grounding(node: Node) -> GroundingConfig:
-    """Declare all parameters of the grounding node.
+def declare_grounding(node: Node, locked: Callable[[], str]) -> None:
+    """Declare all parameters of the grounding node; see :func:`declare`."""
+    declare(node, (*tunables(), *NODE_TUNABLES), CHANGEABLE, locked=locked)
 
-    Returns:
-        The configuration that they ask for.
-    """
-    grounding = tuple(tunables())
-    declare(node, (*grounding, *NODE_TUNABLES), CHANGEABLE)
-    return GroundingConfig(**{entry.name: value(node, entry.name, entry.type) for entry in grounding})
+
+def grounding_config(node: Node) -> GroundingConfig:
+    """The configuration that the node's parameters ask for now."""
+    return GroundingConfig(**{entry.name: value(node, entry.name, entry.type) for entry in tunables()})
 
 
 def value(node: Node, name: str, kind: type | None = None) -> Any:
@@ -165,11 +199,11 @@ def value(node: Node, name: str, kind: type | None = None) -> Any:
     return float(current) if kind is float else current
 
 
-def _descriptor(entry: Tunable, changeable: bool) -> ParameterDescriptor:
+def _descriptor(entry: Tunable, read_only: bool) -> ParameterDescriptor:
     unit = f" [{entry.unit}]" if entry.unit else ""
     descriptor = ParameterDescriptor(
         description=entry.description + unit,
-        read_only=not changeable,
+        read_only=read_only,
         additional_constraints=f"one of: {', '.join(entry.choices)}" if entry.choices else "",
         # The callback checks the type, in clearer words than rclpy's; and a whole number is a fine value for a float.
         dynamic_typing=True,
@@ -183,11 +217,19 @@ def _descriptor(entry: Tunable, changeable: bool) -> ParameterDescriptor:
     return descriptor
 
 
-def _refuse_unknown(node: Node, known: Mapping[str, Tunable]) -> None:
-    for name in _overrides(node):
+def _check_names(node: Node, known: Mapping[str, Tunable]) -> None:
+    for name in overrides_of(node):
         if name in known or name.split(".")[0] in _IMPLICIT:
             continue
-        raise ParameterError(unknown(name, known))
+        if name in _typed_names(sys.argv):
+            raise ParameterError(unknown(name, known))
+        node.get_logger().warning(f"ignored, {unknown(name, known)}")
+
+
+def _typed_names(words: Sequence[str]) -> set[str]:
+    """Parameters that were typed for this process alone: ``-p name:=value``."""
+    given = (word for flag, word in pairwise(words) if flag in ("-p", "--param"))
+    return {assignment.split(":=")[0].split(":")[-1] for assignment in given}
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
@@ -197,7 +239,8 @@ def unknown(name: str, known: Iterable[str]) -> str:
     return f"unknown parameter {name}: {hint}"
 
 
-def _overrides(node: Node) -> Mapping[str, Parameter[Any]]:
+def overrides_of(node: Node) -> Mapping[str, Parameter[Any]]:
+    """What command line and files ask for, unknown names included; rclpy shows it to nobody."""
     return getattr(node, "_parameter_overrides", {})
 
 

@@ -57,6 +57,12 @@ class Space:
         self._depths: deque[tuple[int, bytes]] = deque(maxlen=_KEPT)
         self._info: bytes | None = None
 
+    def clear(self) -> None:
+        """Forget everything that came."""
+        with self._changed:
+            self._depths.clear()
+            self._info = None
+
     def put_depth(self, serialized: bytes) -> None:
         """Keep a serialized depth image.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
+from flmm_core.plain_text import one_line
 from flmm_ros.parameters import ParameterError, unknown
 from flmm_ros.signals import stop_on_signals
 
@@ -33,6 +35,8 @@ class RunnableNode(Node):
 
     failure: str | None = None
     """Why it cannot go on; None while all is well."""
+    ending: threading.Event
+    """Set when the process is asked to end: what takes long gives up then."""
 
     def close(self, timeout: float) -> None:
         """End what it is doing, within ``timeout`` seconds."""
@@ -56,7 +60,7 @@ def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> in
         Exit status 1 or 2 if there is no node to run, because it failed or because its parameters are wrong. Else it ends
         the process: with status 0 after a signal, 1 if the node failed.
     """
-    stop = stop_on_signals()
+    ending = stop_on_signals()
     try:
         rclpy.init(args=list(sys.argv if args is None else args), signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:
@@ -68,9 +72,10 @@ def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> in
         get_logger("flmm_ros").fatal(one_line(error))
         rclpy.try_shutdown()
         return 2 if isinstance(error, ParameterError) else 1
+    node.ending = ending
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    _spin(executor, node, lambda: stop.is_set() or node.failure is not None)
+    _spin(executor, node, lambda: ending.is_set() or node.failure is not None)
     failure = node.failure  # one that comes while it ends is of no interest
     node.close(_GRACE)
     last = time.monotonic() + _LAST_WORDS
@@ -93,9 +98,3 @@ def _spin(executor: SingleThreadedExecutor, node: RunnableNode, done: Callable[[
             executor.spin_once(timeout_sec=_PERIOD)
         except Exception as error:  # a message that cannot be taken must not end the node
             node.get_logger().error(f"event dropped: {one_line(error)}")
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks, 500 characters at most, fit to be sent; its type if it has none."""
-    text = str(error).encode("utf-8", "replace").decode("utf-8")  # names of files may hold what is no text
-    return " ".join(text.split())[:500] or type(error).__name__

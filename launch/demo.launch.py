@@ -1,8 +1,8 @@
-"""A simulated camera over a table, and the grounding node that looks at it.
+"""A simulated camera over a table, and the grounding node that looks at it. Ends when one of its nodes ends.
 
 For instance::
 
-    ros2 launch flmm_ros demo.launch.py seed:=7 rviz:=true
+    ros2 launch flmm_ros demo.launch.py demo_seed:=7 grounding_rviz:=true
     ros2 topic pub --once /command std_msgs/msg/String "{data: what is on the table?}"
     ros2 param set /camera seed 8
 
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, RegisterEventHandler, Shutdown
+from launch.event_handlers import OnProcessExit
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
@@ -30,20 +31,21 @@ def generate_launch_description() -> LaunchDescription:
         name="camera",
         parameters=[
             {
-                "seed": ParameterValue(LaunchConfiguration("seed"), value_type=int),
-                "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
+                "seed": ParameterValue(LaunchConfiguration("demo_seed"), value_type=int),
+                "rate": ParameterValue(LaunchConfiguration("demo_rate"), value_type=float),
             }
         ],
         output="screen",
     )
     grounding = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SHARE / "launch" / "grounding.launch.py")),
-        launch_arguments={topic: f"/camera/{topic}" for topic in ("image", "depth", "camera_info")}.items(),
+        launch_arguments={f"grounding_{topic}": f"/camera/{topic}" for topic in ("image", "depth", "camera_info")}.items(),
     )
     return LaunchDescription(
         [
-            DeclareLaunchArgument("seed", default_value="0", description="which scene the camera shows"),
-            DeclareLaunchArgument("rate", default_value="5.0", description="images a second"),
+            DeclareLaunchArgument("demo_seed", default_value="0", description="which scene the camera shows"),
+            DeclareLaunchArgument("demo_rate", default_value="5.0", description="images a second"),
+            RegisterEventHandler(OnProcessExit(on_exit=[Shutdown(reason="a node of the demo has ended")])),
             camera,
             grounding,
         ]

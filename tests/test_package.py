@@ -41,7 +41,7 @@ ROSDEP_KEYS = {
 PIP_ALONE = {"huggingface_hub", "pycocotools", "safetensors", "segment_anything", "tokenizers"}
 """Imports that no rosdep key brings."""
 
-OPTIONAL = {"spacy", "onnx", "onnxruntime", "tensorrt"}
+OPTIONAL = {"spacy", "onnx", "onnxruntime", "tensorrt", "vision_msgs"}
 """Imports that are used where they are installed."""
 
 SIMULATION_AND_TRAINING = ("mujoco", "OpenGL", "scipy", "pycocotools", "onnx", "onnxscript", "onnxruntime", "tensorrt")

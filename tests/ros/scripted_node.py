@@ -22,6 +22,8 @@ class ScriptedPipeline:
         self.history = []
         if config.refer_prompt == "slow":  # a model that takes long to load
             time.sleep(60)
+        if config.refer_prompt == "broken":
+            raise ValueError("scripted: broken")
 
     def encode(self, image):
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
@@ -29,7 +31,7 @@ class ScriptedPipeline:
         self.images += 1
         return image
 
-    def chat(self, image, text, *, max_new_tokens=None, watch=None):
+    def chat(self, image, text, *, max_new_tokens=None, max_phrases=None, watch=None):
         watch = watch or Watcher()
         watch.on_stage("lmm")
         self.history.append(f"chat {text}")

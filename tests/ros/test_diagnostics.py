@@ -10,7 +10,7 @@ from flmm_ros import qos
 from flmm_ros.health import Health, percentile
 from flmm_ros.msg import GroundedAnswer, StageDurations
 
-LIMITS = {"waiting": 0, "capacity": 8, "oldest_image": 5.0, "slow_answer": 0.0, "device_memory": 0}
+LIMITS = {"waiting": 0, "capacity": 8, "skipped": 6, "oldest_image": 5.0, "slow_answer": 0.0, "device_memory": 0}
 
 
 def said(health, **changed):
@@ -21,7 +21,8 @@ def said(health, **changed):
 @pytest.fixture
 def ready():
     health = Health()
-    health.ready({"lmm": "tiny", "device": "cpu"})
+    health.enter("ready")
+    health.loaded({"lmm": "tiny", "device": "cpu"})
     health.image()
     return health
 
@@ -33,18 +34,19 @@ def test_percentiles():
 
 def test_states():
     health = Health()
-    assert said(health)[:2] == (DiagnosticStatus.WARN, "loading the model")
-    health.progress("building unet: 40 %, about 30 s left")
+    assert said(health)[:2] == (DiagnosticStatus.WARN, "unconfigured")
+    health.enter("loading the model", "building unet: 40 %, about 30 s left")
     level, message, values = said(health)
     assert (level, message) == (DiagnosticStatus.WARN, "loading the model: building unet: 40 %, about 30 s left")
-    assert values["state"] == "loading" and values["image age, s"] == "none yet"
-    health.ready({"heads backend": "onnx"})
+    assert values["state"] == "loading the model" and values["image age, s"] == "none yet"
+    health.enter("ready")
+    health.loaded({"heads backend": "onnx"})
     level, message, values = said(health)
     assert (level, message, values["heads backend"]) == (DiagnosticStatus.WARN, "no image: none has arrived yet", "onnx")
     assert said(health, oldest_image=0.0)[:2] == (DiagnosticStatus.OK, "ready")
     health.image()
     assert said(health)[:2] == (DiagnosticStatus.OK, "ready")
-    health.failed("cannot serve: gone")
+    health.enter("failed", "cannot serve: gone")
     assert said(health)[:2] == (DiagnosticStatus.ERROR, "cannot serve: gone")
 
 
@@ -52,7 +54,7 @@ def test_warnings(ready):
     assert said(ready, waiting=8)[:2] == (DiagnosticStatus.WARN, "busy: 8 commands are waiting (queue_size)")
     assert said(ready, oldest_image=1e-9)[1].startswith("no image: the last came 0.0 s ago")
     for total in (0.1, 0.2, 3.0):
-        ready.answered(StageDurations(total=total, lmm=total / 2), skipped=2)
+        ready.answered(StageDurations(total=total, lmm=total / 2))
     level, message, values = said(ready, slow_answer=1.0)
     assert (level, message) == (DiagnosticStatus.WARN, "slow: 5 % of the last answers took 3.00 s or more (slow_answer)")
     assert said(ready, slow_answer=4.0)[0] == DiagnosticStatus.OK

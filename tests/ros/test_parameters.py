@@ -6,7 +6,7 @@ from rclpy.parameter import Parameter
 
 from flmm_core.config import GroundingConfig, tunables
 from flmm_ros.camera import CAMERA_TUNABLES
-from flmm_ros.parameters import NODE_TUNABLES, ParameterError, declare_grounding, value
+from flmm_ros.parameters import NODE_TUNABLES, ParameterError, declare_grounding, grounding_config, value
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,8 @@ def declared(context, **overrides):
         "parameters", context=context, parameter_overrides=[Parameter(name, value=given) for name, given in overrides.items()]
     )
     try:
-        return declare_grounding(node), node.get_parameter("max_image_age").value, value(node, "max_image_age", float)
+        declare_grounding(node, lambda: "")
+        return grounding_config(node), node.get_parameter("max_image_age").value, value(node, "max_image_age", float)
     finally:
         node.destroy_node()
 
@@ -55,8 +56,6 @@ def test_a_whole_number_is_a_float(context):
         ("max_image_age", True, "parameter max_image_age: expected float, got bool True"),
         ("dtype", "float8", "parameter dtype: expected one of auto, float32, bfloat16, float16, got 'float8'"),
         ("lmm", 7, "parameter lmm: expected str, got int 7"),
-        ("max_imageage", 3, "unknown parameter max_imageage: did you mean max_image_age?"),
-        ("colour", 3, "unknown parameter colour: known are cpu_threads, cuda_graphs, depth_tolerance, device,"),
     ],
 )
 def test_wrong_values(context, name, given, message):
@@ -64,3 +63,32 @@ def test_wrong_values(context, name, given, message):
         declared(context, **{name: given})
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_unknown_names_of_files_are_ignored_and_typed_ones_refused(context, monkeypatch, capfd):
+    """Files are shared between nodes; what is typed is meant for this one."""
+    declared(context, max_imageage=3)
+    assert "ignored, unknown parameter max_imageage: did you mean max_image_age?" in capfd.readouterr().err
+    monkeypatch.setattr("sys.argv", ["node", "--ros-args", "-p", "max_imageage:=3", "-p", "/grounding:colour:=1"])
+    for name, message in (
+        ("max_imageage", "unknown parameter max_imageage: did you mean max_image_age?"),
+        ("colour", "unknown parameter colour: known are autostart, cpu_threads, cuda_graphs, depth_tolerance, device,"),
+    ):
+        with pytest.raises(ParameterError) as error:
+            declared(context, **{name: 3})
+        assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_most_parameters_are_locked_while_a_model_is_loaded(context):
+    locks = []
+    node = rclpy.create_node("locked", context=context)
+    try:
+        declare_grounding(node, lambda: "".join(locks))
+        assert node.set_parameters([Parameter("lmm", value="other")])[0].successful
+        assert grounding_config(node).lmm == "other"
+        locks.append("loaded")
+        result = node.set_parameters([Parameter("lmm", value="third"), Parameter("max_image_age", value=1.0)])
+        assert [entry.successful for entry in result] == [False, True]
+        assert result[0].reason == "parameter lmm: loaded"
+    finally:
+        node.destroy_node()

@@ -1,0 +1,74 @@
+"""The topics, services and actions of the running nodes are those of the reference."""
+
+import pytest
+from documents import REFERENCE, document, names, table
+from sensor_msgs.msg import CompressedImage
+
+from flmm_cli.ask_client import AskClient
+
+OF_EVERY_NODE = {"/rosout", "/parameter_events"}
+OF_LIFECYCLES = {"transition_event"}
+OPTIONAL = "vision_msgs/"
+
+
+def documented(node, full):
+    """``{(topic, direction, type)}`` of the reference, with full names."""
+    found = set()
+    for name, direction, kind, _ in table(document(REFERENCE), "Topics", f"{node}_node"):
+        topic, kind = names(name)[0], names(kind)[0]
+        namespace = full.rsplit("/", 1)[0]
+        topic = topic.replace("~", full) if topic[0] == "~" else topic if topic[0] == "/" else f"{namespace}/{topic}"
+        found.add((topic, direction, kind.replace("/", "/msg/")))
+    return found
+
+
+def running(client, full):
+    """The same of the graph."""
+    namespace, name = full.rsplit("/", 1)
+    known = client.node.get_node_names_and_namespaces
+    client.wait_until(lambda: (name, namespace or "/") in known(), 15.0, f"no {full} in the graph")
+    found = set()
+    for direction, ask in (
+        ("out", client.node.get_publisher_names_and_types_by_node),
+        ("in", client.node.get_subscriber_names_and_types_by_node),
+    ):
+        for topic, kinds in ask(name, namespace or "/"):
+            ours = topic not in OF_EVERY_NODE and "/_action/" not in topic and topic.rsplit("/", 1)[1] not in OF_LIFECYCLES
+            found |= {(topic, direction, kind) for kind in kinds if ours}
+    return found
+
+
+def test_topics_of_the_grounding_node(shared_bench):
+    expected = {row for row in documented("grounding", "/shared/grounding") if not row[2].startswith(OPTIONAL)}
+    expected -= {row for row in expected if row[0].endswith("/image/compressed")}
+    assert running(shared_bench.client, "/shared/grounding") == expected
+
+
+def test_the_other_transport(start_scripted):
+    bench = start_scripted(
+        "transport", "image_transport:=compressed", image_type=CompressedImage, image_topic="image/compressed"
+    )
+    inputs = {topic for topic, direction, _ in running(bench.client, "/transport/grounding") if direction == "in"}
+    assert "/transport/image/compressed" in inputs and "/transport/image" not in inputs
+
+
+def test_topics_of_the_camera(processes, open_renderer):
+    open_renderer().close()
+    processes.start("camera_graph", "flmm_ros.camera_node", ["--ros-args", "-r", "__ns:=/graph"])
+    with AskClient("/graph/grounding") as client:
+        client.wait_until(lambda: client.node.count_publishers("/graph/camera/image") > 0, 60.0, "no camera")
+        client.spin(0.5)
+        assert running(client, "/graph/camera") == documented("camera", "/graph/camera")
+
+
+def test_actions(shared_bench):
+    from rclpy.action import get_action_server_names_and_types_by_node
+
+    found = get_action_server_names_and_types_by_node(shared_bench.client.node, "grounding", "/shared")
+    assert found == [("/shared/grounding/ground", ["flmm_ros/action/Ground"])]
+
+
+@pytest.mark.parametrize("service", ["change_state", "get_state", "get_available_transitions"])
+def test_lifecycle_services(shared_bench, service):
+    services = dict(shared_bench.client.node.get_service_names_and_types_by_node("grounding", "/shared"))
+    assert f"/shared/grounding/{service}" in services

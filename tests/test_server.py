@@ -1,0 +1,460 @@
+"""Serving without ROS: whatever happens, each request gets one reply, and the server can be used again."""
+
+import gc
+import threading
+import time
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
+from flmm_core.serving.queue import FairQueue
+from flmm_core.serving.requests import Limits, Mode, Picture, RefusedError, Request, Status, clean_text
+from flmm_core.serving.server import GroundingServer
+from flmm_core.serving.standing import Standing
+from flmm_core.types import GroundedAnswer, GroundedPhrase
+from flmm_core.watcher import Watcher
+
+PIXELS = np.zeros((48, 64, 3), np.uint8)
+
+
+class Scripted:
+    """Answers by script; ``gate`` holds it inside the words "wait", and "write" goes on until it is cancelled."""
+
+    def __init__(self):
+        self.gate, self.entered = threading.Event(), threading.Event()
+        self.heard, self.limits, self.seen = [], [], []
+
+    def encode(self, image):
+        return image
+
+    def chat(self, image, text, *, max_new_tokens=None, max_phrases=None, watch=None):
+        self.heard.append(text)
+        self.limits.append((max_new_tokens, max_phrases))
+        if text != "thing":
+            self.entered.set()
+        if text == "wait":
+            assert self.gate.wait(10)
+        if text == "write":
+            while not watch.cancelled():
+                time.sleep(0.01)
+            self.heard.append("stopped")
+            raise CommandCancelledError("command: cancelled")
+        if isinstance(error := ERRORS.get(text), BaseException):
+            raise error
+        return GroundedAnswer(text, (), *image.shape[:2])
+
+    def refer(self, image, phrases, *, watch=None):
+        self.heard.append(tuple(phrases))
+        self.seen.append(image)
+        mask = torch.zeros(*image.shape[:2], dtype=torch.bool)
+        mask[10:30, 20:40] = True
+        found = [GroundedPhrase(phrase, 0, len(phrase), mask, (20, 10, 40, 30), 0.9) for phrase in phrases]
+        return GroundedAnswer(". ".join(phrases), tuple(found), *image.shape[:2])
+
+    def describe(self):
+        return {"lmm": "scripted"}
+
+    def device_memory(self):
+        return 7
+
+
+ERRORS = {
+    "fail": RuntimeError("no\nluck"),
+    "forbidden": CommandError("text: expected other words"),
+    "memory": MemoryFullError("too little memory"),
+    "end": SystemExit("the end"),
+}
+SAID = {
+    "fail": (Status.MODEL_FAILURE, "the model failed: no luck"),
+    "forbidden": (Status.BAD_COMMAND, "the command cannot be used: text: expected other words"),
+    "memory": (Status.OUT_OF_MEMORY, "too little memory"),
+}
+
+
+class Bench:
+    """A serving server and every reply that it gave."""
+
+    def __init__(self, capacity=3, *, start=True):
+        self.pipeline = Scripted()
+        self.losses, self.replies = [], []
+        self.server = GroundingServer(lambda: self.pipeline, lost=self.losses.append)
+        self.facts = self.server.load().result(10)
+        self.capacity = capacity
+        if start:
+            self.server.start(capacity)
+
+    def request(self, words, mode=Mode.CHAT, **options):
+        options.setdefault("picture", lambda: Picture(PIXELS, "source"))
+        options.setdefault("reply", lambda reply: self.replies.append((words, reply)))
+        return Request(mode, words, **options)
+
+    def submit(self, *words, **options):
+        requests = [self.request(word, **options) for word in words]
+        for request in requests:
+            self.server.submit(request)
+        return requests
+
+    def hold(self):
+        """A request that stays in work until the gate opens."""
+        (held,) = self.submit("wait", client="holder")
+        assert self.pipeline.entered.wait(10)
+        return held
+
+    def wait(self, requests):
+        for request in requests:
+            assert request.replied.wait(10), request.words
+        return [(words, reply.status) for words, reply in self.replies]
+
+
+@pytest.fixture
+def bench():
+    made = Bench()
+    yield made
+    made.pipeline.gate.set()
+    made.server.stop(5, "over")
+    assert made.server.unload(5)
+
+
+def test_load_tries_the_pipeline_out_in_both_modes(bench):
+    assert bench.facts == {"lmm": "scripted"} and bench.server.device_memory() == 7
+    assert bench.pipeline.heard == [("thing",), "thing"]
+
+
+def test_in_order_and_no_more_than_the_queue_holds(bench):
+    held = bench.hold()
+    requests = bench.submit("a", "b", "c", "d", client="one")
+    bench.pipeline.gate.set()
+    statuses = bench.wait([held, *requests])
+    assert statuses == [("d", Status.BUSY), *((words, Status.ANSWERED) for words in ("wait", "a", "b", "c"))]
+    assert bench.replies[0][1].reason == "busy: 3 commands are waiting already (queue_size)"
+    reply = bench.replies[-1][1]
+    assert (reply.answer.text, reply.source, reply.picture.pixels is PIXELS) == ("c", "source", True)
+    assert reply.began > requests[2].arrived
+
+
+def test_clients_take_turns():
+    queue = FairQueue()
+    requests = [SimpleNamespace(client=client, words=words) for client, words in ("a1", "a2", "a3", "b1", "b2", "c1")]
+    for request in requests:
+        queue.put(request)
+    queue.remove(requests[4])
+    queue.remove(requests[4])
+    order = []
+    while (request := queue.get()) is not None:
+        order.append(request.client + request.words)
+    assert order == ["a1", "b1", "c1", "a2", "a3"] and len(queue) == 0
+    queue.put(requests[0])
+    assert len(queue) == 1 and queue.clear() == requests[:1] and len(queue) == 0
+
+
+@pytest.mark.parametrize("words", SAID)
+def test_what_goes_wrong_is_said_and_the_next_is_served(bench, words):
+    bench.wait(bench.submit(words, "next"))
+    (_, refusal), (_, answer) = bench.replies
+    assert (refusal.status, refusal.reason) == SAID[words]
+    assert refusal.answer is None and answer.status == Status.ANSWERED
+
+
+def test_a_picture_may_refuse_its_request(bench):
+    def picture():
+        raise RefusedError(Status.NO_IMAGE, "no image", "header")
+
+    bench.wait(bench.submit("hello", picture=picture))
+    reply = bench.replies[0][1]
+    assert (reply.status, reply.reason, reply.source) == (Status.NO_IMAGE, "no image", "header")
+
+
+def test_limits_reach_the_pipeline(bench):
+    bench.wait(bench.submit("hello", limits=lambda: Limits(5, 2)))
+    bench.wait(bench.submit("hello"))
+    assert bench.pipeline.limits[-2:] == [(5, 2), (None, None)]
+
+
+def test_an_answer_that_cannot_be_sent_becomes_a_refusal(bench):
+    sent = []
+
+    def reply(reply):
+        if reply.answer is not None:
+            raise ValueError("too large")
+        sent.append(reply)
+
+    bench.wait(bench.submit("hello", reply=reply))
+    assert [(one.status, one.reason) for one in sent] == [
+        (Status.MODEL_FAILURE, "the answer cannot be sent: too large"),
+    ]
+
+
+def test_a_reply_is_claimed_once():
+    for _ in range(50):
+        replies = []
+        request = Request(Mode.CHAT, "words", picture=lambda: None, reply=replies.append)
+        barrier, claims = threading.Barrier(8), []
+
+        def claim(request=request, barrier=barrier, claims=claims):
+            barrier.wait()
+            claims.append(request.refuse(RefusedError(Status.BUSY, "busy")))
+
+        threads = [threading.Thread(target=claim) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(claims) == [False] * 7 + [True] and len(replies) == 1
+
+
+# --- cancel ---------------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_a_request_in_work(bench):
+    (request,) = bench.submit("write")
+    assert bench.pipeline.entered.wait(10)
+    bench.server.cancel(request)
+    assert bench.wait([request]) == [("write", Status.CANCELLED)]
+    bench.wait(bench.submit("next"))
+    assert bench.pipeline.heard[-2:] == ["stopped", "next"] and len(bench.replies) == 2
+
+
+def test_cancel_a_waiting_request(bench):
+    held = bench.hold()
+    first, second = bench.submit("first", "second")
+    bench.server.cancel(first)
+    assert bench.wait([first]) == [("first", Status.CANCELLED)] and bench.server.waiting == 1
+    bench.pipeline.gate.set()
+    bench.wait([held, second])
+    assert "first" not in bench.pipeline.heard
+
+
+# --- stop -----------------------------------------------------------------------------------------------------------------
+
+
+def test_stop_refuses_what_waits_and_lets_the_one_in_work_finish(bench):
+    held = bench.hold()
+    (waiting,) = bench.submit("a")
+    threading.Timer(0.2, bench.pipeline.gate.set).start()
+    bench.server.stop(10, "over")
+    assert bench.wait([held, waiting]) == [("a", Status.SHUTTING_DOWN), ("wait", Status.ANSWERED)]
+    bench.wait(bench.submit("b"))
+    assert (bench.replies[-1][1].status, bench.replies[-1][1].reason) == (Status.SHUTTING_DOWN, "over")
+
+
+def test_stop_refuses_the_one_in_work_when_it_takes_too_long_and_ends_it(bench):
+    (request,) = bench.submit("write")
+    assert bench.pipeline.entered.wait(10)
+    bench.server.stop(0.05, "over")
+    assert bench.wait([request]) == [("write", Status.SHUTTING_DOWN)]
+    bench.server.start(3)
+    bench.wait(bench.submit("again"))
+    assert bench.pipeline.heard[-2:] == ["stopped", "again"]
+
+
+def test_nothing_is_taken_before_the_start():
+    bench = Bench(start=False)
+    bench.wait(bench.submit("early"))
+    assert bench.replies[0][1].status == Status.SHUTTING_DOWN and bench.server.unload(5)
+
+
+def test_unload_frees_the_pipeline_and_load_makes_another():
+    bench = Bench()
+    pipeline = weakref.ref(bench.pipeline)
+    bench.wait(bench.submit("hello"))
+    bench.server.stop(5, "over")
+    bench.pipeline = None
+    assert bench.server.unload(5)
+    gc.collect()
+    assert pipeline() is None and bench.server.device_memory() == 0
+    bench.pipeline = Scripted()
+    bench.server.load().result(10)
+    bench.server.start(1)
+    bench.replies.clear()
+    assert bench.wait(bench.submit("again")) == [("again", Status.ANSWERED)]
+    bench.server.stop(5, "over")
+    assert bench.server.unload(5)
+
+
+def test_unload_says_when_something_is_still_in_work():
+    bench = Bench()
+    held = bench.hold()
+    bench.server.stop(0.05, "over")
+    assert not bench.server.unload(0.0)
+    bench.pipeline.gate.set()
+    assert bench.server.unload(5) and bench.wait([held]) == [("wait", Status.SHUTTING_DOWN)]
+
+
+def test_a_load_that_fails_leaves_a_server_that_can_load():
+    ways = iter([lambda: 1 / 0, Scripted])
+    server = GroundingServer(lambda: next(ways)(), lost=pytest.fail)
+    with pytest.raises(RuntimeError, match="division by zero"):
+        server.load().result(10)
+    assert server.unload(5)
+    assert server.load().result(10) == {"lmm": "scripted"} and server.unload(5)
+
+
+def test_a_dead_thread_leaves_no_request_without_a_reply():
+    bench = Bench()
+    held = bench.hold()
+    requests = bench.submit("end", "a")
+    bench.pipeline.gate.set()
+    bench.wait([held, *requests])
+    bench.wait(bench.submit("later"))
+    assert bench.losses == ["cannot serve: the end"]
+    assert [(words, reply.reason) for words, reply in bench.replies[1:]] == [
+        (words, "cannot serve: the end") for words in ("end", "a", "later")
+    ]
+    assert bench.server.unload(5)
+
+
+def test_many_threads_submit_and_cancel_while_the_server_stops_and_starts():
+    bench = Bench(capacity=20)
+    counts = {}
+    lock = threading.Lock()
+
+    def count(key, reply):
+        with lock:
+            counts[key] = counts.get(key, 0) + 1
+
+    def work(name):
+        for number in range(200):
+            key = (name, number)
+            request = bench.request("x", reply=lambda reply, key=key: count(key, reply), client=name)
+            bench.server.submit(request)
+            if number % 7 == 0:
+                bench.server.cancel(request)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        bench.server.stop(1, "over")
+        bench.server.start(20)
+        time.sleep(0.005)
+    for thread in threads:
+        thread.join()
+    bench.server.stop(5, "over")
+    assert bench.server.unload(5)
+    assert len(counts) == 800 and set(counts.values()) == {1}
+
+
+# --- standing lists -------------------------------------------------------------------------------------------------------
+
+
+def textured(shift):
+    """A picture with something to follow, moved to the right by ``shift`` pixels."""
+    noise = np.random.default_rng(0).integers(0, 255, (6, 8), np.uint8)
+    return np.roll(np.repeat(np.kron(noise, np.ones((8, 8), np.uint8))[..., None], 3, axis=2), shift, axis=1)
+
+
+class Watching:
+    """A standing list and its results."""
+
+    def __init__(self, *phrases, refresh=3600.0, period=0.01):
+        self.results, self.picture = [], Picture(textured(0), "first")
+        self.standing = Standing(
+            phrases, picture=lambda: self.show(), result=self.results.append, period=lambda: period, refresh=lambda: refresh
+        )
+
+    def show(self):
+        if isinstance(self.picture, Exception):
+            raise self.picture
+        return self.picture
+
+    def wait(self, count):
+        deadline = time.monotonic() + 10
+        while len(self.results) < count:
+            assert time.monotonic() < deadline, self.results
+            time.sleep(0.005)
+        return self.results
+
+
+def test_a_standing_list_is_read_once_and_then_followed(bench):
+    watching = Watching("mug", "ball")
+    bench.server.watch(watching.standing)
+    (first,) = watching.wait(1)
+    assert (first.answer.text, first.tracked, first.source) == ("mug. ball", False, "first")
+    time.sleep(0.05)
+    assert len(watching.results) == 1, "a picture is looked at once"
+    watching.picture = Picture(textured(2), "second")
+    second = watching.wait(2)[1]
+    assert (second.tracked, second.source) == (True, "second")
+    assert [phrase.box[0] for phrase in second.answer.phrases] == pytest.approx([22, 22], abs=1)
+    assert bench.pipeline.heard.count(("mug", "ball")) == 1
+    bench.server.watch(None)
+    watching.picture = Picture(textured(4), "third")
+    time.sleep(0.05)
+    assert len(watching.results) == 2
+
+
+def test_a_standing_list_is_read_again_when_it_is_due_or_lost(bench):
+    watching = Watching("mug", refresh=0.0)
+    bench.server.watch(watching.standing)
+    watching.wait(1)
+    watching.picture = Picture(textured(2))
+    assert not watching.wait(2)[1].tracked
+    other = Watching("ball")
+    bench.server.watch(other.standing)
+    other.wait(1)
+    other.picture = Picture(255 - textured(0))
+    assert not other.wait(2)[1].tracked, "nothing of it is there"
+    other.picture = Picture(np.zeros((20, 20, 3), np.uint8))
+    assert not other.wait(3)[2].tracked, "another size"
+
+
+def test_what_is_wrong_with_a_picture_is_said_once(bench):
+    watching = Watching("mug")
+    watching.picture = RefusedError(Status.NO_IMAGE, "no image")
+    bench.server.watch(watching.standing)
+    watching.wait(1)
+    time.sleep(0.05)
+    watching.picture = RefusedError(Status.IMAGE_TOO_OLD, "too old")
+    watching.wait(2)
+    watching.picture = Picture(textured(0))
+    watching.wait(3)
+    assert [result.status for result in watching.results] == [Status.NO_IMAGE, Status.IMAGE_TOO_OLD, Status.ANSWERED]
+
+
+def test_commands_go_before_a_standing_list():
+    class Slow(Scripted):
+        def refer(self, image, phrases, *, watch=None):
+            self.entered.set()
+            for _ in range(1000 if phrases == ("slow",) else 0):
+                time.sleep(0.005)
+                if watch.cancelled():
+                    self.heard.append("given up")
+                    raise CommandCancelledError("command: cancelled")
+            return super().refer(image, phrases, watch=watch)
+
+    bench = Bench(start=False)
+    bench.server.stop(0, "")
+    assert bench.server.unload(5)
+    bench.pipeline = Slow()
+    bench.server.load().result(10)
+    bench.pipeline.entered.clear()
+    bench.server.start(3)
+    watching = Watching("slow")
+    bench.server.watch(watching.standing)
+    assert bench.pipeline.entered.wait(10)
+    assert bench.wait(bench.submit("hello")) == [("hello", Status.ANSWERED)]
+    assert bench.pipeline.heard[-2:] == ["given up", "hello"] and not watching.results
+    bench.server.stop(5, "over")
+    assert bench.server.unload(5) and not watching.results
+
+
+# --- text -----------------------------------------------------------------------------------------------------------------
+
+
+def test_text_is_cleaned():
+    assert clean_text("  where\x00is\n it ", 20) == "where is it"
+    for text, status in (("\u200b\n", Status.EMPTY_COMMAND), ("x" * 21, Status.COMMAND_TOO_LONG)):
+        with pytest.raises(RefusedError) as refusal:
+            clean_text(text, 20)
+        assert refusal.value.status == status
+
+
+def test_a_watcher_may_be_cancelled_by_anybody():
+    watch = Watcher()
+    assert not watch.cancelled()
+    watch.cancel()
+    assert watch.cancelled() and not Watcher().cancelled()
