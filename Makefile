@@ -8,7 +8,7 @@ unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE RMW_IMPLEMENTATION
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test bench lint format
+.PHONY: help setup demo run test bench soak lint format
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -27,6 +27,9 @@ test: setup  ## run the tests
 
 bench: setup  ## measure what grounding costs on top of talking; figures go to docs/benchmarks/ (about 15 minutes)
 	@$(BIN)/flmm bench
+
+soak: setup  ## stress the node over real ROS processes for MINUTES (10); figures go to docs/reliability.json
+	@$(BIN)/flmm soak --minutes $(or $(MINUTES),10) --out docs/reliability.json
 
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check .

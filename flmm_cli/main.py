@@ -26,12 +26,14 @@ MODULES = (
     "info",
     "convert",
     "export",
+    "bag",
     "bench",
+    "soak",
 )
 """Modules of this package, in the order in which `flmm --help` lists their commands."""
 
 
-_EXTRAS = {"mujoco": "sim", "OpenGL": "sim", "scipy": "sim", "pycocotools": "train", "onnx": "export"}
+_EXTRAS = {"mujoco": "sim", "OpenGL": "sim", "scipy": "sim", "pycocotools": "train", "onnx": "export", "mcap": "bag"}
 """Packages that some commands need and a robot does without, and the extra of this package that brings them."""
 
 

@@ -31,6 +31,8 @@ REQUIREMENTS = tuple(
         "requirements-export.txt",
         "requirements-onnx.txt",
         "requirements-quantization.txt",
+        "requirements-bag.txt",
+        "requirements-voice.txt",
         "requirements-dev.txt",
         "requirements-ros.txt",
     )

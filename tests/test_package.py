@@ -41,7 +41,7 @@ ROSDEP_KEYS = {
 PIP_ALONE = {"huggingface_hub", "pycocotools", "safetensors", "segment_anything", "tokenizers"}
 """Imports that no rosdep key brings."""
 
-OPTIONAL = {"spacy", "onnx", "onnxruntime", "tensorrt", "vision_msgs"}
+OPTIONAL = {"spacy", "onnx", "onnxruntime", "tensorrt", "vision_msgs", "mcap", "pocketsphinx", "faster_whisper", "sounddevice"}
 """Imports that are used where they are installed."""
 
 SIMULATION_AND_TRAINING = ("mujoco", "OpenGL", "scipy", "pycocotools", "onnx", "onnxscript", "onnxruntime", "tensorrt")
@@ -149,7 +149,7 @@ def test_every_package_is_installed_by_cmake():
     packages = {path.parent.name for path in ROOT.glob("flmm_*/__init__.py")}
     installed = re.search(r"install\(DIRECTORY (flmm[^\n]*)", (ROOT / "CMakeLists.txt").read_text()).group(1).split()
     assert set(installed) == packages
-    for script in ("grounding_node", "camera_node", "flmm"):
+    for script in ("grounding_node", "camera_node", "voice", "flmm"):
         assert (ROOT / "scripts" / script).stat().st_mode & 0o111
         ast.parse((ROOT / "scripts" / script).read_text())
 

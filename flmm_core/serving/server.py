@@ -154,6 +154,11 @@ class GroundingServer:
         return self._serving
 
     @property
+    def busy(self) -> bool:
+        """Whether a request is in work."""
+        return self._in_work is not None
+
+    @property
     def waiting(self) -> int:
         """Requests in the queue."""
         return len(self._queue)

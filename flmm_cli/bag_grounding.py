@@ -1,0 +1,134 @@
+"""Which images of a bag are grounded, with which depth, and what is written about each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rclpy.clock import ClockType
+from rclpy.serialization import deserialize_message
+from rclpy.time import Time
+from sensor_msgs.msg import CompressedImage, Image
+
+from flmm_cli.bag_files import BagError, BagWriter, Recorded, read
+from flmm_core.drawing.overlay import draw_overlay
+from flmm_core.serving.requests import Mode, Picture, RefusedError, Reply, Status, refusing
+from flmm_core.serving.server import Pipeline
+from flmm_ros import conversions, markers
+from flmm_ros.commands import Command, Located, reply_message
+from flmm_ros.msg import GroundedAnswer
+from flmm_ros.pictures import Source
+from flmm_ros.space import Space, View
+
+_IMAGES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
+_DEPTH_NAMES = ("depth", "disparity", "label", "mask", "overlay")
+"""Parts of the names of image topics that are no camera's."""
+_LAG = 30
+"""Images that wait for depth that does not come."""
+_NO_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Where the images are, and their depth and camera info, if wanted."""
+
+    image: str
+    depth: str = ""
+    camera_info: str = ""
+
+
+def image_topic(path: Path, wanted: str, complain: Callable[[str], None]) -> tuple[str, int]:
+    """The topic of the images that are grounded, and how many there are.
+
+    Args:
+        path: of the bag.
+        wanted: a topic; empty: the only one that looks like a camera's.
+        complain: told why the bag ends early.
+
+    Raises:
+        BagError: the bag has no such topic, or several.
+    """
+    counts: dict[str, int] = {}
+    for recorded in read(path, complain):
+        if recorded.kind in _IMAGES:
+            counts[recorded.topic] = counts.get(recorded.topic, 0) + 1
+    if wanted:
+        if wanted not in counts:
+            raise BagError(f"--image: expected one of {', '.join(sorted(counts)) or 'no topic at all'}, got {wanted}")
+        return wanted, counts[wanted]
+    cameras = sorted(topic for topic in counts if not any(part in topic for part in _DEPTH_NAMES))
+    if len(cameras) != 1:
+        raise BagError(f"{path}: expected one topic of images, got {', '.join(cameras) or 'none'}; choose one with --image")
+    return cameras[0], counts[cameras[0]]
+
+
+def images(path: Path, topics: Topics, every: int) -> Iterator[tuple[int, Recorded, Space]]:
+    """Every n-th image of a bag, its number, and the depth around it, as soon as that has been read."""
+    space, number = Space(), -1
+    waiting: list[tuple[int, Recorded, int]] = []
+    """Number, image, and messages of depth since."""
+    for recorded in read(path):
+        if recorded.topic == topics.depth:
+            space.put_depth(recorded.data)
+            waiting = [(n, image, seen + 1) for n, image, seen in waiting]
+        elif recorded.topic == topics.camera_info:
+            space.put_info(recorded.data)
+        elif recorded.topic == topics.image:
+            number += 1
+            if number % every == 0:
+                waiting.append((number, recorded, 0))
+        while waiting and (not topics.depth or waiting[0][2] > 0 or len(waiting) > _LAG):
+            yield (*waiting.pop(0)[:2], space)
+    for n, image, _ in waiting:
+        yield n, image, space
+
+
+def ground(
+    pipeline: Pipeline, recorded: Recorded, space: Space | None, command: Command, tolerance: float
+) -> tuple[GroundedAnswer, Reply, list[Located]]:
+    """The reply about one image of a bag, as the node would send it, with the age of the image when it was recorded."""
+    try:
+        with refusing():
+            reply = _answer(pipeline, recorded, space, command, tolerance)
+    except RefusedError as refusal:
+        reply = Reply(refusal.status, refusal.reason, source=refusal.source)
+    now = Time(nanoseconds=max(0, recorded.log_time), clock_type=ClockType.ROS_TIME)
+    message, located = reply_message(command, reply, now, max_text=len(command.text))
+    return message, reply, located
+
+
+def _answer(pipeline: Pipeline, recorded: Recorded, space: Space | None, command: Command, tolerance: float) -> Reply:
+    kind = _IMAGES[recorded.kind]
+    try:
+        message = deserialize_message(recorded.data, kind)
+    except Exception as error:
+        raise RefusedError(Status.BAD_IMAGE, "the image message is malformed") from error
+    read_image = conversions.image_from_message if kind is Image else conversions.image_from_compressed
+    try:
+        pixels = read_image(message, _NO_LIMIT)
+    except conversions.BadImageError as error:
+        raise RefusedError(Status.BAD_IMAGE, str(error), Source(message.header)) from error
+    view = View(reason="no depth was asked for")
+    if space is not None:
+        view = space.view(message.header, *pixels.shape[:2], tolerance=tolerance, max_pixels=_NO_LIMIT)
+    image = pipeline.encode(pixels)
+    answer = pipeline.refer(image, [command.text]) if command.mode == Mode.REFER else pipeline.chat(image, command.text)
+    source = Source(message.header, view)
+    return Reply(Status.ANSWERED, answer=answer, picture=Picture(pixels, source), source=source)
+
+
+def write_reply(writer: BagWriter, message: GroundedAnswer, reply: Reply, located: Sequence[Located], log_time: int) -> None:
+    """What the node would publish about an image, under its own topics; the reply last: an image that has one is done."""
+    if reply.answer is not None and reply.picture is not None:
+        header = message.header
+        overlay = draw_overlay(reply.picture.pixels, reply.answer, command=message.command)
+        points = [(label, place.points) for label, place in located]
+        for topic, made in (
+            ("overlay", conversions.image_message(overlay, "rgb8", header)),
+            ("label_mask", conversions.label_map(reply.answer, header)),
+            ("objects", conversions.points_message(points, header)),
+            ("markers", markers.markers_message(message)),
+        ):
+            writer.write(f"/grounding/{topic}", made, log_time)
+    writer.write("/grounding/answer", message, log_time)

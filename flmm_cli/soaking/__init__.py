@@ -1,0 +1,1 @@
+"""The stress program behind `flmm soak`: a camera, clients of every kind, faults, and the books."""

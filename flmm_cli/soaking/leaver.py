@@ -1,0 +1,27 @@
+"""A client that sends a goal and dies while it is in work. Runs as a process."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import rclpy
+from rclpy.action import ActionClient
+
+from flmm_ros.action import Ground
+
+
+def main() -> None:
+    """Die with status 3 as soon as the goal was taken; 4 if nobody takes it."""
+    rclpy.init()
+    node = rclpy.create_node("soak_leaver")
+    client: Any = ActionClient(node, Ground, "/grounding/ground")
+    if not client.wait_for_server(10.0):
+        os._exit(4)
+    sent = client.send_goal_async(Ground.Goal(text="what is on the table?"))
+    rclpy.spin_until_future_complete(node, sent, timeout_sec=10.0)
+    os._exit(3 if sent.done() else 4)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The stress test's course: nodes as processes, traffic, faults at set times, and what was measured."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+
+from flmm_cli.ask_client import AskClient
+from flmm_cli.node_processes import NodeProcesses
+from flmm_cli.soaking.books import Books
+from flmm_cli.soaking.traffic import Traffic
+
+_START = 180.0
+"""Seconds for a node to start."""
+_DRAIN = 30.0
+"""Seconds for the last replies."""
+_CACHE = 64
+"""Megabytes that the node may keep of images: full from the beginning, so that memory that grows is memory that leaks."""
+_CYCLE = 45.0
+"""Seconds between two lifecycle cycles; every other one frees the model, too."""
+_LEAVER = 40.0
+"""Seconds between two clients that die with a goal in work."""
+_KILLS = (0.35, 0.7)
+"""When the node is killed with SIGKILL, as shares of the whole time."""
+
+
+@dataclass
+class Life:
+    """Memory and processor time of one life of the node, from its start to its end, once a second."""
+
+    memory: list[float] = field(default_factory=list)
+    """Bytes."""
+    busy: float = 0.0
+    """Seconds of processor time."""
+    seconds: float = 0.0
+
+
+@dataclass
+class Findings:
+    """What the stress test found."""
+
+    books: Books
+    late: list[float]
+    lives: list[Life]
+    fuzzed: int
+    cycles: int
+    kills: int
+    killed: int
+    """Commands that were lost with a killed node."""
+    leavers: int
+    seconds: float
+    status: int
+    """Exit status of the node in the end."""
+    faults: list[str]
+    """Lines of the node's log that no test should bring about."""
+
+
+def soak(minutes: float, log_dir: Path, *, seed: int, on_progress: Callable[[float], None]) -> Findings:
+    """Run the stress test.
+
+    Args:
+        minutes: its length.
+        log_dir: where the nodes write their logs.
+        seed: of everything that is left to chance.
+        on_progress: told the share of the time that has passed.
+    """
+    with NodeProcesses(log_dir) as processes, AskClient() as client:
+        processes.start("camera", "flmm_cli.soaking.camera")
+        course = _Course(processes, client, seed)
+        course.run(60 * minutes, on_progress)
+        return course.end(log_dir)
+
+
+class _Course:
+    def __init__(self, processes: NodeProcesses, client: AskClient, seed: int) -> None:
+        self._processes = processes
+        self._traffic = Traffic(client, seed)
+        self._changes: Any = client.node.create_client(ChangeState, "/grounding/change_state")
+        self._lives: list[Life] = []
+        self._cycles = self._kills = self._killed = self._leavers = 0
+        self._start()
+
+    def _start(self) -> None:
+        arguments = ["--ros-args", "-p", f"image_cache:={_CACHE}"]
+        self._node = self._processes.start(f"grounding{len(self._lives)}", "flmm_cli.soaking.node", arguments)
+        self._lives.append(Life())
+        self._traffic.connect(_START)
+        self._born = time.monotonic()
+
+    def run(self, seconds: float, on_progress: Callable[[float], None]) -> None:
+        began = self._began = time.monotonic()
+        cycle, leaver, kills, sample = began + _CYCLE, began + _LEAVER, list(_KILLS), began
+        while (now := time.monotonic()) < began + seconds:
+            self._traffic.act()
+            if now >= sample:
+                self._sample()
+                on_progress((now - began) / seconds)
+                sample = now + 1.0
+            if kills and now >= began + kills[0] * seconds:
+                kills.pop(0)
+                self._kill()
+            if now >= cycle:
+                self._cycle(free=self._cycles % 2 == 1)
+                cycle = time.monotonic() + _CYCLE
+            if now >= leaver:
+                subprocess.Popen([sys.executable, "-m", "flmm_cli.soaking.leaver"], stderr=subprocess.DEVNULL)
+                self._leavers += 1
+                leaver = now + _LEAVER
+        self._seconds = time.monotonic() - began
+        self._traffic.drain(_DRAIN)
+        on_progress(1.0)
+
+    def end(self, log_dir: Path) -> Findings:
+        """Ctrl-C in the end, with commands waiting: these too get their replies."""
+        self._traffic.burst()
+        self._traffic.client.spin(0.2)
+        self._sample()
+        self._node.send_signal(signal.SIGINT)
+        self._traffic.drain(10.0)
+        try:
+            status = self._node.wait(10.0)
+        except subprocess.TimeoutExpired:
+            status = -1
+        traffic = self._traffic
+        return Findings(
+            traffic.books,
+            traffic.late,
+            self._lives,
+            traffic.fuzzed,
+            self._cycles,
+            self._kills,
+            self._killed,
+            self._leavers,
+            self._seconds,
+            status,
+            _faults(log_dir),
+        )
+
+    def _kill(self) -> None:
+        """The node dies with commands in work, and is started again as launch does."""
+        self._traffic.burst()
+        self._traffic.client.spin(0.1)
+        self._node.kill()
+        self._node.wait()
+        self._traffic.client.spin(1.0)
+        self._killed += self._traffic.books.excuse()
+        self._kills += 1
+        self._start()
+
+    def _cycle(self, *, free: bool) -> None:
+        """Deactivate with commands waiting, and come back."""
+        ids = [Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE]
+        if free:
+            ids[1:1] = [Transition.TRANSITION_CLEANUP, Transition.TRANSITION_CONFIGURE]
+        self._traffic.burst()
+        for transition in ids:
+            future = self._changes.call_async(ChangeState.Request(transition=Transition(id=transition)))
+            self._traffic.client.wait_until(future.done, _START, f"no transition {transition}")
+            if not future.result().success:
+                raise RuntimeError(f"transition {transition} failed")
+        self._traffic.connect(_START)
+        self._cycles += 1
+
+    def _sample(self) -> None:
+        life = self._lives[-1]
+        stat = Path(f"/proc/{self._node.pid}/stat")
+        if not stat.exists():
+            return
+        life.memory.append(int(Path(f"/proc/{self._node.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        user, system = stat.read_text().rsplit(")", 1)[1].split()[11:13]
+        life.busy = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        life.seconds = time.monotonic() - self._born
+
+
+def _faults(log_dir: Path) -> list[str]:
+    """What only a mistake of ours writes: tracebacks, dropped events, the end of the node."""
+    lines = [line for path in sorted(log_dir.glob("grounding*.log")) for line in path.read_text(errors="replace").splitlines()]
+    return [line for line in lines if any(sign in line for sign in ("Traceback", "[FATAL]", "event dropped", "nothing on"))]

@@ -1,0 +1,159 @@
+"""Clients of every kind in one: commands, phrases, goals, cancels, watch lists, malformed messages. Keeps the books."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rclpy.action import ActionClient
+from rclpy.task import Future
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Float32MultiArray, String
+
+from flmm_cli.ask_client import AskClient
+from flmm_cli.soaking.books import Books, Entry
+from flmm_cli.soaking.fuzz import fuzzed
+from flmm_cli.soaking.node import LATENESS
+from flmm_ros import qos
+from flmm_ros.action import Ground
+from flmm_ros.msg import GroundedAnswer, Watch
+
+QUESTIONS = (
+    "what is on the table?",
+    "where is the lemon?",
+    "is there a unicorn?",
+    "bring me the mug",
+    "how many things are there?",
+    "what colour is the ball?",
+    "hello",
+)
+PHRASES = ("the mug", "the ball", "the red cone", "the unicorn", "the banana")
+_MOST = 12
+"""Commands that may wait for a reply before bursts aside no more are sent."""
+_PAUSE = 0.25
+"""Mean seconds between two deeds."""
+_ROUNDING = 1000
+"""Nanoseconds by which a stamp may differ from the clock that it was read from."""
+
+
+class Traffic:
+    """Does something at random each time; in between, :meth:`spin` lets messages come in.
+
+    Args:
+        client: connected to the node.
+        seed: of the choices.
+    """
+
+    def __init__(self, client: AskClient, seed: int) -> None:
+        self.client, self.books = client, Books()
+        self.chance = random.Random(seed)
+        self.late: list[float] = []
+        """Lateness of the node's timer, see :mod:`flmm_cli.soaking.node`."""
+        self.fuzzed = 0
+        self.pauses = 0.0
+        node = client.node
+        self._commands = node.create_publisher(String, "/command", qos.commands())
+        self._phrases = node.create_publisher(String, "/phrase", qos.commands())
+        self._lists = node.create_publisher(Watch, "/grounding/watch", qos.commands())
+        reliable = qos.commands()
+        self._inputs = {
+            kind_and_topic: node.create_publisher(*kind_and_topic, reliable)
+            for kind_and_topic in ((Image, "/image"), (Image, "/depth"), (CameraInfo, "/camera_info"))
+        }
+        node.create_subscription(GroundedAnswer, "/grounding/answer", self.books.reply, qos.commands())
+        node.create_subscription(GroundedAnswer, "/grounding/watched", self._on_watched, qos.images())
+        node.create_subscription(Float32MultiArray, f"/{LATENESS}", self._on_late, qos.commands())
+        self._goals: Any = ActionClient(node, Ground, "/grounding/ground")
+
+    def connect(self, timeout: float) -> None:
+        """Wait until commands, goals and replies can travel."""
+        self.client.wait_for_node(timeout)
+        self.client.wait_until(self._goals.server_is_ready, timeout, "no action server")
+
+    def act(self) -> None:
+        """Do one thing, and let messages come in for a moment."""
+        deeds: tuple[tuple[float, Callable[[], None]], ...] = (
+            (40, partial(self._command, self._commands, QUESTIONS)),
+            (12, partial(self._command, self._phrases, PHRASES)),
+            (16, self._goal),
+            (6, self._watch),
+            (4, self._malformed_command),
+            (18, self._malformed_input),
+            (4, self.burst),
+        )
+        (deed,) = self.chance.choices([deed for _, deed in deeds], [weight for weight, _ in deeds])
+        if self.books.waiting() < _MOST:
+            deed()
+        self.client.spin(min(2.0, self.chance.expovariate(1 / _PAUSE)))
+
+    def burst(self) -> None:
+        """More commands at once than the queue holds."""
+        for _ in range(self.chance.randint(3, 15)):
+            self._command(self._commands, QUESTIONS)
+
+    def drain(self, timeout: float) -> None:
+        """Wait until everything has its reply, or no longer."""
+        deadline = time.monotonic() + timeout
+        while self.books.waiting() and time.monotonic() < deadline:
+            self.client.spin(0.1)
+
+    def _command(self, publisher: Any, texts: tuple[str, ...]) -> None:
+        self._publish(publisher, String(data=self.chance.choice(texts)))
+
+    def _malformed_command(self) -> None:
+        self._publish(self.chance.choice((self._commands, self._phrases)), fuzzed(String, self.chance))
+        self.fuzzed += 1
+
+    def _publish(self, publisher: Any, message: String | bytes) -> None:
+        before = time.time_ns() - _ROUNDING
+        publisher.publish(message)
+        self.books.commands.append(Entry(time.monotonic(), (before, time.time_ns() + _ROUNDING)))
+        time.sleep(1e-5)  # no two windows overlap
+
+    def _malformed_input(self) -> None:
+        (kind, _), publisher = self.chance.choice(list(self._inputs.items()))
+        publisher.publish(fuzzed(kind, self.chance))
+        if self.chance.random() < 0.3:
+            self._lists.publish(fuzzed(Watch, self.chance))
+        self.fuzzed += 1
+
+    def _watch(self) -> None:
+        count = self.chance.choice((0, 1, 2, 4))
+        self._lists.publish(Watch(phrases=self.chance.sample(PHRASES, count)))
+
+    def _goal(self) -> None:
+        refer = self.chance.random() < 0.3
+        goal = Ground.Goal(mode=int(refer), text=self.chance.choice(PHRASES if refer else QUESTIONS))
+        if self.chance.random() < 0.1:
+            goal.image = Image(encoding="rgb9", data=[0])
+        entry = Entry(time.monotonic())
+        self.books.goals.append(entry)
+        cancel_after = self.chance.uniform(0.0, 0.6) if self.chance.random() < 0.4 else None
+        self._goals.send_goal_async(goal).add_done_callback(partial(self._on_taken, entry, cancel_after))
+
+    def _on_taken(self, entry: Entry, cancel_after: float | None, sent: Future) -> None:
+        handle: Any = sent.result()
+        if not handle.accepted:
+            self.books.rejected += 1
+            entry.replies += 1
+            return
+        handle.get_result_async().add_done_callback(lambda done: self.books.result(entry, done.result().result.reply))
+        if cancel_after is not None:
+            self.books.cancelled += 1
+
+            def cancel() -> None:
+                timer.cancel()
+                self.client.node.destroy_timer(timer)
+                handle.cancel_goal_async()
+
+            timer = self.client.node.create_timer(cancel_after, cancel)
+
+    def _on_watched(self, message: GroundedAnswer) -> None:
+        self.books.watched += message.status == GroundedAnswer.STATUS_ANSWERED
+        self.books.tracked += message.tracked
+
+    def _on_late(self, message: Float32MultiArray) -> None:
+        self.late += message.data
