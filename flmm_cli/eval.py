@@ -34,10 +34,39 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     tabletop.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     tabletop.add_argument("--json", type=Path, help="write all figures and the first wrong answers to this file")
     add_model_options(tabletop)
+    picking = suites.add_parser(
+        "picking",
+        help="how often a simulated gripper lifts what it was told to",
+        description="Tells a robot to pick up a thing of each of many simulated scenes that no training saw: the model answers"
+        " and points, depth says where the thing is, and a gripper in MuJoCo's physics goes there, closes and lifts.",
+    )
+    picking.add_argument("--count", type=int, default=100, help="scenes (default: %(default)s)")
+    picking.add_argument("--seed", type=int, default=0, help="seed of the scenes (default: %(default)s)")
+    picking.add_argument("--json", type=Path, help="write what became of each attempt to this file")
+    add_model_options(picking)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table, and write what was asked for."""
+    return _run_picking(args) if args.suite == "picking" else _run_tabletop(args)
+
+
+def _run_picking(args: argparse.Namespace) -> int:
+    require_counts(args, "count")
+    config = grounding_config(args)
+
+    from flmm_cli.picking import attempts, record, rows
+
+    context = provenance(args, config)
+    found = attempts(load_pipeline(config), args.count, args.seed)
+    print(format_table(("what became of it", "attempts", "share"), rows(found), width=120))
+    if args.json:
+        write_json(args.json, {**context, **record(found)})
+        print(f"figures: {args.json}")
+    return 0
+
+
+def _run_tabletop(args: argparse.Namespace) -> int:
     require_counts(args, "count", "limit", "per_kind", "workers")
     config = grounding_config(args)
 

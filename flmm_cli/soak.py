@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     with tqdm(total=1.0, unit="", bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
         found = soak(args.minutes, args.logs, seed=args.seed, on_progress=lambda share: bar.update(share - bar.n))
-    record = figures(found)
+    record = figures(found, shlex.join(["flmm", *args.arguments]))
     print(table(record))
     if args.out:
         write_json(args.out, record)

@@ -1,7 +1,7 @@
 """Where a thing is in space: a mask, the depth under it and the camera's intrinsics.
 
-All positions are metres in the camera's optical frame (REP 103): x right, y down, z forward. They are those of the visible
-surface: what the camera does not see of a thing is unknown.
+All positions are metres in the camera's optical frame (REP 103): x right, y down, z forward. Of a thing that stands on a flat
+surface the whole is estimated, its hidden side too; of any other thing what is visible.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
+from flmm_core.support import ring_width, standing_box, surfaces_around
 
 _FEWEST = 12
 """Points that a position needs."""
@@ -21,6 +23,10 @@ _SPREADS = 3.0
 """Depths farther than so many standard deviations (robust: MAD) from the median belong to something else ..."""
 _NEAR = 0.02
 """... and this, in metres, is never too far."""
+_ABOVE = 0.004
+"""What is less high over a surface, in metres, is the surface itself ..."""
+_STANDS = 0.3
+"""... and what is less than this share of a thing above it does not stand on it."""
 _ROBUST = (2.0, 98.0)
 """Percentiles between which an extent is measured."""
 
@@ -31,12 +37,12 @@ class NoDepthError(ValueError):
 
 @dataclass(frozen=True)
 class Location:
-    """Where the visible surface of a thing is."""
+    """Where a thing is."""
 
     points: np.ndarray
     """``[k, 3]`` float32: its points, edges and outliers left out."""
     centroid: np.ndarray
-    """``[3]`` float64: their mean."""
+    """``[3]`` float64: the middle of the whole thing if it stands on a surface, else the mean of its points."""
     extent: np.ndarray
     """``[3]`` float64: robust size along the frame's axes (2nd to 98th percentile)."""
     box_center: np.ndarray
@@ -47,6 +53,9 @@ class Location:
     """``[3]`` float64: robust size along the box's axes."""
     depth_fraction: float
     """Share of the mask's pixels with a depth, in [0, 1]."""
+    up: np.ndarray | None
+    """``[3]`` float64: normal of the flat surface that it stands on, towards the camera; the box is upright on it, and holds
+    the whole thing. None if it stands on none."""
 
 
 def locate(mask: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> Location:
@@ -65,9 +74,10 @@ def locate(mask: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> Locat
     if mask.shape != depth.shape:
         raise ValueError(f"depth: expected {mask.shape[0]}x{mask.shape[1]} as the mask, got {depth.shape[0]}x{depth.shape[1]}")
     # Nothing but the mask's surroundings is looked at: an image may be large, and its things many.
+    around = max(_ERODED, ring_width(mask))
     left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    left, right = max(0, left - _ERODED), left + width + _ERODED
-    top, bottom = max(0, top - _ERODED), top + height + _ERODED
+    left, right = max(0, left - around), left + width + around
+    top, bottom = max(0, top - around), top + height + around
     mask, depth = mask[top:bottom, left:right], depth[top:bottom, left:right]
     valid = mask & np.isfinite(depth) & (depth > 0)
     pixels, known = int(mask.sum()), int(valid.sum())
@@ -75,40 +85,64 @@ def locate(mask: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> Locat
         raise NoDepthError(
             f"too little depth: expected at least {_FEWEST} pixels of the mask with one, got {known} of {pixels}"
         )
-    rows, columns = np.nonzero(valid & _inner(mask, valid))
-    z = depth[rows, columns].astype(np.float64)
-    median = np.median(z)
-    spread = 1.4826 * np.median(np.abs(z - median))
-    near = np.abs(z - median) <= max(_SPREADS * spread, _NEAR)
-    rows, columns, z = rows[near], columns[near], z[near]
-    x = (columns + left - intrinsics[0, 2]) / intrinsics[0, 0] * z
-    y = (rows + top - intrinsics[1, 2]) / intrinsics[1, 1] * z
-    points = np.stack([x, y, z], axis=1)
-    low, high = np.percentile(points, _ROBUST, axis=0)
+    rays = _rays(mask.shape, left, top, intrinsics)
+    inner, eroded = _inner(mask, valid)
+    rows, columns = np.nonzero(valid & inner)
+    points = rays[rows, columns] * depth[rows, columns, None].astype(np.float64)
+    share = known / pixels
+    edge = eroded * float(np.median(points[:, 2])) / intrinsics[0, 0]
+    for surface in surfaces_around(mask, depth, rays):
+        above = points[surface.heights(points) > _ABOVE]
+        if len(above) < max(_FEWEST, _STANDS * len(points)):
+            continue
+        if (box := standing_box(surface, above, rays[mask], edge)) is not None:
+            return _location(above, box.center, box.center, box.axes, box.size, share, surface.normal)
+    points = points[_of_one_thing(points[:, 2])]
     axes = _axes(points)
     along = points @ axes
     box_low, box_high = np.percentile(along, _ROBUST, axis=0)
-    return Location(
-        points=points.astype(np.float32),
-        centroid=points.mean(axis=0),
-        extent=high - low,
-        box_center=axes @ ((box_low + box_high) / 2),
-        box_axes=axes,
-        box_size=box_high - box_low,
-        depth_fraction=known / pixels,
-    )
+    center = axes @ ((box_low + box_high) / 2)
+    return _location(points, points.mean(axis=0), center, axes, box_high - box_low, share, None)
 
 
-def _inner(mask: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The mask without its edge; thin things keep theirs, and what has no depth inside."""
-    inner = mask
+def _location(
+    points: np.ndarray,
+    centroid: np.ndarray,
+    center: np.ndarray,
+    axes: np.ndarray,
+    size: np.ndarray,
+    share: float,
+    up: np.ndarray | None,
+) -> Location:
+    low, high = np.percentile(points, _ROBUST, axis=0)
+    return Location(points.astype(np.float32), centroid, high - low, center, axes, size, share, up)
+
+
+def _rays(shape: tuple[int, ...], left: int, top: int, intrinsics: np.ndarray) -> np.ndarray:
+    """``[h, w, 3]`` float64: point at depth 1 of each pixel of a part of the image."""
+    rows, columns = np.mgrid[top : top + shape[0], left : left + shape[1]].astype(np.float64)
+    x = (columns - intrinsics[0, 2]) / intrinsics[0, 0]
+    y = (rows - intrinsics[1, 2]) / intrinsics[1, 1]
+    return np.stack([x, y, np.ones_like(x)], axis=2)
+
+
+def _of_one_thing(z: np.ndarray) -> np.ndarray:
+    """Which depths are near to the others."""
+    median = np.median(z)
+    spread = 1.4826 * np.median(np.abs(z - median))
+    return np.abs(z - median) <= max(_SPREADS * spread, _NEAR)
+
+
+def _inner(mask: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, int]:
+    """The mask without its edge, and how many pixels that was; thin things keep theirs, and what has no depth inside."""
+    inner, eroded = mask, 0
     for _ in range(_ERODED):
         # Beyond the image's border a thing goes on: that is no edge of it.
         less = cv2.erode(inner.astype(np.uint8), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE) > 0
         if less.sum() < _KEPT * mask.sum() or (less & valid).sum() < _FEWEST:
             break
-        inner = less
-    return inner
+        inner, eroded = less, eroded + 1
+    return inner, eroded
 
 
 def _axes(points: np.ndarray) -> np.ndarray:

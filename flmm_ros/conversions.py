@@ -219,14 +219,57 @@ def depth_from_message(message: Image, max_pixels: int) -> np.ndarray:
 
 def location_message(location: Location) -> LocationMsg:
     """Where a thing is."""
-    x, y, z, w = _quaternion(location.box_axes)
     return LocationMsg(
         valid=True,
+        on_surface=location.up is not None,
+        up=Vector3(**_xyz(location.up)) if location.up is not None else Vector3(),
         centroid=Point(**_xyz(location.centroid)),
         extent=Vector3(**_xyz(location.extent)),
-        box=Pose(position=Point(**_xyz(location.box_center)), orientation=Quaternion(x=x, y=y, z=z, w=w)),
+        box=pose_message(location.box_center, location.box_axes),
         box_size=Vector3(**_xyz(location.box_size)),
         depth_fraction=float(location.depth_fraction),
+    )
+
+
+def location_from_message(message: LocationMsg) -> Location:
+    """The other way, without the points: of a message that is valid."""
+    turn = message.box.orientation
+    return Location(
+        points=np.empty((0, 3), np.float32),
+        centroid=_vector(message.centroid),
+        extent=_vector(message.extent),
+        box_center=_vector(message.box.position),
+        box_axes=_rotation((turn.x, turn.y, turn.z, turn.w)),
+        box_size=_vector(message.box_size),
+        depth_fraction=message.depth_fraction,
+        up=_vector(message.up) if message.on_surface else None,
+    )
+
+
+def pose_message(position: np.ndarray, rotation: np.ndarray) -> Pose:
+    """A place and a frame there.
+
+    Args:
+        position: ``[3]`` metres.
+        rotation: ``[3, 3]``, axes as columns.
+    """
+    x, y, z, w = _quaternion(rotation)
+    return Pose(position=Point(**_xyz(position)), orientation=Quaternion(x=x, y=y, z=z, w=w))
+
+
+def _vector(message: Point | Vector3) -> np.ndarray:
+    return np.array([message.x, message.y, message.z])
+
+
+def _rotation(quaternion: tuple[float, float, float, float]) -> np.ndarray:
+    """Rotation matrix of x, y, z, w."""
+    x, y, z, w = quaternion
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
     )
 
 

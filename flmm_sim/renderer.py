@@ -104,7 +104,7 @@ class TabletopRenderer:
             self._arrange(view, instances, placements)
             depth, masks = self._render_truth(instances)
             if self._clear(masks, instances, placements):
-                return self._scene_of(wanted, placements, view, self._render_color(), depth, masks)
+                return self._scene_of(wanted, instances, placements, view, self._render_color(), depth, masks)
         raise ValueError(f"no clear view of {len(wanted)} objects after {_LAYOUTS} layouts: expected fewer or smaller objects")
 
     def _pick_instances(self, rng: np.random.Generator, kinds: Sequence[str]) -> list[Instance]:
@@ -199,6 +199,7 @@ class TabletopRenderer:
     def _scene_of(
         self,
         wanted: Sequence[tuple[str, str]],
+        instances: Sequence[Instance],
         placements: Sequence[Placement],
         view: CameraView,
         image: np.ndarray,
@@ -213,10 +214,18 @@ class TabletopRenderer:
                 right=float(view.right @ placement.centre),
                 away=float(view.away @ placement.centre),
                 mask=mask,
+                scale=instance.scale,
+                pose=_pose(placement),
             )
-            for (kind, color), placement, mask in zip(wanted, placements, masks, strict=True)
+            for (kind, color), instance, placement, mask in zip(wanted, instances, placements, masks, strict=True)
         )
         return Scene(image=image, depth=depth, objects=objects, intrinsics=view.intrinsics, camera_pose=view.pose)
+
+
+def _pose(placement: Placement) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = placement.rotation, placement.origin
+    return pose
 
 
 def _jittered(rng: np.random.Generator, color: str) -> np.ndarray:

@@ -8,7 +8,7 @@ of the image, ``away`` from the camera towards the back of the table; its origin
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -47,6 +47,10 @@ class SceneObject:
     """View frame, metres."""
     mask: np.ndarray
     """``[H, W]`` bool: its visible pixels."""
+    scale: float = 1.0
+    """Size relative to the standard size of its kind."""
+    pose: np.ndarray = field(default_factory=lambda: np.eye(4))
+    """``[4, 4]`` float64: body frame of its mesh in the table frame."""
 
     @property
     def name(self) -> str:

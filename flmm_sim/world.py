@@ -31,6 +31,7 @@ class Instance:
     """One object of the pool."""
 
     kind: str
+    scale: float
     mocap_id: int
     geoms: tuple[int, ...]
     body_geoms: tuple[int, ...]
@@ -150,10 +151,7 @@ def build_world(height: int, width: int, samples: int = 4, shadow_size: int = 10
     for (kind, scale), pieces in parts.items():
         _add_instance(spec, f"{kind}@{scale}", kind, pieces)
     model = spec.compile()
-    pool = {
-        kind: tuple(_find_instance(model, f"{kind}@{scale}", kind, parts[kind, scale]) for scale in POOL_SCALES)
-        for kind in KINDS
-    }
+    pool = {kind: tuple(_find_instance(model, kind, scale, parts[kind, scale]) for scale in POOL_SCALES) for kind in KINDS}
     return World(
         model=model,
         data=mujoco.MjData(model),
@@ -167,11 +165,13 @@ def build_world(height: int, width: int, samples: int = 4, shadow_size: int = 10
     )
 
 
-def _find_instance(model: mujoco.MjModel, name: str, kind: str, parts: list[Part]) -> Instance:
+def _find_instance(model: mujoco.MjModel, kind: str, scale: float, parts: list[Part]) -> Instance:
+    name = f"{kind}@{scale}"
     geoms = tuple(model.geom(f"{name}/{index}").id for index in range(len(parts)))
     finishes = [part.finish for part in parts]
     return Instance(
         kind=kind,
+        scale=scale,
         mocap_id=int(model.body(name).mocapid[0]),
         geoms=geoms,
         body_geoms=tuple(g for g, finish in zip(geoms, finishes, strict=True) if finish == BODY),

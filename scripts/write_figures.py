@@ -1,4 +1,4 @@
-"""Writes the measured figures into README.md and MODEL_CARD.md.
+"""Writes the measured figures into README.md, MODEL_CARD.md and documents of docs/.
 
 A block of figures stands between the comments ``<!-- figures: NAME -->`` and ``<!-- end of figures -->``. It is made of the
 files that the commands in ``COMMANDS`` write, and of nothing else; what was not measured is said to be so.
@@ -12,13 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flmm_cli.soaking.report import table
+
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "MODEL_CARD.md")
+DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/reliability.md", "docs/reference.md")
 EVALUATION, ATTENTION, OTHER_WORDS = "docs/eval_tabletop.json", "docs/attention.json", "docs/other_words.json"
+RELIABILITY, PICKING = "docs/reliability.json", "docs/picking.json"
 ATTENTION_IMAGE = "docs/images/attention.png"
 COMMANDS = {
     EVALUATION: f"flmm eval tabletop --json {EVALUATION}",
     ATTENTION: f"flmm attention --out {ATTENTION_IMAGE} --json {ATTENTION}",
+    RELIABILITY: f"flmm soak --minutes 10 --out {RELIABILITY}",
+    PICKING: f"flmm eval picking --count 100 --json {PICKING}",
     OTHER_WORDS: f"python scripts/measure_other_words.py --json {OTHER_WORDS}",
 }
 """What writes each file."""
@@ -107,11 +112,24 @@ def other_words(report: Report) -> list[str]:
     ]
 
 
+def reliability(report: Report) -> list[str]:
+    """What the stress program found."""
+    machine = ", ".join(f"{name}: {value}" for name, value in report["machine"].items())
+    return [f"Measured by `{report['command']}` on {machine}.", "", table(report)]
+
+
+def picking(report: Report) -> list[str]:
+    """What became of things that a simulated gripper was told to pick up."""
+    return [f"Measured by `{report['command']}`.", "", *_table(("What became of it", "Attempts", "Share"), report["rows"])]
+
+
 BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     "summary": (EVALUATION, summary),
     "evaluation": (EVALUATION, evaluation),
     "attention": (ATTENTION, attention),
     "other_words": (OTHER_WORDS, other_words),
+    "reliability": (RELIABILITY, reliability),
+    "picking": (PICKING, picking),
 }
 """Of each block the file that it is made of, and what makes its lines."""
 

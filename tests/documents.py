@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 README, REFERENCE, CARD, CHANGELOG = "README.md", "docs/reference.md", "MODEL_CARD.md", "CHANGELOG.md"
-REAL_MODELS = "docs/real_models.md"
-DOCUMENTS = (README, REFERENCE, REAL_MODELS, CARD, "CONTRIBUTING.md", CHANGELOG)
+REAL_MODELS, RELIABILITY, SECURITY = "docs/real_models.md", "docs/reliability.md", "docs/security.md"
+DOCUMENTS = (README, REFERENCE, REAL_MODELS, RELIABILITY, SECURITY, CARD, "CONTRIBUTING.md", CHANGELOG)
 PACKAGES = ("flmm_core", "flmm_tabletop", "flmm_ros", "flmm_sim", "flmm_cli")
 
 

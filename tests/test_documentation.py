@@ -71,7 +71,11 @@ def test_options_in_the_text(parser):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_ros_commands_name_what_exists(name):
     """Parameters and remapped topics of nodes that are started from a shell block, launch files and executables."""
-    known = {"-p": {entry.name for entry in tunables()}, "-r": {"image", "depth", "camera_info", "command", "phrase"}}
+    known = {
+        "-p": {entry.name for entry in tunables()},
+        "-r": {"image", "depth", "camera_info", "command", "phrase"},
+        "--enclave": {"/grounding"},
+    }
     for words in commands_in(name):
         if "--ros-args" in words:
             arguments = words[words.index("--ros-args") + 1 :]

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from documents import CARD, README, ROOT, document, tables
+from documents import CARD, README, REFERENCE, ROOT, document, tables
 
 from flmm_core.checkpoints import fingerprints
 from flmm_core.config import DEFAULT_MODEL
@@ -69,7 +69,7 @@ def block(name):
     return f"before\n<!-- figures: {name} -->\nold\n<!-- end of figures -->\nafter\n"
 
 
-@pytest.mark.parametrize("name", [README, CARD])
+@pytest.mark.parametrize("name", [README, CARD, REFERENCE, "docs/reliability.md"])
 def test_documents_hold_what_the_script_writes(script, name):
     text = document(name)
     assert script.written(text, script.read_reports(ROOT)) == text, "run: python scripts/write_figures.py"
@@ -77,7 +77,12 @@ def test_documents_hold_what_the_script_writes(script, name):
 
 def test_every_block_is_in_a_document(script):
     found = {name: re.findall(r"<!-- figures: (\w+) -->", document(name)) for name in script.DOCUMENTS}
-    assert found == {README: ["summary"], CARD: ["evaluation", "attention", "other_words"]}
+    assert found == {
+        README: ["summary"],
+        CARD: ["evaluation", "attention", "other_words"],
+        "docs/reliability.md": ["reliability"],
+        REFERENCE: ["picking"],
+    }
     assert set(script.BLOCKS) == {name for names in found.values() for name in names}
 
 
@@ -161,7 +166,9 @@ def test_what_was_not_measured_is_said_to_be_so(script, name, command):
 
 
 def test_unknown_block(script):
-    with pytest.raises(ValueError, match="expected one of summary, evaluation, attention, other_words, got 'speed'"):
+    with pytest.raises(
+        ValueError, match="expected one of summary, evaluation, attention, other_words, reliability, picking, got 'speed'"
+    ):
         script.written(block("speed"), {})
 
 

@@ -38,6 +38,8 @@ ROSDEP_KEYS = {
 }
 """By the name of the import; packages of ROS have the names of their modules."""
 
+EXTRAS = ("sim", "train", "export", "onnx", "quantization", "bag", "voice", "gpu", "dev")
+
 PIP_ALONE = {"huggingface_hub", "pycocotools", "safetensors", "segment_anything", "tokenizers"}
 """Imports that no rosdep key brings."""
 
@@ -56,9 +58,7 @@ def requirements_of(name):
 def test_extras_are_requirement_files_and_no_package_is_in_two():
     dynamic = PROJECT["tool"]["setuptools"]["dynamic"]
     extras = dynamic["optional-dependencies"]
-    assert {name: given["file"] for name, given in extras.items()} == {
-        name: [f"requirements-{name}.txt"] for name in ("sim", "train", "export", "onnx", "quantization", "gpu", "dev")
-    }
+    assert {name: given["file"] for name, given in extras.items()} == {name: [f"requirements-{name}.txt"] for name in EXTRAS}
     assert dynamic["dependencies"]["file"] == ["requirements.txt"]
     packages = [package for path in ROOT.glob("requirements*.txt") for package in requirements_of(path.name)]
     assert len(packages) == len(set(packages))
@@ -149,7 +149,7 @@ def test_every_package_is_installed_by_cmake():
     packages = {path.parent.name for path in ROOT.glob("flmm_*/__init__.py")}
     installed = re.search(r"install\(DIRECTORY (flmm[^\n]*)", (ROOT / "CMakeLists.txt").read_text()).group(1).split()
     assert set(installed) == packages
-    for script in ("grounding_node", "camera_node", "voice", "flmm"):
+    for script in ("grounding_node", "camera_node", "pick", "voice", "flmm"):
         assert (ROOT / "scripts" / script).stat().st_mode & 0o111
         ast.parse((ROOT / "scripts" / script).read_text())
 

@@ -110,6 +110,15 @@ def test_parameters_of_the_camera():
     assert [row[:5] for row in rows] == [parameter_row(entry, entry.name == "seed") for entry in camera.CAMERA_TUNABLES]
 
 
+@pytest.mark.parametrize("node", ["voice", "pick"])
+def test_parameters_of_other_nodes(node):
+    module = pytest.importorskip(f"flmm_ros.{node}")
+    live = {"pick": {"verbs", "widest", "standoff"}}.get(node, set())
+    entries = getattr(module, f"{node.upper()}_TUNABLES")
+    rows = reference("Parameters", f"{node}_node")
+    assert [row[:5] for row in rows] == [parameter_row(entry, entry.name in live) for entry in entries]
+
+
 def test_parameters_that_are_options_too():
     last = list(tunables())[-1].name
     assert f"Those from `lmm` to `{last}` are also options of" in document(REFERENCE)

@@ -6,21 +6,23 @@ import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flmm_cli.soaking.run import Findings, Life
+if TYPE_CHECKING:
+    from flmm_cli.soaking.run import Findings, Life
 
 _SETTLED = 20
 """Seconds after a start that count as warming up."""
 
 
-def figures(found: Findings) -> dict[str, Any]:
-    """What is written as JSON."""
+def figures(found: Findings, command: str) -> dict[str, Any]:
+    """What is written as JSON, with the command that measured it."""
     books = found.books
     working = [late for late in found.late if late > 0]
     return {
+        "command": command,
         "seconds": round(found.seconds, 1),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()},
         "commands by topic": len(books.commands),
@@ -81,7 +83,7 @@ def table(record: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
     rows = [("Figure", "Value"), ("---", "---")]
     for name, value in record.items():
-        if name in ("machine", "lives", "faults in the log"):
+        if name in ("command", "machine", "lives", "faults in the log"):
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{key} {part:,}" for key, part in value.items()) or "none"

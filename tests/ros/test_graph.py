@@ -1,7 +1,11 @@
 """The topics, services and actions of the running nodes are those of the reference."""
 
+import json
+import re
+from xml.etree import ElementTree
+
 import pytest
-from documents import REFERENCE, document, names, table
+from documents import REFERENCE, ROOT, document, names, table
 from sensor_msgs.msg import CompressedImage
 
 from flmm_cli.ask_client import AskClient
@@ -72,3 +76,33 @@ def test_actions(shared_bench):
 def test_lifecycle_services(shared_bench, service):
     services = dict(shared_bench.client.node.get_service_names_and_types_by_node("grounding", "/shared"))
     assert f"/shared/grounding/{service}" in services
+
+
+def test_the_policy_names_everything_that_the_node_does(shared_bench):
+    """SROS 2: a topic that the policy lacks could not be published."""
+    enclaves = ElementTree.parse(ROOT / "security" / "policy.xml").getroot().find("enclaves")
+    profile = next(enclave for enclave in enclaves if enclave.get("path") == "/grounding").find(".//profile")
+
+    def allowed(kind, **right):
+        entries = [group for group in profile.findall(f"{kind}s") if dict(group.attrib) == right]
+        names = [entry.text for group in entries for entry in group]
+        return {f"/shared/grounding/{name[2:]}" if name[0] == "~" else f"/shared/{name}" for name in names}
+
+    node = shared_bench.client.node
+    for found, expected in (
+        (node.get_publisher_names_and_types_by_node("grounding", "/shared"), allowed("topic", publish="ALLOW")),
+        (node.get_subscriber_names_and_types_by_node("grounding", "/shared"), allowed("topic", subscribe="ALLOW")),
+        (node.get_service_names_and_types_by_node("grounding", "/shared"), allowed("service", reply="ALLOW")),
+    ):
+        names = {name if name.startswith("/shared/") else f"/shared{name}" for name, _ in found if "/_action/" not in name}
+        assert names <= expected, names - expected
+    assert allowed("action", execute="ALLOW") == {"/shared/grounding/ground"}
+
+
+def test_foxglove_shows_topics_that_there_are(shared_bench):
+    layout = json.loads((ROOT / "foxglove" / "grounding.json").read_text())
+    shown = set(re.findall(r'"(/grounding/\w+)', json.dumps(layout)))
+    published = {topic.replace("/shared", "") for topic, direction, _ in running(shared_bench.client, "/shared/grounding")}
+    assert shown and shown <= published
+    panels = set(re.findall(r'"(\w+!\w+)"', json.dumps(layout["layout"])))
+    assert panels == set(layout["configById"])

@@ -1,0 +1,99 @@
+"""A robot's side of "pick up the lemon": answers of the grounding node become poses for a gripper. An example to start from.
+
+It listens to answers, as any consumer of the grounding node does, and commands no robot.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from geometry_msgs.msg import Point, PoseStamped, Vector3
+from std_msgs.msg import ColorRGBA
+from visualization_msgs.msg import Marker, MarkerArray
+
+from flmm_core.config import Tunable
+from flmm_core.grasp import Grasp, NoGraspError, top_grasp
+from flmm_core.plain_text import one_line
+from flmm_ros import parameters, qos
+from flmm_ros.conversions import location_from_message, pose_message
+from flmm_ros.msg import GroundedAnswer, GroundedPhrase
+from flmm_ros.spinning import RunnableNode
+
+PICK_TUNABLES = (
+    Tunable(
+        "verbs",
+        str,
+        "pick, grab, take, lift, bring, give, hand, fetch, get",
+        "Commands that begin with one of these words are about a thing to take.",
+    ),
+    Tunable("widest", float, 0.11, "Distance of the open fingers, at most.", unit="m", minimum=0.01, maximum=1.0),
+    Tunable("standoff", float, 0.12, "Distance from which the gripper comes.", unit="m", minimum=0.0, maximum=1.0),
+)
+
+
+class PickNode(RunnableNode):
+    """Publishes where a gripper should go for the thing that a command named.
+
+    Both poses are in the optical frame of the image: x is the direction in which the fingers close, z that of the approach.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("pick")
+        parameters.declare(self, PICK_TUNABLES, frozenset({"verbs", "widest", "standoff"}))
+        self._targets = qos.create_publisher(self, PoseStamped, "~/target", qos.commands())
+        self._starts = qos.create_publisher(self, PoseStamped, "~/pre_grasp", qos.commands())
+        self._markers = qos.create_publisher(self, MarkerArray, "~/markers", qos.images())
+        self.create_subscription(GroundedAnswer, "grounding/answer", self._on_answer, qos.commands())
+
+    def _on_answer(self, answer: GroundedAnswer) -> None:
+        try:
+            if answer.status == GroundedAnswer.STATUS_ANSWERED and self._is_order(answer):
+                self._take(answer, thing_of(answer))
+        except NoGraspError as error:
+            self.get_logger().warning(f"{answer.command!r:.80}: {one_line(error)}")
+        except Exception as error:
+            self.get_logger().error(f"answer dropped: {one_line(error)}")
+
+    def _is_order(self, answer: GroundedAnswer) -> bool:
+        verbs = {verb.strip().lower() for verb in parameters.value(self, "verbs").split(",")}
+        words = [word for word in answer.command.lower().split() if word not in ("can", "you", "please", "could")]
+        return answer.mode == GroundedAnswer.MODE_CHAT and bool(words) and words[0] in verbs
+
+    def _take(self, answer: GroundedAnswer, phrase: GroundedPhrase) -> None:
+        grasp = top_grasp(location_from_message(phrase.location), parameters.value(self, "widest", float))
+        start = grasp.position - parameters.value(self, "standoff", float) * grasp.approach
+        self._markers.publish(arrow(answer, grasp, start))
+        self._starts.publish(PoseStamped(header=answer.header, pose=pose_message(start, grasp.rotation)))
+        self._targets.publish(PoseStamped(header=answer.header, pose=pose_message(grasp.position, grasp.rotation)))
+        x, y, z = grasp.position
+        self.get_logger().info(f"{phrase.text!r}: at x {x:.3f}, y {y:.3f}, z {z:.3f} m, {1000 * grasp.opening:.0f} mm open")
+
+
+def thing_of(answer: GroundedAnswer) -> GroundedPhrase:
+    """The thing that an answer is about: the first that it points at.
+
+    Raises:
+        NoGraspError: it points at nothing, or nobody knows where that is.
+    """
+    pointed = [phrase for phrase in answer.phrases if phrase.roi.width]
+    if not pointed:
+        raise NoGraspError("expected an answer that points at something, got one that does not")
+    if not pointed[0].location.valid:
+        raise NoGraspError(f"expected to know where {pointed[0].text!r} is: {pointed[0].location.reason}")
+    return pointed[0]
+
+
+def arrow(answer: GroundedAnswer, grasp: Grasp, start: np.ndarray) -> MarkerArray:
+    """The approach, for RViz."""
+    return MarkerArray(
+        markers=[
+            Marker(
+                header=answer.header,
+                ns="approach",
+                type=Marker.ARROW,
+                action=Marker.ADD,
+                points=[Point(**dict(zip("xyz", map(float, end), strict=True))) for end in (start, grasp.position)],
+                scale=Vector3(x=0.008, y=0.02, z=0.03),
+                color=ColorRGBA(r=0.1, g=0.9, b=0.3, a=1.0),
+            )
+        ]
+    )
