@@ -16,7 +16,7 @@ from flmm_core.drawing.overlay import draw_overlay
 from flmm_core.serving.requests import Mode, Picture, RefusedError, Reply, Status, refusing
 from flmm_core.serving.server import Pipeline
 from flmm_ros import conversions, markers
-from flmm_ros.commands import Command, Located, reply_message
+from flmm_ros.commands import Command, Located, located_header, reply_message
 from flmm_ros.msg import GroundedAnswer
 from flmm_ros.pictures import Source
 from flmm_ros.space import Space, View
@@ -127,7 +127,7 @@ def write_reply(writer: BagWriter, message: GroundedAnswer, reply: Reply, locate
         for topic, made in (
             ("overlay", conversions.image_message(overlay, "rgb8", header)),
             ("label_mask", conversions.label_map(reply.answer, header)),
-            ("objects", conversions.points_message(points, header)),
+            ("objects", conversions.points_message(points, located_header(message))),
             ("markers", markers.markers_message(message)),
         ):
             writer.write(f"/grounding/{topic}", made, log_time)

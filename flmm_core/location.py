@@ -57,6 +57,26 @@ class Location:
     """``[3]`` float64: normal of the flat surface that it stands on, towards the camera; the box is upright on it, and holds
     the whole thing. None if it stands on none."""
 
+    def moved(self, rotation: np.ndarray, translation: np.ndarray) -> Location:
+        """The same in another frame.
+
+        Args:
+            rotation: ``[3, 3]`` of this frame in the other one.
+            translation: ``[3]`` metres: its origin there.
+        """
+        points = self.points @ rotation.T.astype(np.float32) + translation.astype(np.float32)
+        low, high = np.percentile(points, _ROBUST, axis=0)
+        return Location(
+            points,
+            rotation @ self.centroid + translation,
+            (high - low).astype(np.float64),
+            rotation @ self.box_center + translation,
+            rotation @ self.box_axes,
+            self.box_size,
+            self.depth_fraction,
+            None if self.up is None else rotation @ self.up,
+        )
+
 
 def locate(mask: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> Location:
     """Where the thing under a mask is.

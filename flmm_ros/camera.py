@@ -39,10 +39,11 @@ class CameraNode(RunnableNode):
         self._images = qos.create_publisher(self, Image, "~/image", qos.camera_output())
         self._depths = qos.create_publisher(self, Image, "~/depth", qos.camera_output())
         self._infos = qos.create_publisher(self, CameraInfo, "~/camera_info", qos.camera_output())
-        self.create_timer(1.0 / parameters.value(self, "rate", float), self._on_timer)
+        self._timer = self.create_timer(1.0 / parameters.value(self, "rate", float), self._on_timer)
 
     def close(self, timeout: float) -> None:
         """Free the OpenGL context."""
+        self.destroy_timer(self._timer)
         self._renderer.close()
 
     def _on_timer(self) -> None:

@@ -136,7 +136,8 @@ def _phrases(answer: GroundedAnswer, header: Header, view: View) -> tuple[list[G
         place = _place(view, phrase.mask)
         if isinstance(place, Location):
             located.append((label, place))
-            place_message = conversions.location_message(place)
+            frame_id = header.frame_id if view.transform is None else view.transform.frame_id
+            place_message = conversions.location_message(place, frame_id)
         else:
             place_message = LocationMsg(reason=place)
         messages.append(conversions.phrase_message(phrase, label, header, place_message))
@@ -154,3 +155,9 @@ def _place(view: View, mask: np.ndarray) -> Location | str:
 def joined(phrases: Sequence[str]) -> str:
     """A list as one text, as replies repeat it."""
     return ". ".join(phrases)
+
+
+def located_header(message: GroundedAnswerMsg) -> Header:
+    """Of what is about locations: in their frame."""
+    frames = [phrase.location.frame_id for phrase in message.phrases if phrase.location.valid]
+    return Header(stamp=message.header.stamp, frame_id=frames[0] if frames else message.header.frame_id)

@@ -217,10 +217,11 @@ def depth_from_message(message: Image, max_pixels: int) -> np.ndarray:
     return depth
 
 
-def location_message(location: Location) -> LocationMsg:
-    """Where a thing is."""
+def location_message(location: Location, frame_id: str) -> LocationMsg:
+    """Where a thing is, in a frame."""
     return LocationMsg(
         valid=True,
+        frame_id=frame_id,
         on_surface=location.up is not None,
         up=Vector3(**_xyz(location.up)) if location.up is not None else Vector3(),
         centroid=Point(**_xyz(location.centroid)),
@@ -233,13 +234,12 @@ def location_message(location: Location) -> LocationMsg:
 
 def location_from_message(message: LocationMsg) -> Location:
     """The other way, without the points: of a message that is valid."""
-    turn = message.box.orientation
     return Location(
         points=np.empty((0, 3), np.float32),
         centroid=_vector(message.centroid),
         extent=_vector(message.extent),
         box_center=_vector(message.box.position),
-        box_axes=_rotation((turn.x, turn.y, turn.z, turn.w)),
+        box_axes=rotation_from_message(message.box.orientation),
         box_size=_vector(message.box_size),
         depth_fraction=message.depth_fraction,
         up=_vector(message.up) if message.on_surface else None,
@@ -261,9 +261,9 @@ def _vector(message: Point | Vector3) -> np.ndarray:
     return np.array([message.x, message.y, message.z])
 
 
-def _rotation(quaternion: tuple[float, float, float, float]) -> np.ndarray:
-    """Rotation matrix of x, y, z, w."""
-    x, y, z, w = quaternion
+def rotation_from_message(message: Quaternion) -> np.ndarray:
+    """``[3, 3]`` rotation matrix of a unit quaternion."""
+    x, y, z, w = message.x, message.y, message.z, message.w
     return np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],

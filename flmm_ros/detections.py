@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+from flmm_ros.commands import located_header
 from flmm_ros.msg import GroundedAnswer, GroundedPhrase
 
 
@@ -42,15 +43,15 @@ def detections_2d(answer: GroundedAnswer) -> Detection2DArray:
 
 
 def detections_3d(answer: GroundedAnswer) -> Detection3DArray:
-    """The phrases that have a location: the oriented box in the optical frame."""
-    found = Detection3DArray(header=answer.header)
+    """The phrases that have a location: the oriented box in the frame of the locations."""
+    found = Detection3DArray(header=located_header(answer))
     for phrase in answer.phrases:
         if not phrase.location.valid:
             continue
         hypothesis = _hypothesis(phrase)
         hypothesis.pose.pose.position = phrase.location.centroid
         box = BoundingBox3D(center=phrase.location.box, size=phrase.location.box_size)
-        found.detections.append(Detection3D(header=answer.header, results=[hypothesis], bbox=box, id=str(phrase.label)))
+        found.detections.append(Detection3D(header=found.header, results=[hypothesis], bbox=box, id=str(phrase.label)))
     return found
 
 

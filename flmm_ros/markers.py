@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from builtin_interfaces.msg import Duration
 from geometry_msgs.msg import Point, Pose, Vector3
-from std_msgs.msg import ColorRGBA
+from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from flmm_core.drawing.overlay import color_of
@@ -34,12 +34,14 @@ def _of(phrase: GroundedPhrase, answer: GroundedAnswer) -> list[Marker]:
     red, green, blue = (part / 255 for part in color_of(phrase.label - 1))
     where, centroid = phrase.location, phrase.location.centroid
     edges = {axis: max(_THIN, getattr(where.box_size, axis)) for axis in "xyz"}
-    # Up on the image is -y of the optical frame.
-    above = Point(x=centroid.x, y=centroid.y - where.extent.y / 2 - _TEXT, z=centroid.z)
+    # Of what stands nowhere, up is up on the image: -y of the optical frame.
+    up = where.up if where.on_surface else Vector3(y=-1.0)
+    rise = max(edges.values()) / 2 + _TEXT
+    above = Point(**{axis: getattr(centroid, axis) + rise * getattr(up, axis) for axis in "xyz"})
 
     def marker(namespace: str, kind: int, opacity: float, **fields: object) -> Marker:
         return Marker(
-            header=answer.header,
+            header=Header(stamp=answer.header.stamp, frame_id=where.frame_id),
             ns=namespace,
             id=phrase.label,
             type=kind,

@@ -14,7 +14,7 @@ from flmm_core.drawing.overlay import draw_overlay
 from flmm_core.plain_text import one_line
 from flmm_core.serving.requests import Reply
 from flmm_ros import conversions, detections, markers, qos
-from flmm_ros.commands import Located
+from flmm_ros.commands import Located, located_header
 from flmm_ros.msg import GroundedAnswer
 
 
@@ -56,9 +56,8 @@ class Outputs:
                 return conversions.image_message(overlay, "rgb8", header)
 
             self._send(self._overlays, drawn)
-        self._send(
-            self._clouds, lambda: conversions.points_message([(label, place.points) for label, place in located], header)
-        )
+        points = [(label, place.points) for label, place in located]
+        self._send(self._clouds, lambda: conversions.points_message(points, located_header(message)))
         if wanted(self._markers):
             self._send(self._markers, lambda: markers.markers_message(message))
         if self._detections is not None:

@@ -72,6 +72,12 @@ NODE_TUNABLES = (
         maximum=10.0,
     ),
     Tunable(
+        "target_frame",
+        str,
+        "",
+        "Frame of locations, ~/objects, ~/markers and ~/detections_3d, by TF at the image's time; empty: that of the image.",
+    ),
+    Tunable(
         "max_command_length",
         int,
         500,
@@ -126,6 +132,7 @@ CHANGEABLE = frozenset(
         "max_image_pixels",
         "significant_bits",
         "depth_tolerance",
+        "target_frame",
         "max_command_length",
         "slow_answer",
         "watch_rate",

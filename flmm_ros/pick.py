@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from geometry_msgs.msg import Point, PoseStamped, Vector3
-from std_msgs.msg import ColorRGBA
+from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from flmm_core.config import Tunable
@@ -33,7 +33,7 @@ PICK_TUNABLES = (
 class PickNode(RunnableNode):
     """Publishes where a gripper should go for the thing that a command named.
 
-    Both poses are in the optical frame of the image: x is the direction in which the fingers close, z that of the approach.
+    Both poses are in the frame of the location: x is the direction in which the fingers close, z that of the approach.
     """
 
     def __init__(self) -> None:
@@ -61,9 +61,10 @@ class PickNode(RunnableNode):
     def _take(self, answer: GroundedAnswer, phrase: GroundedPhrase) -> None:
         grasp = top_grasp(location_from_message(phrase.location), parameters.value(self, "widest", float))
         start = grasp.position - parameters.value(self, "standoff", float) * grasp.approach
-        self._markers.publish(arrow(answer, grasp, start))
-        self._starts.publish(PoseStamped(header=answer.header, pose=pose_message(start, grasp.rotation)))
-        self._targets.publish(PoseStamped(header=answer.header, pose=pose_message(grasp.position, grasp.rotation)))
+        header = Header(stamp=answer.header.stamp, frame_id=phrase.location.frame_id)
+        self._markers.publish(arrow(header, grasp, start))
+        self._starts.publish(PoseStamped(header=header, pose=pose_message(start, grasp.rotation)))
+        self._targets.publish(PoseStamped(header=header, pose=pose_message(grasp.position, grasp.rotation)))
         x, y, z = grasp.position
         self.get_logger().info(f"{phrase.text!r}: at x {x:.3f}, y {y:.3f}, z {z:.3f} m, {1000 * grasp.opening:.0f} mm open")
 
@@ -82,12 +83,12 @@ def thing_of(answer: GroundedAnswer) -> GroundedPhrase:
     return pointed[0]
 
 
-def arrow(answer: GroundedAnswer, grasp: Grasp, start: np.ndarray) -> MarkerArray:
+def arrow(header: Header, grasp: Grasp, start: np.ndarray) -> MarkerArray:
     """The approach, for RViz."""
     return MarkerArray(
         markers=[
             Marker(
-                header=answer.header,
+                header=header,
                 ns="approach",
                 type=Marker.ARROW,
                 action=Marker.ADD,

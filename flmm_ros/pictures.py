@@ -15,9 +15,11 @@ from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from flmm_core.location import NoDepthError
 from flmm_core.plain_text import one_line
 from flmm_core.serving.requests import Picture, RefusedError, Status
 from flmm_ros import conversions, parameters
+from flmm_ros.frames import Frames, NoTransformError
 from flmm_ros.space import Space, View
 
 ImageMessage: TypeAlias = Image | CompressedImage
@@ -103,6 +105,8 @@ class Pictures:
         self._topic = topic
         self._latest = LatestImage()
         self.space = Space()
+        self._frames: Frames | None = None
+        """From when the first transform was wanted."""
         self._read: tuple[Arrival, np.ndarray, Source] | None = None
         """The image of the last command."""
 
@@ -149,7 +153,16 @@ class Pictures:
     def _view(self, header: Header, height: int, width: int) -> View:
         tolerance = parameters.value(self._node, "depth_tolerance", float)
         most = parameters.value(self._node, "max_image_pixels")
-        return self.space.view(header, height, width, tolerance=tolerance, max_pixels=most)
+        view = self.space.view(header, height, width, tolerance=tolerance, max_pixels=most)
+        wanted = parameters.value(self._node, "target_frame")
+        if view.depth is None or wanted in ("", header.frame_id):
+            return view
+        try:
+            if self._frames is None:
+                self._frames = Frames(self._node)
+            return replace(view, transform=self._frames.transform(header, wanted))
+        except (NoTransformError, NoDepthError) as error:
+            return View(reason=one_line(error))
 
     def given(self, message: Image) -> Picture:
         """An image that came with its command.

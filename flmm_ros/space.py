@@ -18,6 +18,7 @@ from std_msgs.msg import Header
 
 from flmm_core.location import Location, NoDepthError, locate
 from flmm_ros.conversions import BadImageError, depth_from_message
+from flmm_ros.frames import Transform
 
 T = TypeVar("T")
 
@@ -37,16 +38,19 @@ class View:
     """``[3, 3]`` pinhole matrix, pixels."""
     reason: str = ""
     """Why there is no depth; empty if there is."""
+    transform: Transform | None = None
+    """To the frame in which locations are wanted; None for the image's own."""
 
     def locate(self, mask: np.ndarray) -> Location:
-        """As :func:`flmm_core.location.locate`.
+        """As :func:`flmm_core.location.locate`, in the frame that is wanted.
 
         Raises:
             NoDepthError: there is no depth, or too little under this mask.
         """
         if self.depth is None or self.intrinsics is None:
             raise NoDepthError(self.reason)
-        return locate(mask, self.depth, self.intrinsics)
+        found = locate(mask, self.depth, self.intrinsics)
+        return found if self.transform is None else self.transform.apply(found)
 
 
 class Space:

@@ -6,6 +6,7 @@ package import ``mujoco`` from here: no library is loaded before a context is as
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -35,6 +36,9 @@ def open_gl(height: int, width: int) -> Any:
     Raises:
         RenderingUnavailableError: no context could be made.
     """
+    with contextlib.suppress(ImportError):
+        # Part of PyTorch for GPUs. Its LLVM must be loaded before Mesa's: the other way round the process dies.
+        importlib.import_module("triton")
     asked = os.environ.get("MUJOCO_GL", "").lower()
     failures = []
     for backend in (asked,) if asked in _BACKENDS else _BACKENDS:

@@ -25,6 +25,7 @@ def answer():
     """A mug that is located, a ball without depth, and a unicorn that is not there."""
     place = Location(
         valid=True,
+        frame_id="base",
         centroid=Point(x=0.1, y=0.2, z=0.8),
         extent=Vector3(x=0.1, y=0.08, z=0.05),
         box=Pose(position=Point(x=0.11, y=0.2, z=0.82), orientation=Quaternion(w=1.0)),
@@ -50,10 +51,13 @@ def test_markers():
         ("labels", 1, Marker.TEXT_VIEW_FACING),
     ]
     box, dot, label = markers
-    assert {marker.header.frame_id for marker in (first, *markers)} == {"camera"}
+    assert {marker.header.frame_id for marker in markers} == {"base"}
     assert box.pose.position.x == 0.11 and box.scale.z > 0.0, "RViz draws nothing of a flat box"
     assert dot.pose.position.z == 0.8 and label.text == "the mug"
-    assert label.pose.position.y < 0.2 - 0.04, "the label is above its thing"
+    assert label.pose.position.y < 0.2 - 0.05, "the label is above its thing"
+    standing = answer()
+    standing.phrases[0].location.on_surface, standing.phrases[0].location.up = True, Vector3(z=1.0)
+    assert markers_message(standing).markers[3].pose.position.z > 0.85
     assert (box.color.r, box.color.g, box.color.b) == pytest.approx([part / 255 for part in color_of(0)])
 
 
@@ -100,6 +104,7 @@ def test_detections(with_vision_msgs):
     assert flat[0].results[0].hypothesis.class_id == "the mug"
     assert flat[0].results[0].hypothesis.score == pytest.approx(0.4)
     (deep,) = with_vision_msgs.detections_3d(answer()).detections
+    assert deep.header.frame_id == "base"
     assert (deep.id, deep.bbox.center.position.x, deep.bbox.size.x) == ("1", 0.11, 0.1)
     assert deep.results[0].pose.pose.position.z == 0.8
     labels = with_vision_msgs.label_info(answer()).class_map

@@ -232,3 +232,12 @@ def test_a_scene_knows_the_pose_of_its_things(scenes: list[Scene]) -> None:
             assert abs(solid[:, 2].min()) < 1e-6, "it stands on the table"
             low, high = solid.min(axis=0) - 0.004, solid.max(axis=0) + 0.004
             assert ((points[thing.mask] > low) & (points[thing.mask] < high)).all(axis=1).mean() > 0.99
+
+
+def test_a_model_may_be_loaded_after_rendering(renderer: TabletopRenderer) -> None:
+    """Two copies of LLVM, PyTorch's and Mesa's, do not bear every order."""
+    code = (
+        "from flmm_sim.renderer import TabletopRenderer\nTabletopRenderer().sample(1)\nimport torchvision.models\nprint('fine')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr[-500:]

@@ -13,8 +13,6 @@ from std_msgs.msg import Header, String
 
 from flmm_cli.bag_files import BagError, BagWriter, definition_of, metadata, read
 from flmm_cli.main import main
-from flmm_cli.model_options import load_pipeline
-from flmm_core.config import GroundingConfig
 from flmm_ros.conversions import phrase_from_message
 from flmm_ros.msg import GroundedAnswer
 
@@ -32,7 +30,6 @@ def stamped(message, stamp, frame="camera"):
 
 @pytest.fixture(scope="module")
 def scene(open_renderer):
-    load_pipeline(GroundingConfig())  # what it imports must be there before Mesa is: two LLVMs in one process
     with open_renderer() as renderer:
         return renderer.sample(1)
 

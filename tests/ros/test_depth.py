@@ -1,11 +1,16 @@
 """Depth beside the images: where things are, and what is said when depth and image do not fit."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from bench import IMAGE, image_of
+from bench import IMAGE, Bench, image_of
+from conftest import SCRIPTED
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
+from flmm_cli.ask_client import AskClient
+from flmm_cli.node_processes import NodeProcesses
 from flmm_ros.msg import GroundedAnswer
 
 HEIGHT, WIDTH = IMAGE.shape[:2]
@@ -101,3 +106,46 @@ def test_depth_that_does_not_fit_costs_no_mask(camera, changes, reason):
 
 def test_an_image_of_the_camera_is_found_again(camera):
     assert camera.locate().valid
+
+
+# --- another frame --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def framed(log_dir):
+    """A node with tf2, or what stands in for it."""
+    environment = {"PYTHONPATH": str(Path(__file__).parent / "fake_tf2")}
+    with NodeProcesses(log_dir, environment) as processes, AskClient("/framed/grounding") as client:
+        processes.start("framed", SCRIPTED, ["--ros-args", "-r", "__ns:=/framed", "-p", "target_frame:=base"])
+        bench = Bench(client, "/framed/grounding")
+        bench.connect(processes.check)
+        yield Camera(bench)
+
+
+def test_locations_are_in_the_frame_that_is_wanted(framed, camera):
+    expected, found = camera.locate(), framed.locate()
+    assert (expected.frame_id, found.frame_id) == ("camera", "base")
+    at, moved = expected.centroid, found.centroid
+    assert (moved.x, moved.y, moved.z) == pytest.approx((1 - at.y, 2 + at.x, 3 + at.z), abs=1e-5)
+    assert (found.extent.x, found.extent.y) == pytest.approx((expected.extent.y, expected.extent.x), abs=1e-5)
+    framed.bench.until(lambda: any(cloud.width for cloud in framed.clouds))
+    cloud = next(cloud for cloud in framed.clouds if cloud.width)
+    points = np.frombuffer(cloud.data, [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("label", "<u4")])
+    assert cloud.header.frame_id == "base" and points["z"] == pytest.approx(3.5, abs=1e-4)
+
+
+def test_a_transform_that_is_not_known_is_said(framed):
+    assert framed.bench.set_parameter("target_frame", "mars").successful
+    location = framed.locate()
+    reason = "no transform from 'camera' to 'mars' (target_frame) at the image's time: \"mars\" passed to lookupTransform"
+    assert not location.valid and location.reason.startswith(reason), location.reason
+    assert framed.bench.set_parameter("target_frame", "camera").successful
+    assert framed.locate().frame_id == "camera", "the image's own frame needs no transform"
+    assert framed.bench.set_parameter("target_frame", "base").successful
+
+
+def test_without_tf2_the_reason_is_said(camera):
+    assert camera.bench.set_parameter("target_frame", "base").successful
+    location = camera.locate()
+    assert camera.bench.set_parameter("target_frame", "").successful
+    assert (location.valid, location.reason) == (False, "target_frame: expected tf2_ros, which is not installed")

@@ -20,7 +20,7 @@ def test_locations_there_and_back():
 
     depth = np.full(IMAGE.shape[:2], 0.5, np.float32)
     place = locate(np.ones(IMAGE.shape[:2], bool), depth, np.array([[20.0, 0, 16], [0, 20, 12], [0, 0, 1]]))
-    again = location_from_message(location_message(place))
+    again = location_from_message(location_message(place, "camera"))
     assert again.up is None and again.box_axes == pytest.approx(place.box_axes, abs=1e-6)
     for name in ("centroid", "extent", "box_center", "box_size"):
         assert getattr(again, name) == pytest.approx(getattr(place, name), abs=1e-6)
