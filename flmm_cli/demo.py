@@ -35,7 +35,7 @@ STAGES = {
 CONTACT_SHEET = "contact_sheet.png"
 LEAD = "lead.png"
 ANSWERS = "answers.json"
-LOGS = ("camera.log", "grounding.log")
+LOGS = ("camera.log", "grounding.log", "pick.log")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -107,6 +107,7 @@ def remove_earlier(out: Path, kinds: Sequence[str]) -> None:
 def _answer_text(outcome: Outcome) -> str:
     """The answer, and what is wrong with it."""
     words = [printable(outcome.answer.text)] if outcome.answered else []
+    words += [f"gripper: {outcome.picked}"] if outcome.picked else []
     return "\n".join([*words, f"WRONG, {printable(outcome.fault)}"] if outcome.fault else words)
 
 
@@ -204,6 +205,7 @@ def _record(outcome: Outcome) -> dict[str, Any]:
         "answer": outcome.answer.text,
         "true_answer": outcome.ask.turn.answer,
         "fault": outcome.fault,
+        "gripper": outcome.picked,
         "reason": outcome.reply.reason,
         "phrases": phrases,
         "seconds": {field: round(getattr(outcome.reply.durations, field), 4) for field in STAGES},

@@ -25,10 +25,13 @@ from flmm_cli.camera_images import CameraImages, Stamp
 from flmm_cli.node_processes import NodeProcesses, start_camera_and_node
 from flmm_core.data.dataset import REFER, REFER_ABSENT, Span, Turn
 from flmm_core.evaluation.matching import Overlap, is_right, match_phrases, true_masks
+from flmm_core.grasp import NoGraspError, top_grasp
 from flmm_core.types import GroundedAnswer, GroundedPhrase
-from flmm_ros.conversions import phrase_from_message
+from flmm_ros.conversions import location_from_message, phrase_from_message
 from flmm_ros.msg import GroundedAnswer as Reply
+from flmm_ros.pick import thing_of
 from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS
+from flmm_sim.gripper import WIDEST, try_pick
 from flmm_sim.language import questions
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import Scene, scene_seed
@@ -108,6 +111,8 @@ class Outcome:
     answer: GroundedAnswer
     pointings: tuple[Pointing, ...]
     """One for each phrase of the answer."""
+    picked: str = ""
+    """What became of the thing that a simulated gripper was to take, in words; empty if the command was no such order."""
 
     @property
     def answered(self) -> bool:
@@ -235,7 +240,7 @@ class Demo:
         height, width = image.shape[:2]
         phrases = tuple(phrase_from_message(message, height, width) for message in reply.phrases)
         answer = GroundedAnswer(reply.answer, phrases, height, width)
-        return Outcome(ask, reply, image, answer, compare(answer, ask))
+        return Outcome(ask, reply, image, answer, compare(answer, ask), pick(ask, reply) if ask.turn.kind == "fetch" else "")
 
     def _reply(self, ask: Ask, changed: Stamp) -> Reply:
         """The node's reply; the command is sent again while the node has no image of the new scene yet."""
@@ -276,6 +281,20 @@ def compare(answer: GroundedAnswer, ask: Ask) -> tuple[Pointing, ...]:
         Pointing(phrase, None if truth is None else Overlap.of(phrase.mask, truth).iou)
         for phrase, truth in zip(answer.phrases, truths, strict=True)
     )
+
+
+def pick(ask: Ask, reply: Reply) -> str:
+    """Let the simulated gripper take what an answer points at; says what became of it."""
+    scene = ask.scene
+    wanted = [index for span in ask.turn.spans for index in span.objects]
+    try:
+        grasp = top_grasp(location_from_message(thing_of(reply).location), WIDEST)
+    except NoGraspError as error:
+        return f"not tried, {error}"
+    rotation, translation = scene.camera_pose[:3, :3], scene.camera_pose[:3, 3]
+    at = rotation @ grasp.position + translation
+    picks = [try_pick(scene, index, at, rotation @ grasp.rotation, grasp.opening) for index in wanted]
+    return f"lifted by {100 * max(pick.risen for pick in picks):.0f} cm" if any(p.lifted for p in picks) else "not lifted"
 
 
 def run_demo(

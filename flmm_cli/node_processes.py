@@ -99,7 +99,7 @@ class NodeProcesses:
 
 
 def start_camera_and_node(processes: NodeProcesses, node_arguments: Sequence[str], seed: int) -> None:
-    """Start the simulated camera, and the grounding node that looks at it.
+    """Start the simulated camera, the grounding node that looks at it, and the example that turns its answers into poses.
 
     Args:
         processes: where they run.
@@ -109,6 +109,7 @@ def start_camera_and_node(processes: NodeProcesses, node_arguments: Sequence[str
     processes.start("camera", "flmm_ros.camera_node", ["--ros-args", "-p", f"seed:={seed}"])
     remap = [part for topic in ("image", "depth", "camera_info") for part in ("-r", f"{topic}:=/camera/{topic}")]
     processes.start("grounding", "flmm_ros.grounding_node", ["--ros-args", *remap, *node_arguments])
+    processes.start("pick", "flmm_ros.pick_node")
 
 
 def _die_with_parent() -> None:

@@ -1,4 +1,6 @@
-"""A simulated camera over a table, and the grounding node that looks at it. Ends when one of its nodes ends.
+"""A simulated camera over a table, the grounding node that looks at it, and a robot's side of "pick up the lemon".
+
+Ends when one of its nodes ends.
 
 For instance::
 
@@ -24,7 +26,7 @@ SHARE = Path(get_package_share_directory("flmm_ros"))
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Camera and node."""
+    """Camera, node and consumer."""
     camera = Node(
         package="flmm_ros",
         executable="camera_node",
@@ -48,5 +50,6 @@ def generate_launch_description() -> LaunchDescription:
             RegisterEventHandler(OnProcessExit(on_exit=[Shutdown(reason="a node of the demo has ended")])),
             camera,
             grounding,
+            Node(package="flmm_ros", executable="pick", name="pick", output="screen"),
         ]
     )

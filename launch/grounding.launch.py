@@ -82,7 +82,9 @@ def _nodes(context: LaunchContext) -> list[Node]:
 def _rviz_config(node: str, frame: str) -> str:
     """RViz's layout for this node: layouts hold absolute names."""
     layout = (SHARE / "rviz" / "grounding.rviz").read_text()
-    layout = layout.replace("/grounding/", f"{node}/").replace("camera_optical_frame", frame)
+    space = node.removesuffix("/grounding")
+    layout = layout.replace("/pick/", f"{space}/pick/").replace(": /grounding/", f": {node}/")
+    layout = layout.replace("camera_optical_frame", frame)
     with tempfile.NamedTemporaryFile("w", prefix="grounding_", suffix=".rviz", delete=False) as file:
         file.write(layout)
     return file.name

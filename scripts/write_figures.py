@@ -17,13 +17,14 @@ from flmm_cli.soaking.report import table
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/reliability.md", "docs/reference.md")
 EVALUATION, ATTENTION, OTHER_WORDS = "docs/eval_tabletop.json", "docs/attention.json", "docs/other_words.json"
-RELIABILITY, PICKING = "docs/reliability.json", "docs/picking.json"
+RELIABILITY, PICKING, PAIRING = "docs/reliability.json", "docs/picking.json", "docs/pairing.json"
 ATTENTION_IMAGE = "docs/images/attention.png"
 COMMANDS = {
     EVALUATION: f"flmm eval tabletop --json {EVALUATION}",
     ATTENTION: f"flmm attention --out {ATTENTION_IMAGE} --json {ATTENTION}",
     RELIABILITY: f"flmm soak --minutes 10 --out {RELIABILITY}",
     PICKING: f"flmm eval picking --count 100 --json {PICKING}",
+    PAIRING: f"python scripts/measure_pairing.py --json {PAIRING}",
     OTHER_WORDS: f"python scripts/measure_other_words.py --json {OTHER_WORDS}",
 }
 """What writes each file."""
@@ -123,6 +124,21 @@ def picking(report: Report) -> list[str]:
     return [f"Measured by `{report['command']}`.", "", *_table(("What became of it", "Attempts", "Share"), report["rows"])]
 
 
+def pairing(report: Report) -> list[str]:
+    """What depth costs an image on its way to the model."""
+    columns = ("received", "without", "with", "ratio", "located")
+    rows = [(size, *(f"{figures[name]:g}" for name in columns)) for size, figures in report["milliseconds"].items()]
+    header = (
+        "Image",
+        "a depth image received, ms",
+        "image read without depth, ms",
+        "with depth, ms",
+        "ratio",
+        "a thing located, ms",
+    )
+    return [f"Medians, measured by `{report['command']}` side by side in one process.", "", *_table(header, rows)]
+
+
 BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     "summary": (EVALUATION, summary),
     "evaluation": (EVALUATION, evaluation),
@@ -130,6 +146,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     "other_words": (OTHER_WORDS, other_words),
     "reliability": (RELIABILITY, reliability),
     "picking": (PICKING, picking),
+    "pairing": (PAIRING, pairing),
 }
 """Of each block the file that it is made of, and what makes its lines."""
 

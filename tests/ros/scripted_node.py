@@ -70,6 +70,8 @@ class ScriptedPipeline:
             return self._answer("thing " * int(argument), int(argument), len("thing "))
         if word == "tokens":
             return self._answer(f"limit {max_new_tokens}", 0)
+        if word == "phrases":
+            return self._answer(f"limit {max_phrases}", 0)
         if word == "mean":
             return self._answer(" ".join(str(round(v)) for v in self.image.reshape(-1, 3).mean(axis=0)), 0)
         return self._answer(f"It said: {text}", 1)

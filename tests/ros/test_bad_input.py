@@ -162,6 +162,17 @@ def test_image_with_a_negative_stamp(bench):
     assert reply.header == message.header
 
 
+def test_an_image_of_another_clock_gets_a_hint(bench):
+    """A bag or a simulator whose time is not used."""
+    message = image_of(IMAGE)
+    message.header.stamp.sec = 1000
+    bench.images.publish(message)
+    bench.client.spin(0.2)
+    reply = bench.ask()
+    assert reply.status == GroundedAnswer.STATUS_IMAGE_TOO_OLD and reply.header == message.header
+    assert reply.reason.endswith("is it from a bag or a simulator? Then set use_sim_time, and let it publish /clock")
+
+
 # --- commands -------------------------------------------------------------------------------------------------------------
 
 

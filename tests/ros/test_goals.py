@@ -102,6 +102,13 @@ def test_a_longest_answer_of_its_own(bench, client):
     assert reply.reason == "max_new_tokens: expected 1 to 1024 tokens, got 5000"
 
 
+def test_most_phrases_of_its_own(bench, client):
+    bench.show()
+    assert client.run("phrases", max_phrases=3)[1].answer == "limit 3"
+    assert client.run("phrases")[1].answer == "limit 32"
+    assert client.run("phrases", max_phrases=5000)[1].reason == "max_phrases: expected 1 to 1000 phrases, got 5000"
+
+
 def test_refusals_abort(bench, client):
     bench.show()
     for text, expected in (

@@ -1,0 +1,88 @@
+"""Measures what depth costs an image on its way to the model: reading, pairing by stamp, and locating things, with and without.
+
+Both ways run in turn in one process, so that the ratios do not depend on how busy the machine is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from rclpy.node import Node
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from flmm_ros import parameters
+from flmm_ros.conversions import image_message
+from flmm_ros.pictures import Pictures
+
+SIZES = ((480, 640), (1080, 1920))
+
+
+def measure(node: Node, height: int, width: int, rounds: int) -> dict[str, float]:
+    """Medians of one image, in milliseconds, and what they mean for a rate.
+
+    Args:
+        node: whose parameters and clock are used.
+        height: of the images, pixels.
+        width: of the images, pixels.
+        rounds: images of either kind.
+    """
+    image = image_message(np.zeros((height, width, 3), np.uint8), "rgb8", Header())
+    depth = image_message(np.ones((height, width), np.float32), "32FC1", Header())
+    info = serialize_message(
+        CameraInfo(height=height, width=width, k=[500.0, 0.0, width / 2, 0.0, 500.0, height / 2, 0.0, 0.0, 1.0])
+    )
+    mask = np.zeros((height, width), bool)
+    mask[height // 3 : height // 2, width // 3 : width // 2] = True
+    ways = {name: Pictures(node, lambda: "/image") for name in ("without", "with")}
+    spent: dict[str, list[float]] = {name: [] for name in ("without", "with", "received", "located")}
+
+    def timed(name: str, act: Callable[[], object]) -> object:
+        began = time.perf_counter()
+        found = act()
+        spent[name].append(1000 * (time.perf_counter() - began))
+        return found
+
+    for _ in range(rounds):
+        header = Header(stamp=node.get_clock().now().to_msg(), frame_id="camera")
+        image.header = depth.header = header
+        messages = serialize_message(image), serialize_message(depth)
+        for name, pictures in ways.items():
+            pictures.put(messages[0])
+            if name == "with":
+                timed("received", lambda p=pictures, m=messages: (p.space.put_depth(m[1]), p.space.put_info(info)))
+            picture = timed(name, lambda p=pictures: p.newest(Image))
+        timed("located", lambda p=picture: p.source.view.locate(mask))
+    medians = {name: statistics.median(values) for name, values in spent.items()}
+    return {name: round(value, 3) for name, value in medians.items()} | {
+        "ratio": round((medians["with"] + medians["received"]) / medians["without"], 2)
+    }
+
+
+def main() -> None:
+    """Measure, print, and write what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=200, help="images of either kind (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    args = parser.parse_args()
+    rclpy.init(args=[])
+    node = rclpy.create_node("pairing")
+    parameters.declare_grounding(node, lambda: "")
+    found = {f"{width}x{height}": measure(node, height, width, args.rounds) for height, width in SIZES}
+    command = f"python scripts/measure_pairing.py --rounds {args.rounds}" + (f" --json {args.json}" if args.json else "")
+    record = {"command": command, "milliseconds": found}
+    print(json.dumps(record, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
