@@ -12,12 +12,12 @@ from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 
 from flmm_cli.bag_files import BagError, BagWriter, Recorded, read
-from flmm_core.drawing.overlay import draw_overlay
 from flmm_core.serving.requests import Mode, Picture, RefusedError, Reply, Status, refusing
 from flmm_core.serving.server import Pipeline
-from flmm_ros import conversions, markers
-from flmm_ros.commands import Command, Located, located_header, reply_message
+from flmm_ros import conversions
+from flmm_ros.commands import Command, Located, reply_message
 from flmm_ros.msg import GroundedAnswer
+from flmm_ros.outputs import makers
 from flmm_ros.pictures import Source
 from flmm_ros.space import Space, View
 
@@ -120,15 +120,7 @@ def _answer(pipeline: Pipeline, recorded: Recorded, space: Space | None, command
 
 def write_reply(writer: BagWriter, message: GroundedAnswer, reply: Reply, located: Sequence[Located], log_time: int) -> None:
     """What the node would publish about an image, under its own topics; the reply last: an image that has one is done."""
-    if reply.answer is not None and reply.picture is not None:
-        header = message.header
-        overlay = draw_overlay(reply.picture.pixels, reply.answer, command=message.command)
-        points = [(label, place.points) for label, place in located]
-        for topic, made in (
-            ("overlay", conversions.image_message(overlay, "rgb8", header)),
-            ("label_mask", conversions.label_map(reply.answer, header)),
-            ("objects", conversions.points_message(points, located_header(message))),
-            ("markers", markers.markers_message(message)),
-        ):
-            writer.write(f"/grounding/{topic}", made, log_time)
+    if reply.answer is not None:
+        for name, make in makers(message, reply, located).items():
+            writer.write(f"/grounding/{name}", make(), log_time)
     writer.write("/grounding/answer", message, log_time)

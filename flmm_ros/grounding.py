@@ -16,8 +16,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-from rclpy.lifecycle.node import LifecycleNodeMixin
+from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from rclpy.serialization import serialize_message
 from rclpy.subscription import MessageInfo, Subscription

@@ -1,8 +1,8 @@
-"""What goes out with a reply, for people and for other nodes: label map, overlay, points, markers, detections."""
+"""What goes out with an answer, for people and for other nodes: label map, overlay, points, markers, detections."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rclpy.node import Node
@@ -17,63 +17,73 @@ from flmm_ros import conversions, detections, markers, qos
 from flmm_ros.commands import Located, located_header
 from flmm_ros.msg import GroundedAnswer
 
+_DRAWN = frozenset({"overlay", "markers"})
+"""For people: made while somebody looks."""
+_LATCHED = frozenset({"label_info"})
+
 
 class Outputs:
     """Publishers beside that of the replies. A reply is out before: what goes wrong here is logged, and no refusal."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._label_maps = self._publisher(Image, "~/label_mask")
-        self._overlays = self._publisher(Image, "~/overlay")
-        self._clouds = self._publisher(PointCloud2, "~/objects")
-        self._markers = self._publisher(MarkerArray, "~/markers")
-        self._detections = self._detections_3d = self._label_info = None
-        if detections.available():
-            self._detections = self._publisher(detections.Detection2DArray, "~/detections")
-            self._detections_3d = self._publisher(detections.Detection3DArray, "~/detections_3d")
-            self._label_info = node.create_publisher(detections.LabelInfo, "~/label_info", qos.latched())
-        else:
+        self._publishers: dict[str, Publisher[Any]] = {}
+        for name, kind in kinds().items():
+            profile = qos.latched() if name in _LATCHED else qos.images()
+            self._publishers[name] = qos.create_publisher(node, kind, f"~/{name}", profile)
+        if not detections.available():
             node.get_logger().info("vision_msgs is not installed: no ~/detections, ~/detections_3d and ~/label_info")
 
-    def _publisher(self, kind: type, topic: str) -> Publisher:
-        return qos.create_publisher(self._node, kind, topic, qos.images())
-
     def publish(self, message: GroundedAnswer, reply: Reply, located: Sequence[Located]) -> None:
-        """Everything about an answer.
-
-        Args:
-            message: the reply as it was sent.
-            reply: an answer.
-            located: where its things are.
-        """
-        answer, picture, header = reply.answer, reply.picture, message.header
-        assert answer is not None and picture is not None
-        self._send(self._label_maps, lambda: conversions.label_map(answer, header))
-        if wanted(self._overlays):
-
-            def drawn() -> Image:
-                overlay = draw_overlay(picture.pixels, answer, command=message.command)
-                return conversions.image_message(overlay, "rgb8", header)
-
-            self._send(self._overlays, drawn)
-        points = [(label, place.points) for label, place in located]
-        self._send(self._clouds, lambda: conversions.points_message(points, located_header(message)))
-        if wanted(self._markers):
-            self._send(self._markers, lambda: markers.markers_message(message))
-        if self._detections is not None:
-            self._send(self._detections, lambda: detections.detections_2d(message))
-            self._send(self._detections_3d, lambda: detections.detections_3d(message))
-            self._send(self._label_info, lambda: detections.label_info(message))
-
-    def _send(self, publisher: Publisher | None, make: Callable[[], Any]) -> None:
-        if publisher is None:
-            return
-        try:
-            publisher.publish(make())
-        except Exception as error:
-            self._node.get_logger().error(f"nothing on {publisher.topic_name}: {one_line(error)}")
+        """Everything about an answer; see :func:`makers`."""
+        for name, make in makers(message, reply, located).items():
+            publisher = self._publishers[name]
+            if name in _DRAWN and publisher.get_subscription_count() == 0:
+                continue
+            try:
+                publisher.publish(make())
+            except Exception as error:
+                self._node.get_logger().error(f"nothing on {publisher.topic_name}: {one_line(error)}")
 
 
-def wanted(publisher: Publisher) -> bool:
-    """Whether anybody subscribes."""
-    return bool(publisher.get_subscription_count() > 0)
+def kinds() -> Mapping[str, type]:
+    """Of the messages, by topic below the name of the node."""
+    found: dict[str, type] = {"label_mask": Image, "overlay": Image, "objects": PointCloud2, "markers": MarkerArray}
+    if detections.available():
+        found |= {
+            "detections": detections.Detection2DArray,
+            "detections_3d": detections.Detection3DArray,
+            "label_info": detections.LabelInfo,
+        }
+    return found
+
+
+def makers(message: GroundedAnswer, reply: Reply, located: Sequence[Located]) -> Mapping[str, Callable[[], Any]]:
+    """What makes each message about an answer, by topic as :func:`kinds` has them.
+
+    Args:
+        message: the reply as it was sent.
+        reply: an answer.
+        located: where its things are.
+    """
+    answer, picture, header = reply.answer, reply.picture, message.header
+    assert answer is not None and picture is not None
+
+    def overlay() -> Image:
+        drawn = draw_overlay(picture.pixels, answer, command=message.command)
+        return conversions.image_message(drawn, "rgb8", header)
+
+    points = [(label, place.points) for label, place in located]
+    found: dict[str, Callable[[], Any]] = {
+        "label_mask": lambda: conversions.label_map(answer, header),
+        "overlay": overlay,
+        "objects": lambda: conversions.points_message(points, located_header(message)),
+        "markers": lambda: markers.markers_message(message),
+    }
+    if detections.available():
+        found |= {
+            "detections": lambda: detections.detections_2d(message),
+            "detections_3d": lambda: detections.detections_3d(message),
+            "label_info": lambda: detections.label_info(message),
+        }
+    return found

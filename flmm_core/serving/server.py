@@ -286,10 +286,10 @@ class GroundingServer:
             left = [self._in_work, *self._queue.clear()]
             self._in_work = None
             self._changed.notify_all()
-        self._lost(reason)
         for request in left:
             if request is not None:
                 request.refuse(refusal)
+        self._lost(reason)
 
 
 def _abandon(request: Request, refusal: RefusedError) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,38 +40,50 @@ def log_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("logs")
 
 
-@pytest.fixture(scope="session")
-def processes(log_dir):
-    with ExpectedEnds(log_dir) as running:
-        yield running
+@contextmanager
+def started(log_dir):
+    """Processes, and what starts a scripted node in a namespace of its own; all end with the block."""
+    with ExpectedEnds(log_dir) as processes, ExitStack() as clients:
+
+        def start(namespace, *parameters, meanwhile=processes.check, remap=(), **images):
+            """Returns the node's bench."""
+            arguments = ["--ros-args", "-r", f"__ns:=/{namespace}"]
+            for rule in remap:
+                arguments += ["-r", rule]
+            for parameter in parameters:
+                arguments += ["-p", parameter]
+            child = processes.start(namespace, SCRIPTED, arguments)
+            client = clients.enter_context(AskClient(f"/{namespace}/grounding"))
+            bench = Bench(client, f"/{namespace}/grounding", **images)
+            bench.process = child
+            bench.connect(meanwhile)
+            return bench
+
+        yield processes, start
 
 
-@pytest.fixture(scope="session")
-def start_scripted(processes):
+@pytest.fixture(scope="module")
+def nodes(log_dir):
+    """Of one file: a host discovers some thirty participants of a domain and no more."""
+    with started(log_dir) as both:
+        yield both
+
+
+@pytest.fixture(scope="module")
+def processes(nodes):
+    return nodes[0]
+
+
+@pytest.fixture(scope="module")
+def start_scripted(nodes):
     """Start a scripted node in a namespace of its own; returns its bench."""
-    clients = []
-
-    def start(namespace, *parameters, meanwhile=processes.check, remap=(), **images):
-        arguments = ["--ros-args", "-r", f"__ns:=/{namespace}"]
-        for rule in remap:
-            arguments += ["-r", rule]
-        for parameter in parameters:
-            arguments += ["-p", parameter]
-        child = processes.start(namespace, SCRIPTED, arguments)
-        clients.append(AskClient(f"/{namespace}/grounding"))
-        bench = Bench(clients[-1], f"/{namespace}/grounding", **images)
-        bench.process = child
-        bench.connect(meanwhile)
-        return bench
-
-    yield start
-    for client in clients:
-        client.close()
+    return nodes[1]
 
 
 @pytest.fixture(scope="session")
-def shared_bench(start_scripted):
-    return start_scripted("shared", "max_image_age:=3.0")
+def shared_bench(log_dir):
+    with started(log_dir) as (_, start):
+        yield start("shared", "max_image_age:=3.0")
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""From WAV files to masks: the voice node hears, the grounding node answers, the answer is spoken."""
+"""From WAV files to masks: the voice node hears, the grounding node answers, the answer is spoken.
+
+The files in tests/voice were spoken by eSpeak NG's American English voice.
+"""
 
 import os
 import stat
