@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -270,11 +271,11 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
         sender = (info.get("publisher_gid") or {}).get("data")
         command = Command(next(self._ids), mode, "", info["source_timestamp"], client=sender)
         try:
-            text = commands.decode_text(serialized)
+            command = replace(command, text=commands.decode_text(serialized))
         except RefusedError as refusal:
             self._request(command, "").refuse(refusal)
             return
-        self._offer(Command(command.request_id, mode, text, command.stamp, sender, arrived=command.arrived))
+        self._offer(command)
 
     def _on_goal(self, goal: Goal) -> None:
         now = self.get_clock().now().nanoseconds
@@ -351,8 +352,7 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
 
     def _on_watched(self, command: Command, reply: Reply) -> None:
         try:
-            now, longest = self.get_clock().now(), parameters.value(self, "max_command_length")
-            message, located = commands.reply_message(command, reply, now, max_text=longest)
+            message, located = self._reply_message(command, reply)
             self._watch_results.publish(message)
         except Exception as error:
             self.get_logger().error(f"nothing on ~/watched: {one_line(error)}", throttle_duration_sec=1.0)
@@ -367,8 +367,7 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
 
     def _reply(self, command: Command, reply: Reply) -> None:
         """Send the one reply to a command, and what goes with it; raises if the reply itself cannot be sent."""
-        now, longest = self.get_clock().now(), parameters.value(self, "max_command_length")
-        message, located = commands.reply_message(command, reply, now, max_text=longest)
+        message, located = self._reply_message(command, reply)
         if command.goal is None:
             self._answers.publish(message)
         else:
@@ -379,6 +378,10 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
             self._follow_up(command, reply, message, located)
         except Exception as error:
             self.get_logger().error(f"request {command.request_id}: {one_line(error)}")
+
+    def _reply_message(self, command: Command, reply: Reply) -> tuple[GroundedAnswer, list[Located]]:
+        longest = parameters.value(self, "max_command_length")
+        return commands.reply_message(command, reply, self.get_clock().now(), max_text=longest)
 
     def _follow_up(self, command: Command, reply: Reply, message: GroundedAnswer, located: Sequence[Located]) -> None:
         """Words for who listens only: a question is never met with silence. Images, points, the log."""

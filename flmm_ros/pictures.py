@@ -134,10 +134,12 @@ class Pictures:
         Raises:
             RefusedError: there is none, or it is too old, or cannot be used.
         """
-        publishers = self._node.count_publishers(self._topic())
-        arrival = self._latest.get(_FIRST if publishers else 0.0)
+        arrival = self._latest.get(0.0)
         if arrival is None:
-            raise no_image(self._topic(), publishers)
+            publishers = self._node.count_publishers(self._topic())
+            arrival = self._latest.get(_FIRST if publishers else 0.0)
+            if arrival is None:
+                raise no_image(self._topic(), publishers)
         if self._read is not None and self._read[0] is arrival:
             _, pixels, source = self._read
             self._check_age(arrival, source.header)
