@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     from PIL import Image
 
-    from flmm_core.data.dataset import read_dataset
+    from flmm_core.data.tabletop import read_dataset
     from flmm_core.drawing.attention_figure import draw_attention
     from flmm_core.evaluation.attention_maps import AttentionRow, attention_rows, clear_names, rank_heads
     from flmm_core.image_files import read_image

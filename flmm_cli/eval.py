@@ -70,7 +70,7 @@ def _run_tabletop(args: argparse.Namespace) -> int:
     require_counts(args, "count", "limit", "per_kind", "workers")
     config = grounding_config(args)
 
-    from flmm_core.data.dataset import read_dataset
+    from flmm_core.data.tabletop import read_dataset
     from flmm_core.evaluation.report import report_of
     from flmm_core.evaluation.tabletop import evaluate_images
 

@@ -19,6 +19,7 @@ MODULES = (
     "run",
     "ground",
     "scenes",
+    "data",
     "train",
     "eval",
     "attention",

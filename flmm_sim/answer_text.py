@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flmm_core.data.dataset import REFER, REFER_ABSENT, Span, Turn
+from flmm_core.data.samples import REFER, REFER_ABSENT, Span, Turn
 from flmm_sim import wording
 from flmm_sim.scene import COLORS, KINDS
 

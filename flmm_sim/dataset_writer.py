@@ -1,4 +1,4 @@
-"""Writes data sets of simulated scenes in the layout of :mod:`flmm_core.data.dataset`.
+"""Writes data sets of simulated scenes in the layout of :mod:`flmm_core.data.tabletop`.
 
 Beyond that layout each COCO image carries its scene's ``seed``, ``intrinsics`` and ``camera_pose``, and each annotation the
 object's ``position`` in the table frame and its place in the view frame.
@@ -18,7 +18,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from flmm_core.data.dataset import Turn
+from flmm_core.data.samples import Turn
 from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS, UNKNOWN_WORDS
 from flmm_sim.language import TURNS, questions
 from flmm_sim.renderer import TabletopRenderer

@@ -6,7 +6,7 @@ From the names in them that mean nothing that is there, heads learn to point at 
 from __future__ import annotations
 
 from flmm_core.config import GroundingConfig
-from flmm_core.data.dataset import MISTAKE, REFER, REFER_ABSENT, Turn
+from flmm_core.data.samples import MISTAKE, REFER, REFER_ABSENT, Turn
 from flmm_sim import wording
 from flmm_sim.answer_text import AnswerText, article
 from flmm_sim.scene import COLORS, KIND_COLORS

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from flmm_core.data.dataset import MISTAKE, NO_ANSWERS, REFER, REFER_ABSENT, Turn
+from flmm_core.data.samples import MISTAKE, NO_ANSWERS, REFER, REFER_ABSENT, Turn
 from flmm_sim.foreign_words import UNKNOWN_WORDS
 from flmm_sim.grounding_turns import REFER_PROMPT, GroundingTurns
 from flmm_sim.scene import Scene

@@ -5,7 +5,7 @@ Answers name objects as "red mug". A method returns None when what it happened t
 
 from __future__ import annotations
 
-from flmm_core.data.dataset import Turn
+from flmm_core.data.samples import Turn
 from flmm_sim import wording
 from flmm_sim.answer_text import AnswerText, article, plural
 from flmm_sim.foreign_words import CHAT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flmm_core.data.dataset import Turn
+from flmm_core.data.samples import Turn
 from flmm_sim.scene_facts import SceneFacts
 from flmm_sim.speaker import Speaker
 

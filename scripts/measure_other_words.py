@@ -26,7 +26,8 @@ import flmm_tabletop
 from flmm_cli.held_out import rendered_scenes
 from flmm_cli.table import format_table
 from flmm_core.config import GroundingConfig
-from flmm_core.data.dataset import Sample, read_dataset
+from flmm_core.data.samples import Sample
+from flmm_core.data.tabletop import read_dataset
 from flmm_core.encoded_image import EncodedImage
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.repetition import loop_start

@@ -14,7 +14,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def samples(data):
     """What is read from :func:`data`."""
-    from flmm_core.data.dataset import read_dataset
+    from flmm_core.data.tabletop import read_dataset
 
     return list(read_dataset(data))
 

@@ -227,7 +227,7 @@ def test_scenes(capsys, tmp_path):
         open_gl(8, 8).free()
     except RenderingUnavailableError as error:
         pytest.skip(str(error))
-    from flmm_core.data.dataset import read_dataset
+    from flmm_core.data.tabletop import read_dataset
 
     assert run("scenes", "--out", tmp_path / "a", "--seed", 3, "--count", 2, "--split", "odd", "--workers", 1) == 0
     assert "2 scenes" in capsys.readouterr().out

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flmm_core.data.dataset import Sample, read_dataset
+from flmm_core.data.samples import Sample
+from flmm_core.data.tabletop import read_dataset
 from flmm_sim import dataset_writer
 from flmm_sim.dataset_writer import write_dataset
 from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS, UNKNOWN_WORDS

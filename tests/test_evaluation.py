@@ -13,7 +13,7 @@ from tiny_models import save_model
 
 from flmm_cli.model_options import load_pipeline
 from flmm_core.config import GroundingConfig
-from flmm_core.data.dataset import REFER, REFER_ABSENT, Span, Turn
+from flmm_core.data.samples import REFER, REFER_ABSENT, Span, Turn
 from flmm_core.errors import LoadError
 from flmm_core.evaluation import metrics
 from flmm_core.evaluation.matching import Overlap, match_phrases, normalise_answer, overlaps, true_masks

@@ -9,7 +9,8 @@ from PIL import Image
 from tiny_dataset import write_tiny_dataset
 from tiny_models import SAM_CONFIG, save_llava, tiny_heads, tiny_sam
 
-from flmm_core.data.dataset import Turn, read_dataset
+from flmm_core.data.samples import Turn
+from flmm_core.data.tabletop import read_dataset
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.sam_refiner import SamRefiner
 from flmm_core.training.embeddings import load_embeddings

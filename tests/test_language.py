@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from flmm_core.data.dataset import MISTAKE, NO_ANSWERS, REFER, REFER_ABSENT, Turn
+from flmm_core.data.samples import MISTAKE, NO_ANSWERS, REFER, REFER_ABSENT, Turn
 from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS, UNKNOWN_WORDS
 from flmm_sim.language import TURNS, UPPER_CASE_SHARE, questions
 from flmm_sim.offscreen import RenderingUnavailableError

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, LlavaForConditionalGeneration
 
-from flmm_core.data.dataset import MISTAKE, REFER, REFER_ABSENT, Turn
+from flmm_core.data.samples import MISTAKE, REFER, REFER_ABSENT, Turn
 from flmm_core.training.settings import LoopConfig
 from flmm_tabletop import MODEL
 from flmm_tabletop.training import packed_turns

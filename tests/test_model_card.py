@@ -9,7 +9,7 @@ import torch
 from documents import CARD, ROOT, document, section, table, tables
 
 from flmm_cli.train import STAGES
-from flmm_core.data.dataset import NO_ANSWERS
+from flmm_core.data.samples import NO_ANSWERS
 from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig

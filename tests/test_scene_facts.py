@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flmm_core.data.dataset import REFER, Span, Turn
+from flmm_core.data.samples import REFER, Span, Turn
 from flmm_sim.answer_text import AnswerText
 from flmm_sim.scene import Scene, SceneObject
 from flmm_sim.scene_facts import SceneFacts

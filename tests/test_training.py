@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoModel
 
 from flmm_core.checkpoints import load_heads, load_lmm
-from flmm_core.data.dataset import MISTAKE, REFER, REFER_ABSENT, read_dataset
+from flmm_core.data.samples import MISTAKE, REFER, REFER_ABSENT
+from flmm_core.data.tabletop import read_dataset
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.sam_checkpoints import load_sam

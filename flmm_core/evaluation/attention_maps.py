@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from flmm_core.data.dataset import MISTAKE, NO_ANSWERS, REFER, Sample, Span, Turn
+from flmm_core.data.samples import MISTAKE, NO_ANSWERS, REFER, Sample, Span, Turn
 from flmm_core.evaluation.matching import Overlap, true_masks
 from flmm_core.evaluation.metrics import Figure, Tally, share
 from flmm_core.evaluation.tabletop import coarse_mask

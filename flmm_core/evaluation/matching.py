@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flmm_core.data.dataset import Span, Turn
+from flmm_core.data.samples import Span, Turn
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 TrueMask = Callable[[tuple[int, ...]], np.ndarray]

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from flmm_core.config import GroundingConfig
-from flmm_core.data.dataset import NO_ANSWERS, REFER, REFER_ABSENT, Sample, Turn
+from flmm_core.data.samples import NO_ANSWERS, REFER, REFER_ABSENT, Sample, Turn
 from flmm_core.evaluation.matching import Overlap, Pair, is_right, match_phrases, overlaps
 from flmm_core.evaluation.metrics import Range, Retrieval, phrase_retrieval, word_retrieval
 from flmm_core.image_handle import ImageHandle

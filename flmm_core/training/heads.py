@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from flmm_core.checkpoints import HeadsOrigin, lmm_shape, save_heads
 from flmm_core.config import GroundingConfig
-from flmm_core.data.dataset import Sample, read_dataset
+from flmm_core.data.samples import Sample
+from flmm_core.data.tabletop import read_dataset
 from flmm_core.devices import resolve_device
 from flmm_core.evaluation.matching import Overlap
 from flmm_core.heads import GroundingHeads, HeadsConfig

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from flmm_core.cache_manifest import require_manifest
 from flmm_core.checkpoints import fingerprints, load_lmm
-from flmm_core.data.dataset import DATASET_FILES, MISTAKE, Sample, Turn, read_dataset
+from flmm_core.data.samples import MISTAKE, Sample, Turn
+from flmm_core.data.tabletop import DATASET_FILES, read_dataset
 from flmm_core.fingerprints import file_fingerprint
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.lmm_trace import LmmTrace

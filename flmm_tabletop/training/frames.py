@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from flmm_core.cache_manifest import require_manifest
-from flmm_core.data.dataset import Sample
+from flmm_core.data.samples import Sample
 from flmm_core.fingerprints import files_fingerprint
 from flmm_core.image_files import read_image
 from flmm_core.image_geometry import long_side_geometry, place_in_frame

@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPImageProcessor, LlavaForConditionalGeneration
 
-from flmm_core.data.dataset import REFER, read_dataset
+from flmm_core.data.samples import REFER
+from flmm_core.data.tabletop import read_dataset
 from flmm_core.training.loop import Losses, adamw, parameter_groups, train
 from flmm_core.training.settings import LoopConfig
 from flmm_tabletop.training import packed_turns

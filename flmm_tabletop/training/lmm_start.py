@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from flmm_core.data.dataset import Turn
+from flmm_core.data.samples import Turn
 from flmm_tabletop.training.settings import LmmSettings
 from flmm_tabletop.vision_tower import TabletopTowerConfig
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from flmm_core.data.dataset import Sample, read_dataset
+from flmm_core.data.samples import Sample
+from flmm_core.data.tabletop import read_dataset
 from flmm_core.sam_refiner import RefinerConfig, SamImage, SamRefiner
 from flmm_core.training.loop import Losses, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses

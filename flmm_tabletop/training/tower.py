@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flmm_core.data.dataset import Sample, read_dataset
+from flmm_core.data.samples import Sample
+from flmm_core.data.tabletop import read_dataset
 from flmm_core.training.loop import Losses, adamw, parameter_groups, train
 from flmm_core.training.settings import LoopConfig
 from flmm_sim.scene import COLORS, KINDS

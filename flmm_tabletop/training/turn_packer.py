@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from flmm_core.data.dataset import MISTAKE, REFER, REFER_ABSENT, Turn
+from flmm_core.data.samples import MISTAKE, REFER, REFER_ABSENT, Turn
 from flmm_core.families.llava import LlavaFamily
 from flmm_tabletop.training.lmm_start import EOS, IMAGE
 from flmm_tabletop.training.looking import LookingTargets, Name, find_names, looking_share

@@ -9,7 +9,7 @@ from tiny_dataset import write_tiny_dataset
 from tiny_models import SAM_CONFIG, tiny_sam
 
 from flmm_cli.main import main
-from flmm_core.data.dataset import read_dataset
+from flmm_core.data.tabletop import read_dataset
 from flmm_core.pipeline import GroundingPipeline
 from flmm_tabletop.sam_tiny import save_tiny_sam
 

@@ -1,0 +1,78 @@
+"""`flmm data check` and `flmm convert-data`: data sets as they are published."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flmm_cli.counts import require_counts
+from flmm_cli.table import format_table
+
+SHOWN = 10
+"""Samples on the contact sheet."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the commands."""
+    data = subparsers.add_parser("data", help="look into data sets", description="Looks into data sets.")
+    actions = data.add_subparsers(title="what to do", dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser(
+        "check",
+        help="what a data set is, how much is in it, and what of it is broken",
+        description="Finds out which layout a folder has, reads all its images and annotations, prints counts, names what is"
+        " broken, and draws ten samples.",
+    )
+    check.add_argument("source", metavar="DATA", help="FOLDER, FORMAT=FOLDER, or either with @SPLIT")
+    check.add_argument("--limit", type=int, help="most images of a split, spread over it; default: all of them")
+    check.add_argument(
+        "--out", type=Path, default=Path("data_check.png"), help="image of ten samples to write (default: %(default)s)"
+    )
+    convert = subparsers.add_parser(
+        "convert-data",
+        help="write RefCOCO's pickles as JSON",
+        description="Writes each refs(*).p of a folder as JSON beside it. Only plain data is taken from a pickle; one that"
+        " names any code is refused.",
+    )
+    convert.add_argument("folder", type=Path, help="folder of RefCOCO, RefCOCO+ or RefCOCOg")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one of the commands."""
+    return _convert(args) if args.command == "convert-data" else _check(args)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from flmm_core.data.pickles import convert_refs
+
+    for path in convert_refs(args.folder):
+        print(f"expressions: {path}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    require_counts(args, "limit")
+    from PIL import Image
+
+    from flmm_core.data.check import look_through
+    from flmm_core.data.formats import open_splits
+    from flmm_core.drawing.truth import truth_sheet
+
+    samples, broken, datasets = [], 0, open_splits(args.source)
+    for dataset in datasets:
+        findings = look_through(dataset, limit=args.limit, shown=-(-SHOWN // len(datasets)))
+        title = f"{dataset.format}: {dataset.folder}" + (f", split {dataset.split}" if dataset.split else "")
+        print(format_table((title, "count"), list(findings.rows()), width=120))
+        for what, messages, count in (
+            ("broken", findings.broken_messages, findings.broken),
+            ("left out", findings.left_out_messages, findings.left_out),
+        ):
+            for message in messages:
+                print(f"{what}: {message}")
+            if count > len(messages):
+                print(f"{what}: and {count - len(messages):,} more")
+        samples += findings.samples
+        broken += findings.broken
+    if samples:
+        Image.fromarray(truth_sheet(samples[:SHOWN])).save(args.out)
+        print(f"samples: {args.out}")
+    return 1 if broken else 0

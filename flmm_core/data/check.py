@@ -1,0 +1,117 @@
+"""Looks through a data set: what is in it, and what of it cannot be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from flmm_core.data.samples import BrokenSampleError, Dataset, Sample
+
+KEPT_MESSAGES = 10
+"""Most messages of one kind that a report keeps; the others are counted."""
+
+
+@dataclass
+class Findings:
+    """What was found in a data set."""
+
+    images: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Turns of each kind."""
+    phrases: int = 0
+    absent: int = 0
+    """Phrases that mean nothing in their image."""
+    tags: Counter[str] = field(default_factory=Counter)
+    """Phrases with each tag."""
+    masks: int = 0
+    ignored: int = 0
+    """Masks whose pixels do not count."""
+    coverage: list[float] = field(default_factory=list)
+    """Share of its image that each mask covers."""
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Images of each height and width."""
+    broken: int = 0
+    broken_messages: list[str] = field(default_factory=list)
+    """The first, one line each."""
+    left_out: int = 0
+    left_out_messages: list[str] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    """Some, spread over the data set, for people to look at."""
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """What was counted, and how many."""
+        yield "images", f"{self.images:,}"
+        for kind, count in self.kinds.most_common():
+            yield f"turns: {kind}", f"{count:,}"
+        yield "phrases", f"{self.phrases:,}"
+        yield "phrases of nothing in the image", f"{self.absent:,}"
+        for tag, count in sorted(self.tags.items()):
+            yield f"phrases: {tag}", f"{count:,}"
+        yield "masks", f"{self.masks:,}"
+        if self.ignored:
+            yield "masks whose pixels do not count", f"{self.ignored:,}"
+        if self.coverage:
+            low, middle, high = np.percentile(self.coverage, (25, 50, 75))
+            yield "share of the image that a mask covers: median (quartiles)", f"{middle:.3f} ({low:.3f} to {high:.3f})"
+        for (height, width), count in self.sizes.most_common(3):
+            yield f"images of {height}x{width} (height x width)", f"{count:,}"
+        yield "broken images, skipped", f"{self.broken:,}"
+        yield "phrases or masks left out", f"{self.left_out:,}"
+
+
+def look_through(dataset: Dataset[Any], *, limit: int | None = None, shown: int = 10) -> Findings:
+    """Read images and annotations of a data set, with a progress bar.
+
+    Args:
+        dataset: what to read.
+        limit: images to read, spread over the data set; None for all.
+        shown: samples to keep.
+    """
+    count = len(dataset)
+    indices = range(count) if limit is None or limit >= count else np.linspace(0, count - 1, limit).astype(int).tolist()
+    findings = Findings()
+    spread = set(np.linspace(0, len(indices) - 1, min(shown, len(indices))).astype(int).tolist()) if len(indices) else set()
+    waiting = 0
+    for place, index in enumerate(tqdm(indices, desc=f"{dataset.format} {dataset.split}".strip(), unit="image")):
+        waiting += place in spread
+        try:
+            sample = dataset[index]
+            sample.image()
+        except BrokenSampleError as error:
+            findings.broken += 1
+            _keep(findings.broken_messages, str(error))
+            continue
+        _count(findings, sample)
+        if waiting and sample.turns:  # one in place of each broken one
+            findings.samples.append(sample)
+            waiting -= 1
+    return findings
+
+
+def _count(findings: Findings, sample: Sample) -> None:
+    findings.images += 1
+    spans = [span for turn in sample.turns for span in turn.spans]
+    findings.kinds.update(turn.kind for turn in sample.turns)
+    findings.phrases += len(spans)
+    findings.absent += sum(not span.objects for span in spans)
+    findings.tags.update(tag for span in spans for tag in span.tags)
+    findings.masks += len(sample.rles)
+    findings.ignored += len(sample.ignored)
+    findings.left_out += len(sample.left_out)
+    for message in sample.left_out:
+        _keep(findings.left_out_messages, f"{sample.path.name}: {message}")
+    for index, rle in enumerate(sample.rles):
+        height, width = rle["size"]
+        findings.coverage.append(float(sample.mask([index]).sum()) / (height * width))
+    if sample.rles:
+        findings.sizes[tuple(sample.rles[0]["size"])] += 1
+
+
+def _keep(messages: list[str], message: str) -> None:
+    if len(messages) < KEPT_MESSAGES:
+        messages.append(message)

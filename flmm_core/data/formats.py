@@ -1,0 +1,118 @@
+"""Finds out what a folder of data is, and reads it: one reader for each layout, as published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flmm_core.data import gcg, png, reasonseg, refcoco, tabletop
+from flmm_core.data.samples import Dataset
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout of data sets."""
+
+    name: str
+    summary: str
+    needs: str
+    """Files by which it is known."""
+    splits: Callable[[Path], tuple[str, ...]]
+    """Splits of a folder; none if the folder has another layout."""
+    read: Callable[[Path, str], Dataset[Any]]
+
+
+FORMATS = {
+    entry.name: entry
+    for entry in (
+        Format(
+            tabletop.FORMAT,
+            "simulated table tops, and anything else of this project's layout",
+            "questions.json, annotations.json",
+            tabletop.splits,
+            tabletop.read_dataset,
+        ),
+        Format(
+            refcoco.FORMAT,
+            "RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO",
+            "instances.json and refs(*).json or grefs(*).json",
+            refcoco.splits,
+            refcoco.read_dataset,
+        ),
+        Format(png.FORMAT, "Panoptic Narrative Grounding", "annotations/png_coco_*.json", png.splits, png.read_dataset),
+        Format(
+            reasonseg.FORMAT, "ReasonSeg", "train, val or test with *.json and *.jpg", reasonseg.splits, reasonseg.read_dataset
+        ),
+        Format(
+            gcg.FORMAT,
+            "GranD-f, grounded conversation generation",
+            "annotations/train/*GCG*.json or annotations/val_test/*_gcg_coco_caption_gt.json",
+            gcg.splits,
+            gcg.read_dataset,
+        ),
+    )
+}
+"""By name."""
+
+
+def format_of(folder: Path) -> tuple[Format, tuple[str, ...]]:
+    """Which layout a folder has, and its splits.
+
+    Raises:
+        ValueError: it has none of the known ones; or its expressions are still pickles.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"expected a folder of data at {folder}, got {'a file' if folder.exists() else 'nothing there'}")
+    for entry in FORMATS.values():
+        if names := entry.splits(folder):
+            return entry, names
+    known = "; ".join(f"{entry.name}: {entry.needs}" for entry in FORMATS.values())
+    raise ValueError(f"{folder}: expected a data set of a known layout ({known}), got a folder with none of these")
+
+
+def open_dataset(source: str) -> Dataset[Any]:
+    """Open one split of a data set.
+
+    Args:
+        source: ``FOLDER``, ``FORMAT=FOLDER``, or either with ``@SPLIT``, which a folder of several needs.
+
+    Raises:
+        ValueError: says what was expected and what is there.
+    """
+    found, folder, names = _chosen(source)
+    if len(names) > 1:
+        raise ValueError(f"{source}: expected one of its splits after @ ({', '.join(names)}), got none")
+    return found.read(folder, names[0])
+
+
+def open_splits(source: str) -> list[Dataset[Any]]:
+    """Open all splits of a data set, or the one that is named.
+
+    Args:
+        source: as for :func:`open_dataset`.
+
+    Raises:
+        ValueError: says what was expected and what is there.
+    """
+    found, folder, names = _chosen(source)
+    return [found.read(folder, name) for name in names]
+
+
+def _chosen(source: str) -> tuple[Format, Path, tuple[str, ...]]:
+    """The layout and the folder that a source names, and the splits that it may mean."""
+    where, _, split = source.partition("@")
+    head, equals, tail = where.partition("=")
+    folder = Path(tail if equals else where)
+    if equals and head not in FORMATS:
+        raise ValueError(f"{source}: expected a format of {', '.join(FORMATS)}, got {head}")
+    found, names = format_of(folder)
+    if equals and found.name != head:
+        raise ValueError(f"{folder}: expected {head} ({FORMATS[head].needs}), got {found.name}")
+    if not split:
+        return found, folder, names
+    if split not in names:
+        known = ", ".join(names)
+        raise ValueError(f"{source}: expected {f'a split of {known}' if known else 'no split: the folder is one'}, got {split}")
+    return found, folder, (split,)

@@ -1,0 +1,128 @@
+"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO: expressions for objects of COCO images.
+
+Layout as published, in one folder for each data set::
+
+    instances.json               COCO: images, annotations (polygons or RLE), categories
+    refs(unc).json               expressions: from refs(unc).p by `flmm convert-data`
+    grefs(unc).json              gRefCOCO: several objects or none for an expression
+    images, train2014, ../images/mscoco/images/train2014, ...: the images
+
+RefCOCOg has refs(umd) and refs(google); with several such files a split is named "umd/val".
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from flmm_core.data.json_data import images_folder, read_json
+from flmm_core.data.masks import segmentation_rle
+from flmm_core.data.samples import Dataset, Expression, Sample, refer_turn
+
+FORMAT = "refcoco"
+
+_REFS = re.compile(r"g?refs\((\w+)\)\.json")
+_PICKLES = "*refs(*).p"
+
+Entry = tuple[dict[str, Any], list[dict[str, Any]]]
+"""An image, and the expressions about it, as the files have them."""
+
+
+def splits(folder: Path) -> tuple[str, ...]:
+    """The splits of a folder in order of their appearance; none if it has another layout.
+
+    Raises:
+        ValueError: its expressions are still pickles.
+    """
+    if not (folder / "instances.json").is_file():
+        return ()
+    files = _reference_files(folder)
+    if not files:
+        if any(folder.glob(_PICKLES)):
+            raise ValueError(f"{folder}: expected refs as JSON, got pickles; convert them once: flmm convert-data {folder}")
+        return ()
+    names = []
+    for by, path in files.items():
+        for split in dict.fromkeys(ref["split"] for ref in read_json(path, list)):
+            names.append(f"{by}/{split}" if len(files) > 1 else split)
+    return tuple(names)
+
+
+def _reference_files(folder: Path) -> dict[str, Path]:
+    return {match[1]: path for path in sorted(folder.iterdir()) if (match := _REFS.fullmatch(path.name))}
+
+
+def read_dataset(folder: Path, split: str) -> Dataset[Entry]:
+    """The images of a split, each with all expressions about it in one turn.
+
+    Raises:
+        ValueError: files are missing or damaged.
+    """
+    files = _reference_files(folder)
+    by, _, name = split.rpartition("/")
+    refs = [ref for ref in read_json(files[by] if by else next(iter(files.values())), list) if ref["split"] == name]
+    coco = read_json(folder / "instances.json", dict, "images", "annotations", "categories")
+    parent = folder.parent
+    images = images_folder(
+        [
+            folder / "images",
+            folder / "train2014",
+            parent / "images" / "mscoco" / "images" / "train2014",
+            parent / "images" / "train2014",
+            parent / "train2014",
+            parent / "coco" / "train2014",
+            parent / "coco_2014" / "train2014",
+        ],
+        str(folder),
+    )
+    records = {image["id"]: image for image in coco["images"]}
+    annotations = {annotation["id"]: annotation for annotation in coco["annotations"]}
+    categories = {category["id"]: category["name"] for category in coco["categories"]}
+    grouped: dict[Any, list[dict[str, Any]]] = {}
+    for ref in refs:
+        grouped.setdefault(ref["image_id"], []).append(ref)
+
+    def load(entry: Entry) -> Sample:
+        image, about = entry
+        return _sample(image, about, annotations, categories, images)
+
+    # An image that instances.json lacks is broken when it is read, by its number.
+    entries = [(records.get(i, {"id": i}), about) for i, about in grouped.items()]
+
+    def label(entry: Entry) -> str:
+        return str(images / str(entry[0].get("file_name", f"image {entry[0]['id']}")))
+
+    return Dataset(FORMAT, folder, split, entries, load, label)
+
+
+def _sample(
+    image: dict[str, Any],
+    about: list[dict[str, Any]],
+    annotations: dict[Any, dict[str, Any]],
+    categories: dict[Any, str],
+    images: Path,
+) -> Sample:
+    height, width = image["height"], image["width"]
+    index: dict[Any, int] = {}
+    expressions, rles, names, left_out = [], [], [], []
+    for ref in about:
+        ids = [i for i in (ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]) if i != -1]
+        try:
+            for i in ids:
+                if i not in index:
+                    rles.append(segmentation_rle(annotations[i]["segmentation"], height, width))
+                    names.append(categories[annotations[i]["category_id"]])
+                    index[i] = len(index)
+        except (KeyError, ValueError) as error:
+            left_out.append(f"expression {ref.get('ref_id')}: {error}")
+            continue
+        for sentence in ref["sentences"]:
+            words = (sentence.get("sent") or sentence.get("raw") or "").strip().rstrip(".")
+            if any(sign.isalnum() for sign in words):
+                expressions.append(Expression(words, tuple(index[i] for i in ids)))
+            else:
+                left_out.append(f"expression {ref.get('ref_id')}: no words in sentence {sentence.get('sent_id')}")
+    if not expressions:
+        raise ValueError(f"expected expressions, got none that can be used: {left_out[0]}")
+    return Sample(images / image["file_name"], (refer_turn(expressions),), tuple(names), tuple(rles), left_out=tuple(left_out))

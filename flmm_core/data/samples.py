@@ -1,0 +1,201 @@
+"""Images with their truth: the one type that readers of data sets give, and training and evaluation take.
+
+A sample is an image, conversations about it whose phrases are character ranges, and the masks of what they name, as
+compressed COCO RLE. No file is read here but the image itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from flmm_core.config import GroundingConfig
+from flmm_core.image_files import read_image
+
+REFER = "refer"
+"""The kind of turn that refer mode reads: names of objects, each followed by a full stop."""
+
+REFER_ABSENT = "refer_absent"
+"""As ``REFER``, but some of the names mean nothing that is there."""
+
+MISTAKE = "mistake"
+"""A wrong answer, which names what is not there."""
+
+DESCRIBE = "describe"
+"""A description of the whole image, whose phrases are grounded."""
+
+REASON = "reason"
+"""A question whose answer is not known; only what it should point at is: one span without characters."""
+
+NO_ANSWERS = (REFER, REFER_ABSENT, MISTAKE, REASON)
+"""Kinds that only heads learn from; every other kind has one right answer, which an LMM may learn."""
+
+REFER_KINDS = (REFER, REFER_ABSENT)
+"""Kinds that refer mode reads, phrase by phrase."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A name in an answer: characters ``[start, end)`` and the indices of the image's objects that it names."""
+
+    start: int
+    end: int
+    objects: tuple[int, ...]
+    """Empty for a name of what is not there, as in "there is no red mug"."""
+    tags: tuple[str, ...] = ()
+    """Groups that evaluations report by themselves, for instance ``thing`` and ``plural``."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its true answer."""
+
+    kind: str
+    question: str
+    answer: str
+    spans: tuple[Span, ...]
+
+    @property
+    def present(self) -> tuple[Span, ...]:
+        """Names of what is there."""
+        return tuple(span for span in self.spans if span.objects)
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The words of each span."""
+        return tuple(self.answer[span.start : span.end] for span in self.spans)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Words for some objects of an image, as refer mode takes them."""
+
+    words: str
+    objects: tuple[int, ...]
+    """Empty if nothing in the image is meant."""
+
+
+def refer_turn(expressions: Sequence[Expression]) -> Turn:
+    """A turn of refer mode: expressions as one answer, each followed by a full stop."""
+    answer, spans = "", []
+    for expression in expressions:
+        answer += " " if answer else ""
+        spans.append(Span(len(answer), len(answer) + len(expression.words), expression.objects))
+        answer += expression.words + "."
+    kind = REFER if all(span.objects for span in spans) else REFER_ABSENT
+    return Turn(kind, GroundingConfig.refer_prompt, answer, tuple(spans))
+
+
+def expressions_of(turn: Turn) -> list[Expression]:
+    """What :func:`refer_turn` joined."""
+    return [Expression(words, span.objects) for words, span in zip(turn.phrases, turn.spans, strict=True)]
+
+
+class BrokenSampleError(ValueError):
+    """A sample of a data set cannot be read; the message is one line that names its file and says why."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a data set with its truth."""
+
+    path: Path
+    turns: tuple[Turn, ...]
+    """Spans index ``names`` and ``rles``."""
+    names: tuple[str, ...]
+    """"red mug", one for each object."""
+    rles: tuple[dict[str, Any], ...]
+    """Compressed COCO masks ``[H, W]``, one for each object."""
+    ignored: tuple[int, ...] = ()
+    """Objects whose pixels count neither as right nor as wrong."""
+    left_out: tuple[str, ...] = ()
+    """What of its annotations cannot be used, and why, one line each."""
+
+    def image(self) -> np.ndarray:
+        """Read the image, ``[H, W, 3]`` uint8 RGB.
+
+        Raises:
+            BrokenSampleError: it is missing or damaged, or of another size than its masks.
+        """
+        try:
+            image = read_image(self.path)
+        except ValueError as error:
+            raise BrokenSampleError(f"{self.path}: {error}") from error
+        if self.rles and list(self.rles[0]["size"]) != list(image.shape[:2]):
+            got, expected = ("x".join(map(str, size)) for size in (image.shape[:2], self.rles[0]["size"]))
+            raise BrokenSampleError(f"{self.path}: expected {expected} (height x width), the size of its masks, got {got}")
+        return image
+
+    def mask(self, objects: Sequence[int]) -> np.ndarray:
+        """Decode the union of some objects' masks, ``[H, W]`` bool."""
+        return coco_mask.decode(coco_mask.merge([self.rles[i] for i in objects])).astype(bool)
+
+
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True)
+class Dataset(Generic[Entry]):
+    """A data set on disk: it knows its samples from the start, and reads each when it is asked for."""
+
+    format: str
+    """Name of its layout."""
+    folder: Path
+    split: str
+    """Empty if the folder is one split."""
+    entries: Sequence[Entry]
+    """What ``load`` needs of each sample."""
+    load: Callable[[Entry], Sample]
+    label: Callable[[Entry], str]
+    """Names the file of an entry in messages."""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            BrokenSampleError: its annotations are damaged, or of another layout.
+        """
+        entry = self.entries[index]
+        try:
+            return self.load(entry)
+        except BrokenSampleError:
+            raise
+        except KeyError as error:
+            raise BrokenSampleError(f"{self.label(entry)}: expected an entry {error.args[0]!r}, got none") from error
+        except (ValueError, TypeError, IndexError, AttributeError, OSError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BrokenSampleError(f"{self.label(entry)}: cannot be read ({reason})") from error
+
+
+def whole_samples(
+    dataset: Dataset[Any], on_broken: Callable[[str], None], most: int | None = None
+) -> Iterator[tuple[int, Sample]]:
+    """The samples that can be read, with their indices; the others are told and left out.
+
+    Args:
+        dataset: what to read.
+        on_broken: called with one line for each sample that cannot be read.
+        most: samples to give; None for all.
+    """
+    given = 0
+    for index in range(len(dataset)):
+        if given == most:
+            return
+        try:
+            sample = dataset[index]
+        except BrokenSampleError as error:
+            on_broken(str(error))
+            continue
+        given += 1
+        yield index, sample

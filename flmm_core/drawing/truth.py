@@ -1,0 +1,42 @@
+"""Draws the truth of a data set's image as an answer is drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from flmm_core.data.samples import Sample, Turn
+from flmm_core.drawing.overlay import contact_sheet, draw_overlay
+from flmm_core.image_geometry import mask_box
+from flmm_core.types import GroundedAnswer, GroundedPhrase
+
+MOST_PHRASES = 8
+"""Phrases of a turn that are drawn, so that the picture stays readable."""
+
+
+def true_answer(sample: Sample, turn: Turn, most: int = MOST_PHRASES) -> GroundedAnswer:
+    """A turn as an answer with its true masks.
+
+    Args:
+        sample: whose turn it is.
+        turn: one without an answer is drawn with its question as the one phrase.
+        most: phrases that are kept, the first ones.
+    """
+    height, width = sample.rles[0]["size"] if sample.rles else sample.image().shape[:2]
+    answer, phrases = turn.answer or turn.question, []
+    for span in turn.spans[:most]:
+        mask = torch.from_numpy(sample.mask(span.objects) if span.objects else np.zeros((height, width), bool))
+        start, end = (span.start, span.end) if turn.answer else (0, len(answer))
+        box = tuple(mask_box(mask).tolist())
+        phrases.append(GroundedPhrase(answer[start:end], start, end, mask, box, float(mask.any()), absent=not span.objects))
+    text = answer[: phrases[-1].end] if phrases and len(turn.spans) > most else answer
+    return GroundedAnswer(text, tuple(phrases), height, width)
+
+
+def truth_sheet(samples: list[Sample]) -> np.ndarray:
+    """A contact sheet ``[H, W, 3]`` uint8 RGB: of each sample its first turn that names anything."""
+    pictures = []
+    for sample in samples:
+        turn = next((turn for turn in sample.turns if turn.spans), sample.turns[0])
+        pictures.append(draw_overlay(sample.image(), true_answer(sample, turn), command=turn.question))
+    return contact_sheet(pictures, columns=4)

@@ -1,0 +1,226 @@
+"""Readers of published data sets, on tiny ones in the true layouts."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import tiny_public_data as tiny
+from tiny_dataset import write_tiny_dataset
+
+from flmm_cli.main import main
+from flmm_core.data.check import look_through
+from flmm_core.data.formats import format_of, open_dataset, open_splits
+from flmm_core.data.pickles import convert_refs, read_refs
+from flmm_core.data.samples import (
+    DESCRIBE,
+    REASON,
+    REFER,
+    REFER_ABSENT,
+    BrokenSampleError,
+    Expression,
+    expressions_of,
+    refer_turn,
+    whole_samples,
+)
+from flmm_core.drawing.truth import true_answer
+
+LEFT, RIGHT = tiny.box_mask(tiny.LEFT), tiny.box_mask(tiny.RIGHT)
+
+
+def phrases(sample, turn):
+    return {words: sample.mask(span.objects) for words, span in zip(turn.phrases, turn.spans, strict=True) if span.objects}
+
+
+def test_refcoco(tmp_path):
+    folder = tiny.write_refcoco(tmp_path)
+    with pytest.raises(ValueError, match="flmm convert-data"):
+        format_of(folder)
+    assert main(["convert-data", str(folder)]) == 0
+    assert format_of(folder)[1] == ("train", "val")
+    (sample,) = open_dataset(f"refcoco={folder}@train")
+    (turn,) = sample.turns
+    assert turn.kind == REFER
+    assert turn.answer == "red cup. cup on the left. blue person."
+    found = phrases(sample, turn)
+    assert (found["red cup"] == LEFT).all() and (found["cup on the left"] == LEFT).all()
+    assert (found["blue person"] == RIGHT).all()
+    assert sample.names == ("cup", "person")
+    assert sample.image().shape == (tiny.HEIGHT, tiny.WIDTH, 3)
+    (other,) = open_dataset(f"{folder}@val")
+    assert (phrases(other, other.turns[0])["both"] == (LEFT | RIGHT)).all()
+    assert other.left_out == ("expression 3: no words in sentence 5",)
+
+
+def test_refcocog_has_two_kinds_of_splits(tmp_path):
+    tiny.write_refcoco(tmp_path, by="google")
+    folder = tiny.write_refcoco(tmp_path, by="umd")
+    convert_refs(folder)
+    assert format_of(folder)[1] == ("google/train", "google/val", "umd/train", "umd/val")
+    assert len(open_dataset(f"{folder}@umd/val")) == 1
+
+
+def test_grefcoco_no_target_and_several(tmp_path):
+    folder = tiny.write_grefcoco(tmp_path)
+    (sample,) = open_dataset(f"{folder}@val")
+    (turn,) = sample.turns
+    assert turn.kind == REFER_ABSENT
+    assert [span.objects for span in turn.spans] == [(0, 1), ()]
+    assert (phrases(sample, turn)["cup and person"] == (LEFT | RIGHT)).all()
+
+
+def test_png(tmp_path):
+    folder = tiny.write_png(tmp_path)
+    samples = list(open_dataset(f"png={folder}"))
+    assert len(samples) == 2
+    (turn,) = samples[0].turns
+    assert turn.kind == DESCRIBE
+    assert turn.phrases == ("cup", "cups", "wall.")
+    assert [span.tags for span in turn.spans] == [("thing", "singular"), ("thing", "plural"), ("stuff", "singular")]
+    found = phrases(samples[0], turn)
+    assert (found["cup"] == LEFT).all()
+    assert (found["cups"] == (LEFT | RIGHT)).all()
+    assert (found["wall."] == ~(LEFT | RIGHT)).all()
+    assert turn.spans[1].start == turn.answer.index("cups"), "not the cup before"
+
+
+def test_reasonseg(tmp_path):
+    folder = tiny.write_reasonseg(tmp_path)
+    asked, named = open_dataset(f"reasonseg={folder}")
+    assert [turn.kind for turn in asked.turns] == [REASON, REASON]
+    assert asked.turns[0].question == "What would one drink coffee from?"
+    assert (asked.mask(asked.turns[0].spans[0].objects) == LEFT).all()
+    assert (asked.mask(asked.ignored) == RIGHT).all()
+    assert named.turns[0].answer == "the café’s cup."
+
+
+def test_gcg(tmp_path):
+    folder = tiny.write_gcg(tmp_path)
+    names = format_of(folder)[1]
+    assert names == ("GranDf_HA_GCG_train", "OpenPsgGCG_train", "RefCOCOg_GCG_train", "flickr_mergedGT_GCG_train", "val")
+    for split in names:
+        sample = open_dataset(f"gcg={folder}@{split}")[0]
+        (turn,) = sample.turns
+        assert turn.answer == "A red cup stands beside a blue box.", split
+        assert turn.phrases == ("red cup", "blue box"), split
+        found = phrases(sample, turn)
+        assert (found["red cup"] == LEFT).all() and (found["blue box"] == RIGHT).all(), split
+        assert sample.image().shape[:2] == LEFT.shape
+    (sample,) = open_dataset(f"{folder}@RefCOCOg_GCG_train")
+    assert sample.left_out == ("'green dog': expected these words in the caption, got it without",)
+
+
+def test_tabletop_is_one_split(tmp_path):
+    folder = write_tiny_dataset(tmp_path / "table")
+    assert [dataset.format for dataset in open_splits(str(folder))] == ["tabletop"]
+    with pytest.raises(ValueError, match="expected no split: the folder is one, got val"):
+        open_dataset(f"{folder}@val")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("none", "expected a folder of data at none, got nothing there"),
+        ("refcoco={}", "expected a data set of a known layout"),
+        ("coco={}", "expected a format of tabletop, refcoco, png, reasonseg, gcg, got coco"),
+    ],
+)
+def test_other_folders_are_refused(tmp_path, source, message):
+    with pytest.raises(ValueError, match=message):
+        open_dataset(source.format(tmp_path))
+
+
+def test_a_split_has_to_be_named(tmp_path):
+    folder = tiny.write_grefcoco(tmp_path)
+    with pytest.raises(ValueError, match=r"expected one of its splits after @ \(val, testA\), got none"):
+        open_dataset(str(folder))
+    with pytest.raises(ValueError, match="expected a split of val, testA, got train"):
+        open_dataset(f"{folder}@train")
+
+
+class Attack:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_that_names_code_is_refused(tmp_path, capsys, protocol):
+    path = tmp_path / "refs(unc).p"
+    path.write_bytes(pickle.dumps([Attack()], protocol=protocol))
+    with pytest.raises(ValueError, match=r"expected a pickle of plain data, got one that names the code \w+\.print"):
+        read_refs(path)
+    assert main(["convert-data", str(tmp_path)]) == 2
+    assert not (tmp_path / "refs(unc).json").exists()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02]", pickle.dumps({"a": 1}), pickle.dumps([{"ref_id": 1}])])
+def test_other_pickles_are_refused(tmp_path, content):
+    path = tmp_path / "refs(unc).p"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="expected"):
+        read_refs(path)
+
+
+def test_python_2_text_is_read(tmp_path):
+    refs = b"(lp0\n(dp1\nS'ref_id'\np2\nI1\nsS'ann_id'\np3\nI0\nsS'image_id'\np4\nI9\nsS'split'\np5\nS'val'\np6\n"
+    refs += b"sS'sentences'\np7\n"
+    refs += b"(lp8\n(dp9\nS'sent'\np10\nS'caf\\xc3\\xa9'\np11\nsasa."
+    path = tmp_path / "refs(unc).p"
+    path.write_bytes(refs)
+    assert read_refs(path)[0]["sentences"][0]["sent"] == "café"
+
+
+def test_broken_samples_are_named_and_skipped(tmp_path):
+    folder = tiny.write_grefcoco(tmp_path)
+    refs = json.loads((folder / "grefs(unc).json").read_text())
+    refs[2]["split"] = "val"
+    refs[2]["ann_id"] = [77]
+    (folder / "grefs(unc).json").write_text(json.dumps(refs))
+    dataset = open_dataset(str(folder))
+    told = []
+    assert [index for index, _ in whole_samples(dataset, told.append)] == [0]
+    assert len(told) == 1 and "COCO_train2014_000000000030.jpg" in told[0] and "77" in told[0]
+    with pytest.raises(BrokenSampleError):
+        dataset[1]
+
+
+def test_masks_of_another_size_than_the_image(tmp_path):
+    folder = tiny.write_refcoco(tmp_path)
+    convert_refs(folder)
+    coco = json.loads((folder / "instances.json").read_text())
+    for image in coco["images"]:
+        image["height"], image["width"] = image["width"], image["height"]
+    coco["annotations"][1]["segmentation"] = [tiny.polygon(tiny.RIGHT)]
+    (folder / "instances.json").write_text(json.dumps(coco))
+    (sample,) = open_dataset(f"{folder}@train")
+    with pytest.raises(BrokenSampleError, match=r"expected 80x60 \(height x width\), the size of its masks, got 60x80"):
+        sample.image()
+
+
+def test_check_counts_names_and_draws(tmp_path, capsys):
+    folder = tiny.write_png(tmp_path)
+    (folder / "images" / "val2017" / "000000000030.jpg").write_bytes(b"no image")
+    findings = look_through(open_dataset(str(folder)))
+    assert (findings.images, findings.broken, findings.phrases) == (1, 1, 3)
+    assert findings.tags == {"thing": 2, "singular": 2, "stuff": 1, "plural": 1}
+    out = tmp_path / "sheet.png"
+    assert main(["data", "check", str(folder), "--out", str(out)]) == 1, "something is broken"
+    printed = capsys.readouterr().out
+    assert "png: " in printed and "broken images, skipped" in printed and "000000000030.jpg" in printed
+    assert out.is_file()
+
+
+def test_expressions_come_back_from_their_turn():
+    expressions = [Expression("the cup", (1,)), Expression("dog", ()), Expression("St. Bernard", (0, 2))]
+    turn = refer_turn(expressions)
+    assert turn.kind == REFER_ABSENT
+    assert expressions_of(turn) == expressions
+
+
+def test_truth_is_drawn_as_an_answer(tmp_path):
+    asked = open_dataset(str(tiny.write_reasonseg(tmp_path)))[0]
+    answer = true_answer(asked, asked.turns[0])
+    assert answer.text == asked.turns[0].question
+    assert answer.phrases[0].box == tiny.LEFT
+    assert np.array_equal(answer.phrases[0].mask, LEFT)
