@@ -34,7 +34,15 @@ MODULES = (
 """Modules of this package, in the order in which `flmm --help` lists their commands."""
 
 
-_EXTRAS = {"mujoco": "sim", "OpenGL": "sim", "scipy": "sim", "pycocotools": "train", "onnx": "export", "mcap": "bag"}
+_EXTRAS = {
+    "mujoco": "sim",
+    "OpenGL": "sim",
+    "scipy": "sim",
+    "pycocotools": "train",
+    "accelerate": "train",
+    "onnx": "export",
+    "mcap": "bag",
+}
 """Packages that some commands need and a robot does without, and the extra of this package that brings them."""
 
 

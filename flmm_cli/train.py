@@ -1,4 +1,4 @@
-"""`flmm train-tower`, `train-lmm`, `train-sam`, `train-heads`: the four stages of flmm-tabletop.
+"""`flmm train heads` for any LMM; `flmm train tower`, `lmm`, `sam`: the other stages of flmm-tabletop.
 
 Options and defaults are the fields of the stage's settings and of its loop (flmm_core/training/settings.py).
 """
@@ -49,17 +49,19 @@ STAGES = (
     Stage(
         "heads",
         HeadsSettings,
-        "train grounding heads on a frozen LMM (stage 4)",
+        "train grounding heads on any frozen LMM (stage 4 of flmm-tabletop)",
         "U-Net, text projection, layer weights, SAM decoder and keyword selector learn on the frozen LMM.",
     ),
 )
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the commands."""
+    """Declare the command."""
+    train = subparsers.add_parser("train", help="train heads, or a stage of flmm-tabletop", description="Trains a stage.")
+    stages = train.add_subparsers(title="what to train", metavar="STAGE", required=True)
     for stage in STAGES:
-        parser = subparsers.add_parser(
-            f"train-{stage.name}",
+        parser = stages.add_parser(
+            stage.name,
             help=stage.summary,
             description=f"{stage.description} Result: OUT/{stage.name}. A run that stopped goes on from its checkpoint.",
         )
@@ -71,7 +73,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             default=Path("runs") / stage.name,
             help="folder of results, log and checkpoint (default: %(default)s)",
         )
-        for entry in _options(LoopConfig):
+        for entry in _loop_options(stage):
             _add_option(parser, entry, getattr(stage.settings.LOOP, entry.name))
         parser.add_argument(
             "--device", default=GroundingConfig.device, help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)"
@@ -83,11 +85,21 @@ def _options(settings: type[StageSettings | LoopConfig]) -> Iterator[Field[Any]]
     return (entry for entry in fields(settings) if "description" in entry.metadata)
 
 
+def _loop_options(stage: Stage) -> list[Field[Any]]:
+    """Those of the loop; where a stage counts epochs, its steps follow."""
+    epochs = any(entry.name == "epochs" for entry in fields(stage.settings))
+    return [entry for entry in _options(LoopConfig) if not (epochs and entry.name == "steps")]
+
+
 def _add_option(parser: argparse.ArgumentParser, entry: Field[Any], default: Any) -> None:
     kind: dict[str, Any] = {"type": Path if isinstance(default, Path) else type(default)}
     if isinstance(default, bool):
         kind = {"action": argparse.BooleanOptionalAction}
     text = f"{entry.metadata['description']} (default: %(default)s)"
+    if isinstance(default, tuple):
+        kind = {"action": "append", "metavar": "DATA"}
+        text = f"{entry.metadata['description']}; may be given several times (default: {' '.join(default)})"
+        default = None
     parser.add_argument("--" + entry.name.replace("_", "-"), default=default, help=text, **kind)
 
 
@@ -96,8 +108,10 @@ def run(args: argparse.Namespace) -> int:
     from flmm_core.devices import resolve_device
 
     stage: Stage = args.stage
-    settings = stage.settings(**{entry.name: getattr(args, entry.name) for entry in _options(stage.settings)})
-    loop = replace(stage.settings.LOOP, **{entry.name: getattr(args, entry.name) for entry in _options(LoopConfig)})
+    given = {entry.name: getattr(args, entry.name) for entry in _options(stage.settings)}
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    settings = stage.settings(**{name: value for name, value in {**given, **lists}.items() if value is not None})
+    loop = replace(stage.settings.LOOP, **{entry.name: getattr(args, entry.name) for entry in _loop_options(stage)})
     for entry in _options(stage.settings):
         path = getattr(settings, entry.name)
         if entry.metadata["earlier"] and not path.exists():
@@ -105,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     flmm_tabletop.register()
     device, _ = resolve_device(GroundingConfig(device=args.device))
     _trainer(stage.name)(args.out, settings, loop, device)
-    print(f"{args.command}: {args.out}")
+    print(f"{stage.name}: {args.out}")
     return 0
 
 

@@ -63,7 +63,7 @@ def test_every_command_is_listed_and_explains_itself(capsys):
     for name in NAMES:
         assert name in listed
         assert f"usage: flmm {name}" in help_of(capsys, name)
-    assert {"ground", "scenes", "train-tower", "train-lmm", "train-sam", "train-heads", "eval", "ask", "demo"} <= set(NAMES)
+    assert {"ground", "scenes", "train", "data", "convert-data", "eval", "ask", "demo"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("command", [("ground",), ("eval", "tabletop"), ("attention",)])
@@ -85,24 +85,27 @@ def test_options_become_the_configuration():
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_options_of_a_stage_are_the_fields_of_its_settings(capsys, monkeypatch, tmp_path, stage):
-    command, given = f"train-{stage.name}", {}
+    command, given = ("train", stage.name), {}
     monkeypatch.setattr(train, "_trainer", lambda name: lambda *arguments: given.update({name: arguments}))
     earlier = [entry.name for entry in dataclasses.fields(stage.settings) if entry.metadata.get("earlier")]
     paths = dict.fromkeys(earlier, tmp_path)
     here = [word for name in earlier for word in (f"--{name}", tmp_path)]
-    assert run(command, *here) == 0
+    assert run(*command, *here) == 0
     out, settings, loop, _ = given[stage.name]
     assert (out, settings, loop) == (Path("runs") / stage.name, stage.settings(**paths), stage.settings.LOOP)
 
-    changed = ["--data", "a", "--batch", 3, "--seed", 5, "--steps", 7, "--learning-rate", 0.5, "--beta2", 0.9, "--no-bf16"]
-    assert run(command, *here, *changed, "--out", "b", "--device", "cpu") == 0
+    steps = {} if stage.name == "heads" else {"steps": 7}  # those of the heads follow from their epochs
+    changed = ["--data", "a", "--batch", 3, "--seed", 5, "--learning-rate", 0.5, "--beta2", 0.9, "--no-bf16"]
+    changed += [word for name, value in steps.items() for word in (f"--{name}", value)]
+    assert run(*command, *here, *changed, "--out", "b", "--device", "cpu") == 0
     out, settings, loop, device = given[stage.name]
     assert (out, device.type) == (Path("b"), "cpu")
-    assert settings == stage.settings(data=Path("a"), batch=3, seed=5, **paths)
-    assert loop == dataclasses.replace(stage.settings.LOOP, steps=7, learning_rate=0.5, beta2=0.9, bf16=False)
+    data = ("a",) if stage.name == "heads" else Path("a")
+    assert settings == stage.settings(data=data, batch=3, seed=5, **paths)
+    assert loop == dataclasses.replace(stage.settings.LOOP, learning_rate=0.5, beta2=0.9, bf16=False, **steps)
 
-    shown = help_of(capsys, command)
-    for number in (stage.settings.LOOP.steps, stage.settings.LOOP.learning_rate, stage.settings().batch):
+    shown = help_of(capsys, *command)
+    for number in (*([stage.settings.LOOP.steps] if steps else []), stage.settings.LOOP.learning_rate, stage.settings().batch):
         assert f"default: {number}" in shown
 
 
@@ -119,10 +122,10 @@ def test_mistakes_give_one_line(capsys, tmp_path, model, data):
     assert "expected one question in quotes" in fails(capsys, "attention", image)
     assert "--count: expected at least 1, got 0" in fails(capsys, "scenes", "--out", tmp_path / "s", "--count", 0)
     assert "--seed: expected at least 0, got -1" in fails(capsys, "scenes", "--out", tmp_path / "s", "--seed", -1)
-    assert "--tower: expected the result of an earlier stage" in fails(capsys, "train-lmm", "--tower", tmp_path / "none")
-    assert "batch: expected at least 1, got 0" in fails(capsys, "train-tower", "--batch", 0)
-    assert "seed: expected at least 0, got -1" in fails(capsys, "train-sam", "--seed", -1)
-    assert "steps: expected at least 1, got 0" in fails(capsys, "train-tower", "--steps", 0)
+    assert "--tower: expected the result of an earlier stage" in fails(capsys, "train", "lmm", "--tower", tmp_path / "none")
+    assert "batch: expected at least 1, got 0" in fails(capsys, "train", "tower", "--batch", 0)
+    assert "seed: expected at least 0, got -1" in fails(capsys, "train", "sam", "--seed", -1)
+    assert "steps: expected at least 1, got 0" in fails(capsys, "train", "tower", "--steps", 0)
     with pytest.raises(SystemExit) as exit_:
         run("no-such-command")
     assert exit_.value.code == 2 and "invalid choice" in capsys.readouterr().err

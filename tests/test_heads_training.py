@@ -1,22 +1,29 @@
-"""The trainer of the heads: what is stored once, what each loss learns from, and what the held-out figures count."""
+"""The trainer of the heads: what it reads of images, what each loss learns from, and what the held-out figures count."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_dataset import write_tiny_dataset
 from tiny_models import SAM_CONFIG, save_llava, tiny_heads, tiny_sam
 
-from flmm_core.data.samples import Turn
+from flmm_core.data.samples import REFER, Expression, Sample, Turn, refer_turn
 from flmm_core.data.tabletop import read_dataset
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.sam_refiner import SamRefiner
-from flmm_core.training.embeddings import load_embeddings
-from flmm_core.training.heads import Example, HeadsStage
+from flmm_core.training import heads as heads_module
+from flmm_core.training.examples import Example, ExampleReader, TraceCache
+from flmm_core.training.heads import Batches, HeadsStage, figures_of, limited, train_heads
+from flmm_core.training.loop import accelerator_on
 from flmm_core.training.settings import HeadsSettings
-from flmm_core.training.traces import Reader, _choose, load_traces
+from flmm_core.training.traces import choose_turns, read_turns
 from flmm_tabletop.sam_tiny import save_tiny_sam
 
 CPU = torch.device("cpu")
@@ -28,14 +35,18 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def samples(data):
+    return list(read_dataset(data))
+
+
+@pytest.fixture(scope="module")
 def lmm(tmp_path_factory):
     return save_llava(tmp_path_factory.mktemp("lmm"))
 
 
 @pytest.fixture(scope="module")
-def traced(data, lmm, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache") / "traces"
-    return folder, load_traces(folder, Reader(str(lmm), CPU, torch.float32), data=data, samples=3, turns=8, seed=0)
+def model(lmm):
+    return FrozenLmm.from_pretrained(lmm)
 
 
 @pytest.fixture(scope="module")
@@ -46,43 +57,41 @@ def sam(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def examples(data, traced):
+def examples(samples, model):
     refiner = SamRefiner(sam=tiny_sam(1))
-    samples = list(read_dataset(data))
     return [
-        Example(sample, tuple(trace for trace in traced[1] if trace.sample == i), refiner.encode_image(sample.image()))
-        for i, sample in enumerate(samples)
+        Example(sample, read_turns(model, sample, sample.turns), refiner.encode_image(sample.image())) for sample in samples
     ]
 
 
-# --- what is stored --------------------------------------------------------------------------------------------------------
+# --- what is read ----------------------------------------------------------------------------------------------------------
 
 
-def test_stored_traces_are_what_the_lmm_reads(data, lmm, traced):
-    _, traces = traced
-    assert [sum(trace.sample == i for trace in traces) for i in range(3)] == [8, 8, 8]
-    model = FrozenLmm.from_pretrained(lmm)
-    sample = list(read_dataset(data))[1]
-    image = model.encode_image(Image.fromarray(sample.image()))
+def test_answers_are_read_as_the_lmm_reads_them(samples, model):
+    sample = samples[1]
     (asked,) = [one for one in sample.turns if one.kind == "where"]
-    read = model.read_answer(image, asked.question, asked.answer)
-    objects = tuple(span.objects for span in asked.spans)
-    alike = [trace for trace in traces if trace.sample == 1 and trace.objects == objects]
-    (stored,) = [trace for trace in alike if trace.states.shape[1] == len(read.token_ids)]
+    (stored,) = read_turns(model, sample, [asked])
+    read = model.read_answer(model.encode_image(Image.fromarray(sample.image())), asked.question, asked.answer)
     assert torch.allclose(stored.states.float(), read.states, atol=1e-2)
     expected = read.merged_attention([read.span_of(span.start, span.end) for span in asked.spans])
     assert torch.allclose(stored.maps.float(), expected, atol=1e-3)
     assert torch.equal(stored.phrase_states(0), stored.states[:, slice(*stored.spans[0])])
 
 
-def test_a_selector_chooses_what_an_answer_asserts(traced):
+def test_expressions_are_read_as_refer_mode_reads_them(samples, model):
+    (turn,) = [one for one in samples[0].turns if one.kind == REFER]
+    (stored,) = read_turns(model, samples[0], [turn])
+    trace, spans = model.read_phrases(model.encode_image(Image.fromarray(samples[0].image())), turn.phrases)
+    assert stored.spans == tuple((span.token_start, span.token_end) for span in spans)
+    assert torch.allclose(stored.maps.float(), trace.merged_attention(list(stored.spans)), atol=1e-3)
+
+
+def test_a_selector_chooses_what_an_answer_asserts(examples):
     """Names of what is not there are chosen in a wrong answer only: "there is no pan" points at nothing."""
-    absent = [
-        (trace, *trace.spans[trace.objects.index(())]) for trace in traced[1] if trace.sample == 0 and () in trace.objects
-    ]
+    absent = [(trace, *trace.spans[trace.objects.index(())]) for trace in examples[0].traces if () in trace.objects]
     assert len(absent) == 3
     assert sorted(bool(trace.named[start:end].any()) for trace, start, end in absent) == [False, False, True]
-    for trace in traced[1]:
+    for trace in (trace for example in examples for trace in example.traces):
         inside = torch.zeros_like(trace.named)
         for start, end in trace.spans:
             inside[start:end] = True
@@ -90,64 +99,127 @@ def test_a_selector_chooses_what_an_answer_asserts(traced):
         assert all(trace.named[start] for (start, _), objects in zip(trace.spans, trace.objects, strict=True) if objects)
 
 
-def test_traces_are_read_once_and_never_stale(data, lmm, traced, monkeypatch):
-    folder, traces = traced
-    reader = Reader(str(lmm), CPU, torch.float32)
-    again = load_traces(folder, reader, data=data, samples=3, turns=8, seed=0)
-    assert len(again) == len(traces)
-    for changes, words in (
-        ({"turns": 7}, "turns: expected 7, got 8"),
-        ({"seed": 1}, "seed: expected 1, got 0"),
-        ({"samples": 2}, "samples: expected 2, got 3"),
-    ):
-        with pytest.raises(ValueError, match=f"{words}; delete .*traces to make them anew"):
-            load_traces(folder, reader, **{"data": data, "samples": 3, "turns": 8, "seed": 0, **changes})
-    other = save_llava(data / "other", seed=5)
-    for changed, words in (
-        (replace(reader, lmm=str(other)), "lmm: expected .*"),
-        (replace(reader, dtype=torch.bfloat16), r'dtype: expected "torch\.bfloat16", got "torch\.float32"'),
-    ):
-        with pytest.raises(ValueError, match=rf"{words}; delete .*traces to make them anew"):
-            load_traces(folder, changed, data=data, samples=3, turns=8, seed=0)
+def sample_of(turns):
+    return Sample(path=None, turns=tuple(turns), names=(), rles=())
 
 
 def test_every_kind_has_its_turn_first():
-    turns = [
+    sample = sample_of(
         Turn(kind, f"{kind} {i}", "", ()) for kind, count in (("where", 9), ("list", 1), ("count", 2)) for i in range(count)
-    ]
+    )
     for seed in range(5):
-        chosen = _choose(turns, 5, np.random.default_rng(seed))
+        chosen = choose_turns(sample, 5, np.random.default_rng(seed))
         assert sorted(one.kind for one in chosen[:3]) == ["count", "list", "where"]
         assert sorted(one.kind for one in chosen[3:]) == ["count", "where"]
-    assert len(_choose(turns, 50, np.random.default_rng(0))) == 12
+    assert len(choose_turns(sample, 50, np.random.default_rng(0))) == 12
 
 
-def test_embeddings_are_computed_once(data, sam, tmp_path, monkeypatch):
-    refiner = SamRefiner(sam=tiny_sam())
-    samples = list(read_dataset(data))
-    paths = [sample.path for sample in samples]
-    first = load_embeddings(tmp_path / "kept", paths, sam=str(sam), refiner=refiner)
-    for sample, kept in zip(samples, first, strict=True):
-        expected = refiner.encode_image(sample.image())
-        assert replace(kept, embedding=expected.embedding) == expected
-        assert torch.allclose(kept.to(CPU).embedding, expected.embedding, atol=1e-2)
-    monkeypatch.setattr(refiner, "encode_image", lambda _: pytest.fail("expected the kept embeddings"))
-    again = load_embeddings(tmp_path / "kept", paths, sam=str(sam), refiner=refiner)
-    assert all(torch.equal(one.embedding, other.embedding) for one, other in zip(first, again, strict=True))
-    with pytest.raises(ValueError, match=r"expected .* delete .*kept to make them anew"):
-        load_embeddings(tmp_path / "kept", paths[:2], sam=str(sam), refiner=refiner)
+def test_one_expression_for_each_thing_in_a_sequence():
+    words = [("a", (0,)), ("b", (0,)), ("c", (1,)), ("none", ()), ("neither", ()), ("both", (0, 1))]
+    sample = sample_of([refer_turn([Expression(*one) for one in words])])
+    seen = set()
+    for seed in range(20):
+        (turn,) = choose_turns(sample, 4, np.random.default_rng(seed))
+        assert turn.phrases[1:] == ("c", "none", "neither", "both")
+        seen.add(turn.phrases[0])
+    assert seen == {"a", "b"}
+
+
+def reader_of(datasets, model, cache=None, told=None, **changes):
+    options = {"turns": 3, "variants": 2, "seed": 0, **changes}
+    return ExampleReader(
+        datasets, lmm=model, refiner=SamRefiner(sam=tiny_sam()), cache=cache, tell=(told or []).append, **options
+    )
+
+
+def alike(one, other):
+    return all(
+        torch.equal(a.maps, b.maps) and torch.equal(a.states, b.states) and torch.equal(a.named, b.named)
+        and (a.objects, a.spans, a.geometry) == (b.objects, b.spans, b.geometry)
+        for a, b in zip(one.traces, other.traces, strict=True)
+    ) and torch.equal(one.image.embedding, other.image.embedding)  # fmt: skip
+
+
+def test_what_was_read_is_kept_and_never_stale(data, model, tmp_path, monkeypatch):
+    made_from = {"lmm": "a", "turns": 3}
+    reader = reader_of([read_dataset(data)], model, TraceCache(tmp_path / "c", made_from, 10**9))
+    first = [reader.read(index, epoch) for epoch in range(2) for index in range(3)]
+    assert len(list((tmp_path / "c").glob("*.pt"))) == 6
+    again = reader_of([read_dataset(data)], model, TraceCache(tmp_path / "c", made_from, 10**9))
+    monkeypatch.setattr(model, "encode_image", lambda _: pytest.fail("expected what was kept"))
+    kept = [again.read(index, epoch) for epoch in range(2, 4) for index in range(3)]  # two choices take turns
+    assert all(alike(one, other) for one, other in zip(first, kept, strict=True))
+    with pytest.raises(ValueError, match=r"turns: expected 4, got 3; delete .* to make them anew"):
+        TraceCache(tmp_path / "c", {"lmm": "a", "turns": 4}, 10**9)
+
+
+def test_the_cache_is_bounded(data, model, tmp_path):
+    roomy = reader_of([read_dataset(data)], model, TraceCache(tmp_path / "a", {}, 10**9))
+    expected = [roomy.read(index, 0) for index in range(3)]
+    size = max(path.stat().st_size for path in (tmp_path / "a").glob("*.pt"))
+    reader = reader_of([read_dataset(data)], model, TraceCache(tmp_path / "b", {}, size + size // 2))
+    for _ in range(2):
+        assert all(alike(one, reader.read(index, 0)) for index, one in enumerate(expected))
+    assert len(list((tmp_path / "b").glob("*.pt"))) == 2
+    full = reader_of([read_dataset(data)], model, TraceCache(tmp_path / "b", {}, size))
+    full.read(2, 0)
+    assert len(list((tmp_path / "b").glob("*.pt"))) == 2
+
+
+def test_broken_images_are_told_once_and_replaced(tmp_path, model):
+    folder = write_tiny_dataset(tmp_path / "set", count=3)
+    (folder / "images" / "000001.png").write_bytes(b"no image")
+    told = []
+    reader = ExampleReader(
+        [read_dataset(folder)], lmm=model, refiner=SamRefiner(sam=tiny_sam()), turns=3, variants=1, seed=0, cache=None,
+        tell=told.append,
+    )  # fmt: skip
+    for _ in range(2):
+        assert reader.read(1, 0).sample.path.name == "000002.png"
+    assert len(told) == 1 and "000001.png" in told[0] and reader.skipped == {1}
+    for path in (folder / "images").glob("*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match="got none that can be used"):
+        reader.read(0, 0)
+
+
+def test_a_step_sees_what_its_number_says(monkeypatch):
+    class Processes:
+        def __init__(self, count, index):
+            self.num_processes, self.process_index = count, index
+
+    settings = HeadsSettings(batch=2, epochs=3.0)
+    alone = Batches(10, settings, Processes(1, 0), 2)
+    assert alone.steps == 8  # 3 x 10 images, 4 in a step
+    for epoch in range(3):
+        seen = [alone.image(place) for step in range(5 * epoch, 5 * epoch + 5) for place in alone.at(step)]
+        assert sorted(seen) == [(image, epoch) for image in range(10)]
+    pair = [Batches(10, settings, Processes(2, index), 1) for index in range(2)]
+    together = [place for step in range(5) for one in pair for place in one.at(step)]
+    assert together == [place for step in range(10) for place in alone.at(step)]
+    assert [pair[1].image(17), pair[1].image(3), pair[1].image(17)] == [alone.image(17), alone.image(3), alone.image(17)]
+
+
+def test_fewer_images_are_spread_over_a_data_set(data):
+    dataset = read_dataset(data)
+    assert [sample.path.name for sample in limited(dataset, 2)] == ["000000.png", "000001.png"]
+    assert len(limited(dataset, 0)) == len(limited(dataset, 9)) == 3
 
 
 # --- losses and figures ----------------------------------------------------------------------------------------------------
 
 
 def stage_of(heads, **changes):
-    return HeadsStage(heads, CPU, replace(HeadsSettings(), **changes))
+    return HeadsStage(heads, replace(HeadsSettings(phrases=3, refined=1), **changes))
+
+
+def rngs(seed, count):
+    return [np.random.default_rng([seed, i]) for i in range(count)]
 
 
 def test_every_loss_reaches_its_part(examples):
     heads = tiny_heads().train()
-    losses = stage_of(heads).losses(examples, np.random.default_rng(0))
+    losses = stage_of(heads)(examples, rngs(0, 3))
     parts = {
         "bce": ("mask_head.",), "dice": ("mask_head.",), "selector": ("keyword_selector.",), "presence": ("presence.",),
         "sam_bce": ("mask_head.", "text_proj.", "text_layer_weights", "sam.model.mask_decoder.", "sam.model.prompt_encoder."),
@@ -167,13 +239,13 @@ def test_heads_learn_from_stored_traces(examples):
     sam = [parameter for parameter in heads.sam.parameters() if parameter.requires_grad]
     others = [parameter for name, parameter in heads.named_parameters() if not name.startswith("sam.")]
     optimizer = torch.optim.AdamW([{"params": others}, {"params": sam, "lr": 2e-3}], lr=1e-2)
-    before = stage.measure(examples)
+    before = figures_of(stage.sums(examples))
     for step in range(100):
-        losses = stage.losses(examples, np.random.default_rng(step))
+        losses = stage(examples, rngs(step, 3))
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
-    after = stage.measure(examples)
+    after = figures_of(stage.sums(examples))
     assert after["selector_f1"] > 0.95 > before["selector_f1"]
     assert after["present_kept"] > 0.95 and after["absent_caught"] > 0.95
     assert after["unet_ciou"] > before["unet_ciou"] and after["sam_ciou"] > before["sam_ciou"]
@@ -184,7 +256,7 @@ def test_images_of_other_shapes_are_learned_from_together(examples):
     """Families that read tiles have maps of another size for each shape of image."""
     first, second = examples[:2]
     traces = tuple(replace(trace, maps=trace.maps.repeat_interleave(3, dim=-1)) for trace in second.traces)
-    losses = stage_of(tiny_heads()).losses([first, replace(second, traces=traces)], np.random.default_rng(0))
+    losses = stage_of(tiny_heads())([first, replace(second, traces=traces)], rngs(0, 2))
     assert all(loss.isfinite() for loss in losses.values())
 
 
@@ -203,7 +275,7 @@ def test_figures_by_hand(examples, monkeypatch):
     monkeypatch.setattr(stage, "_refined", lambda example, phrases, coarse: torch.ones_like(truth["masks"]))
     monkeypatch.setattr(stage, "_keywords", lambda trace: torch.ones(trace.states.shape[1]))
     monkeypatch.setattr(stage, "_presence", lambda phrases: torch.ones(len(phrases)))
-    figures = stage.measure(examples[:1])
+    figures = figures_of(stage.sums(examples[:1]))
     named = torch.cat([trace.named for trace in examples[0].traces]).float()
     assert figures["unet_ciou"] == 1.0
     assert figures["sam_ciou"] == pytest.approx(float(truth["masks"].mean()), abs=1e-6)
@@ -217,3 +289,76 @@ def test_heads_without_probes_cannot_be_trained():
             ValueError, match="expected a keyword selector and a presence score to train, got heads without them"
         ):
             stage_of(tiny_heads(**lacking))
+
+
+def test_it_does_not_matter_which_images_share_a_batch(examples):
+    stage = stage_of(tiny_heads())
+    apart = [stage([example], [rng]) for example, rng in zip(examples, rngs(0, 3), strict=True)]
+    together = stage(examples, rngs(0, 3))
+    for name, loss in together.items():
+        assert torch.allclose(loss, torch.stack([losses[name] for losses in apart]).mean(), atol=1e-5), name
+
+
+def test_an_image_without_anything_teaches_presence_alone(examples):
+    nothing = [trace for trace in examples[0].traces if not any(trace.objects)]
+    losses = stage_of(tiny_heads())([replace(examples[0], traces=tuple(nothing))], rngs(0, 1))
+    assert losses["bce"] == losses["sam_dice"] == 0
+    assert losses["presence"] > 0 and losses["presence"].requires_grad
+
+
+def test_held_out_masks_are_drawn(examples):
+    sheet = stage_of(tiny_heads()).draw(examples[:2])
+    assert sheet.ndim == 3 and sheet.dtype == np.uint8 and sheet.shape[1] > sheet.shape[0]
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------------
+
+
+def options_of(data, lmm, sam, out, **changes):
+    options = {
+        "lmm": lmm, "sam": sam, "data": f"tabletop={data}", "val": data, "out": out, "epochs": 2, "base-channels": 4,
+        "turns": 3, "variants": 1, "refined": 1, "device": "cpu", "learning-rate": 1e-3,
+    }  # fmt: skip
+    return [str(part) for name, value in {**options, **changes}.items() for part in (f"--{name}", value)]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tmp_path, lmm, sam):
+    """The same steps, whether one process takes all images of a step, or takes them one by one, or two share them."""
+    data = write_tiny_dataset(tmp_path / "data", count=4)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    train = ["-m", "flmm_cli", "train", "heads"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *train]
+    for name, before, changes in (
+        ("one", train, {"batch": 2, "epochs": 0.5}),
+        ("accumulated", train, {"batch": 1, "accumulate": 2, "epochs": 0.5}),
+        ("two", launch, {"batch": 1, "epochs": 0.5}),
+    ):
+        command = [sys.executable, *before, *options_of(data, lmm, sam, tmp_path / name, **changes)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("LMM: unchanged") == 1
+    # After one step AdamW's first moment is the gradient.
+    moments = [
+        [state["exp_avg"] for state in torch.load(tmp_path / name / "checkpoint.pt")["states"][0]["state"].values()]
+        for name in ("one", "accumulated", "two")
+    ]
+    assert all(len(one) == len(moments[0]) > 50 for one in moments)
+    for other in moments[1:]:
+        for expected, got in zip(moments[0], other, strict=True):
+            assert torch.allclose(expected, got, atol=1e-6, rtol=1e-3)
+    assert load_file(tmp_path / "two" / "heads" / "model.safetensors")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 1]
+    assert list((tmp_path / "two" / "pictures").glob("step_*.png"))
+    assert list((tmp_path / "two" / "tensorboard").glob("events*"))
+
+
+def test_a_changed_lmm_is_found_out(data, lmm, sam, tmp_path, monkeypatch):
+    checksums = iter(("before", "after"))
+    monkeypatch.setattr(heads_module, "_checksum", lambda _: next(checksums))
+    settings = HeadsSettings((str(data),), (str(data),), str(lmm), str(sam), epochs=0.1, base_channels=4, turns=2, refined=1)
+    with pytest.raises(RuntimeError, match="expected weights as before, before, got after"):
+        train_heads(tmp_path / "out", settings, settings.LOOP, CPU)
+    assert not (tmp_path / "out" / "heads").exists()
+    assert accelerator_on(CPU).num_processes == 1

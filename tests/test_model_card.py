@@ -6,7 +6,7 @@ from math import prod
 
 import pytest
 import torch
-from documents import CARD, ROOT, document, section, table, tables
+from documents import CARD, ROOT, commands, document, section, table, tables
 
 from flmm_cli.train import STAGES
 from flmm_core.data.samples import NO_ANSWERS
@@ -14,7 +14,7 @@ from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_core.heads import GroundingHeads, HeadsConfig
 from flmm_core.mask_head import UNetConfig
 from flmm_core.sam_refiner import SamRefiner
-from flmm_core.training.settings import HeadsSettings
+from flmm_core.training.settings import LoopConfig
 from flmm_sim import language, scene
 from flmm_tabletop.sam_tiny import TinySamConfig, build_tiny_sam
 
@@ -33,10 +33,10 @@ def parameters(part, prefixes):
 
 
 def heads():
-    """Heads of the size that training gives them for the shipped LMM, without memory."""
+    """Heads of the size of the shipped ones, without memory."""
     text = config("lmm")["text_config"]
     layers, size = text["num_hidden_layers"], text["hidden_size"]
-    unet = UNetConfig(layers * text["num_attention_heads"], HeadsSettings().base_channels)
+    unet = UNetConfig(layers * text["num_attention_heads"], config("heads")["unet"]["base_channels"])
     with torch.device("meta"):
         return GroundingHeads(
             config=HeadsConfig(unet=unet, layers=layers, hidden_size=size), sam=SamRefiner(sam=build_tiny_sam(TinySamConfig()))
@@ -59,11 +59,20 @@ def test_simulated_world():
 
 def test_defaults_of_training():
     rows = tables(section(document(CARD), "Training"))[1]
-    for row, stage in zip(rows, STAGES, strict=True):
+    *tabletop, heads_row = rows
+    for row, stage in zip(tabletop, STAGES[:-1], strict=True):
         loop = stage.settings.LOOP
         assert int(row[1]) == loop.steps
         assert row[2] == f"{stage.settings().batch} images"
         assert (float(row[3]), float(row[4])) == (loop.learning_rate, loop.weight_decay), stage.name
+    # The heads are trained by the general command, whose defaults are those of the paper.
+    words = next(words for words in commands(section(document(CARD), "Training")) if words[:3] == ["flmm", "train", "heads"])
+    given = dict(zip(words[3::2], words[4::2], strict=True))
+    images, batch = int(given["--limit"]), int(given["--batch"])
+    assert int(heads_row[1]) == int(given["--epochs"]) * images // batch
+    assert heads_row[2] == f"{batch} images"
+    assert (float(heads_row[3]), float(heads_row[4])) == (float(given["--learning-rate"]), LoopConfig.weight_decay)
+    assert f"{given['--turns']} answers of each of {images:,} images" in heads_row[5]
 
 
 def test_size_of_the_lmm():

@@ -121,7 +121,7 @@ def test_commands_of_a_family(family):
     text = section(document(REAL_MODELS), "Families", family)
     by_start = {tuple(words[:2]): words for words in commands(text)}
     ground, node = by_start["flmm", "ground"], by_start["python", "-m"]
-    download, train = by_start.get(("hf", "download")), by_start.get(("flmm", "train-heads"))
+    download, train = by_start.get(("hf", "download")), by_start.get(("flmm", "train"))
     lmm, heads = (value(ground, f"--{part}") for part in ("lmm", "heads"))
     assert {f"lmm:={lmm}", f"heads:={heads}", f"sam:={value(ground, '--sam')}"} <= set(node)
     checkpoint = names(CHECKPOINTS[family][0])[0]
@@ -134,7 +134,7 @@ def test_commands_of_a_family(family):
             heads,
             value(ground, "--sam"),
         )
-        assert download, "train-heads takes folders only"
+        assert download, "flmm train heads takes folders only"
     assert "Licence of the LMM: " in text
 
 

@@ -20,7 +20,7 @@ from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.sam_checkpoints import load_sam
 from flmm_core.training.heads import HeadsSettings, train_heads
-from flmm_core.training.loop import LoopConfig, adamw, parameter_groups, train
+from flmm_core.training.loop import LoopConfig, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
 from flmm_tabletop.training.frames import load_frames, normalised
 from flmm_tabletop.training.lmm import train_lmm
@@ -134,7 +134,7 @@ def run_loop(out, *, stop_at=None, **changes):
     settings = LmmSettings(data=out, val=out, tower=out)
     measured = []
     train(
-        module, loss_at, out=out, config=loop, settings=settings, device=CPU,
+        module, loss_at, out=out, config=loop, settings=settings, accelerator=accelerator_on(CPU),
         every=(4, lambda step: measured.append(step) or {"figure": 1.0}),
         optimizers=[adamw(parameter_groups(module.parameters(), loop), loop)],
     )  # fmt: skip
@@ -174,7 +174,15 @@ def test_the_learning_rate_over_time(tmp_path):
             seen.append(optimizer.param_groups[0]["lr"])
             return {"loss": module.weight.sum()}
 
-        train(module, loss_at, out=tmp_path / str(fall), config=loop, settings=loop, device=CPU, optimizers=[optimizer])
+        train(
+            module,
+            loss_at,
+            out=tmp_path / str(fall),
+            config=loop,
+            settings=loop,
+            accelerator=accelerator_on(CPU),
+            optimizers=[optimizer],
+        )
     assert rates[0.5] == pytest.approx([1, 2, 2, 2, 2, 2, 1.6, 1.2, 0.8, 0.4])
     assert rates[0.0] == pytest.approx([1, 2] + [1 + math.cos(math.pi * i / 8) for i in range(8)])
 
@@ -206,7 +214,8 @@ def test_bad_loops(tmp_path):
     with pytest.raises(FloatingPointError, match="step 0: expected a finite loss, got nan"):
         train(
             nn.Linear(1, 1), lambda _: {"loss": torch.tensor(math.nan, requires_grad=True)}, out=tmp_path / "nan",
-            config=LoopConfig(steps=1, learning_rate=1.0), settings=LmmSettings(tmp_path, tmp_path, tmp_path), device=CPU,
+            config=LoopConfig(steps=1, learning_rate=1.0), settings=LmmSettings(tmp_path, tmp_path, tmp_path),
+            accelerator=accelerator_on(CPU),
             optimizers=[],
         )  # fmt: skip
     other = tmp_path / "other"
@@ -214,7 +223,7 @@ def test_bad_loops(tmp_path):
     with pytest.raises(ValueError, match="expected weights of this stage's model, got"):
         train(
             nn.Linear(1, 1), lambda _: {}, out=other, config=LoopConfig(6, 0.05, checkpoint_seconds=0.0),
-            settings=LmmSettings(other, other, other), device=CPU, optimizers=[],
+            settings=LmmSettings(other, other, other), accelerator=accelerator_on(CPU), optimizers=[],
         )  # fmt: skip
 
 
@@ -229,9 +238,8 @@ def runs(data, tmp_path_factory):
     train_tower(root / "tower", TowerSettings(data, data, batch=4, vote_steps=2), loop, CPU)
     train_lmm(root / "lmm", LmmSettings(data, data, root / "tower" / "tower", batch=2, **TINY), loop, CPU)
     train_sam(root / "sam", SamSettings(data, data, batch=1, objects=1), loop, CPU)
-    settings = HeadsSettings(
-        data, data, root / "lmm" / "lmm", root / "sam" / "sam", samples=8, turns=4, batch=2, base_channels=4
-    )
+    lmm, sam = (str(root / name / name) for name in ("lmm", "sam"))
+    settings = HeadsSettings((str(data),), (str(data),), lmm, sam, turns=4, batch=2, epochs=0.1, base_channels=4)
     train_heads(root / "heads", settings, loop, CPU)
     return root
 

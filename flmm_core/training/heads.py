@@ -1,144 +1,205 @@
 """Trains everything that F-LMM learns on top of a frozen LMM.
 
 U-Net, text projection, layer weights, SAM's prompt encoder and mask decoder (F-LMM, section 4), the keyword selector (weight
-0.3), and beyond the paper the presence score, which learns from names of what is not there. What never changes is computed
-once: the LMM's traces and SAM's image embeddings.
+0.3), and beyond the paper the presence score, which learns from names of what is not there. On one or many GPUs and machines
+(``torchrun --nproc_per_node 8 -m flmm_cli train heads ...``); what a step sees depends on its number alone, not on how many
+processes share it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from flmm_core.checkpoints import HeadsOrigin, lmm_shape, save_heads
+from flmm_core.checkpoints import HeadsOrigin, fingerprints, lmm_shape, load_lmm, save_heads
 from flmm_core.config import GroundingConfig
-from flmm_core.data.samples import Sample
-from flmm_core.data.tabletop import read_dataset
+from flmm_core.data.formats import open_dataset
+from flmm_core.data.samples import Dataset
 from flmm_core.devices import resolve_device
+from flmm_core.drawing.overlay import contact_sheet, draw_overlay
 from flmm_core.evaluation.matching import Overlap
+from flmm_core.families import LoadedLmm
+from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.frozen_report import total_checksum, weight_checksums
 from flmm_core.heads import GroundingHeads, HeadsConfig
-from flmm_core.image_geometry import unpad
+from flmm_core.image_geometry import mask_box, unpad
 from flmm_core.mask_head import UNetConfig
 from flmm_core.sam_checkpoints import load_sam
-from flmm_core.sam_refiner import SamImage, SamRefiner
-from flmm_core.training.embeddings import load_embeddings
-from flmm_core.training.loop import Losses, adamw, parameter_groups, train
+from flmm_core.sam_refiner import SamRefiner
+from flmm_core.training.examples import Example, ExampleReader, Phrase, TraceCache
+from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
 from flmm_core.training.settings import HeadsSettings, LoopConfig
-from flmm_core.training.traces import AnswerTrace, Reader, load_traces
+from flmm_core.training.traces import AnswerTrace
+from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 PROBE_WEIGHT = 0.3
 """Of the keyword selector's loss (F-LMM, section 4), and of the presence score's."""
 
-SAM_RATE = 0.3
-"""Learning rate of SAM's parts, which are trained already, as a share of the others'."""
+DRAWN = 6
+"""Held-out images that are drawn when figures are measured."""
+
+FIGURES = ("unet_ciou", "sam_ciou", "selector_f1", "present_kept", "absent_caught")
 
 
 def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: torch.device) -> None:
-    """Train the heads and save them in ``out/heads``."""
+    """Train the heads and save them in ``out/heads``.
+
+    Args:
+        out: folder of results.
+        settings: of the stage.
+        loop: of the loop; its steps follow from ``settings.epochs``.
+        device: a process of several takes one of this kind.
+
+    Raises:
+        RuntimeError: the weights of the LMM changed.
+    """
+    accelerator = accelerator_on(device)
     torch.manual_seed(settings.seed)
     shape = lmm_shape(settings.lmm)
     unet = UNetConfig(in_channels=shape.channels, base_channels=settings.base_channels)
     config = HeadsConfig(unet=unet, layers=shape.layers, hidden_size=shape.hidden_size)
-    heads = GroundingHeads(config=config, sam=SamRefiner(sam=load_sam(settings.sam))).to(device)
-    stage = HeadsStage(heads, device, settings)
-    reading = GroundingConfig(device=str(device), dtype=settings.dtype)
-    reader = Reader(settings.lmm, *resolve_device(reading))
-    read = partial(_load_examples, heads=heads, settings=settings, reader=reader)
-    examples = read(out / "train", data=settings.data, samples=settings.samples)
-    held_out = read(out / "val", data=settings.val, samples=settings.val_samples)
+    heads = GroundingHeads(config=config, sam=SamRefiner(sam=load_sam(settings.sam))).to(accelerator.device)
+    dtype = resolve_device(GroundingConfig(device=str(accelerator.device), dtype=settings.dtype))[1]
+    lmm = load_lmm(settings.lmm, device=accelerator.device, dtype=dtype)
+    before = _checksum(lmm)
+
+    def reader(sources: Sequence[str], folder: str, limit: int, variants: int) -> ExampleReader:
+        datasets = [limited(open_dataset(source), limit) for source in sources]
+        cache = None
+        if settings.cache:
+            made_from: dict[str, str | int | float] = {
+                "data": " ".join(sources),
+                "images": " ".join(map(str, map(len, datasets))),
+            }
+            made_from |= fingerprints(lmm=settings.lmm, sam=settings.sam)
+            made_from |= {"dtype": str(dtype), "turns": settings.turns, "variants": variants, "seed": settings.seed}
+            room = int(settings.cache_gigabytes * 1e9 / accelerator.num_processes)
+            cache = TraceCache(Path(settings.cache) / folder, made_from, room)
+        options = {"turns": settings.turns, "variants": variants, "seed": settings.seed}
+        return ExampleReader(datasets, lmm=lmm, refiner=heads.sam, cache=cache, tell=tqdm.write, **options)
+
+    examples = reader(settings.data, "train", settings.limit, settings.variants)
+    held_out = reader(settings.val, "val", settings.val_samples, 1)
+    stage = HeadsStage(heads, settings)
+    batches = Batches(len(examples), settings, accelerator, loop.accumulate)
+    loop = replace(loop, steps=batches.steps)
+    wrapped = accelerator.prepare(stage)
 
     def loss_at(step: int) -> Losses:
-        rng = np.random.default_rng([settings.seed, 4, step])
-        chosen = rng.choice(len(examples), settings.batch, replace=False)
-        return stage.losses([examples[i] for i in chosen], rng)
+        places = batches.at(step)
+        batch = [examples.read(*batches.image(place)) for place in places]
+        return wrapped(batch, [np.random.default_rng([settings.seed, 4, place]) for place in places])
 
-    sam = list(heads.sam.parameters())
+    def measure(step: int) -> dict[str, float]:
+        indices = range(accelerator.process_index, len(held_out), accelerator.num_processes)
+        seen = (held_out.read(index, 0) for index in tqdm(indices, desc="held out", unit="image", leave=False))
+        sums = accelerator.reduce(stage.sums(seen).to(accelerator.device))
+        if accelerator.is_main_process:
+            drawn = stage.draw([held_out.read(index, 0) for index in range(min(DRAWN, len(held_out)))])
+            _save_picture(out / "pictures" / f"step_{step:06d}.png", drawn)
+        return figures_of(sums.cpu())
+
+    sam = [parameter for parameter in heads.sam.parameters() if parameter.requires_grad]
     others = [parameter for name, parameter in heads.named_parameters() if not name.startswith("sam.")]
-    optimizer = adamw(parameter_groups(others, loop) + parameter_groups(sam, loop, factor=SAM_RATE), loop)
-    every = (250, lambda _: stage.measure(held_out))
-    train(heads.train(), loss_at, out=out, config=loop, settings=settings, device=device, optimizers=[optimizer], every=every)
-    save_heads(heads, out / "heads", origin=HeadsOrigin.of(lmm=settings.lmm, sam=settings.sam))
+    groups = parameter_groups(others, loop) + parameter_groups(sam, loop, factor=settings.sam_rate)
+    train(
+        wrapped,
+        loss_at,
+        out=out,
+        config=loop,
+        settings=settings,
+        accelerator=accelerator,
+        optimizers=[adamw(groups, loop)],
+        every=(min(settings.measure_every, loop.steps), measure),
+    )
+    if (after := _checksum(lmm)) != before:
+        raise RuntimeError(f"LMM {settings.lmm}: expected weights as before, {before[:12]}, got {after[:12]}")
+    if accelerator.is_main_process:
+        print(f"LMM: unchanged, {before[:12]}; skipped images: {len(examples.skipped | held_out.skipped)}")
+        save_heads(heads, out / "heads", origin=HeadsOrigin.of(lmm=settings.lmm, sam=settings.sam))
+    accelerator.wait_for_everyone()
 
 
-@dataclass(frozen=True)
-class Phrase:
-    """A phrase of an answer that the LMM read."""
-
-    trace: AnswerTrace
-    index: int
-
-    @property
-    def objects(self) -> tuple[int, ...]:
-        """The image's objects that it names; none if it names what is not there."""
-        return self.trace.objects[self.index]
-
-    @property
-    def states(self) -> torch.Tensor:
-        """``[l, t, d]`` hidden states of its tokens."""
-        return self.trace.phrase_states(self.index)
-
-    @property
-    def map(self) -> torch.Tensor:
-        """``[c, h, w]`` its attention."""
-        return self.trace.maps[self.index]
+def limited(dataset: Dataset[Any], limit: int) -> Dataset[Any]:
+    """A data set of at most ``limit`` images, spread over it; 0 for all of them."""
+    count = len(dataset)
+    if not limit or limit >= count:
+        return dataset
+    return replace(dataset, entries=[dataset.entries[i * count // limit] for i in range(limit)])
 
 
-@dataclass(frozen=True)
-class Example:
-    """An image with all that the LMM read about it, and what SAM's frozen encoder sees."""
-
-    sample: Sample
-    traces: tuple[AnswerTrace, ...]
-    image: SamImage
-
-    @property
-    def phrases(self) -> list[Phrase]:
-        """All phrases of all answers."""
-        return [Phrase(trace, i) for trace in self.traces for i in range(len(trace.objects))]
-
-    def targets(self, phrases: Sequence[Phrase]) -> torch.Tensor:
-        """True masks ``[n, H, W]`` float32 in {0, 1}."""
-        return torch.stack([torch.from_numpy(self.sample.mask(phrase.objects)) for phrase in phrases]).float()
+def _checksum(lmm: FrozenLmm) -> str:
+    return total_checksum(weight_checksums(LoadedLmm(lmm.model, lmm.words.tokenizer, lmm.family)))
 
 
-def _load_examples(
-    folder: Path, *, data: Path, samples: int, heads: GroundingHeads, settings: HeadsSettings, reader: Reader
-) -> list[Example]:
-    """Examples of some images of a data set whose answers name something; traces and embeddings are kept in ``folder``."""
-    available = list(read_dataset(data))
-    traces = load_traces(folder / "traces", reader, data=data, samples=samples, turns=settings.turns, seed=settings.seed)
-    grouped: dict[int, list[AnswerTrace]] = {}
-    for trace in traces:
-        grouped.setdefault(trace.sample, []).append(trace)
-    images = load_embeddings(folder / "embeddings", [available[i].path for i in grouped], sam=settings.sam, refiner=heads.sam)
-    examples = [
-        Example(available[i], tuple(answers), image) for (i, answers), image in zip(grouped.items(), images, strict=True)
-    ]
-    return [example for example in examples if any(phrase.objects for phrase in example.phrases)]
+def _save_picture(path: Path, picture: np.ndarray) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(picture).save(path)
 
 
-class HeadsStage:
-    """Heads on stored traces: losses for training, figures for held-out images."""
+class Batches:
+    """Which images each step sees: every epoch all of them, in an order that depends on the seed and the epoch alone."""
 
-    def __init__(self, heads: GroundingHeads, device: torch.device, settings: HeadsSettings) -> None:
+    def __init__(self, images: int, settings: HeadsSettings, accelerator: Accelerator, accumulate: int) -> None:
+        self._images = images
+        self._seed = settings.seed
+        self._batch = settings.batch
+        self._processes, self._process = accelerator.num_processes, accelerator.process_index
+        together = self._batch * self._processes * accumulate
+        self.steps = max(1, round(settings.epochs * images / together))
+        """Of the optimiser."""
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+
+    def at(self, step: int) -> list[int]:
+        """Places in the endless sequence of images of this process's part of a step."""
+        first = (step * self._processes + self._process) * self._batch
+        return list(range(first, first + self._batch))
+
+    def image(self, place: int) -> tuple[int, int]:
+        """The image at a place of the sequence, and the epoch."""
+        epoch, at = divmod(place, self._images)
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self._seed, 5, epoch]).permutation(self._images)
+        return int(self._order[1][at]), epoch
+
+
+class HeadsStage(nn.Module):
+    """Heads on what the LMM read: losses for training, figures for held-out images."""
+
+    def __init__(self, heads: GroundingHeads, settings: HeadsSettings) -> None:
+        super().__init__()
         if heads.keyword_selector is None or heads.presence is None:
             raise ValueError("heads: expected a keyword selector and a presence score to train, got heads without them")
         self.heads = heads
-        self.device = device
         self.settings = settings
 
-    def losses(self, batch: Sequence[Example], rng: np.random.Generator) -> Losses:
-        """Mask losses of some phrases of each image, and losses of selector and presence score on all its answers."""
+    @property
+    def device(self) -> torch.device:
+        """Where the heads are."""
+        return self.heads.text_layer_weights.device
+
+    def forward(self, batch: Sequence[Example], rngs: Sequence[np.random.Generator]) -> Losses:
+        """Mask losses of some phrases of each image, and losses of selector and presence score on all its answers.
+
+        Each is the mean over the images of the batch of what it is for one image, so that it does not matter which images
+        share a batch.
+        """
         terms: dict[str, list[torch.Tensor]] = {"bce": [], "dice": [], "sam_bce": [], "sam_dice": []}
-        chosen = [self._choose(example, rng) for example in batch]
-        for example, phrases, coarse in zip(batch, chosen, self._coarse(chosen), strict=True):
+        chosen = [self._choose(example, rng) for example, rng in zip(batch, rngs, strict=True)]
+        naming = [(example, phrases) for example, phrases in zip(batch, chosen, strict=True) if phrases]
+        for (example, phrases), coarse in zip(naming, self._coarse([phrases for _, phrases in naming]), strict=True):
             targets = example.targets(phrases).to(self.device)
             small = F.interpolate(targets[:, None], coarse.shape[-2:], mode="area")[:, 0]
             refined = slice(self.settings.refined)
@@ -146,44 +207,78 @@ class HeadsStage:
             pairs = (*mask_losses(coarse, small), *mask_losses(logits, targets[refined]))
             for values, value in zip(terms.values(), pairs, strict=True):
                 values.append(value)
-        losses = {name: torch.stack(values).mean() for name, values in terms.items()}
-        traces = [trace for example in batch for trace in example.traces]
-        picked = torch.cat([self._keywords(trace) for trace in traces])
-        named = torch.cat([trace.named for trace in traces]).float().to(self.device)
-        phrases = [phrase for example in batch for phrase in example.phrases]
-        there = torch.tensor([bool(phrase.objects) for phrase in phrases], device=self.device).float()
-        losses["selector"] = PROBE_WEIGHT * F.binary_cross_entropy_with_logits(picked, named)
-        losses["presence"] = PROBE_WEIGHT * F.binary_cross_entropy_with_logits(self._presence(phrases), there)
+        zero = torch.zeros((), device=self.device)
+        losses = {name: torch.stack(values).sum() / len(batch) if values else zero for name, values in terms.items()}
+        picked, present = [], []
+        for example in batch:
+            named = torch.cat([trace.named for trace in example.traces]).float().to(self.device)
+            logits = torch.cat([self._keywords(trace) for trace in example.traces])
+            picked.append(F.binary_cross_entropy_with_logits(logits, named))
+            there = torch.tensor([bool(phrase.objects) for phrase in example.phrases], device=self.device).float()
+            present.append(F.binary_cross_entropy_with_logits(self._presence(example.phrases), there))
+        losses["selector"] = PROBE_WEIGHT * torch.stack(picked).mean()
+        losses["presence"] = PROBE_WEIGHT * torch.stack(present).mean()
         return losses
 
     @torch.no_grad()
-    def measure(self, examples: Sequence[Example]) -> dict[str, float]:
-        """CIoU of coarse and refined masks, F1 of the selector on tokens, and how well the presence score tells absence."""
+    def sums(self, examples: Any) -> torch.Tensor:
+        """Counts of held-out examples, which :func:`figures_of` divides; those of several processes are added.
+
+        Args:
+            examples: an iterable of them.
+        """
+        training = self.heads.training
         self.heads.eval()
-        overlaps = np.zeros((2, 2))
-        tokens = np.zeros(3)
-        kept: list[bool] = []
-        caught: list[bool] = []
+        overlaps, tokens = np.zeros((2, 2)), np.zeros(3)
+        judged = np.zeros((2, 2))
         for example in examples:
             for trace in example.traces:
                 picked = self._keywords(trace).cpu() > 0
                 tokens += [int((picked & trace.named).sum()), int(picked.sum()), int(trace.named.sum())]
             phrases = example.phrases
             for phrase, logit in zip(phrases, self._presence(phrases).tolist(), strict=True):
-                (kept if phrase.objects else caught).append((logit > 0) == bool(phrase.objects))
+                there = bool(phrase.objects)
+                judged[0 if there else 1] += [(logit > 0) == there, 1]
             phrases = [phrase for phrase in phrases if phrase.objects]
+            if not phrases:
+                continue
             true = example.targets(phrases).to(self.device) > 0
-            (coarse,) = self._coarse([phrases])
-            refined = self._refined(example, phrases, coarse)
-            coarse = F.interpolate(coarse[:, None], true.shape[-2:], mode="bilinear")[:, 0]
-            for row, logits in zip(overlaps, (coarse, refined), strict=True):
-                overlap = Overlap.of((logits > 0).cpu().numpy(), true.cpu().numpy())
+            for row, masks in zip(overlaps, self._masks(example, phrases), strict=True):
+                overlap = Overlap.of(masks.cpu().numpy(), true.cpu().numpy())
                 row += [overlap.shared, overlap.union]
-        self.heads.train()
-        unet, sam = overlaps[:, 0] / np.maximum(overlaps[:, 1], 1)
-        f1 = 2 * tokens[0] / max(1, tokens[1] + tokens[2])
-        present, absent = (float(np.mean(rows)) if rows else float("nan") for rows in (kept, caught))
-        return {"unet_ciou": unet, "sam_ciou": sam, "selector_f1": f1, "present_kept": present, "absent_caught": absent}
+        self.heads.train(training)
+        return torch.from_numpy(np.concatenate([overlaps.ravel(), tokens, judged.ravel()])).float()
+
+    @torch.no_grad()
+    def draw(self, examples: Sequence[Example]) -> np.ndarray:
+        """A contact sheet ``[H, W, 3]`` uint8 RGB: the masks of some phrases of each image, with their IoU."""
+        pictures = []
+        for example in examples:
+            phrases = [phrase for phrase in example.phrases if phrase.objects][:DRAWN]
+            image = example.sample.image()
+            if not phrases:
+                continue
+            found = self._masks(example, phrases)[1].cpu()
+            true = example.targets(phrases) > 0
+            shown, details, text = [], [], ""
+            for phrase, mask, truth in zip(phrases, found, true, strict=True):
+                words = " and ".join(example.sample.names[i] for i in phrase.objects[:3])
+                text += ", " if text else ""
+                x0, y0, x1, y1 = mask_box(mask).tolist()
+                shown.append(
+                    GroundedPhrase(words, len(text), len(text) + len(words), mask, (x0, y0, x1, y1), float(mask.any()))
+                )
+                text += words
+                details.append(f"IoU {Overlap.of(mask.numpy(), truth.numpy()).iou:.2f}")
+            pictures.append(draw_overlay(image, GroundedAnswer(text, tuple(shown), *image.shape[:2]), details=details))
+        return contact_sheet(pictures) if pictures else np.zeros((1, 1, 3), np.uint8)
+
+    def _masks(self, example: Example, phrases: Sequence[Phrase]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks ``[n, H, W]`` bool of the U-Net and of SAM."""
+        (coarse,) = self._coarse([phrases])
+        refined = self._refined(example, phrases, coarse)
+        coarse = F.interpolate(coarse[:, None], refined.shape[-2:], mode="bilinear")[:, 0]
+        return coarse > 0, refined > 0
 
     def _choose(self, example: Example, rng: np.random.Generator) -> list[Phrase]:
         present = [phrase for phrase in example.phrases if phrase.objects]
@@ -219,3 +314,14 @@ class HeadsStage:
 
     def _mixed(self, states: torch.Tensor) -> torch.Tensor:
         return self.heads.mix(states.to(self.device))
+
+
+def figures_of(sums: torch.Tensor) -> dict[str, float]:
+    """Figures from :meth:`HeadsStage.sums`.
+
+    CIoU of coarse and refined masks, F1 of the selector on tokens, and how well the presence score tells what is there; NaN of
+    nothing.
+    """
+    shared, union, sam_shared, sam_union, hits, picked, named, kept, there, caught, absent = sums.tolist()
+    ratios = ((shared, union), (sam_shared, sam_union), (2 * hits, picked + named), (kept, there), (caught, absent))
+    return {name: above / below if below else float("nan") for name, (above, below) in zip(FIGURES, ratios, strict=True)}

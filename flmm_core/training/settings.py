@@ -6,7 +6,6 @@ The commands of the command line are declared from these dataclasses. So this fi
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -40,6 +39,7 @@ class LoopConfig(Checked):
     learning_rate: float = field(metadata=option("the highest"))
     weight_decay: float = field(default=0.01, metadata=option("decay of matrices; norms and biases have none"))
     beta2: float = field(default=0.999, metadata=option("decay of AdamW's second moment"))
+    accumulate: int = field(default=1, metadata=option("passes whose gradients make one step", minimum=1))
     bf16: bool = field(default=False, metadata=option("compute in bfloat16 where autocast allows it; weights stay float32"))
     beta1: float = 0.9
     warmup: float = 0.03
@@ -53,13 +53,10 @@ class LoopConfig(Checked):
 
 @dataclass(frozen=True)
 class StageSettings(Checked):
-    """What every stage depends on beside its loop."""
+    """What a stage depends on beside its loop."""
 
     LOOP: ClassVar[LoopConfig]
     """The stage's loop, unless told otherwise."""
-
-    data: Path = field(default=Path("data/train"), metadata=option("data set to train on, of `flmm scenes`"))
-    val: Path = field(default=Path("data/val"), metadata=option("data set to measure on, of another split"))
 
 
 SEED = "of weights and batches"
@@ -68,10 +65,15 @@ SEED = "of weights and batches"
 
 @dataclass(frozen=True)
 class HeadsSettings(StageSettings):
-    """Stage 4: the grounding heads."""
+    """The grounding heads; defaults are the published recipe (F-LMM, section 4), for one image of each process in a pass."""
 
-    LOOP: ClassVar[LoopConfig] = LoopConfig(steps=1500, learning_rate=1e-3)
+    LOOP: ClassVar[LoopConfig] = LoopConfig(steps=1, learning_rate=1e-4)
+    """Its steps follow from ``epochs``."""
 
+    data: tuple[str, ...] = field(
+        default=("data/train",), metadata=option("data set to train on: FOLDER, FORMAT=FOLDER, or either with @SPLIT")
+    )
+    val: tuple[str, ...] = field(default=("data/val",), metadata=option("data set to measure on, of another split"))
     lmm: str = field(
         default="runs/lmm/lmm", metadata=option("the frozen LMM: a folder, a Hugging Face name or a registered model")
     )
@@ -79,11 +81,19 @@ class HeadsSettings(StageSettings):
         default="runs/sam/sam", metadata=option("the SAM: a folder, a .pth file, a Hugging Face name or a registered model")
     )
     dtype: str = field(default="auto", metadata=option("number format of the LMM; auto: bfloat16 on cuda, float32 on the CPU"))
-    samples: int = field(default=2400, metadata=option("images of the data set whose answers the LMM reads", minimum=1))
-    val_samples: int = field(default=30, metadata=option("held-out images to measure on", minimum=1))
-    turns: int = field(default=13, metadata=option("answers of each image", minimum=1))
-    batch: int = field(default=8, metadata=option("images of a step", minimum=1))
-    phrases: int = field(default=3, metadata=option("most phrases of an image in one step", minimum=1))
-    refined: int = field(default=1, metadata=option("most of them that SAM refines, too", minimum=1))
-    base_channels: int = field(default=32, metadata=option("channels of the first stage of the U-Net", minimum=1))
+    epochs: float = field(default=8.0, metadata=option("passes over the data"))
+    limit: int = field(default=0, metadata=option("most images of each data set, spread over it; 0: all", minimum=0))
+    val_samples: int = field(default=100, metadata=option("held-out images to measure on, of each data set", minimum=1))
+    measure_every: int = field(default=1000, metadata=option("steps between measurements", minimum=1))
+    turns: int = field(default=4, metadata=option("most answers of an image that the LMM reads", minimum=1))
+    variants: int = field(
+        default=3, metadata=option("choices of an image's answers and expressions, which take turns over the epochs", minimum=1)
+    )
+    batch: int = field(default=1, metadata=option("images of each process in one pass", minimum=1))
+    phrases: int = field(default=16, metadata=option("most phrases of an image in one pass", minimum=1))
+    refined: int = field(default=16, metadata=option("most of them that SAM refines, too", minimum=1))
+    base_channels: int = field(default=64, metadata=option("channels of the first stage of the U-Net", minimum=1))
+    sam_rate: float = field(default=1.0, metadata=option("learning rate of SAM's parts, as a share of the others'"))
+    cache: str = field(default="", metadata=option("folder for what LMM and SAM made of the images; empty: read every time"))
+    cache_gigabytes: float = field(default=200.0, metadata=option("most that the folder may hold"))
     seed: int = field(default=0, metadata=option(SEED, minimum=0))

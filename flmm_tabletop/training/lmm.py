@@ -16,7 +16,7 @@ from transformers import AutoModel, CLIPImageProcessor, LlavaForConditionalGener
 
 from flmm_core.data.samples import REFER
 from flmm_core.data.tabletop import read_dataset
-from flmm_core.training.loop import Losses, adamw, parameter_groups, train
+from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.settings import LoopConfig
 from flmm_tabletop.training import packed_turns
 from flmm_tabletop.training.frames import MEAN, STD, load_frames
@@ -81,7 +81,16 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
             return _measure(model, packer, val_encoded, val_votes)
 
     optimizers = lmm_optimizers(model, settings, loop)
-    train(model, loss_at, out=out, config=loop, settings=settings, device=device, every=(500, measure), optimizers=optimizers)
+    train(
+        model,
+        loss_at,
+        out=out,
+        config=loop,
+        settings=settings,
+        accelerator=accelerator_on(device),
+        every=(500, measure),
+        optimizers=optimizers,
+    )
     model.set_attn_implementation({"text_config": "sdpa"})
     model.half().save_pretrained(out / "lmm")
     tokenizer.save_pretrained(out / "lmm")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from flmm_core.data.samples import Sample
 from flmm_core.data.tabletop import read_dataset
 from flmm_core.sam_refiner import RefinerConfig, SamImage, SamRefiner
-from flmm_core.training.loop import Losses, adamw, parameter_groups, train
+from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
 from flmm_core.training.settings import LoopConfig
 from flmm_tabletop.sam_tiny import TinySamConfig, build_tiny_sam, save_tiny_sam
@@ -49,7 +49,14 @@ def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.
 
     optimizer = adamw(parameter_groups(refiner.parameters(), loop), loop)
     train(
-        refiner, loss_at, out=out, config=loop, settings=settings, device=device, optimizers=[optimizer], every=(500, measure)
+        refiner,
+        loss_at,
+        out=out,
+        config=loop,
+        settings=settings,
+        accelerator=accelerator_on(device),
+        optimizers=[optimizer],
+        every=(500, measure),
     )
     save_tiny_sam(refiner.model, config, out / "sam")
 

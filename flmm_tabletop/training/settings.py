@@ -13,7 +13,15 @@ from flmm_core.training.settings import SEED, LoopConfig, StageSettings, option
 
 
 @dataclass(frozen=True)
-class TowerSettings(StageSettings):
+class TabletopSettings(StageSettings):
+    """What every stage of flmm-tabletop depends on."""
+
+    data: Path = field(default=Path("data/train"), metadata=option("data set to train on, of `flmm scenes`"))
+    val: Path = field(default=Path("data/val"), metadata=option("data set to measure on, of another split"))
+
+
+@dataclass(frozen=True)
+class TowerSettings(TabletopSettings):
     """Stage 1: the vision tower."""
 
     LOOP: ClassVar[LoopConfig] = LoopConfig(steps=5000, learning_rate=2e-3, weight_decay=0.05)
@@ -28,7 +36,7 @@ class TowerSettings(StageSettings):
 
 
 @dataclass(frozen=True)
-class LmmSettings(StageSettings):
+class LmmSettings(TabletopSettings):
     """Stage 2: the LMM."""
 
     LOOP: ClassVar[LoopConfig] = LoopConfig(
@@ -54,7 +62,7 @@ class LmmSettings(StageSettings):
 
 
 @dataclass(frozen=True)
-class SamSettings(StageSettings):
+class SamSettings(TabletopSettings):
     """Stage 3: SAM."""
 
     LOOP: ClassVar[LoopConfig] = LoopConfig(steps=1000, learning_rate=1e-3)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from flmm_core.data.samples import Sample
 from flmm_core.data.tabletop import read_dataset
-from flmm_core.training.loop import Losses, adamw, parameter_groups, train
+from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.settings import LoopConfig
 from flmm_sim.scene import COLORS, KINDS
 from flmm_tabletop.training.frames import load_frames, normalised, rebrightened
@@ -74,7 +74,16 @@ def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: to
         return _measure(model.eval(), val_frames, val_targets, device)
 
     optimizer = adamw(parameter_groups(model.parameters(), loop), loop)
-    train(model, loss_at, out=out, config=loop, settings=settings, device=device, optimizers=[optimizer], every=(500, measure))
+    train(
+        model,
+        loss_at,
+        out=out,
+        config=loop,
+        settings=settings,
+        accelerator=accelerator_on(device),
+        optimizers=[optimizer],
+        every=(500, measure),
+    )
     tower.requires_grad_(False)
     tower.votes.requires_grad_(True)
     fit_votes(
@@ -120,9 +129,15 @@ def fit_votes(
     config = replace(loop, steps=settings.vote_steps, learning_rate=VOTE_RATE, weight_decay=0.0, warmup=0.0, fall=1.0)
     optimizer = adamw(parameter_groups(tower.parameters(), config), config)
     train(
-        detector, loss_at, out=out, config=config, settings=settings, device=tower.device, optimizers=[optimizer],
+        detector,
+        loss_at,
+        out=out,
+        config=config,
+        settings=settings,
+        accelerator=accelerator_on(tower.device),
+        optimizers=[optimizer],
         every=(400, measure),
-    )  # fmt: skip
+    )
 
 
 def _count_loss(model: WordDetector, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
