@@ -1,4 +1,4 @@
-"""`flmm eval`: measures a grounding model on images with known answers and masks."""
+"""`flmm eval`: measures a grounding model on images with known answers and masks; the suites of the table-top world."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
+from flmm_cli.benchmarks import SUITES, add_suites, run_suite
 from flmm_cli.counts import require_counts
 from flmm_cli.held_out import rendered_scenes
 from flmm_cli.json_files import provenance, write_json
@@ -44,10 +45,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     picking.add_argument("--seed", type=int, default=0, help="seed of the scenes (default: %(default)s)")
     picking.add_argument("--json", type=Path, help="write what became of each attempt to this file")
     add_model_options(picking)
+    add_suites(suites)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table, and write what was asked for."""
+    if args.suite in SUITES:
+        return run_suite(args)
     return _run_picking(args) if args.suite == "picking" else _run_tabletop(args)
 
 

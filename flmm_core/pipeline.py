@@ -155,12 +155,20 @@ class GroundingPipeline:
             answer = self._ground(trace, spans, command, max_phrases)
             return answer if end == len(trace.text) else replace(answer, text=trace.text[:end] + CUT)
 
-    def refer(self, image: ImageHandle, phrases: str | Sequence[str], *, watch: Watcher | None = None) -> GroundedAnswer:
+    def refer(
+        self,
+        image: ImageHandle,
+        phrases: str | Sequence[str],
+        *,
+        max_phrases: int | None = None,
+        watch: Watcher | None = None,
+    ) -> GroundedAnswer:
         """Ground given phrases, read together in one pass; nothing is generated.
 
         Args:
             image: from :meth:`encode`.
             phrases: one phrase or several; the masks come in the same order.
+            max_phrases: most of them that get a mask; None for the configured number.
             watch: follows the command, and may cancel it.
 
         Returns:
@@ -180,8 +188,36 @@ class GroundingPipeline:
             command.begin("lmm")
             trace, spans = self.lmm.read_phrases(image.lmm(), given, mixes=self._mixes)
             command.begin("keywords")
-            answer = self._ground(trace, spans, command)
+            answer = self._ground(trace, spans, command, max_phrases)
             return replace(answer, text=answer.text[: spans[-1].end])  # without the full stop that only the LMM needs
+
+    def ground(
+        self, image: ImageHandle, text: str, answer: str, ranges: Sequence[tuple[int, int]], *, watch: Watcher | None = None
+    ) -> GroundedAnswer:
+        """Let the LMM read a given answer to ``text`` as if it had written it, and ground given phrases of it.
+
+        Args:
+            image: from :meth:`encode`.
+            text: the user's words.
+            answer: the assistant's words.
+            ranges: characters ``[start, end)`` of the answer that get masks, all of them; the masks come in the same order.
+            watch: follows the command, and may cancel it.
+
+        Raises:
+            ValueError: a range lies outside the answer or is empty.
+            CommandError: as for :meth:`chat`.
+            MemoryFullError: the device has too little memory left.
+        """
+        self._check(text)
+        for start, end in ranges:
+            if not 0 <= start < end <= len(answer):
+                raise ValueError(f"ranges: expected characters of an answer of {len(answer)}, got {start} to {end}")
+        with self._command(image, watch, masks=True) as command:
+            command.begin("lmm")
+            trace = self.lmm.read_answer(image.lmm(), text, answer, mixes=self._mixes)
+            command.begin("keywords")
+            spans = [KeywordSpan(answer[start:end], start, end, *trace.span_of(start, end)) for start, end in ranges]
+            return self._ground(trace, spans, command, len(spans))
 
     def describe(self) -> dict[str, str]:
         """What it is and where it runs, for people."""

@@ -1,0 +1,95 @@
+"""Evaluations as a table in Markdown, and as a page of the best and worst images."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from flmm_core.data.samples import Dataset
+from flmm_core.drawing.overlay import draw_overlay
+from flmm_core.drawing.truth import true_answer
+from flmm_core.evaluation.cases import ImageCases, extremes
+from flmm_core.evaluation.metrics import Figure
+from flmm_core.image_geometry import mask_box
+from flmm_core.types import GroundedAnswer, GroundedPhrase
+
+SHOWN = 12
+"""Best images on a page, and worst ones."""
+DRAWN_CASES = 8
+"""Phrases of an image that are drawn."""
+
+
+def markdown_table(figures: Mapping[str, Figure], published: Mapping[str, Sequence[tuple[str, float]]]) -> str:
+    """Measured figures, each with its interval and, where a paper reports it, what that says.
+
+    Args:
+        figures: by name.
+        published: by name, model and percent.
+    """
+    lines = ["| Figure | Value | 95 % interval | n | Published (F-LMM) |", "| --- | --- | --- | --- | --- |"]
+    for name, figure in figures.items():
+        said = ", ".join(f"{model} {percent / 100:.3f}" for model, percent in published.get(name, ()))
+        interval = f"{figure.low:.3f} to {figure.high:.3f}" if figure.value == figure.value else "-"
+        value = f"{figure.value:.3f}" if figure.value == figure.value else "-"
+        lines.append(f"| {name} | {value} | {interval} | {figure.count:,} | {said or '-'} |")
+    return "\n".join(lines) + "\n"
+
+
+def extremes_page(title: str, table: str, dataset: Dataset[Any], images: Sequence[ImageCases]) -> str:
+    """A page of HTML that stands alone: the table, then the best and the worst images, found masks beside true ones.
+
+    Args:
+        title: of the page.
+        table: of :func:`markdown_table`, shown as text.
+        dataset: that the images come from.
+        images: evaluated ones.
+    """
+    best, worst = extremes(images, SHOWN)
+    parts = [
+        "<!DOCTYPE html><html lang=en><meta charset=utf-8>",
+        f"<title>{html.escape(title)}</title>",
+        "<style>body{font:15px sans-serif;margin:2em;background:#14161c;color:#eceef2}pre{color:#c9ced8}"
+        "figure{display:inline-block;margin:8px;vertical-align:top}img{height:320px}</style>",
+        f"<h1>{html.escape(title)}</h1><pre>{html.escape(table)}</pre>",
+    ]
+    for heading, chosen in (("Best", best), ("Worst", worst)):
+        parts.append(f"<h2>{heading}</h2>")
+        for image in chosen:
+            found, true = _pictures(dataset, image)
+            caption = html.escape(f"{image.path.name}: mean IoU {image.mean_iou:.3f}")
+            pictures = f"<img src={_data(found)} alt=found> <img src={_data(true)} alt=true>"
+            parts.append(f"<figure>{pictures}<figcaption>{caption}</figcaption></figure>")
+    return "\n".join(parts) + "\n"
+
+
+def _pictures(dataset: Dataset[Any], image: ImageCases) -> tuple[Image.Image, Image.Image]:
+    """What was found and what is true."""
+    sample = dataset[image.index]
+    pixels = sample.image()
+    text, phrases, details = "", [], []
+    for case in image.cases[:DRAWN_CASES]:
+        mask = torch.from_numpy(coco_mask.decode(case.rle).astype(bool))
+        text += " " if text else ""
+        x0, y0, x1, y1 = mask_box(mask).tolist()
+        start, text = len(text), text + case.words + "."
+        box = (x0, y0, x1, y1)
+        phrases.append(GroundedPhrase(case.words, start, len(text) - 1, mask, box, float(mask.any()), absent=not mask.any()))
+        details.append(f"IoU {case.iou:.2f}")
+    found = draw_overlay(pixels, GroundedAnswer(text, tuple(phrases), *pixels.shape[:2]), command="found", details=details)
+    turn = next((turn for turn in sample.turns if turn.spans), sample.turns[0])
+    true = draw_overlay(pixels, true_answer(sample, turn, DRAWN_CASES), command="true")
+    return Image.fromarray(found), Image.fromarray(true)
+
+
+def _data(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.thumbnail((960, 960))
+    image.save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

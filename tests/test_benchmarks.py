@@ -1,0 +1,228 @@
+"""The field's benchmarks: figures by hand, protocols, and the commands on tiny data of the true layouts."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_public_data as tiny
+from pycocotools import mask as coco_mask
+
+from flmm_cli.main import main
+from flmm_core.data.formats import open_dataset
+from flmm_core.data.samples import Expression, Sample, refer_turn
+from flmm_core.evaluation.benchmarks import first_of_each, narratives, reasoning, referring, run_benchmark
+from flmm_core.evaluation.cases import Case, ImageCases, extremes, figures_of, recall_figures
+from flmm_core.evaluation.pages import extremes_page, markdown_table
+from flmm_core.evaluation.published import published_figures
+from flmm_core.types import GroundedAnswer, GroundedPhrase
+
+LEFT, RIGHT = tiny.box_mask(tiny.LEFT), tiny.box_mask(tiny.RIGHT)
+NOTHING = np.zeros_like(LEFT)
+SIZES = {"left": int(LEFT.sum()), "right": int(RIGHT.sum())}
+
+
+def sample_of(ignored=()):
+    rles = tuple(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in (LEFT, RIGHT))
+    return Sample(path=tiny.Path("a.jpg"), turns=(), names=("left", "right"), rles=rles, ignored=ignored)
+
+
+def images_of(*cases):
+    return [ImageCases(i, tiny.Path(f"{i}.jpg"), tuple(group), 1.0) for i, group in enumerate(cases)]
+
+
+def test_figures_by_hand():
+    sample = sample_of()
+    half = LEFT.copy()
+    half[:25] = False  # rows 25 to 40 of 10 to 40 stay: IoU 0.5
+    cases = [Case.of("a", LEFT, sample, (0,)), Case.of("b", half, sample, (0,)), Case.of("c", RIGHT, sample, (0,))]
+    found = figures_of(images_of(cases[:2], cases[2:]))
+    left, right = SIZES["left"], SIZES["right"]
+    assert found["cIoU"].value == pytest.approx(1.5 * left / (3 * left + right))
+    assert found["gIoU"].value == pytest.approx((1 + 0.5 + 0) / 3)
+    assert found["precision at IoU 0.5"].value == pytest.approx(2 / 3)
+    assert found["precision at IoU 0.6"].value == pytest.approx(1 / 3)
+    assert "no-target accuracy" not in found
+
+
+def test_nothing_meant():
+    """gRefCOCO: an empty mask for nothing is right, and any mask is wrong and adds to the union."""
+    sample = sample_of()
+    cases = [Case.of("none", NOTHING, sample, ()), Case.of("dog", LEFT, sample, ()), Case.of("both", NOTHING, sample, (0, 1))]
+    found = figures_of(images_of(cases))
+    assert found["no-target accuracy"].value == 0.5
+    assert found["target accuracy"].value == 0.0
+    assert found["gIoU"].value == pytest.approx(1 / 3)
+    assert found["cIoU"].value == 0.0
+    assert [case.overlap.union for case in cases] == [0, SIZES["left"], SIZES["left"] + SIZES["right"]]
+
+
+def test_ignored_pixels_count_neither_way():
+    sample = sample_of(ignored=(1,))
+    assert Case.of("a", LEFT | RIGHT, sample, (0,)).iou == 1.0
+    assert not Case.of("a", RIGHT, sample, ()).masked
+
+
+def test_iou_is_that_of_pycocotools():
+    rng = np.random.default_rng(0)
+    sample = sample_of()
+    for _ in range(20):
+        found = rng.random(LEFT.shape) < 0.3
+        case = Case.of("a", found, sample, (1,))
+        (expected,) = coco_mask.iou([case.rle], [sample.rles[1]], [0])[0]
+        assert case.iou == pytest.approx(expected)
+
+
+def test_average_recall_is_the_integral_of_recall():
+    rng = np.random.default_rng(1)
+    sample = sample_of()
+    tags = [("thing", "singular"), ("stuff", "plural")]
+    cases = [
+        Case.of("a", (LEFT & (rng.random(LEFT.shape) < share)), sample, (0,), tags[i % 2])
+        for i, share in enumerate(np.linspace(0, 1, 9))
+    ]
+    found = recall_figures(images_of(cases))
+    thresholds = np.linspace(0, 1, 20001)
+    for name, chosen in (("all", cases), ("thing", cases[::2]), ("plural", cases[1::2])):
+        recall = [np.mean([case.iou >= t for case in chosen]) for t in thresholds]
+        assert found[f"average recall: {name}"].value == pytest.approx(np.trapezoid(recall, thresholds), abs=1e-3)
+
+
+def test_best_and_worst_share_no_image():
+    sample = sample_of()
+    images = images_of(*([Case.of("a", mask, sample, (0,))] for mask in (RIGHT, LEFT, LEFT | RIGHT)))
+    best, worst = extremes(images, 2)
+    assert [image.index for image in best] == [1, 2]
+    assert [image.index for image in worst] == [0]
+
+
+class Truth:
+    """A pipeline that finds what is true, and keeps what it was asked."""
+
+    def __init__(self, answers):
+        self.answers = answers
+        self.asked = []
+
+    def encode(self, image):
+        return image.shape[:2]
+
+    def refer(self, size, phrases, *, max_phrases):
+        self.asked.append(list(phrases))
+        assert max_phrases == len(phrases)
+        return self._answer(size, [(words, self.answers[words]) for words in phrases])
+
+    def ground(self, size, question, text, ranges):
+        self.asked.append((question, text))
+        return self._answer(size, [(text[a:b], self.answers[text[a:b]]) for a, b in ranges])
+
+    def chat(self, size, question):
+        self.asked.append(question)
+        return self._answer(size, [("x", LEFT), ("y", RIGHT)])
+
+    def _answer(self, size, found):
+        import torch
+
+        phrases = tuple(GroundedPhrase(w, 0, len(w), torch.from_numpy(m), (0, 0, 1, 1), 1.0) for w, m in found)
+        return GroundedAnswer("answer", phrases, *size)
+
+
+def test_both_protocols(tmp_path):
+    folder = tiny.write_refcoco(tmp_path)
+    main(["convert-data", str(folder)])
+    dataset = open_dataset(f"{folder}@train")
+    pipeline = Truth({"red cup": LEFT, "cup on the left": LEFT, "blue person": RIGHT})
+    (apart,) = run_benchmark(pipeline, dataset, referring("apart"), tell=pytest.fail)
+    assert pipeline.asked == [["red cup"], ["cup on the left"], ["blue person"]]
+    assert [case.iou for case in apart.cases] == [1.0, 1.0, 1.0]
+    pipeline.asked.clear()
+    (together,) = run_benchmark(pipeline, dataset, referring("together"), tell=pytest.fail)
+    assert pipeline.asked == [["red cup", "blue person"]]
+    assert figures_of([together])["cIoU"].value == 1.0
+    with pytest.raises(ValueError, match="expected one of together, apart, got both"):
+        referring("both")
+    assert first_of_each([Expression("a", ()), Expression("b", ())]) == [Expression("a", ()), Expression("b", ())]
+
+
+def test_narratives_and_questions(tmp_path):
+    pipeline = Truth({"cup": LEFT, "cups": LEFT | RIGHT, "wall.": ~(LEFT | RIGHT)})
+    images = run_benchmark(pipeline, open_dataset(str(tiny.write_png(tmp_path))), narratives, tell=pytest.fail)
+    found = recall_figures(images)
+    assert len(images) == 2 and all(figure.value == 1.0 for figure in found.values())
+    assert sorted(found) == [f"average recall: {tag}" for tag in ("all", "plural", "singular", "stuff", "thing")]
+    pipeline = Truth({"the café’s cup": LEFT})
+    images = run_benchmark(pipeline, open_dataset(str(tiny.write_reasonseg(tmp_path))), reasoning, tell=pytest.fail)
+    assert [len(image.cases) for image in images] == [2, 1]
+    assert all(case.iou == 1.0 for image in images for case in image.cases), "the other box is to be ignored"
+
+
+def test_broken_samples_are_told_and_skipped(tmp_path):
+    folder = tiny.write_reasonseg(tmp_path)
+    (folder / "val" / "a.jpg").write_bytes(b"nothing")
+    told = []
+    images = run_benchmark(Truth({"the café’s cup": LEFT}), open_dataset(str(folder)), reasoning, tell=told.append)
+    assert [image.path.name for image in images] == ["b.jpg"] and "a.jpg" in told[0]
+
+
+def test_published_figures_stand_beside_their_data_set():
+    assert ("LLaVA-1.5-7B", 75.2) in published_figures("refcoco", "cIoU")
+    assert ("LLaVA-1.5-7B", 63.7) in published_figures("refcoco+", "cIoU")
+    assert published_figures("grefcoco", "cIoU") == published_figures("refcoco", "gIoU") == []
+    sample = sample_of()
+    figures = figures_of(images_of([Case.of("a", LEFT, sample, (0,))]))
+    table = markdown_table(figures, {"cIoU": [("LLaVA-1.5-7B", 75.2)]})
+    assert "| cIoU | 1.000 | " in table and "LLaVA-1.5-7B 0.752" in table
+
+
+def test_a_page_stands_alone_and_escapes(tmp_path):
+    folder = tiny.write_grefcoco(tmp_path)
+    refs = json.loads((folder / "grefs(unc).json").read_text())
+    refs[0]["sentences"][0]["sent"] = "<b>cup</b>"
+    (folder / "grefs(unc).json").write_text(json.dumps(refs))
+    dataset = open_dataset(f"{folder}@val")
+    images = run_benchmark(Truth({"<b>cup</b>": LEFT, "green dog": NOTHING}), dataset, referring("apart"), tell=pytest.fail)
+    page = extremes_page("res <x>", "table", dataset, images)
+    assert "<b>" not in page and "res &lt;x&gt;" in page and page.count("data:image/jpeg;base64,") == 2
+    assert "http" not in page
+
+
+@pytest.mark.parametrize(
+    ("suite", "write", "row"),
+    [("res", tiny.write_grefcoco, "no-target accuracy"), ("png", tiny.write_png, "average recall: thing"),
+     ("reasonseg", tiny.write_reasonseg, "gIoU")],
+)  # fmt: skip
+def test_commands(tmp_path, capsys, suite, write, row):
+    folder = write(tmp_path)
+    data = f"{folder}@val" if suite == "res" else str(folder)
+    out = {name: tmp_path / f"out.{name}" for name in ("json", "markdown", "html")}
+    options = [str(part) for name, path in out.items() for part in (f"--{name}", path)]
+    assert main(["eval", suite, data, *options, "--device", "cpu"]) == 0
+    assert row in capsys.readouterr().out
+    record = json.loads(out["json"].read_text())
+    assert row in [entry["figure"] for entry in record["rows"]]
+    assert record["protocol"] == ("expressions apart" if suite == "res" else "")
+    assert {"command", "model", "versions", "images", "skipped"} <= set(record)
+    assert row in out["markdown"].read_text() and out["html"].read_text().startswith("<!DOCTYPE html>")
+
+
+def test_given_words_are_grounded_where_they_stand(tmp_path):
+    """``ground`` reads an answer as if the LMM had written it, as ``chat`` would have grounded it."""
+    import flmm_tabletop
+    from flmm_core.pipeline import GroundingPipeline
+    from flmm_sim.renderer import TabletopRenderer
+
+    flmm_tabletop.register()
+    pipeline = GroundingPipeline.from_pretrained(device="cpu")
+    with TabletopRenderer() as renderer:
+        image = pipeline.encode(renderer.sample(seed=1).image)
+    question = "what is on the table?"
+    said = pipeline.chat(image, question)
+    ranges = [(phrase.start, phrase.end) for phrase in said.phrases]
+    read = pipeline.ground(image, question, said.text, ranges)
+    assert [phrase.text for phrase in read.phrases] == [phrase.text for phrase in said.phrases]
+    for one, other in zip(said.phrases, read.phrases, strict=True):
+        assert (one.mask != other.mask).sum() < 5
+    with pytest.raises(ValueError, match="ranges: expected characters of an answer"):
+        pipeline.ground(image, question, said.text, [(0, 1000)])
+
+
+def test_a_turn_of_nothing_is_no_case():
+    assert referring("together")(Truth({}), (1, 1), Sample(tiny.Path("a"), (refer_turn([]),), (), ())) == []
