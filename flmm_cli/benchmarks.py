@@ -1,12 +1,13 @@
-"""`flmm eval res`, `png`, `reasonseg`: the field's benchmarks on their published data."""
+"""`flmm eval res`, `png`, `reasonseg`, `gcg`: the field's benchmarks on their published data."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flmm_cli.counts import require_counts
 from flmm_cli.json_files import provenance, write_json
@@ -14,9 +15,10 @@ from flmm_cli.model_options import add_model_options, grounding_config, load_pip
 from flmm_cli.table import format_table
 
 if TYPE_CHECKING:
-    from flmm_core.evaluation.benchmarks import Evaluate
+    from flmm_core.data.samples import Dataset
     from flmm_core.evaluation.cases import ImageCases
     from flmm_core.evaluation.metrics import Figure
+    from flmm_core.pipeline import GroundingPipeline
 
 PROTOCOLS = ("together", "apart")
 """As in :mod:`flmm_core.evaluation.benchmarks`, which brings PyTorch."""
@@ -37,6 +39,11 @@ SUITES = {
         "reasoning segmentation: ReasonSeg",
         "Asks the questions of a data set; all that an answer points at is its mask. Prints gIoU, cIoU and precision.",
     ),
+    "gcg": (
+        "grounded conversation generation: GranD-f",
+        "Has the images of a data set described, and prints METEOR and CIDEr of the words (these need Java) and AP50, mIoU and"
+        " recall of the masks.",
+    ),
 }
 """What each measures, in short and in full."""
 
@@ -48,10 +55,17 @@ def add_suites(suites: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         parser.add_argument("data", metavar="DATA", help="FOLDER, FORMAT=FOLDER, or either with @SPLIT")
         if name == "res":
             parser.add_argument("--protocol", choices=PROTOCOLS, default="apart", help="(default: %(default)s)")
+        if name == "gcg":
+            parser.add_argument(
+                "--text-model",
+                default="",
+                help="BERT that compares phrases, for instance bert-base-uncased; default: mask recall compares no words",
+            )
+        else:
+            parser.add_argument("--html", type=Path, help="write a page of the best and worst images to this file")
         parser.add_argument("--limit", type=int, help="most images, spread over the data set; default: all of them")
         parser.add_argument("--json", type=Path, help="write figures, command, model and versions to this file")
         parser.add_argument("--markdown", type=Path, help="write the table to this file, with published figures beside")
-        parser.add_argument("--html", type=Path, help="write a page of the best and worst images to this file")
         add_model_options(parser)
 
 
@@ -63,12 +77,12 @@ def run_suite(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from flmm_core.data.formats import open_dataset
-    from flmm_core.evaluation.benchmarks import run_benchmark
+    from flmm_core.evaluation.metrics import figure_cells
     from flmm_core.evaluation.pages import extremes_page, markdown_table
     from flmm_core.evaluation.published import published_figures
+    from flmm_core.evaluation.report import plain_figure
 
     dataset = open_dataset(args.data)
-    evaluate, figures_of = _suite(args)
     context = provenance(args, config)
     skipped: list[str] = []
 
@@ -76,34 +90,56 @@ def run_suite(args: argparse.Namespace) -> int:
         skipped.append(line)
         tqdm.write(line)
 
-    images = run_benchmark(load_pipeline(config), dataset, evaluate, tell=tell, limit=args.limit)
-    figures = figures_of(images)
-    published = {name: published_figures(dataset.folder.resolve().name, name) for name in figures}
-    rows = [(name, f"{f.value:.3f}", f"{f.low:.3f} to {f.high:.3f}", str(f.count)) for name, f in figures.items()]
+    measured = _measured(args, load_pipeline(config), dataset, tell)
+    name = dataset.folder.resolve().name
+    published = {figure: published_figures(name, figure) for figure in measured.figures}
+    rows = [(figure, *figure_cells(value)) for figure, value in measured.figures.items()]
     print(format_table(("figure", "value", "95 % interval", "cases"), rows, width=120))
-    protocol = f", expressions {args.protocol}" if args.suite == "res" else ""
-    title = f"{args.suite}: {dataset.folder.resolve().name} {dataset.split}".strip() + protocol
-    seconds = sum(image.seconds for image in images)
-    print(f"{title}; {len(images)} images, {len(skipped)} skipped, {seconds / len(images):.2f} s for each image")
-    table = markdown_table(figures, published)
+    protocol = f"expressions {args.protocol}" if args.suite == "res" else ""
+    title = ", ".join(part for part in (f"{args.suite}: {name} {dataset.split}".strip(), protocol) if part)
+    each = measured.seconds / measured.images
+    print(f"{title}; {measured.images} images, {len(skipped)} skipped, {each:.2f} s for each image")
+    table = markdown_table(measured.figures, published)
     if args.json:
-        record = {"data": args.data, "protocol": protocol.removeprefix(", "), "images": len(images), "skipped": skipped}
-        rows_ = [{"figure": name, **asdict(figure)} for name, figure in figures.items()]
-        write_json(args.json, {**context, **record, "rows": rows_, "published": published})
+        record = {"data": args.data, "protocol": protocol, "images": measured.images, "skipped": skipped}
+        numbers = [{"figure": figure, **plain_figure(value)} for figure, value in measured.figures.items()]
+        write_json(args.json, {**context, **record, "rows": numbers, "published": published})
         print(f"figures: {args.json}")
     if args.markdown:
-        args.markdown.write_text(f"{title}; {len(images)} images.\n\n{table}")
+        args.markdown.write_text(f"{title}; {measured.images} images.\n\n{table}")
         print(f"table: {args.markdown}")
-    if args.html:
-        args.html.write_text(extremes_page(title, table, dataset, images))
+    if getattr(args, "html", None):
+        args.html.write_text(extremes_page(title, table, dataset, measured.cases))
         print(f"best and worst images: {args.html}")
     return 0
 
 
-def _suite(args: argparse.Namespace) -> tuple[Evaluate, Callable[[list[ImageCases]], dict[str, Figure]]]:
-    from flmm_core.evaluation.benchmarks import narratives, reasoning, referring
-    from flmm_core.evaluation.cases import figures_of, recall_figures
+@dataclass(frozen=True)
+class Measured:
+    """What a suite found."""
 
-    if args.suite == "res":
-        return referring(args.protocol), figures_of
-    return (narratives, recall_figures) if args.suite == "png" else (reasoning, figures_of)
+    figures: dict[str, Figure]
+    images: int
+    seconds: float
+    cases: list[ImageCases]
+    """For the page; none of conversations."""
+
+
+def _measured(
+    args: argparse.Namespace, pipeline: GroundingPipeline, dataset: Dataset[Any], tell: Callable[[str], None]
+) -> Measured:
+    from flmm_core.evaluation.benchmarks import narratives, reasoning, referring, run_benchmark
+    from flmm_core.evaluation.cases import figures_of, recall_figures
+    from flmm_core.evaluation.conversations import bert_similarity, conversation_figures, run_conversations
+
+    if args.suite == "gcg":
+        similarity = bert_similarity(args.text_model) if args.text_model else None
+        said = run_conversations(pipeline, dataset, tell=tell, limit=args.limit)
+        found = conversation_figures(said, similarity)
+        if math.isnan(found["METEOR"].value):
+            print("METEOR and CIDEr: not measured, expected Java on this machine, got none")
+        return Measured(found, len(said), sum(one.seconds for one in said), [])
+    evaluate = {"png": narratives, "reasonseg": reasoning}.get(args.suite) or referring(args.protocol)
+    images = run_benchmark(pipeline, dataset, evaluate, tell=tell, limit=args.limit)
+    figures = (recall_figures if args.suite == "png" else figures_of)(images)
+    return Measured(figures, len(images), sum(image.seconds for image in images), images)

@@ -40,6 +40,7 @@ _EXTRAS = {
     "scipy": "sim",
     "pycocotools": "train",
     "accelerate": "train",
+    "pycocoevalcap": "eval",
     "onnx": "export",
     "mcap": "bag",
 }

@@ -28,6 +28,7 @@ REQUIREMENTS = tuple(
         "requirements.txt",
         "requirements-sim.txt",
         "requirements-train.txt",
+        "requirements-eval.txt",
         "requirements-export.txt",
         "requirements-onnx.txt",
         "requirements-quantization.txt",

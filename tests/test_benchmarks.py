@@ -1,17 +1,20 @@
 """The field's benchmarks: figures by hand, protocols, and the commands on tiny data of the true layouts."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tiny_public_data as tiny
 from pycocotools import mask as coco_mask
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from flmm_cli.main import main
 from flmm_core.data.formats import open_dataset
 from flmm_core.data.samples import Expression, Sample, refer_turn
 from flmm_core.evaluation.benchmarks import first_of_each, narratives, reasoning, referring, run_benchmark
 from flmm_core.evaluation.cases import Case, ImageCases, extremes, figures_of, recall_figures
+from flmm_core.evaluation.conversations import Conversation, MaskedPhrase, bert_similarity, conversation_figures
 from flmm_core.evaluation.pages import extremes_page, markdown_table
 from flmm_core.evaluation.published import published_figures
 from flmm_core.types import GroundedAnswer, GroundedPhrase
@@ -226,3 +229,73 @@ def test_given_words_are_grounded_where_they_stand(tmp_path):
 
 def test_a_turn_of_nothing_is_no_case():
     assert referring("together")(Truth({}), (1, 1), Sample(tiny.Path("a"), (refer_turn([]),), (), ())) == []
+
+
+# --- conversations ---------------------------------------------------------------------------------------------------------
+
+
+def rle(mask):
+    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def conversation(found, caption="a red cup stands beside a blue box", true=(("red cup", LEFT), ("blue box", RIGHT))):
+    return Conversation(
+        0, tiny.Path("a.jpg"), caption, tuple(MaskedPhrase(words, rle(mask)) for words, mask in found),
+        ("A red cup stands beside a blue box.",), tuple(MaskedPhrase(words, rle(mask)) for words, mask in true), 1.0,
+    )  # fmt: skip
+
+
+def test_masks_of_conversations_by_hand():
+    half = LEFT.copy()
+    half[:25] = False
+    right = conversation([("cup", LEFT), ("box", RIGHT)])
+    partly = conversation([("cup", half), ("cup", half), ("dog", RIGHT)])
+    found = conversation_figures([right, partly])
+    assert found["mIoU"].value == pytest.approx((1 + (1 + 0.5) / 2) / 2), "each mask is paired once"
+    assert found["mask recall (words not compared)"].value == 1.0
+    nothing = conversation_figures([conversation([])])
+    assert nothing["AP50"].value == nothing["mIoU"].value == nothing["mask recall (words not compared)"].value == 0.0
+    alone = conversation_figures([right])
+    assert alone["AP50"].value == pytest.approx(1.0)
+
+    def alike(some, others):
+        return np.array([[1.0 if b in a else 0.0 for b in others] for a in some])
+
+    recalled = conversation_figures([right, partly], alike)
+    assert recalled["mask recall"].value == 0.75, "a dog is no blue box"
+
+
+def test_words_of_conversations(monkeypatch):
+    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed")
+    found = [("cup", LEFT)]
+    if shutil.which("java"):
+        same = conversation_figures([conversation(found), conversation(found, true=())])
+        other = conversation_figures([conversation(found, "a dog"), conversation(found, "it is a blue box")])
+        assert same["METEOR"].value == pytest.approx(1.0) and other["METEOR"].value < 0.5
+        assert same["CIDEr"].value >= other["CIDEr"].value
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert np.isnan(conversation_figures([conversation(found)])["METEOR"].value)
+
+
+def test_bert_compares_phrases(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cup", "box", "red"]))
+    config = BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(config).save_pretrained(tmp_path)
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    found = bert_similarity(str(tmp_path))(["red cup", "box"], ["box", "cup", "red cup"])
+    assert found.shape == (2, 3)
+    assert found[0, 2] == pytest.approx(1.0, abs=1e-5) and found[1, 0] == pytest.approx(1.0, abs=1e-5)
+    assert found[0, 0] < 1.0
+
+
+def test_conversations_of_a_data_set(tmp_path, capsys):
+    folder = tiny.write_gcg(tmp_path)
+    (folder / "GranDf_HA_images" / "val_test" / "sa_3.jpg").unlink()
+    out = tmp_path / "out.json"
+    assert main(["eval", "gcg", f"{folder}@val", "--json", str(out), "--markdown", str(tmp_path / "a.md")]) == 0
+    record = json.loads(out.read_text())
+    assert [row["figure"] for row in record["rows"]] == [
+        "METEOR", "CIDEr", "AP50", "mIoU", "mask recall (words not compared)"
+    ]  # fmt: skip
+    assert record["images"] == 1 and "sa_3.jpg" in record["skipped"][0]
+    assert "AP50" in capsys.readouterr().out

@@ -38,12 +38,23 @@ ROSDEP_KEYS = {
 }
 """By the name of the import; packages of ROS have the names of their modules."""
 
-EXTRAS = ("sim", "train", "export", "onnx", "quantization", "bag", "voice", "gpu", "dev")
+EXTRAS = ("sim", "train", "eval", "export", "onnx", "quantization", "bag", "voice", "gpu", "dev")
 
 PIP_ALONE = {"accelerate", "huggingface_hub", "pycocotools", "safetensors", "segment_anything", "tokenizers"}
 """Imports that no rosdep key brings."""
 
-OPTIONAL = {"spacy", "onnx", "onnxruntime", "tensorrt", "vision_msgs", "mcap", "pocketsphinx", "faster_whisper", "sounddevice"}
+OPTIONAL = {
+    "spacy",
+    "pycocoevalcap",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "vision_msgs",
+    "mcap",
+    "pocketsphinx",
+    "faster_whisper",
+    "sounddevice",
+}
 """Imports that are used where they are installed."""
 
 SIMULATION_AND_TRAINING = (

@@ -62,6 +62,13 @@ class Retrieval:
         return Retrieval(self.right + other.right, self.found + other.found, self.true + other.true)
 
 
+def figure_cells(figure: Figure) -> tuple[str, str, str]:
+    """A figure's value, interval and count for a table; "-" for what does not exist."""
+    value = "-" if math.isnan(figure.value) else f"{figure.value:.3f}"
+    interval = "-" if math.isnan(figure.low) else f"{figure.low:.3f} to {figure.high:.3f}"
+    return value, interval, str(figure.count)
+
+
 def share(images: Sequence[Tally]) -> Figure:
     """A share of cases with its interval over images, whose cases depend on one another; NaN of nothing.
 

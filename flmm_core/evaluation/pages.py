@@ -16,7 +16,7 @@ from flmm_core.data.samples import Dataset
 from flmm_core.drawing.overlay import draw_overlay
 from flmm_core.drawing.truth import true_answer
 from flmm_core.evaluation.cases import ImageCases, extremes
-from flmm_core.evaluation.metrics import Figure
+from flmm_core.evaluation.metrics import Figure, figure_cells
 from flmm_core.image_geometry import mask_box
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
@@ -36,9 +36,7 @@ def markdown_table(figures: Mapping[str, Figure], published: Mapping[str, Sequen
     lines = ["| Figure | Value | 95 % interval | n | Published (F-LMM) |", "| --- | --- | --- | --- | --- |"]
     for name, figure in figures.items():
         said = ", ".join(f"{model} {percent / 100:.3f}" for model, percent in published.get(name, ()))
-        interval = f"{figure.low:.3f} to {figure.high:.3f}" if figure.value == figure.value else "-"
-        value = f"{figure.value:.3f}" if figure.value == figure.value else "-"
-        lines.append(f"| {name} | {value} | {interval} | {figure.count:,} | {said or '-'} |")
+        lines.append(f"| {' | '.join((name, *figure_cells(figure)))} | {said or '-'} |")
     return "\n".join(lines) + "\n"
 
 

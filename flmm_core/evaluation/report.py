@@ -9,7 +9,18 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from flmm_core.evaluation.matching import Overlap
-from flmm_core.evaluation.metrics import Figure, Retrieval, Tally, cumulative_iou, f1, mean_iou, precision, recall, share
+from flmm_core.evaluation.metrics import (
+    Figure,
+    Retrieval,
+    Tally,
+    cumulative_iou,
+    f1,
+    figure_cells,
+    mean_iou,
+    precision,
+    recall,
+    share,
+)
 from flmm_core.evaluation.tabletop import ChatRecord, ImageRecord, MaskPair, PhraseRecord, SpanCounts
 from flmm_core.types import StageSeconds
 
@@ -42,12 +53,12 @@ class TabletopReport:
 
     def record(self) -> dict[str, Any]:
         """Everything that does not hang on the machine, as JSON holds it; a number that does not exist is None."""
-        rows = [{"figure": name, **_plain(figure)} for name, figure in self.figures.items()]
+        rows = [{"figure": name, **plain_figure(figure)} for name, figure in self.figures.items()]
         return {"images": self.images, "rows": rows, "mistakes": [asdict(mistake) for mistake in self.mistakes]}
 
     def table(self) -> list[tuple[str, str, str, str]]:
         """Rows of what was measured, its value, its 95 % interval and on how many cases."""
-        return [(name, *_cells(figure)) for name, figure in self.figures.items()]
+        return [(name, *figure_cells(figure)) for name, figure in self.figures.items()]
 
 
 def report_of(records: Sequence[ImageRecord]) -> TabletopReport:
@@ -144,15 +155,9 @@ def _median_seconds(chat: Sequence[ChatRecord]) -> StageSeconds:
     return StageSeconds(**{entry.name: median(entry.name) for entry in fields(StageSeconds)})
 
 
-def _plain(figure: Figure) -> dict[str, Any]:
-    """With rounded numbers and without NaN, which JSON lacks."""
+def plain_figure(figure: Figure) -> dict[str, Any]:
+    """A figure as JSON holds it: with rounded numbers and without NaN, which JSON lacks."""
     return {
         name: value if isinstance(value, int) else round(value, 5) if math.isfinite(value) else None
         for name, value in asdict(figure).items()
     }
-
-
-def _cells(figure: Figure) -> tuple[str, str, str]:
-    if math.isnan(figure.value):
-        return "-", "-", str(figure.count)
-    return f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}", str(figure.count)
