@@ -92,7 +92,7 @@ def run_suite(args: argparse.Namespace) -> int:
 
     measured = _measured(args, load_pipeline(config), dataset, tell)
     name = dataset.folder.resolve().name
-    published = {figure: published_figures(name, figure) for figure in measured.figures}
+    published = {figure: published_figures(name, dataset.split, figure) for figure in measured.figures}
     rows = [(figure, *figure_cells(value)) for figure, value in measured.figures.items()]
     print(format_table(("figure", "value", "95 % interval", "cases"), rows, width=120))
     protocol = f"expressions {args.protocol}" if args.suite == "res" else ""

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flmm_cli.answer_lines import phrase_lines
 from flmm_cli.json_files import write_json
 from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline, model_names
 from flmm_core.plain_text import printable
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     handle = pipeline.encode(image)
     answer = pipeline.refer(handle, args.text) if args.refer else pipeline.chat(handle, args.text[0])
     command = "; ".join(args.text)
-    _show(answer)
+    print(printable(answer.text))
+    print("\n".join(phrase_lines(answer)))
     if args.out:
         from PIL import Image
 
@@ -60,18 +62,6 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, {**record, "model": model_names(config), **_record(answer)})
         print(f"answer: {args.json}")
     return 0
-
-
-def _show(answer: GroundedAnswer) -> None:
-    print(printable(answer.text))
-    for phrase in answer.phrases:
-        x1, y1, x2, y2 = phrase.box
-        if phrase.absent:
-            print(f"  {printable(phrase.text)}: not there (presence {phrase.presence:.2f})")
-            continue
-        place = f"x {x1}-{x2}, y {y1}-{y2}, {int(phrase.mask.sum())} pixels" if x2 > x1 else "no mask"
-        print(f"  {printable(phrase.text)}: {place}, score {phrase.score:.2f}, presence {phrase.presence:.2f}")
-    print(f"  ({answer.seconds.total:.2f} s)")
 
 
 def _write_masks(answer: GroundedAnswer, folder: Path) -> None:

@@ -18,6 +18,7 @@ MODULES = (
     "demo",
     "run",
     "ground",
+    "chat",
     "scenes",
     "data",
     "train",

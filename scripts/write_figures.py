@@ -15,9 +15,18 @@ from typing import Any
 from flmm_cli.soaking.report import table
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/reliability.md", "docs/reference.md")
+DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/reliability.md", "docs/reference.md", "docs/data.md")
 EVALUATION, ATTENTION, OTHER_WORDS = "docs/eval_tabletop.json", "docs/attention.json", "docs/other_words.json"
 RELIABILITY, PICKING, PAIRING = "docs/reliability.json", "docs/picking.json", "docs/pairing.json"
+FIELD = {
+    "res_together": "res data/field/refcoco@val --protocol together",
+    "res_apart": "res data/field/refcoco@val --protocol apart",
+    "gres": "res data/field/grefcoco@val --protocol apart",
+    "png": "png data/field/panoptic_narrative_grounding@val",
+    "reasonseg": "reasonseg data/field/ReasonSeg@val",
+    "gcg": "gcg data/field/GranDf@val",
+}
+"""Of each evaluation in the field's layouts the arguments; scripts/write_published_layouts.py writes the data."""
 ATTENTION_IMAGE = "docs/images/attention.png"
 COMMANDS = {
     EVALUATION: f"flmm eval tabletop --json {EVALUATION}",
@@ -26,6 +35,7 @@ COMMANDS = {
     PICKING: f"flmm eval picking --count 100 --json {PICKING}",
     PAIRING: f"python scripts/measure_pairing.py --json {PAIRING}",
     OTHER_WORDS: f"python scripts/measure_other_words.py --json {OTHER_WORDS}",
+    **{f"docs/field/{name}.json": f"flmm eval {words} --json docs/field/{name}.json" for name, words in FIELD.items()},
 }
 """What writes each file."""
 
@@ -139,6 +149,13 @@ def pairing(report: Report) -> list[str]:
     return [f"Medians, measured by `{report['command']}` side by side in one process.", "", *_table(header, rows)]
 
 
+def field(report: Report) -> list[str]:
+    """An evaluation of the field, on data in its layout."""
+    cells = [(row["figure"], *_figure(row), f"{row['count']:,}") for row in report["rows"]]
+    table_ = _table(("Figure", "Value", "95 % interval", "n"), cells)
+    return [f"Measured by `{report['command']}` on {report['images']} images.", "", *table_]
+
+
 BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     "summary": (EVALUATION, summary),
     "evaluation": (EVALUATION, evaluation),
@@ -147,6 +164,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     "reliability": (RELIABILITY, reliability),
     "picking": (PICKING, picking),
     "pairing": (PAIRING, pairing),
+    **{name: (f"docs/field/{name}.json", field) for name in FIELD},
 }
 """Of each block the file that it is made of, and what makes its lines."""
 
@@ -161,7 +179,7 @@ def _figure(row: Report) -> tuple[str, str]:
     """A value and its interval."""
     if row["value"] is None:
         return "-", "-"
-    return f"{row['value']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"
+    return f"{row['value']:.3f}", "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -166,9 +166,11 @@ def test_broken_samples_are_told_and_skipped(tmp_path):
 
 
 def test_published_figures_stand_beside_their_data_set():
-    assert ("LLaVA-1.5-7B", 75.2) in published_figures("refcoco", "cIoU")
-    assert ("LLaVA-1.5-7B", 63.7) in published_figures("refcoco+", "cIoU")
-    assert published_figures("grefcoco", "cIoU") == published_figures("refcoco", "gIoU") == []
+    assert ("LLaVA-1.5-7B", 75.2) in published_figures("refcoco", "val", "cIoU")
+    assert ("LLaVA-1.5-7B", 63.7) in published_figures("refcoco+", "val", "cIoU")
+    assert published_figures("grefcoco", "val", "cIoU") == published_figures("refcoco", "val", "gIoU") == []
+    assert published_figures("refcoco", "testA", "cIoU") == []
+    assert ("DeepSeekVL-1.3B", 64.9) in published_figures("x", "val2017", "average recall: all")
     sample = sample_of()
     figures = figures_of(images_of([Case.of("a", LEFT, sample, (0,))]))
     table = markdown_table(figures, {"cIoU": [("LLaVA-1.5-7B", 75.2)]})

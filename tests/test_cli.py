@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -190,6 +191,37 @@ def test_ground_chat(capsys, model, data):
     assert run("ground", data / "images" / "000000.png", "what is there?", *model) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].strip().startswith("(") and lines[-1].endswith("s)")
+
+
+def test_chat_answers_line_by_line(capsys, monkeypatch, tmp_path, model, data):
+    lines = [
+        "what is there?",
+        "",
+        "/refer red mug, the lemon",
+        "!?",
+        "/refer ,",
+        "/nonsense",
+        "what is there?",
+        "/quit",
+        "never read",
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+    image = data / "images" / "000000.png"
+    assert run("chat", image, "--out", tmp_path / "chat", *model) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("no answer: text: expected at least one letter or digit") == 2
+    assert printed.count("/quit") == 2, "at the beginning, and after what is no command"
+    assert [path.name for path in sorted((tmp_path / "chat").iterdir())] == ["001.png", "002.png", "003.png"]
+    assert "  red mug: " in printed and "  the lemon: " in printed
+    assert run("ground", image, "what is there?", *model) == 0
+    words = capsys.readouterr().out.splitlines()[0]
+    assert printed.count(words) == 2, "as it would be answered alone"
+
+
+def test_chat_ends_with_its_input(capsys, monkeypatch, tmp_path, model, data):
+    monkeypatch.setattr("sys.stdin", io.StringIO("/refer red mug"))
+    assert run("chat", data / "images" / "000000.png", "--out", tmp_path, *model) == 0
+    assert (tmp_path / "001.png").is_file()
 
 
 def test_eval_writes_its_table_and_what_it_was_made_with(capsys, tmp_path, model, data):

@@ -1,11 +1,13 @@
 """Readers of published data sets, on tiny ones in the true layouts."""
 
+import importlib.util
 import json
 import pickle
 
 import numpy as np
 import pytest
 import tiny_public_data as tiny
+from documents import ROOT
 from tiny_dataset import write_tiny_dataset
 
 from flmm_cli.main import main
@@ -224,3 +226,26 @@ def test_truth_is_drawn_as_an_answer(tmp_path):
     assert answer.text == asked.turns[0].question
     assert answer.phrases[0].box == tiny.LEFT
     assert np.array_equal(answer.phrases[0].mask, LEFT)
+
+
+def test_table_top_scenes_in_every_published_layout(tmp_path):
+    """The script that documents use: what its layouts say is what the scenes say."""
+    spec = importlib.util.spec_from_file_location("layouts", ROOT / "scripts" / "write_published_layouts.py")
+    layouts = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(layouts)
+    source = open_dataset(str(write_tiny_dataset(tmp_path / "table")))
+    layouts.write_layouts(tmp_path / "table", tmp_path / "out")
+    for name, kind in (
+        ("refcoco", "refcoco"), ("grefcoco", "refcoco"), ("panoptic_narrative_grounding", "png"), ("ReasonSeg", "reasonseg"),
+        ("GranDf", "gcg"),
+    ):  # fmt: skip
+        dataset = open_dataset(f"{kind}={tmp_path / 'out' / name}@val")
+        for index, sample in enumerate(dataset):
+            assert not sample.left_out
+            sample.image()
+            if name != "ReasonSeg":
+                truth = source[index]
+                (listed,) = [turn for turn in truth.turns if turn.kind == "list"]
+                found = [sample.mask(span.objects) for turn in sample.turns for span in turn.spans if span.objects]
+                for span in listed.spans:
+                    assert any((truth.mask(span.objects) == mask).all() for mask in found), name

@@ -25,13 +25,20 @@ PUBLISHED = (
 )
 
 
-def published_figures(folder: str, figure: str) -> list[tuple[str, float]]:
+VALIDATION = ("val", "umd/val", "val2017")
+"""Names of the splits that the figures are of."""
+
+
+def published_figures(folder: str, split: str, figure: str) -> list[tuple[str, float]]:
     """What F-LMM reports for a data set, by model; none where it reports nothing.
 
     Args:
         folder: name of the data set's folder: refcoco, refcoco+, refcocog, or anything for PNG.
+        split: of the data set.
         figure: as measured: "cIoU" or "average recall: all".
     """
+    if split not in VALIDATION:
+        return []
     if figure == "average recall: all":
         return [(row.model, row.png) for row in PUBLISHED]
     column = {"refcoco": "refcoco", "refcoco+": "refcoco_plus", "refcocog": "refcocog"}.get(folder.lower())
