@@ -249,3 +249,21 @@ def test_table_top_scenes_in_every_published_layout(tmp_path):
                 found = [sample.mask(span.objects) for turn in sample.turns for span in turn.spans if span.objects]
                 for span in listed.spans:
                     assert any((truth.mask(span.objects) == mask).all() for mask in found), name
+
+
+def test_a_fingerprint_is_of_what_is_said_and_shown(tmp_path):
+    folders = [tiny.write_reasonseg(tmp_path / name) for name in ("a", "b")]
+    first, second = (open_dataset(str(folder)).fingerprint() for folder in folders)
+    assert first == second, "it does not hang on the place"
+    path = folders[1] / "val" / "a.json"
+    path.write_bytes(path.read_bytes().replace(b"coffee", b"teapot"))
+    said = open_dataset(str(folders[1])).fingerprint()
+    assert said != first
+    (folders[1] / "val" / "a.jpg").write_bytes(b"other")
+    assert open_dataset(str(folders[1])).fingerprint() not in (first, said)
+    table = write_tiny_dataset(tmp_path / "table")
+    before = open_dataset(str(table)).fingerprint()
+    questions = json.loads((table / "questions.json").read_text())
+    questions[2]["turns"][0]["question"] = "What else?"
+    (table / "questions.json").write_text(json.dumps(questions))
+    assert open_dataset(str(table)).fingerprint() != before

@@ -6,6 +6,8 @@ compressed COCO RLE. No file is read here but the image itself.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +155,15 @@ class Dataset(Generic[Entry]):
     load: Callable[[Entry], Sample]
     label: Callable[[Entry], str]
     """Names the file of an entry in messages."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the annotations of all samples, and of the sizes of their image files, which are not read."""
+        digest = hashlib.sha256(f"{self.format} {self.split}".encode())
+        for entry in self.entries:
+            digest.update(entry.read_bytes() if isinstance(entry, Path) else json.dumps(entry, default=str).encode())
+            image = Path(self.label(entry)).with_suffix(".jpg") if isinstance(entry, Path) else Path(self.label(entry))
+            digest.update(str(image.stat().st_size if image.is_file() else None).encode())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -64,6 +64,8 @@ def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: to
         RuntimeError: the weights of the LMM changed.
     """
     accelerator = accelerator_on(device)
+    # Data first: what is wrong with them is said before an LMM is loaded.
+    data, val = ([open_dataset(source) for source in sources] for sources in (settings.data, settings.val))
     torch.manual_seed(settings.seed)
     shape = lmm_shape(settings.lmm)
     unet = UNetConfig(in_channels=shape.channels, base_channels=settings.base_channels)
@@ -73,13 +75,12 @@ def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: to
     lmm = load_lmm(settings.lmm, device=accelerator.device, dtype=dtype)
     before = _checksum(lmm)
 
-    def reader(sources: Sequence[str], folder: str, limit: int, variants: int) -> ExampleReader:
-        datasets = [limited(open_dataset(source), limit) for source in sources]
+    def reader(opened: Sequence[Dataset[Any]], folder: str, limit: int, variants: int) -> ExampleReader:
+        datasets = [limited(dataset, limit) for dataset in opened]
         cache = None
         if settings.cache:
             made_from: dict[str, str | int | float] = {
-                "data": " ".join(sources),
-                "images": " ".join(map(str, map(len, datasets))),
+                f"data_{number}": dataset.fingerprint() for number, dataset in enumerate(datasets)
             }
             made_from |= fingerprints(lmm=settings.lmm, sam=settings.sam)
             made_from |= {"dtype": str(dtype), "turns": settings.turns, "variants": variants, "seed": settings.seed}
@@ -88,8 +89,8 @@ def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: to
         options = {"turns": settings.turns, "variants": variants, "seed": settings.seed}
         return ExampleReader(datasets, lmm=lmm, refiner=heads.sam, cache=cache, tell=tqdm.write, **options)
 
-    examples = reader(settings.data, "train", settings.limit, settings.variants)
-    held_out = reader(settings.val, "val", settings.val_samples, 1)
+    examples = reader(data, "train", settings.limit, settings.variants)
+    held_out = reader(val, "val", settings.val_samples, 1)
     stage = HeadsStage(heads, settings)
     batches = Batches(len(examples), settings, accelerator, loop.accumulate)
     loop = replace(loop, steps=batches.steps)
