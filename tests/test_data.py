@@ -267,3 +267,31 @@ def test_a_fingerprint_is_of_what_is_said_and_shown(tmp_path):
     questions[2]["turns"][0]["question"] = "What else?"
     (table / "questions.json").write_text(json.dumps(questions))
     assert open_dataset(str(table)).fingerprint() != before
+
+
+def test_the_same_words_twice_in_a_narrative(tmp_path):
+    folder = tiny.write_png(tmp_path)
+    path = folder / "annotations" / "png_coco_val2017.json"
+    narratives = json.loads(path.read_text())
+    narratives[0]["caption"] = "A cup and a cup."
+    narratives[0]["segments"] = [
+        {**segment, "utterance": "cup"} for segment in narratives[0]["segments"] if segment["utterance"] in ("cup", "cups")
+    ]
+    path.write_text(json.dumps(narratives))
+    (turn,) = open_dataset(str(folder))[0].turns
+    assert [(span.start, span.end) for span in turn.spans] == [(2, 5), (12, 15)]
+    narratives[0]["segments"].append({**narratives[0]["segments"][0], "utterance": "cup"})
+    path.write_text(json.dumps(narratives))
+    sample = open_dataset(str(folder))[0]
+    assert sample.left_out == ("'cup': expected these words in the narrative, got it without",)
+
+
+def test_an_object_of_several_expressions_is_one_object(tmp_path):
+    folder = tiny.write_grefcoco(tmp_path)
+    path = folder / "grefs(unc).json"
+    refs = json.loads(path.read_text())
+    refs.append({**refs[0], "ref_id": 4, "ann_id": [0], "sentences": [tiny.sentence(9, "the first")]})
+    path.write_text(json.dumps(refs))
+    (sample,) = open_dataset(f"{folder}@val")
+    assert sample.names == ("cup", "person")
+    assert [span.objects for span in sample.turns[0].spans] == [(0, 1), (), (0,)]
