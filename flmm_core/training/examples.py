@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ class TraceCache:
         """Keep tensors and numbers, if there is room."""
         if self._room <= 0:
             return
-        temporary = self._folder / f"{name}.{torch.initial_seed() % 10**9}.tmp"
+        temporary = self._folder / f"{name}.{os.getpid()}.tmp"
         torch.save(fields, temporary)
         self._room -= temporary.stat().st_size
         temporary.replace(self._folder / f"{name}.pt")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -144,8 +145,6 @@ def _checksum(lmm: FrozenLmm) -> str:
 
 
 def _save_picture(path: Path, picture: np.ndarray) -> None:
-    from PIL import Image
-
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(picture).save(path)
 
