@@ -1,4 +1,4 @@
-"""`flmm eval res`, `png`, `reasonseg`, `gcg`: the field's benchmarks on their published data."""
+"""`flmm eval res`, `png`, `reasonseg`, `gcg`, and `baseline`: the field's benchmarks, and what users would build instead."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from flmm_cli.model_options import add_model_options, grounding_config, load_pip
 from flmm_cli.table import format_table
 
 if TYPE_CHECKING:
+    from flmm_core.config import GroundingConfig
     from flmm_core.data.samples import Dataset
     from flmm_core.evaluation.cases import ImageCases
     from flmm_core.evaluation.metrics import Figure
@@ -44,6 +45,13 @@ SUITES = {
         "Has the images of a data set described, and prints METEOR and CIDEr of the words (these need Java) and AP50, mIoU and"
         " recall of the masks.",
     ),
+    "baseline": (
+        "against asking the same LMM for boxes, and SAM for masks",
+        "Asks the same frozen LMM for boxes in its own format and gives them to SAM, and prints that beside what this project"
+        " does: masks of given expressions, phrases of answers that get a mask, whether the answer stays the same, and time."
+        " With boxes an answer needs a second prompt for each phrase, or one that asks for answer and boxes together. The true"
+        " box stands beside as a bound.",
+    ),
 }
 """What each measures, in short and in full."""
 
@@ -61,6 +69,8 @@ def add_suites(suites: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
                 default="",
                 help="BERT that compares phrases, for instance bert-base-uncased; default: mask recall compares no words",
             )
+        elif name == "baseline":
+            parser.add_argument("--questions", type=int, default=2, help="questions of each image (default: %(default)s)")
         else:
             parser.add_argument("--html", type=Path, help="write a page of the best and worst images to this file")
         parser.add_argument("--limit", type=int, help="most images, spread over the data set; default: all of them")
@@ -82,6 +92,8 @@ def run_suite(args: argparse.Namespace) -> int:
     from flmm_core.evaluation.published import published_figures
     from flmm_core.evaluation.report import plain_figure
 
+    if args.suite == "baseline":
+        return _run_baseline(args, config)
     dataset = open_dataset(args.data)
     context = provenance(args, config)
     skipped: list[str] = []
@@ -111,6 +123,45 @@ def run_suite(args: argparse.Namespace) -> int:
     if getattr(args, "html", None):
         args.html.write_text(extremes_page(title, table, dataset, measured.cases))
         print(f"best and worst images: {args.html}")
+    return 0
+
+
+def _run_baseline(args: argparse.Namespace, config: GroundingConfig) -> int:
+    require_counts(args, "questions")
+
+    from tqdm import tqdm
+
+    from flmm_core.data.formats import open_dataset
+    from flmm_core.evaluation.baseline import BoxPrompter, comparison_rows, run_comparison
+    from flmm_core.evaluation.metrics import figure_cells
+    from flmm_core.evaluation.report import plain_figure
+    from flmm_core.sam_checkpoints import load_sam
+
+    dataset = open_dataset(args.data)
+    context = provenance(args, config)
+    prompter = BoxPrompter(load_pipeline(config), load_sam(config.sam))
+    found = run_comparison(prompter, dataset, questions=args.questions, tell=tqdm.write, limit=args.limit)
+    rows = comparison_rows(found)
+    header = ("figure", "ours", "a box for each phrase", "answer and boxes at once", "true boxes", "better")
+    ways = ("ours", "second", "together", "oracle")
+    cells = [
+        (row.name, *("-" if (f := getattr(row, way)) is None else figure_cells(f)[0] for way in ways), row.better)
+        for row in rows
+    ]
+    print(format_table(header, cells, width=120))
+    print(f"{len(found)} images; boxes asked for by: {prompter.pipeline.lmm.family.boxes.question}")
+    if args.markdown:
+        lines = [f"| {' | '.join(line)} |" for line in (header, ("---",) * len(header), *cells)]
+        args.markdown.write_text("\n".join(lines) + "\n")
+        print(f"table: {args.markdown}")
+    if args.json:
+        numbers = [
+            {"figure": row.name, "better": row.better}
+            | {way: None if (f := getattr(row, way)) is None else plain_figure(f) for way in ways}
+            for row in rows
+        ]
+        write_json(args.json, {**context, "data": args.data, "images": len(found), "rows": numbers})
+        print(f"figures: {args.json}")
     return 0
 
 

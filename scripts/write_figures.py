@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/reliability.md", "docs/reference.md", "docs/data.md")
 EVALUATION, ATTENTION, OTHER_WORDS = "docs/eval_tabletop.json", "docs/attention.json", "docs/other_words.json"
 RELIABILITY, PICKING, PAIRING = "docs/reliability.json", "docs/picking.json", "docs/pairing.json"
+BASELINE = "docs/field/baseline.json"
 FIELD = {
     "res_together": "res data/field/refcoco@val --protocol together",
     "res_apart": "res data/field/refcoco@val --protocol apart",
@@ -35,6 +36,7 @@ COMMANDS = {
     PICKING: f"flmm eval picking --count 100 --json {PICKING}",
     PAIRING: f"python scripts/measure_pairing.py --json {PAIRING}",
     OTHER_WORDS: f"python scripts/measure_other_words.py --json {OTHER_WORDS}",
+    BASELINE: f"flmm eval baseline data/test --limit 20 --json {BASELINE}",
     **{f"docs/field/{name}.json": f"flmm eval {words} --json docs/field/{name}.json" for name, words in FIELD.items()},
 }
 """What writes each file."""
@@ -156,6 +158,22 @@ def field(report: Report) -> list[str]:
     return [f"Measured by `{report['command']}` on {report['images']} images.", "", *table_]
 
 
+def baseline(report: Report) -> list[str]:
+    """Grounding beside boxes."""
+    ways = {
+        "ours": "Ours",
+        "second": "A box for each phrase",
+        "together": "Answer and boxes at once",
+        "oracle": "True boxes",
+    }
+    rows = [
+        (row["figure"], *("-" if row[way] is None else _figure(row[way])[0] for way in ways), row["better"])
+        for row in report["rows"]
+    ]
+    table_ = _table(("Figure", *ways.values(), "Better"), rows)
+    return [f"Measured by `{report['command']}` on {report['images']} images.", "", *table_]
+
+
 BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     "summary": (EVALUATION, summary),
     "evaluation": (EVALUATION, evaluation),
@@ -165,6 +183,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     "picking": (PICKING, picking),
     "pairing": (PAIRING, pairing),
     **{name: (f"docs/field/{name}.json", field) for name in FIELD},
+    "baseline": (BASELINE, baseline),
 }
 """Of each block the file that it is made of, and what makes its lines."""
 

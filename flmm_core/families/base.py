@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from flmm_core.families.boxes import SHARES, BoxFormat
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import ImageLayout
 from flmm_core.families.load_options import LoadOptions
@@ -109,6 +110,8 @@ class LmmFamily(ABC):
     """Whether keys and values up to the last image may serve other prompts: not where the image looks at the words."""
     reads_batches: ClassVar[bool] = True
     """Whether several answers may be read at once behind the keys and values of an image: not where layers are linear."""
+    boxes: ClassVar[BoxFormat] = SHARES
+    """How it is asked for boxes, and says them: what grounding is compared with."""
     image_token_id: int
     """Marks the place of an image in tokenised words; the image's layout takes its place."""
     image_token: str

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flmm_core.families.base import ImageFeatures, PreparedImages
+from flmm_core.families.boxes import JSON_ROWS_FIRST
 from flmm_core.families.stock import StockFamily
 
 
@@ -21,6 +22,7 @@ class Gemma3Family(StockFamily):
     """Gemma 3 of 4, 12 and 27 billion parameters; the smaller ones see nothing."""
 
     model_type = "gemma3"
+    boxes = JSON_ROWS_FIRST
     model_class = Gemma3ForConditionalGeneration
     prompt_marks = ("<start_of_turn>user\n<start_of_image>{text}<end_of_turn>\n<start_of_turn>model\n",)
     answer_separator = ""

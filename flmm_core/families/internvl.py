@@ -13,6 +13,7 @@ from transformers import InternVLForConditionalGeneration, PreTrainedModel, PreT
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from flmm_core.families.base import PreparedImages
+from flmm_core.families.boxes import THOUSANDTHS
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.stock import StockFamily
 from flmm_core.families.tiles import TiledLayout
@@ -23,6 +24,7 @@ class InternVLFamily(StockFamily):
     """InternVL with any decoder whose attention is a plain softmax: Qwen2, Qwen3, Llama."""
 
     model_type = "internvl"
+    boxes = THOUSANDTHS
     model_class = InternVLForConditionalGeneration
     prompt_marks = ("<|im_start|>user\n", "\n{text}<|im_end|>\n<|im_start|>assistant\n")  # older templates write <image>
     answer_separator = ""

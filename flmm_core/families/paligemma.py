@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PaliGemmaForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
 
 from flmm_core.families.base import ImageFeatures, PreparedImages
+from flmm_core.families.boxes import LOCATION_TOKENS
 from flmm_core.families.stock import StockFamily
 
 
@@ -25,6 +26,7 @@ class PaliGemmaFamily(StockFamily):
     """
 
     model_type = "paligemma"
+    boxes = LOCATION_TOKENS
     model_class = PaliGemmaForConditionalGeneration
     answer_separator = ""
     reuses_prefix = False

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, ModelOutline, PreparedImages, check_complete
+from flmm_core.families.boxes import JSON_PIXELS
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout
 from flmm_core.families.load_options import LoadOptions
@@ -36,6 +37,7 @@ class Qwen25VlFamily(LmmFamily):
     """Qwen2.5-VL, and the other Qwen-VL models as far as they are like it."""
 
     model_type = "qwen2_5_vl"
+    boxes = JSON_PIXELS
     prompt_marks = (USER + ASSISTANT,)
     answer_separator = ""
     plain_template: ClassVar[str] = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + USER + ASSISTANT

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
+from flmm_core.families.boxes import JSON_THOUSANDTHS
 from flmm_core.families.qwen2_5_vl import ASSISTANT, USER, Qwen25VlFamily
 
 
@@ -17,6 +18,7 @@ class Qwen35Family(Qwen25VlFamily):
     """Qwen3.5, answering without thinking aloud first."""
 
     model_type = "qwen3_5"
+    boxes = JSON_THOUSANDTHS
     reads_batches = False
     plain_template = USER + ASSISTANT + "<think>\n\n</think>\n\n"
 

@@ -6,6 +6,7 @@ are part of the tower's output, so they reach the model with the merged ones.
 
 from __future__ import annotations
 
+from flmm_core.families.boxes import JSON_THOUSANDTHS
 from flmm_core.families.qwen2_5_vl import ASSISTANT, USER, Qwen25VlFamily
 
 
@@ -13,4 +14,5 @@ class Qwen3VlFamily(Qwen25VlFamily):
     """Qwen3-VL."""
 
     model_type = "qwen3_vl"
+    boxes = JSON_THOUSANDTHS
     plain_template = USER + ASSISTANT
