@@ -13,6 +13,7 @@ from family_checks import (
     check_rows,
     check_training,
 )
+from PIL import Image
 from tiny_models import random_image
 from tiny_qwen import KINDS, save_qwen
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -142,3 +143,16 @@ def test_the_checkpoints_template_decides(tmp_path, monkeypatch):
     (tmp_path / "chat_template.jinja").write_text("USER: <image>{{ messages[0]['content'][1]['text'] }} ASSISTANT:")
     with pytest.raises(ValueError, match=r"qwen3_vl: expected a chat template that writes <\|im_start\|>user"):
         family_of(Checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+def test_boxes_are_in_the_units_of_the_kind(kind, tmp_path):
+    """Qwen2.5-VL counts pixels of what its processor made of the image, Qwen3-VL thousandths of the image."""
+    lmm = FrozenLmm.from_pretrained(save_qwen(tmp_path, kind))
+    image = Image.new("RGB", (150, 90))
+    geometry = lmm.encode_image(image).layouts[0].geometry
+    prepared = lmm.family.image_processor([image], return_tensors="pt")["image_grid_thw"][0].tolist()
+    patch = lmm.model.config.vision_config.patch_size
+    far = (prepared[2] * patch, prepared[1] * patch) if kind == "qwen2_5_vl" else (1000, 1000)
+    ((_, box),) = lmm.family.boxes.parse(f'{{"bbox_2d": [{far[0] // 2}, 0, {far[0]}, {far[1]}]}}', geometry)
+    assert box == pytest.approx((75, 0, 150, 90), abs=1.5)
