@@ -75,12 +75,11 @@ def _write_masks(answer: GroundedAnswer, folder: Path) -> None:
 
 
 def _record(answer: GroundedAnswer) -> dict[str, object]:
-    import numpy as np
-    from pycocotools import mask as coco_mask
+    from flmm_core.data.masks import mask_rle
 
     phrases = []
     for phrase in answer.phrases:
-        rle = coco_mask.encode(np.asfortranarray(phrase.mask.astype(np.uint8)))
+        rle = mask_rle(phrase.mask)
         phrases.append(
             {
                 "text": phrase.text,

@@ -18,6 +18,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from flmm_core.data.masks import mask_rle
 from flmm_core.data.samples import Turn
 from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS, UNKNOWN_WORDS
 from flmm_sim.language import TURNS, questions
@@ -88,7 +89,7 @@ def _write_chunk(out: Path, split: str, seed: int, job: range) -> None:
 def _record(scene: Scene, turns: list[Turn], index: int, seed: int) -> dict[str, Any]:
     annotations = []
     for item in scene.objects:
-        rle = coco_mask.encode(np.asfortranarray(item.mask.astype(np.uint8)))
+        rle = mask_rle(item.mask)
         annotations.append(
             {
                 "category_id": KINDS.index(item.kind) + 1,

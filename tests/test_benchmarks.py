@@ -165,6 +165,16 @@ def test_broken_samples_are_told_and_skipped(tmp_path):
     assert [image.path.name for image in images] == ["b.jpg"] and "a.jpg" in told[0]
 
 
+def test_a_damaged_image_does_not_end_conversations(tmp_path, capsys):
+    folder = tiny.write_gcg(tmp_path)
+    path = folder / "GranDf_HA_images" / "val_test" / "sa_3.jpg"
+    path.write_bytes(path.read_bytes()[:700])
+    out = tmp_path / "out.json"
+    assert main(["eval", "gcg", f"{folder}@val", "--json", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert record["images"] == 1 and "sa_3.jpg" in record["skipped"][0]
+
+
 def test_published_figures_stand_beside_their_data_set():
     assert ("LLaVA-1.5-7B", 75.2) in published_figures("refcoco", "val", "cIoU")
     assert ("LLaVA-1.5-7B", 63.7) in published_figures("refcoco+", "val", "cIoU")

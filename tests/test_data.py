@@ -23,8 +23,8 @@ from flmm_core.data.samples import (
     Expression,
     expressions_of,
     refer_turn,
-    whole_samples,
 )
+from flmm_core.data.visit import visit_samples
 from flmm_core.drawing.truth import true_answer
 
 LEFT, RIGHT = tiny.box_mask(tiny.LEFT), tiny.box_mask(tiny.RIGHT)
@@ -181,7 +181,7 @@ def test_broken_samples_are_named_and_skipped(tmp_path):
     (folder / "grefs(unc).json").write_text(json.dumps(refs))
     dataset = open_dataset(str(folder))
     told = []
-    assert [index for index, _ in whole_samples(dataset, told.append)] == [0]
+    assert visit_samples(dataset, lambda index, _: index, tell=told.append) == [0]
     assert len(told) == 1 and "COCO_train2014_000000000030.jpg" in told[0] and "77" in told[0]
     with pytest.raises(BrokenSampleError):
         dataset[1]

@@ -187,26 +187,3 @@ class Dataset(Generic[Entry]):
         except (ValueError, TypeError, IndexError, AttributeError, OSError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise BrokenSampleError(f"{self.label(entry)}: cannot be read ({reason})") from error
-
-
-def whole_samples(
-    dataset: Dataset[Any], on_broken: Callable[[str], None], most: int | None = None
-) -> Iterator[tuple[int, Sample]]:
-    """The samples that can be read, with their indices; the others are told and left out.
-
-    Args:
-        dataset: what to read.
-        on_broken: called with one line for each sample that cannot be read.
-        most: samples to give; None for all.
-    """
-    given = 0
-    for index in range(len(dataset)):
-        if given == most:
-            return
-        try:
-            sample = dataset[index]
-        except BrokenSampleError as error:
-            on_broken(str(error))
-            continue
-        given += 1
-        yield index, sample

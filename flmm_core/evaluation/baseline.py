@@ -7,16 +7,15 @@ boxes need a prompt for each phrase, or one prompt that asks for answer and boxe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from flmm_core.data.samples import NO_ANSWERS, REFER_KINDS, BrokenSampleError, Dataset, Sample, expressions_of
-from flmm_core.errors import CommandError
+from flmm_core.data.samples import NO_ANSWERS, REFER_KINDS, Dataset, Sample, expressions_of
+from flmm_core.data.visit import visit_samples
 from flmm_core.evaluation.cases import Case, ImageCases, figures_of
 from flmm_core.evaluation.matching import is_right, normalise_answer
 from flmm_core.evaluation.metrics import Figure, Tally, ratio, share
@@ -45,11 +44,7 @@ class BoxPrompter:
 
     def point(self, image: ImageHandle, phrase: str) -> np.ndarray:
         """The mask ``[H, W]`` bool of a phrase; empty if the LMM says no box."""
-        return self.masks(image, [box for _, box in self.boxes(image, self.pipeline.lmm.family.boxes.ask(phrase))])
-
-    def boxes(self, image: ImageHandle, text: str) -> list[tuple[str, Box]]:
-        """Words and boxes of the answer to ``text``."""
-        return self.said(image, text)[1]
+        return self.masks(image, [box for _, box in self.said(image, self.pipeline.lmm.family.boxes.ask(phrase))[1]])
 
     def said(self, image: ImageHandle, text: str) -> tuple[str, list[tuple[str, Box]]]:
         """The answer to ``text``, and its words and boxes."""
@@ -182,17 +177,12 @@ def run_comparison(
         tell: called with one line for each sample that cannot be used; it is skipped.
         limit: images to look at, spread over the data set; None for all.
     """
-    count = len(dataset)
-    indices: Iterable[int] = range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
-    found = []
-    for index in tqdm(indices, desc=f"{dataset.format} {dataset.split}".strip(), unit="image"):
-        try:
-            one = compare(prompter, dataset[index], index, questions)
-        except (BrokenSampleError, CommandError) as error:
-            tell(f"skipped: {error}")
-            continue
-        if one.ours.cases or one.answers:
-            found.append(one)
+
+    def use(index: int, sample: Sample) -> Comparison | None:
+        one = compare(prompter, sample, index, questions)
+        return one if one.ours.cases or one.answers else None
+
+    found = visit_samples(dataset, use, tell=tell, limit=limit)
     if not found:
         raise ValueError(f"{dataset.folder}: expected expressions or questions, got none")
     return found

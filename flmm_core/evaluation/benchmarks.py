@@ -10,19 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from flmm_core.data.samples import (
     DESCRIBE,
     REASON,
     REFER_KINDS,
-    BrokenSampleError,
     Dataset,
     Expression,
     Sample,
     expressions_of,
 )
-from flmm_core.errors import CommandError
+from flmm_core.data.visit import visit_samples
 from flmm_core.evaluation.cases import Case, ImageCases
 from flmm_core.image_handle import ImageHandle
 from flmm_core.pipeline import GroundingPipeline
@@ -110,19 +108,13 @@ def run_benchmark(
     Returns:
         The images of which anything was asked, in order.
     """
-    count = len(dataset)
-    indices = range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
-    images = []
-    for index in tqdm(indices, desc=f"{dataset.format} {dataset.split}".strip(), unit="image"):
+
+    def use(index: int, sample: Sample) -> ImageCases | None:
         began = time.monotonic()
-        try:
-            sample = dataset[index]
-            cases = evaluate(pipeline, pipeline.encode(sample.image()), sample)
-        except (BrokenSampleError, CommandError) as error:
-            tell(f"skipped: {error}")
-            continue
-        if cases:
-            images.append(ImageCases(index, sample.path, tuple(cases), time.monotonic() - began))
+        cases = evaluate(pipeline, pipeline.encode(sample.image()), sample)
+        return ImageCases(index, sample.path, tuple(cases), time.monotonic() - began) if cases else None
+
+    images = visit_samples(dataset, use, tell=tell, limit=limit)
     if not images:
         raise ValueError(f"{dataset.folder}: expected samples to evaluate, got none")
     return images

@@ -20,10 +20,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tqdm import tqdm
 
 from flmm_core.data.masks import mask_rle
-from flmm_core.data.samples import DESCRIBE, Dataset, Sample, whole_samples
+from flmm_core.data.samples import DESCRIBE, Dataset, Sample
+from flmm_core.data.visit import visit_samples
 from flmm_core.evaluation.metrics import Figure, Tally, ratio, share
 from flmm_core.image_handle import ImageHandle
 from flmm_core.pipeline import GroundingPipeline
@@ -84,15 +84,13 @@ def run_conversations(
         pipeline: what is evaluated.
         dataset: whose images it describes.
         tell: called with one line for each sample that cannot be used; it is skipped.
-        limit: most images; None for all.
+        limit: images to look at, spread over the data set; None for all.
     """
-    samples = whole_samples(dataset, lambda reason: tell(f"skipped: {reason}"), limit)
-    total = len(dataset) if limit is None else min(limit, len(dataset))
-    done = (
-        converse(pipeline, pipeline.encode(sample.image()), sample, index)
-        for index, sample in tqdm(samples, total=total, desc=f"{dataset.format} {dataset.split}".strip(), unit="image")
-    )
-    conversations = [one for one in done if one is not None]
+
+    def use(index: int, sample: Sample) -> Conversation | None:
+        return converse(pipeline, pipeline.encode(sample.image()), sample, index)
+
+    conversations = visit_samples(dataset, use, tell=tell, limit=limit)
     if not conversations:
         raise ValueError(f"{dataset.folder}: expected images with a description, got none")
     return conversations

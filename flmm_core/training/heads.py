@@ -25,6 +25,7 @@ from flmm_core.checkpoints import HeadsOrigin, fingerprints, lmm_shape, load_lmm
 from flmm_core.config import GroundingConfig
 from flmm_core.data.formats import open_dataset
 from flmm_core.data.samples import Dataset
+from flmm_core.data.visit import spread
 from flmm_core.devices import resolve_device
 from flmm_core.drawing.overlay import contact_sheet, draw_overlay
 from flmm_core.evaluation.matching import Overlap
@@ -134,10 +135,7 @@ def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: to
 
 def limited(dataset: Dataset[Any], limit: int) -> Dataset[Any]:
     """A data set of at most ``limit`` images, spread over it; 0 for all of them."""
-    count = len(dataset)
-    if not limit or limit >= count:
-        return dataset
-    return replace(dataset, entries=[dataset.entries[i * count // limit] for i in range(limit)])
+    return replace(dataset, entries=[dataset.entries[i] for i in spread(len(dataset), limit or None)])
 
 
 def _checksum(lmm: FrozenLmm) -> str:
