@@ -5,6 +5,7 @@ Everything is drawn with NumPy, OpenCV and Pillow's own font, so it looks the sa
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -298,12 +299,13 @@ def _draw_legend(
     margin: int,
     width: int,
 ) -> float:
-    """A swatch, the phrase, its score and its remark for each phrase; returns where the next line begins."""
+    """A swatch, the phrase, its score if it has one and its remark for each phrase; returns where the next line begins."""
     x, line, swatch = float(margin), font.size * 1.6, font.size
     for index, phrase in enumerate(phrases):
         remark = printable(details[index]) if index < len(details) else ""
         name = _shortened(printable(phrase.text), 40)
-        state = "not there" if phrase.absent else f"{phrase.score:.2f}" if phrase.mask.any() else "no mask"
+        score = "" if math.isnan(phrase.score) else f"{phrase.score:.2f}"
+        state = "not there" if phrase.absent else score if phrase.mask.any() else "no mask"
         facts = "  ".join(part for part in (state, remark) if part)
         name_width, facts_width = draw.textlength(name, font=font), draw.textlength(facts, font=font)
         needed = swatch * 1.5 + name_width + swatch * 0.6 + facts_width

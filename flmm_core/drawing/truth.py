@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -12,6 +14,19 @@ from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 MOST_PHRASES = 8
 """Phrases of a turn that are drawn, so that the picture stays readable."""
+
+
+def drawn_phrase(words: str, start: int, mask: torch.Tensor, *, absent: bool = False) -> GroundedPhrase:
+    """A phrase to draw: a mask that no refiner gave a score.
+
+    Args:
+        words: of the phrase.
+        start: its first character in the text.
+        mask: ``[H, W]`` bool.
+        absent: whether it means nothing in the image.
+    """
+    x0, y0, x1, y1 = mask_box(mask).tolist()
+    return GroundedPhrase(words, start, start + len(words), mask, (x0, y0, x1, y1), math.nan, absent=absent)
 
 
 def true_answer(sample: Sample, turn: Turn, most: int = MOST_PHRASES) -> GroundedAnswer:
@@ -27,8 +42,7 @@ def true_answer(sample: Sample, turn: Turn, most: int = MOST_PHRASES) -> Grounde
     for span in turn.spans[:most]:
         mask = torch.from_numpy(sample.mask(span.objects) if span.objects else np.zeros((height, width), bool))
         start, end = (span.start, span.end) if turn.answer else (0, len(answer))
-        box = tuple(mask_box(mask).tolist())
-        phrases.append(GroundedPhrase(answer[start:end], start, end, mask, box, float(mask.any()), absent=not span.objects))
+        phrases.append(drawn_phrase(answer[start:end], start, mask, absent=not span.objects))
     text = answer[: phrases[-1].end] if phrases and len(turn.spans) > most else answer
     return GroundedAnswer(text, tuple(phrases), height, width)
 

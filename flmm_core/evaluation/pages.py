@@ -14,11 +14,10 @@ from pycocotools import mask as coco_mask
 
 from flmm_core.data.samples import Dataset
 from flmm_core.drawing.overlay import draw_overlay
-from flmm_core.drawing.truth import true_answer
+from flmm_core.drawing.truth import drawn_phrase, true_answer
 from flmm_core.evaluation.cases import ImageCases, extremes
 from flmm_core.evaluation.metrics import Figure, figure_cells
-from flmm_core.image_geometry import mask_box
-from flmm_core.types import GroundedAnswer, GroundedPhrase
+from flmm_core.types import GroundedAnswer
 
 SHOWN = 12
 """Best images on a page, and worst ones."""
@@ -75,10 +74,8 @@ def _pictures(dataset: Dataset[Any], image: ImageCases) -> tuple[Image.Image, Im
     for case in image.cases[:DRAWN_CASES]:
         mask = torch.from_numpy(coco_mask.decode(case.rle).astype(bool))
         text += " " if text else ""
-        x0, y0, x1, y1 = mask_box(mask).tolist()
-        start, text = len(text), text + case.words + "."
-        box = (x0, y0, x1, y1)
-        phrases.append(GroundedPhrase(case.words, start, len(text) - 1, mask, box, float(mask.any()), absent=not mask.any()))
+        phrases.append(drawn_phrase(case.words, len(text), mask, absent=not case.masked))
+        text += case.words + "."
         details.append(f"IoU {case.iou:.2f}")
     found = draw_overlay(pixels, GroundedAnswer(text, tuple(phrases), *pixels.shape[:2]), command="found", details=details)
     turn = next((turn for turn in sample.turns if turn.spans), sample.turns[0])

@@ -28,12 +28,13 @@ from flmm_core.data.samples import Dataset
 from flmm_core.data.visit import spread
 from flmm_core.devices import resolve_device
 from flmm_core.drawing.overlay import contact_sheet, draw_overlay
+from flmm_core.drawing.truth import drawn_phrase
 from flmm_core.evaluation.matching import Overlap
 from flmm_core.families import LoadedLmm
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.frozen_report import total_checksum, weight_checksums
 from flmm_core.heads import GroundingHeads, HeadsConfig
-from flmm_core.image_geometry import mask_box, unpad
+from flmm_core.image_geometry import unpad
 from flmm_core.mask_head import UNetConfig
 from flmm_core.sam_checkpoints import load_sam
 from flmm_core.sam_refiner import SamRefiner
@@ -42,7 +43,7 @@ from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_gro
 from flmm_core.training.losses import mask_losses
 from flmm_core.training.settings import HeadsSettings, LoopConfig
 from flmm_core.training.traces import AnswerTrace
-from flmm_core.types import GroundedAnswer, GroundedPhrase
+from flmm_core.types import GroundedAnswer
 
 PROBE_WEIGHT = 0.3
 """Of the keyword selector's loss (F-LMM, section 4), and of the presence score's."""
@@ -262,10 +263,7 @@ class HeadsStage(nn.Module):
             for phrase, mask, truth in zip(phrases, found, true, strict=True):
                 words = " and ".join(example.sample.names[i] for i in phrase.objects[:3])
                 text += ", " if text else ""
-                x0, y0, x1, y1 = mask_box(mask).tolist()
-                shown.append(
-                    GroundedPhrase(words, len(text), len(text) + len(words), mask, (x0, y0, x1, y1), float(mask.any()))
-                )
+                shown.append(drawn_phrase(words, len(text), mask))
                 text += words
                 details.append(f"IoU {Overlap.of(mask.numpy(), truth.numpy()).iou:.2f}")
             pictures.append(draw_overlay(image, GroundedAnswer(text, tuple(shown), *image.shape[:2]), details=details))
