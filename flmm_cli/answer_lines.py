@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flmm_core.plain_text import printable
@@ -10,14 +11,22 @@ if TYPE_CHECKING:
     from flmm_core.types import GroundedAnswer
 
 
-def phrase_lines(answer: GroundedAnswer) -> list[str]:
-    """One line for each phrase: where it is, or that it is not there; then how long all took."""
+def phrase_lines(answer: GroundedAnswer, labels: Sequence[int] = ()) -> list[str]:
+    """One line for each phrase: where it is, or that it is not there; then how long all took.
+
+    Args:
+        answer: whose phrases.
+        labels: of its things in a conversation, one for each phrase; 0 for none.
+    """
     lines = []
-    for phrase in answer.phrases:
+    for i, phrase in enumerate(answer.phrases):
         x1, y1, x2, y2 = phrase.box
+        name = printable(phrase.text)
+        if labels and labels[i]:
+            name = f"[{labels[i]}] {name}"
         if phrase.absent:
-            lines.append(f"  {printable(phrase.text)}: not there (presence {phrase.presence:.2f})")
+            lines.append(f"  {name}: not there (presence {phrase.presence:.2f})")
             continue
         place = f"x {x1}-{x2}, y {y1}-{y2}, {int(phrase.mask.sum())} pixels" if x2 > x1 else "no mask"
-        lines.append(f"  {printable(phrase.text)}: {place}, score {phrase.score:.2f}, presence {phrase.presence:.2f}")
+        lines.append(f"  {name}: {place}, score {phrase.score:.2f}, presence {phrase.presence:.2f}")
     return [*lines, f"  ({answer.seconds.total:.2f} s)"]

@@ -1,11 +1,11 @@
-"""`flmm eval res`, `png`, `reasonseg`, `gcg`, and `baseline`: the field's benchmarks, and what users would build instead."""
+"""`flmm eval res`, `png`, `reasonseg`, `gcg`, `viscot` and `baseline`: the field's benchmarks, and the other way to masks."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flmm_core.config import GroundingConfig
     from flmm_core.data.samples import Dataset
     from flmm_core.evaluation.cases import ImageCases
+    from flmm_core.evaluation.details import Detail
     from flmm_core.evaluation.metrics import Figure
     from flmm_core.pipeline import GroundingPipeline
 
@@ -44,6 +45,11 @@ SUITES = {
         "grounded conversation generation: GranD-f",
         "Has the images of a data set described, and prints METEOR and CIDEr of the words (these need Java) and AP50, mIoU and"
         " recall of the masks.",
+    ),
+    "viscot": (
+        "visual chain of thought: Visual CoT",
+        "Asks each question at once and after a closer look: the LMM says what matters, and sees that part once more, enlarged,"
+        " as a second image. Prints right answers (they hold the true one word for word) and how well the part was found.",
     ),
     "baseline": (
         "against asking the same LMM for boxes, and SAM for masks",
@@ -115,6 +121,7 @@ def run_suite(args: argparse.Namespace) -> int:
     if args.json:
         record = {"data": args.data, "protocol": protocol, "images": measured.images, "skipped": skipped}
         numbers = [{"figure": figure, **plain_figure(value)} for figure, value in measured.figures.items()]
+        record |= {"answers": measured.answers} if measured.answers else {}
         write_json(args.json, {**context, **record, "rows": numbers, "published": published})
         print(f"figures: {args.json}")
     if args.markdown:
@@ -174,6 +181,8 @@ class Measured:
     seconds: float
     cases: list[ImageCases]
     """For the page; none of conversations."""
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """What was said, where others may want to judge it."""
 
 
 def _measured(
@@ -182,6 +191,7 @@ def _measured(
     from flmm_core.evaluation.benchmarks import narratives, reasoning, referring, run_benchmark
     from flmm_core.evaluation.cases import figures_of, recall_figures
     from flmm_core.evaluation.conversations import bert_similarity, conversation_figures, run_conversations
+    from flmm_core.evaluation.details import detail_figures, parts_of, run_details
 
     if args.suite == "gcg":
         similarity = bert_similarity(args.text_model) if args.text_model else None
@@ -190,7 +200,17 @@ def _measured(
         if math.isnan(found["METEOR"].value):
             print("METEOR and CIDEr: not measured, expected Java on this machine, got none")
         return Measured(found, len(said), sum(one.seconds for one in said), [])
+    if args.suite == "viscot":
+        details = run_details(pipeline, dataset, tell=tell, limit=args.limit)
+        answers = [{"image": one.path.name, **_words(one)} for image in details for one in image]
+        images = [parts_of(image) for image in details]
+        return Measured(detail_figures(details), len(images), sum(image.seconds for image in images), images, answers)
     evaluate = {"png": narratives, "reasonseg": reasoning}.get(args.suite) or referring(args.protocol)
     images = run_benchmark(pipeline, dataset, evaluate, tell=tell, limit=args.limit)
     figures = (recall_figures if args.suite == "png" else figures_of)(images)
     return Measured(figures, len(images), sum(image.seconds for image in images), images)
+
+
+def _words(detail: Detail) -> dict[str, Any]:
+    names = ("question", "true", "glance", "answer", "box")
+    return {name: getattr(detail, name) for name in names}

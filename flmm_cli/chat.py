@@ -1,4 +1,4 @@
-"""`flmm chat`: questions about one image in a terminal, answered as the words come, with a picture of the masks for each."""
+"""`flmm chat`: a conversation about one image, in a terminal or on a page of the browser."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ from typing import TYPE_CHECKING
 
 from flmm_cli.answer_lines import phrase_lines
 from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline
+from flmm_core.config import DEFAULT_MODEL
 from flmm_core.plain_text import printable
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from flmm_core.conversation import Conversation, LabelledAnswer
     from flmm_core.image_handle import ImageHandle
     from flmm_core.pipeline import GroundingPipeline
-    from flmm_core.types import GroundedAnswer
 
-HELP = "a question; or: /refer the mug, the lemon; /help; /quit"
+HELP = (
+    "a question, in which [2] stands for thing 2; or: /refer the mug, the lemon; /look QUESTION, to look closer first;"
+    " /things; /help; /quit"
+)
+REMEMBERED = 8
+"""Earlier questions that an LMM reads again, unless it was trained on single ones."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     parser = subparsers.add_parser(
         "chat",
-        help="ask about an image file again and again",
+        help="talk about an image file, in a terminal or in the browser",
         description="Reads questions line by line, prints each answer as its words come and what it points at, and writes a"
-        " picture of the masks. `/refer the mug, the lemon` grounds given phrases; `/quit` or the end of the input ends it."
-        " Each question stands alone.",
+        " picture of the masks. Things keep their labels through the conversation: `what is left of [2]?`. `/refer the mug,"
+        " the lemon` grounds given phrases, `/look QUESTION` answers after a closer look at what matters for it, `/things`"
+        " lists the labels; `/quit` or the end of the input ends it. With --web a page does the same.",
     )
     parser.add_argument("image", type=Path, help="image file")
     parser.add_argument(
@@ -35,23 +44,48 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=Path("chat_output"),
         help="folder of the pictures, one for each answer (default: %(default)s)",
     )
+    parser.add_argument(
+        "--remember",
+        type=int,
+        metavar="N",
+        help=f"earlier questions and answers that the LMM reads again (default: {REMEMBERED}; 0 for {DEFAULT_MODEL}, which was"
+        " trained on single questions)",
+    )
+    parser.add_argument("--web", action="store_true", help="serve a page on this machine instead of reading lines")
+    parser.add_argument("--port", type=int, default=7860, help="of the page (default: %(default)s)")
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer until the input ends."""
+    """Answer until the input ends, or serve the page until Ctrl-C."""
     config = grounding_config(args)
 
-    from PIL import Image
-
-    from flmm_core.drawing.overlay import draw_overlay
-    from flmm_core.errors import CommandError, MemoryFullError
     from flmm_core.image_files import read_image
 
     image = read_image(args.image)
-    pipeline = load_pipeline(config)
+    remember = args.remember
+    if remember is None:
+        remember = 0 if config.lmm == DEFAULT_MODEL else REMEMBERED
+    if remember < 0:
+        raise ValueError(f"--remember: expected 0 or more, got {remember}")
+    if args.web:
+        from flmm_cli.chat_page import serve_page
+
+        serve_page(load_pipeline(config), image, remember=remember, port=args.port)
+        return 0
+    return _read_lines(load_pipeline(config), image, remember, args.out)
+
+
+def _read_lines(pipeline: GroundingPipeline, image: np.ndarray, remember: int, out: Path) -> int:
+    from PIL import Image
+
+    from flmm_core.conversation import Conversation
+    from flmm_core.drawing.overlay import draw_overlay
+    from flmm_core.errors import CommandError, MemoryFullError
+
     handle = pipeline.encode(image)
-    args.out.mkdir(parents=True, exist_ok=True)
+    conversation = Conversation(pipeline, handle, remember=remember)
+    out.mkdir(parents=True, exist_ok=True)
     print(HELP, flush=True)
     answers = 0
     while True:
@@ -62,26 +96,38 @@ def run(args: argparse.Namespace) -> int:
             return 0
         if not (words := line.strip()):
             continue
-        if words == "/help" or (words.startswith("/") and not words.startswith("/refer ")):
+        if words == "/things":
+            things = [f"  [{label}] {printable(thing.text)}" for label, thing in conversation.things.items()]
+            print("\n".join(things) or "  none yet", flush=True)
+            continue
+        if words.startswith("/") and not words.startswith(("/refer ", "/look ")):
             print(HELP, flush=True)
             continue
         try:
-            answer = _answered(pipeline, handle, words)
+            said = _answered(pipeline, handle, conversation, words)
         except (CommandError, MemoryFullError) as error:
             print(f"no answer: {error}", flush=True)
             continue
         answers += 1
-        path = args.out / f"{answers:03d}.png"
-        Image.fromarray(draw_overlay(image, answer, command=words)).save(path)
-        print("\n".join(phrase_lines(answer)))
+        path = out / f"{answers:03d}.png"
+        labels = [f"[{label}]" if label else "" for label in said.labels]
+        Image.fromarray(draw_overlay(image, said.answer, command=words, details=labels)).save(path)
+        print("\n".join(phrase_lines(said.answer, said.labels)))
         print(f"  {path}", flush=True)
 
 
-def _answered(pipeline: GroundingPipeline, image: ImageHandle, words: str) -> GroundedAnswer:
+def _answered(pipeline: GroundingPipeline, image: ImageHandle, conversation: Conversation, words: str) -> LabelledAnswer:
     """Answer a line; the words are printed as they come."""
     if words.startswith("/refer "):
         phrases = [phrase for part in words.removeprefix("/refer ").split(",") if (phrase := part.strip())]
-        return pipeline.refer(image, phrases or [","])
+        return conversation.refer(phrases or [","])
+    if words.startswith("/look "):
+        from flmm_core.closer_look import look_closer
+
+        look = look_closer(pipeline, image, conversation.named(words.removeprefix("/look ")))
+        seen = f"looked closer at: {printable(look.phrase.text)} {look.box}" if look.phrase else "nothing found to look at"
+        print(f"  {seen}\n{printable(look.answer.text)}", flush=True)
+        return conversation.labelled(look.answer)
 
     from flmm_core.watcher import Watcher
 
@@ -94,7 +140,7 @@ def _answered(pipeline: GroundingPipeline, image: ImageHandle, words: str) -> Gr
             self.shown = text
 
     printer = Printer()
-    answer = pipeline.chat(image, words, watch=printer)
-    whole = printable(answer.text)
+    said = conversation.ask(words, watch=printer)
+    whole = printable(said.answer.text)
     print("" if whole == printer.shown else f"\n{whole}", flush=True)
-    return answer
+    return said

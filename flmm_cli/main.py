@@ -44,6 +44,8 @@ _EXTRAS = {
     "pycocoevalcap": "eval",
     "onnx": "export",
     "mcap": "bag",
+    "gradio": "web",
+    "ray": "fleet",
 }
 """Packages that some commands need and a robot does without, and the extra of this package that brings them."""
 

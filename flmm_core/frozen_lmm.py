@@ -25,9 +25,9 @@ from flmm_core.families import Checkpoint, LmmFamily, LmmShape, LoadedLmm, famil
 from flmm_core.families.load_options import LoadOptions
 from flmm_core.hidden_states import StateMixer, mixing
 from flmm_core.lmm_trace import LmmTrace
-from flmm_core.lmm_words import AnswerTokens, LmmWords, PromptTokens
+from flmm_core.lmm_words import AnswerTokens, Exchange, LmmWords, PromptTokens
 from flmm_core.static_decoding import StaticDecoder, allows_static_decoding
-from flmm_core.streaming import CancelCriteria, TextStreamer
+from flmm_core.streaming import CancelCriteria, TokenStreamer
 from flmm_core.tensor_memory import tensor_bytes
 from flmm_core.types import KeywordSpan
 
@@ -157,8 +157,10 @@ class FrozenLmm:
         text: str,
         *,
         max_new_tokens: int = GroundingConfig.max_new_tokens,
+        history: Sequence[Exchange] = (),
         mixes: Tensor | None = None,
         on_text: Callable[[str], None] | None = None,
+        on_trace: Callable[[LmmTrace], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> LmmTrace:
         """Answer greedily, with the same token ids that ``model.generate`` gives without us.
@@ -167,15 +169,17 @@ class FrozenLmm:
             image: from :meth:`encode_image`.
             text: the user's words.
             max_new_tokens: longest answer.
+            history: questions about the image and their answers before this one, the oldest first.
             mixes: ``[k, l]`` float32, mixtures of hidden states to keep; None for each layer by itself.
             on_text: called with the whole answer so far after each token.
+            on_trace: called with the trace of the answer so far after each token; with it, none is decoded in static shapes.
             cancelled: asked after each token; once it says yes the answer ends there.
 
         Raises:
             CommandError: ``text`` holds special tokens, or more than the context.
         """
         config.check("max_new_tokens", max_new_tokens)
-        prompt = self.words.prompt_tokens(text, image.layouts, chat=True)
+        prompt = self.words.prompt_tokens(text, image.layouts, chat=True, history=history)
         ids = prompt.ids
         self._check_length(len(ids), image.image_tokens, max_new_tokens)
         cache, inputs = self._start(image, prompt, ids)
@@ -183,8 +187,18 @@ class FrozenLmm:
             self._keeping(image, prompt, cache),
             self._record(start=len(ids), cache=cache) as tap,
             self._mixing(len(ids), cache, mixes) as mixer,
-            self._decoding(cache, tap, mixer, len(ids) + max_new_tokens, kept=mixes is not None),
+            self._decoding(cache, tap, mixer, len(ids) + max_new_tokens, kept=mixes is not None and on_trace is None),
         ):
+
+            def look(emitted: Sequence[int]) -> None:
+                """Show what there is; the last token was not read yet, and has no row."""
+                if on_text:
+                    on_text(self.words.decode(emitted).strip())
+                if on_trace and len(emitted) > 1:
+                    seen = emitted[:-1]
+                    text_out, offsets = self.words.decode_with_offsets(seen)
+                    on_trace(self._trace(text_out, seen, offsets, False, mixer.finish(), image, prompt, tap.finish()))
+
             output = self.model.generate(
                 self._tensor(ids),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.device),
@@ -193,7 +207,7 @@ class FrozenLmm:
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
                 return_dict_in_generate=True,
-                streamer=TextStreamer(self.words.decode, on_text) if on_text else None,
+                streamer=TokenStreamer(look) if on_text or on_trace else None,
                 stopping_criteria=StoppingCriteriaList([CancelCriteria(cancelled)] if cancelled else []),
             )
             emitted = output.sequences[0, len(ids) :].tolist()
@@ -298,8 +312,18 @@ class FrozenLmm:
             spans.append(KeywordSpan(phrase, start, end, first, last))
         return trace, tuple(spans)
 
+    def fits(self, image: EncodedImage, text: str, *, max_new_tokens: int, history: Sequence[Exchange] = ()) -> bool:
+        """Whether the context holds a question behind its history; arguments as of :meth:`generate`."""
+        length = len(self.words.prompt_tokens(text, image.layouts, chat=True, history=history).ids)
+        return (limit := self._context()) is None or length + max_new_tokens <= limit
+
+    def _context(self) -> int | None:
+        """Positions that the decoder can hold; None if its config does not say."""
+        limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return limit
+
     def _check_length(self, length: int, image_tokens: int, new_tokens: int) -> None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = self._context()
         if limit is None or length + new_tokens <= limit:
             return
         if (room := limit - image_tokens - new_tokens) < 1:

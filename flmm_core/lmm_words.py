@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import cast
 
 from transformers import AddedToken, PreTrainedTokenizerBase
@@ -16,6 +16,8 @@ from flmm_core.errors import CommandError
 from flmm_core.families import ImageLayout, LmmFamily
 
 Offsets = tuple[tuple[int, int], ...]
+Exchange = tuple[str, str]
+"""A question and its answer."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,38 @@ class LmmWords:
             if mark in text:
                 raise CommandError(f"text: expected no special tokens of the LMM, got {mark!r}")
 
-    def prompt_tokens(self, text: str, layouts: Sequence[ImageLayout], *, chat: bool = False) -> PromptTokens:
+    def prompt_tokens(
+        self, text: str, layouts: Sequence[ImageLayout], *, chat: bool = False, history: Sequence[Exchange] = ()
+    ) -> PromptTokens:
         """The user's words in the family's chat format.
 
         Args:
             text: the user's words.
-            layouts: of the images.
+            layouts: of the images, which stand in the first turn.
             chat: whether what the family says before a chat comes first.
-        """
-        self.check(text)
-        return self.expand(self.tokenizer(self._prompt(text, layouts, chat)).input_ids, layouts)
+            history: questions and answers before it, the oldest first.
 
-    def _prompt(self, text: str, layouts: Sequence[ImageLayout], chat: bool) -> str:
-        return (self.family.system if chat else "") + self.family.prompt(text, len(layouts))
+        Raises:
+            ValueError: there is a history, and the family is of single questions.
+            CommandError: words hold special tokens.
+        """
+        for words in (text, *chain.from_iterable(history)):
+            self.check(words)
+        return self.expand(self.tokenizer(self.prompt_text(text, layouts, chat, history)).input_ids, layouts)
+
+    def prompt_text(self, text: str, layouts: Sequence[ImageLayout], chat: bool, history: Sequence[Exchange] = ()) -> str:
+        """The prompt as text, with a mark for each image; see :meth:`prompt_tokens`."""
+        family = self.family
+        if history and family.turn_end is None:
+            raise ValueError(
+                f"history: expected none, as {family.model_type} answers single questions, got {len(history)} turns"
+            )
+        separator = "" if family.reads_apart else family.answer_separator
+        questions = [*(asked for asked, _ in history), text]
+        prompt = family.prompt(questions[0], len(layouts))
+        for (_, said), asked in zip(history, questions[1:], strict=True):
+            prompt += f"{separator}{said}{family.turn_end}{family.later_prompt(asked)}"
+        return (family.system if chat else "") + prompt
 
     def answer_tokens(
         self, prompt: str, answer: str, layouts: Sequence[ImageLayout], starts: Sequence[int] = (0,)
@@ -96,7 +117,7 @@ class LmmWords:
         self.check(answer)
         if self.family.reads_apart:
             return self._tokens_apart(prompt, answer, layouts, starts)
-        head = self._prompt(prompt, layouts, chat=False)
+        head = self.prompt_text(prompt, layouts, chat=False)
         begin = len(head) + len(self.family.answer_separator)
         encoded = self.tokenizer(head + self.family.answer_separator + answer, return_offsets_mapping=True)
         ids, offsets = encoded.input_ids, encoded.offset_mapping

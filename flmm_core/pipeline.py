@@ -25,6 +25,7 @@ from flmm_core.image_geometry import mask_box
 from flmm_core.image_handle import ImageCache, ImageHandle, SamThread
 from flmm_core.keyword_spans import select_keywords
 from flmm_core.lmm_trace import LmmTrace
+from flmm_core.lmm_words import Exchange
 from flmm_core.noun_chunks import noun_chunker
 from flmm_core.repetition import loop_start
 from flmm_core.sam_checkpoints import load_sam
@@ -107,11 +108,27 @@ class GroundingPipeline:
         """
         return self._images.handle(rgb_array(image))
 
+    def with_detail(self, image: ImageHandle, box: tuple[int, int, int, int]) -> ImageHandle:
+        """A handle of the same image that shows the LMM a part of it once more, as a second image; masks lie in the whole.
+
+        Args:
+            image: from :meth:`encode`.
+            box: XYXY pixels of the part, ends exclusive.
+        """
+        x0, y0, x1, y1 = box
+        part = Image.fromarray(np.ascontiguousarray(image.pixels[y0:y1, x0:x1]))
+        return ImageHandle(
+            image.pixels,
+            encode=lambda whole: self.lmm.encode_images([whole, part]),
+            start_sam=lambda _: image.start_sam(),
+        )
+
     def chat(
         self,
         image: ImageHandle,
         text: str,
         *,
+        history: Sequence[Exchange] = (),
         max_new_tokens: int | None = None,
         max_phrases: int | None = None,
         masks: bool = True,
@@ -122,6 +139,8 @@ class GroundingPipeline:
         Args:
             image: from :meth:`encode`.
             text: the user's words.
+            history: questions about the image and their answers before this one, the oldest first; see
+                :class:`~flmm_core.conversation.Conversation`.
             max_new_tokens: longest answer; None for the configured one.
             max_phrases: most phrases that get a mask; None for the configured number.
             masks: whether to ground; without, the answer has no phrases and costs no more than the words.
@@ -143,8 +162,10 @@ class GroundingPipeline:
                 image.lmm(),
                 text,
                 max_new_tokens=limit,
+                history=history,
                 mixes=self._mixes,
                 on_text=command.on_text,
+                on_trace=self._early_masks(command) if masks else None,
                 cancelled=command.watch.cancelled,
             )
             command.begin("keywords")
@@ -261,6 +282,20 @@ class GroundingPipeline:
     def coarse_masks(self, trace: LmmTrace, spans: Sequence[KeywordSpan]) -> CoarseMasks:
         """Attention of the phrases' tokens through the U-Net, un-padded."""
         return self.heads.coarse_masks(_attention(trace, spans), trace.geometry)
+
+    def _early_masks(self, command: _Command) -> Callable[[LmmTrace], None] | None:
+        """What shows phrases while the answer is being written; None if nobody looks."""
+        if type(command.watch).on_phrases is Watcher.on_phrases:
+            return None
+        shown: set[int] = set()
+
+        def look(trace: LmmTrace) -> None:
+            spans = [span for span in self.keywords(trace) if span.token_end < len(trace.token_ids) and span.start not in shown]
+            if spans:
+                shown.update(span.start for span in spans)
+                command.watch.on_phrases(spans, self.coarse_masks(trace, spans))
+
+        return look
 
     @contextmanager
     def _command(self, image: ImageHandle, watch: Watcher | None, *, masks: bool) -> Iterator[_Command]:

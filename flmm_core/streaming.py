@@ -1,4 +1,4 @@
-"""What looks in on ``generate`` while it writes: text as it comes, and the wish to stop."""
+"""What looks in on ``generate`` while it writes: tokens as they come, and the wish to stop."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ class CancelCriteria(StoppingCriteria):
         return torch.full((len(input_ids),), self._cancelled(), device=input_ids.device)  # type: ignore[return-value]
 
 
-class TextStreamer(BaseStreamer):
-    """Hands the answer so far to a callback; the first thing that ``generate`` streams is the prompt."""
+class TokenStreamer(BaseStreamer):
+    """Hands the ids so far to a callback; the first thing that ``generate`` streams is the prompt."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], on_text: Callable[[str], None]) -> None:
-        self._decode = decode
-        self._on_text = on_text
+    def __init__(self, look: Callable[[Sequence[int]], None]) -> None:
+        self._look = look
         self._ids: list[int] | None = None
 
     def put(self, value: Tensor) -> None:
@@ -36,7 +35,7 @@ class TextStreamer(BaseStreamer):
             self._ids = []
             return
         self._ids.extend(value.flatten().tolist())
-        self._on_text(self._decode(self._ids).strip())
+        self._look(self._ids)
 
     def end(self) -> None:
         """Nothing is buffered."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-from flmm_core.types import CoarseMasks
+from flmm_core.types import CoarseMasks, KeywordSpan
 
 Stage = Literal["image", "lmm", "keywords", "mask_head", "refiner"]
 """Names as in :class:`~flmm_core.types.StageSeconds`."""
@@ -18,6 +19,12 @@ class Watcher:
 
     def on_text(self, text: str) -> None:
         """The whole answer so far, after each token."""
+
+    def on_phrases(self, spans: Sequence[KeywordSpan], coarse: CoarseMasks) -> None:
+        """Phrases that are complete while the answer is still being written, and their masks before they are refined.
+
+        Each comes once. Looking costs time; the answer and its masks are the same with it.
+        """
 
     def on_coarse(self, coarse: CoarseMasks) -> None:
         """The phrases' masks before they are refined."""

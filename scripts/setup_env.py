@@ -34,6 +34,7 @@ REQUIREMENTS = tuple(
         "requirements-quantization.txt",
         "requirements-bag.txt",
         "requirements-voice.txt",
+        "requirements-web.txt",
         "requirements-dev.txt",
         "requirements-ros.txt",
     )

@@ -26,6 +26,7 @@ FIELD = {
     "png": "png data/field/panoptic_narrative_grounding@val",
     "reasonseg": "reasonseg data/field/ReasonSeg@val",
     "gcg": "gcg data/field/GranDf@val",
+    "viscot": "viscot data/field/viscot@val --limit 60",
 }
 """Of each evaluation in the field's layouts the arguments; scripts/write_published_layouts.py writes the data."""
 ATTENTION_IMAGE = "docs/images/attention.png"

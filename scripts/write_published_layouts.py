@@ -4,7 +4,8 @@ So every reader, evaluation and training runs where nothing can be downloaded, o
 
     python scripts/write_published_layouts.py data/test data/published
 
-makes ``refcoco``, ``grefcoco``, ``panoptic_narrative_grounding``, ``ReasonSeg`` and ``GranDf`` in the second folder.
+makes ``refcoco``, ``grefcoco``, ``panoptic_narrative_grounding``, ``ReasonSeg``, ``GranDf`` and ``viscot`` in the second
+folder.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def write_layouts(source: Path, out: Path) -> None:
     _write_png(samples, out / "panoptic_narrative_grounding", categories)
     _write_reasonseg(samples, out / "ReasonSeg")
     _write_gcg(samples, out / "GranDf")
+    _write_viscot(samples, out / "viscot")
 
 
 def _write_refcoco(samples: list[Sample], out: Path, categories: dict[str, int]) -> None:
@@ -131,6 +133,32 @@ def _write_gcg(samples: list[Sample], out: Path) -> None:
     folder = out / "annotations" / "val_test"
     _dump(folder / f"{SPLIT}_gcg_coco_caption_gt.json", {"images": images, "annotations": captions})
     _dump(folder / f"{SPLIT}_gcg_coco_mask_gt.json", {"images": images, "annotations": masks})
+
+
+def _write_viscot(samples: list[Sample], out: Path) -> None:
+    """Questions about one thing, whose box is the part."""
+    entries = []
+    for number, sample in enumerate(samples):
+        file = f"cot/{SPLIT}/{number:06d}.jpg"
+        for turn in (turn for turn in sample.turns if turn.kind in QUESTIONS and len(turn.present) == 1):
+            mask = sample.mask(turn.present[0].objects)
+            side, (height, width) = max(mask.shape), mask.shape
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+            margins = ((side - width) // 2, (side - height) // 2) * 2
+            part = ", ".join(f"{(edge + margin) / side:.3f}" for edge, margin in zip(edges, margins, strict=True))
+            said = (
+                f"<image>\n{turn.question} Please provide the bounding box coordinate of the region that can help you answer"
+                " the question better.",
+                f"[{part}]",
+                "<image>",
+                turn.answer,
+            )
+            talk = [{"from": who, "value": words} for who, words in zip(("human", "gpt") * 2, said, strict=True)]
+            images = [file, f"{file}###[{', '.join(map(str, edges))}]"]
+            entries.append({"question_id": len(entries), "image": images, "conversations": talk})
+        _copy(sample, out / file)
+    _dump(out / "benchmark" / f"{SPLIT}.json", entries)
 
 
 def _text(rle: dict[str, Any]) -> dict[str, Any]:

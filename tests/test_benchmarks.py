@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from flmm_core.data.samples import Expression, Sample, refer_turn
 from flmm_core.evaluation.benchmarks import first_of_each, narratives, reasoning, referring, run_benchmark
 from flmm_core.evaluation.cases import Case, ImageCases, extremes, figures_of, recall_figures
 from flmm_core.evaluation.conversations import Conversation, MaskedPhrase, bert_similarity, conversation_figures
+from flmm_core.evaluation.details import ask_sample, detail_figures, holds
 from flmm_core.evaluation.pages import extremes_page, markdown_table
 from flmm_core.evaluation.published import published_figures
 from flmm_core.types import GroundedAnswer, GroundedPhrase
@@ -202,7 +204,7 @@ def test_a_page_stands_alone_and_escapes(tmp_path):
 @pytest.mark.parametrize(
     ("suite", "write", "row"),
     [("res", tiny.write_grefcoco, "no-target accuracy"), ("png", tiny.write_png, "average recall: thing"),
-     ("reasonseg", tiny.write_reasonseg, "gIoU")],
+     ("reasonseg", tiny.write_reasonseg, "gIoU"), ("viscot", tiny.write_viscot, "right after a closer look")],
 )  # fmt: skip
 def test_commands(tmp_path, capsys, suite, write, row):
     folder = write(tmp_path)
@@ -311,3 +313,37 @@ def test_conversations_of_a_data_set(tmp_path, capsys):
     ]  # fmt: skip
     assert record["images"] == 1 and "sa_3.jpg" in record["skipped"][0]
     assert "AP50" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("answer", "true", "right"),
+    [
+        ("The bowl is red.", "Red", True),
+        ("It is a red bowl, I think.", "the red bowl", True),
+        ("It is reddish.", "red", False),
+        ("bowl red", "red bowl", False),
+        ("anything", "?!", False),
+    ],
+)
+def test_an_answer_holds_the_true_one_word_for_word(answer, true, right):
+    assert holds(answer, true) == right
+
+
+def test_details_by_hand(tmp_path, monkeypatch):
+    """One of two parts is found, and one answer becomes right by looking closer."""
+    (first, second) = open_dataset(str(tiny.write_viscot(tmp_path)))
+
+    def look(pipeline, image, question):
+        cup = "cup" in question
+        box = tiny.LEFT if cup else None
+        sizes = {True: (tiny.HEIGHT, tiny.WIDTH), False: (tiny.WIDTH, tiny.HEIGHT)}
+        answer = SimpleNamespace(text="red" if cup else "it is blue", image_height=sizes[cup][0], image_width=sizes[cup][1])
+        return SimpleNamespace(box=box, answer=answer)
+
+    monkeypatch.setattr("flmm_core.evaluation.details.look_closer", look)
+    pipeline = SimpleNamespace(encode=lambda image: image, chat=lambda image, text: SimpleNamespace(text="it is blue"))
+    images = [ask_sample(pipeline, sample, index) for index, sample in enumerate((first, second))]
+    figures = detail_figures(images)
+    assert figures["right at once"].value == 0.5 and figures["right after a closer look"].value == 1.0
+    assert figures["part found (IoU 0.5)"].value == 0.5 and figures["IoU of the part"].value == 0.5
+    assert [one.count for one in figures.values()] == [2] * 6

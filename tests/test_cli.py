@@ -201,6 +201,9 @@ def test_chat_answers_line_by_line(capsys, monkeypatch, tmp_path, model, data):
         "!?",
         "/refer ,",
         "/nonsense",
+        "/look what is there?",
+        "/things",
+        "where is [77]?",
         "what is there?",
         "/quit",
         "never read",
@@ -211,7 +214,9 @@ def test_chat_answers_line_by_line(capsys, monkeypatch, tmp_path, model, data):
     printed = capsys.readouterr().out
     assert printed.count("no answer: text: expected at least one letter or digit") == 2
     assert printed.count("/quit") == 2, "at the beginning, and after what is no command"
-    assert [path.name for path in sorted((tmp_path / "chat").iterdir())] == ["001.png", "002.png", "003.png"]
+    assert [path.name for path in sorted((tmp_path / "chat").iterdir())] == [f"00{i}.png" for i in range(1, 5)]
+    assert "looked closer at: " in printed or "nothing found to look at" in printed
+    assert "no answer: label: expected one of those given (" in printed
     assert "  red mug: " in printed and "  the lemon: " in printed
     assert run("ground", image, "what is there?", *model) == 0
     words = capsys.readouterr().out.splitlines()[0]

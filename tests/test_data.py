@@ -16,6 +16,7 @@ from flmm_core.data.formats import format_of, open_dataset, open_splits
 from flmm_core.data.pickles import convert_refs, read_refs
 from flmm_core.data.samples import (
     DESCRIBE,
+    DETAIL,
     REASON,
     REFER,
     REFER_ABSENT,
@@ -96,6 +97,32 @@ def test_reasonseg(tmp_path):
     assert named.turns[0].answer == "the café’s cup."
 
 
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_viscot(tmp_path, ending):
+    """Parts are in shares of a square around the image."""
+    sample, second = open_dataset(f"viscot={tiny.write_viscot(tmp_path, ending)}")
+    (turn,) = sample.turns
+    assert (turn.kind, turn.question, turn.answer) == (DETAIL, "What color is the cup?", "red")
+    assert (sample.mask(turn.spans[0].objects) == LEFT).all()
+    assert (second.mask(second.turns[0].spans[0].objects) == RIGHT.T).all(), "of an upright image, too"
+    assert sample.image().shape[:2] == LEFT.shape
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("[0.1, 0.2, 0.3]", "expected a part \\[x0, y0, x1, y1\\], got"),
+        ("[0.5, 0.5, 0.5, 0.9]", "expected a part inside the image, got"),
+        ("[0.0, 0.0, 0.9, 0.05]", "expected a part inside the image, got"),
+    ],
+    ids=["three numbers", "empty", "beside the image"],
+)
+def test_a_bad_part_is_named(tmp_path, part, message):
+    folder = tiny.write_viscot(tmp_path, part=part)
+    with pytest.raises(BrokenSampleError, match=rf"a\.jpg: cannot be read \({message}"):
+        open_dataset(str(folder))[0]
+
+
 def test_gcg(tmp_path):
     folder = tiny.write_gcg(tmp_path)
     names = format_of(folder)[1]
@@ -124,7 +151,7 @@ def test_tabletop_is_one_split(tmp_path):
     [
         ("none", "expected a folder of data at none, got nothing there"),
         ("refcoco={}", "expected a data set of a known layout"),
-        ("coco={}", "expected a format of tabletop, refcoco, png, reasonseg, gcg, got coco"),
+        ("coco={}", "expected a format of tabletop, refcoco, png, reasonseg, gcg, viscot, got coco"),
     ],
 )
 def test_other_folders_are_refused(tmp_path, source, message):
@@ -237,13 +264,13 @@ def test_table_top_scenes_in_every_published_layout(tmp_path):
     layouts.write_layouts(tmp_path / "table", tmp_path / "out")
     for name, kind in (
         ("refcoco", "refcoco"), ("grefcoco", "refcoco"), ("panoptic_narrative_grounding", "png"), ("ReasonSeg", "reasonseg"),
-        ("GranDf", "gcg"),
+        ("GranDf", "gcg"), ("viscot", "viscot"),
     ):  # fmt: skip
         dataset = open_dataset(f"{kind}={tmp_path / 'out' / name}@val")
         for index, sample in enumerate(dataset):
             assert not sample.left_out
             sample.image()
-            if name != "ReasonSeg":
+            if name not in ("ReasonSeg", "viscot"):
                 truth = source[index]
                 (listed,) = [turn for turn in truth.turns if turn.kind == "list"]
                 found = [sample.mask(span.objects) for turn in sample.turns for span in turn.spans if span.objects]

@@ -82,7 +82,7 @@ def test_every_block_is_in_a_document(script):
         CARD: ["evaluation", "attention", "other_words"],
         "docs/reliability.md": ["reliability", "pairing"],
         REFERENCE: ["picking"],
-        "docs/data.md": ["baseline", "res_together", "res_apart", "gres", "png", "reasonseg", "gcg"],
+        "docs/data.md": ["baseline", "res_together", "res_apart", "gres", "png", "reasonseg", "gcg", "viscot"],
     }
     assert set(script.BLOCKS) == {name for names in found.values() for name in names}
 

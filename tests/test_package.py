@@ -38,7 +38,7 @@ ROSDEP_KEYS = {
 }
 """By the name of the import; packages of ROS have the names of their modules."""
 
-EXTRAS = ("sim", "train", "eval", "export", "onnx", "quantization", "bag", "voice", "gpu", "dev")
+EXTRAS = ("sim", "train", "eval", "export", "onnx", "quantization", "bag", "voice", "web", "gpu", "dev")
 
 PIP_ALONE = {"accelerate", "huggingface_hub", "pycocotools", "safetensors", "segment_anything", "tokenizers"}
 """Imports that no rosdep key brings."""
@@ -52,6 +52,7 @@ OPTIONAL = {
     "vision_msgs",
     "mcap",
     "pocketsphinx",
+    "gradio",
     "faster_whisper",
     "sounddevice",
 }

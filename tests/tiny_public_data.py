@@ -178,6 +178,31 @@ def write_reasonseg(root: Path) -> Path:
     return folder
 
 
+def write_viscot(root: Path, ending: str = "json", part: str = "") -> Path:
+    """Two questions: about a wide image, and about the same one with rows and columns exchanged."""
+    folder = root / "viscot"
+    entries = []
+    for number, (name, box, answer) in enumerate((("a", LEFT, "red"), ("b", RIGHT, "blue"))):
+        path = folder / "cot" / "gqa" / f"{name}.jpg"
+        write_image(path)
+        x0, y0, x1, y1 = box
+        margins = (0, (WIDTH - HEIGHT) // 2)
+        if name == "b":
+            Image.open(path).transpose(Image.Transpose.TRANSPOSE).save(path, quality=95)
+            x0, y0, x1, y1, margins = y0, x0, y1, x1, margins[::-1]
+        shares = ", ".join(f"{p / WIDTH:.4f}" for p in (x0 + margins[0], y0 + margins[1], x1 + margins[0], y1 + margins[1]))
+        question = f"<image>\nWhat color is the {'cup' if name == 'a' else 'box'}?"
+        request = " Please provide the bounding box coordinate of the region that can help you answer the question better."
+        said = (question + request, part or f"[{shares}]", "<image>", answer)
+        talk = [{"from": who, "value": words} for who, words in zip(("human", "gpt") * 2, said, strict=True)]
+        file = f"cot/gqa/{name}.jpg"
+        entries.append({"question_id": number, "image": [file, f"{file}###[{x0}, {y0}, {x1}, {y1}]"], "conversations": talk})
+    path = folder / "benchmark" / f"gqa.{ending}"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(entries) if ending == "json" else "\n".join(map(json.dumps, entries)))
+    return folder
+
+
 def write_gcg(root: Path) -> Path:
     folder = root / "GranDf"
     caption = "A red cup stands beside a blue box."

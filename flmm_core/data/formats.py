@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flmm_core.data import gcg, png, reasonseg, refcoco, tabletop
+from flmm_core.data import gcg, png, reasonseg, refcoco, tabletop, viscot
 from flmm_core.data.samples import Dataset
 
 
@@ -51,6 +51,13 @@ FORMATS = {
             "annotations/train/*GCG*.json or annotations/val_test/*_gcg_coco_caption_gt.json",
             gcg.splits,
             gcg.read_dataset,
+        ),
+        Format(
+            viscot.FORMAT,
+            "the benchmark of Visual CoT",
+            "benchmark/*.json with question_id, image and conversations",
+            viscot.splits,
+            viscot.read_dataset,
         ),
     )
 }

@@ -34,8 +34,11 @@ DESCRIBE = "describe"
 REASON = "reason"
 """A question whose answer is not known; only what it should point at is: one span without characters."""
 
-NO_ANSWERS = (REFER, REFER_ABSENT, MISTAKE, REASON)
-"""Kinds that only heads learn from; every other kind has one right answer, which an LMM may learn."""
+DETAIL = "detail"
+"""A question about a small part of the image: one span without characters, whose object is the part."""
+
+NO_ANSWERS = (REFER, REFER_ABSENT, MISTAKE, REASON, DETAIL)
+"""Kinds that no LMM learns from; every other kind has one right answer, which an LMM may learn."""
 
 REFER_KINDS = (REFER, REFER_ABSENT)
 """Kinds that refer mode reads, phrase by phrase."""

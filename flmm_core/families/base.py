@@ -98,6 +98,8 @@ class LmmFamily(ABC):
     """What stands after the full stop between phrases that are read together."""
     system: ClassVar[str] = ""
     """What stands before the prompt in a chat; reading phrases goes without it, as the published heads were trained."""
+    turn_end: ClassVar[str | None] = None
+    """What stands behind an answer where the next turn of a conversation begins; None for a model of single questions."""
     reads_apart: ClassVar[bool] = False
     """Whether an answer, and each phrase of it, is tokenised apart from what stands before; there are no separators then."""
     quantizes: ClassVar[bool] = True
@@ -183,6 +185,10 @@ class LmmFamily(ABC):
     @abstractmethod
     def prompt(self, text: str, images: int = 1) -> str:
         """The user's text in the family's chat format, with one image token for each image."""
+
+    def later_prompt(self, text: str) -> str:
+        """The user's text in a later turn of a conversation, which brings no image."""
+        return self.prompt(text, images=0)
 
     @abstractmethod
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:

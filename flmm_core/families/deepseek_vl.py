@@ -58,6 +58,7 @@ class DeepseekVlFamily(LmmFamily):
         " provides, and assist the user with a variety of tasks using natural language.\n\n"
     )
     template = "User: {image}{text}\n\nAssistant:"
+    turn_end = "<｜end▁of▁sentence｜>"
     settings: ClassVar[Mapping[str, Any]] = {"siglip_entry": published.SIGLIP_TOWERS}
     model_class: ClassVar[Any] = DeepseekVLForConditionalGeneration
     tower: ClassVar[str] = "CLIPVisionTower"

@@ -26,6 +26,7 @@ class Gemma3Family(StockFamily):
     model_class = Gemma3ForConditionalGeneration
     prompt_marks = ("<start_of_turn>user\n<start_of_image>{text}<end_of_turn>\n<start_of_turn>model\n",)
     answer_separator = ""
+    turn_end = "<end_of_turn>\n"
 
     def __init__(self, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: Any) -> None:
         super().__init__(model=model, tokenizer=tokenizer, image_processor=image_processor)

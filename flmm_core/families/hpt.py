@@ -114,6 +114,7 @@ class HptAirFamily(_HptFamily):
 
     tower_type = "clip_vision_model"
     end_of_turn = "<|im_end|>"
+    turn_end = "<|im_end|>\n"
     settings: ClassVar[Mapping[str, Any]] = {
         "image_size": 392,
         "visual_select_layer": -2,
@@ -126,6 +127,7 @@ class HptAir15Family(_HptFamily):
 
     tower_type = "siglip_vision_model"
     end_of_turn = "<|eot_id|>"
+    turn_end = "<|eot_id|>"
     settings: ClassVar[Mapping[str, Any]] = {
         "image_size": 448,
         "visual_select_layer": -2,

@@ -28,6 +28,7 @@ class InternVLFamily(StockFamily):
     model_class = InternVLForConditionalGeneration
     prompt_marks = ("<|im_start|>user\n", "\n{text}<|im_end|>\n<|im_start|>assistant\n")  # older templates write <image>
     answer_separator = ""
+    turn_end = "<|im_end|>\n"
     maps_per_head = 2
 
     def __init__(self, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: Any) -> None:

@@ -36,7 +36,8 @@ class LlavaFamily(LmmFamily):
     model_type = "llava"
     architecture: ClassVar[Any] = LlavaForConditionalGeneration
     prompt_marks = ("USER:", "ASSISTANT:")
-    template = "USER: {image}\n{text} ASSISTANT:"
+    template = "USER: {image}{text} ASSISTANT:"
+    turn_end = "</s>"
 
     def __init__(self, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: Any) -> None:
         config = cast(LlavaConfig, model.config)
@@ -64,7 +65,7 @@ class LlavaFamily(LmmFamily):
 
     def prompt(self, text: str, images: int = 1) -> str:
         """The user's text in LLaVA's chat format."""
-        return self.template.format(image="\n".join([self.image_token] * images), text=text)
+        return self.template.format(image=f"{self.image_token}\n" * images, text=text)
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
         """Each image in a frame of its own."""

@@ -169,4 +169,4 @@ class LlavaNextMistralFamily(LlavaNextFamily):
 
     decoder = "mistral"
     prompt_marks = ("[INST]", "[/INST]")
-    template = "[INST] {image}\n{text} [/INST]"
+    template = "[INST] {image}{text} [/INST]"

@@ -25,6 +25,7 @@ class LlavaOnevisionFamily(LlavaNextFamily):
     prompt_marks = ("<|im_start|>user", "<|im_start|>assistant\n")
     template = "<|im_start|>user {image}\n{text}<|im_end|><|im_start|>assistant\n"
     answer_separator = ""
+    turn_end = "<|im_end|>"
 
     def __init__(self, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: Any) -> None:
         super().__init__(model=model, tokenizer=tokenizer, image_processor=image_processor)

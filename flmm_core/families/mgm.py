@@ -81,7 +81,8 @@ class MgmFamily(LmmFamily):
     quantizes = False
     model_type = "mgm"
     prompt_marks = ("USER:", "ASSISTANT:")
-    template = "USER: {image}\n{text} ASSISTANT:"
+    template = "USER: {image}{text} ASSISTANT:"
+    turn_end = "</s>"
     image_token = "<image>"
     text_class: ClassVar[type[PreTrainedConfig]] = LlamaConfig
     architecture: ClassVar[str] = "MGMLlamaForCausalLM"
@@ -166,7 +167,7 @@ class MgmFamily(LmmFamily):
 
     def prompt(self, text: str, images: int = 1) -> str:
         """The user's text in the decoder's chat format."""
-        return self.template.format(image="\n".join([self.image_token] * images), text=text)
+        return self.template.format(image=f"{self.image_token}\n" * images, text=text)
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
         """Each image in a square of its own, as both towers see it."""
@@ -227,7 +228,8 @@ class MgmGemmaFamily(MgmFamily):
 
     model_type = "mgm_gemma"
     prompt_marks = ("<start_of_turn>user", "<start_of_turn>model")
-    template = "<start_of_turn>user\n{image}\n{text}<end_of_turn>\n<start_of_turn>model\n"
+    template = "<start_of_turn>user\n{image}{text}<end_of_turn>\n<start_of_turn>model\n"
+    turn_end = "<end_of_turn>\n"
     answer_separator = ""
     phrase_separator = ""
     text_class = GemmaConfig

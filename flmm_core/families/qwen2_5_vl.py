@@ -40,6 +40,7 @@ class Qwen25VlFamily(LmmFamily):
     boxes = JSON_PIXELS
     prompt_marks = (USER + ASSISTANT,)
     answer_separator = ""
+    turn_end = "<|im_end|>\n"
     plain_template: ClassVar[str] = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + USER + ASSISTANT
     """For checkpoints without a chat template."""
 
@@ -78,6 +79,11 @@ class Qwen25VlFamily(LmmFamily):
     def prompt(self, text: str, images: int = 1) -> str:
         """The user's text in the checkpoint's chat format, behind the images."""
         return self.template.replace(IMAGE, IMAGE * images).replace("{text}", text)
+
+    def later_prompt(self, text: str) -> str:
+        """Without the system turn."""
+        prompt = self.prompt(text, images=0)
+        return prompt[prompt.index(USER.split(IMAGE)[0]) :]
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
         """Each image at its own size, rounded to whole tokens; nothing is padded or cropped."""

@@ -28,6 +28,7 @@ class SmolVlmFamily(StockFamily):
     model_class = AutoModelForImageTextToText
     prompt_marks = ("User:<image>{text}<end_of_utterance>\nAssistant:",)
     maps_per_head = 2
+    turn_end = "<end_of_utterance>\n"
 
     def __init__(self, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: Any) -> None:
         super().__init__(model=model, tokenizer=tokenizer, image_processor=image_processor)
@@ -45,6 +46,10 @@ class SmolVlmFamily(StockFamily):
     def prompt(self, text: str, images: int = 1) -> str:
         """The user's text behind the images; a beginning that the tokenizer does not write is written here."""
         return f"{self.start}User:{self.image_token * images}{text}<end_of_utterance>\nAssistant:"
+
+    def later_prompt(self, text: str) -> str:
+        """Without the beginning; a turn of words alone has a space before them."""
+        return f"User: {text}<end_of_utterance>\nAssistant:"
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
         """Tiles and whole images of all images, one image after the other."""

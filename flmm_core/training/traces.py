@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flmm_core.data.samples import MISTAKE, REASON, REFER_KINDS, Sample, Span, Turn, expressions_of, refer_turn
+from flmm_core.data.samples import DETAIL, MISTAKE, REASON, REFER_KINDS, Sample, Span, Turn, expressions_of, refer_turn
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.types import ImageGeometry
@@ -67,11 +67,11 @@ def choose_turns(sample: Sample, most: int, rng: np.random.Generator) -> list[Tu
     Of the expressions of refer mode one for each thing is taken, as they are read in one sequence (F-LMM, training).
 
     Args:
-        sample: with its turns; those without an answer cannot be read.
+        sample: with its turns; those without phrases in an answer cannot be read.
         most: turns to take.
         rng: chooses.
     """
-    turns = [turn for turn in sample.turns if turn.kind != REASON]
+    turns = [turn for turn in sample.turns if turn.kind not in (REASON, DETAIL)]
     order = [turns[i] for i in rng.permutation(len(turns))]
     before: Counter[str] = Counter()
     rounds = []

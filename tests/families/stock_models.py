@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from tiny_models import TEXTS
+from tiny_models import TEXTS, random_image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from flmm_core.frozen_lmm import FrozenLmm
 
 TEXT = {
     "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -51,3 +53,24 @@ def save(folder: Path, model, tokenizer, image_processor, template: str | None =
 def turn(text: str, images: int = 1):
     """A user's turn as chat templates take it."""
     return [{"role": "user", "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}]
+
+
+def check_turns(lmm: FrozenLmm, template: str, *, kept: tuple[str, str] = ("", "")) -> None:
+    """Later turns of a conversation are those of the chat template, from the first question's end on.
+
+    Args:
+        lmm: of the family.
+        template: renders a whole conversation.
+        kept: how the template begins an answer that was given, and how the model began it when it gave it: that is what it
+            reads again, where the two differ.
+    """
+    said = [{"role": "assistant", "content": [{"type": "text", "text": "a red mug"}]}]
+    later = {"add_generation_prompt": True, "enable_thinking": False, "tokenize": False}
+    chat = [*turn("what is it?"), *said, *turn("where is it?", images=0), *said, *turn("why?", images=0)]
+    theirs = lmm.words.tokenizer.apply_chat_template(chat, chat_template=template, **later)
+    layouts = lmm.family.prepare([random_image(64, 64)]).layouts
+    history = [("what is it?", "a red mug"), ("where is it?", "a red mug")]
+    ours = lmm.words.prompt_text("why?", layouts, chat=True, history=history)
+    if kept[0]:
+        theirs = theirs.replace(kept[0] + "a red mug", kept[1] + "a red mug")
+    assert ours.split("what is it?")[1] == theirs.split("what is it?")[1]

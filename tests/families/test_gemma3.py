@@ -131,3 +131,7 @@ def test_prompt_and_images_are_the_processors(lmm, names):
     assert torch.equal(theirs["pixel_values"], prepared.inputs["pixel_values"])
     inputs = lmm.family.model_inputs(lmm.model, torch.tensor([ids]), lmm.family.encode(lmm.model, prepared))
     assert torch.equal(theirs["token_type_ids"], inputs["token_type_ids"])
+
+
+def test_later_turns_are_those_of_the_chat_template(lmm):
+    stock_models.check_turns(lmm, TEMPLATE, kept=("<start_of_turn>assistant\n", "<start_of_turn>model\n"))

@@ -105,3 +105,7 @@ def test_other_layouts_and_decoders_are_refused(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=words):
             family_of(Checkpoint(tmp_path))
+
+
+def test_later_turns_are_those_of_the_chat_template(lmm):
+    stock_models.check_turns(lmm, TEMPLATE)

@@ -5,6 +5,7 @@ import json
 
 import family_checks
 import pytest
+import stock_models
 import torch
 from family_checks import REGIONS, SIZES
 from tiny_models import random_image, tokenizer
@@ -142,3 +143,7 @@ def test_the_prompt_decides(saved, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_onevision", "text_config": {"model_type": "llama"}}))
     with pytest.raises(ValueError, match=r"llava_onevision: expected a decoder of kind 'qwen2'.*, got 'llama'"):
         family_of(Checkpoint(tmp_path))
+
+
+def test_later_turns_are_those_of_the_chat_template(lmms):
+    stock_models.check_turns(lmms[9], TEMPLATE, kept=("assistant \n", "assistant\n"))

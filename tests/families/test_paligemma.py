@@ -125,3 +125,9 @@ def test_a_prompt_without_its_end_is_refused(lmm):
     features = lmm.family.encode(lmm.model, prepared)
     with pytest.raises(ValueError, match="prompt: expected a line break at its end"):
         lmm.family.model_inputs(lmm.model, torch.tensor([[1, 5]]), features)
+
+
+def test_a_model_of_single_questions_has_no_history(lmm):
+    layouts = lmm.family.prepare([random_image(64, 64)]).layouts
+    with pytest.raises(ValueError, match="history: expected none, as paligemma answers single questions, got 1 turns"):
+        lmm.words.prompt_tokens("why?", layouts, chat=True, history=[("what?", "a mug")])

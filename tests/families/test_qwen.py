@@ -1,6 +1,7 @@
 """Qwen2.5-VL, Qwen3-VL and Qwen3.5: grids that follow the image, positions that the model keeps, deepstack, linear layers."""
 
 import pytest
+import stock_models
 import tiny_qwen
 import torch
 from family_checks import (
@@ -20,6 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from flmm_core.checkpoints import lmm_shape
 from flmm_core.families import Checkpoint, family_of
+from flmm_core.families.qwen2_5_vl import ASSISTANT
 from flmm_core.frozen_lmm import FrozenLmm
 
 
@@ -156,3 +158,8 @@ def test_boxes_are_in_the_units_of_the_kind(kind, tmp_path):
     far = (prepared[2] * patch, prepared[1] * patch) if kind == "qwen2_5_vl" else (1000, 1000)
     ((_, box),) = lmm.family.boxes.parse(f'{{"bbox_2d": [{far[0] // 2}, 0, {far[0]}, {far[1]}]}}', geometry)
     assert box == pytest.approx((75, 0, 150, 90), abs=1.5)
+
+
+def test_later_turns_are_those_of_the_chat_template(lmm):
+    thought = ASSISTANT + "<think>\n\n</think>\n\n" if lmm.family.model_type == "qwen3_5" else ASSISTANT
+    stock_models.check_turns(lmm, lmm.words.tokenizer.chat_template, kept=(ASSISTANT, thought))

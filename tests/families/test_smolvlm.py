@@ -105,3 +105,7 @@ def test_prompt_and_images_are_the_processors(lmm, names):
         assert (layout.rows, layout.columns) == SPLITS[name]
         string = get_image_prompt_string(*SPLITS[name], 64, "<fake_token_around_image>", "<image>", "<global-img>")
         assert words.decode(list(layout.ids)) == string
+
+
+def test_later_turns_are_those_of_the_chat_template(lmm):
+    stock_models.check_turns(lmm, lmm.words.tokenizer.chat_template)

@@ -1,0 +1,142 @@
+"""The page of `flmm chat --web`, in a real browser, with the shipped model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import flmm_tabletop
+from flmm_core.drawing.overlay import draw_overlay
+from flmm_core.pipeline import GroundingPipeline
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+PATIENCE = 30_000
+"""Milliseconds."""
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser: expected chromium or google-chrome on this machine")
+
+
+@pytest.fixture(scope="module")
+def scene(renderer):
+    return renderer.sample(7)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    flmm_tabletop.register()
+    return GroundingPipeline.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def address(pipeline, scene):
+    from flmm_cli.chat_page import make_page
+
+    page = make_page(pipeline, scene.image, remember=0)
+    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    yield url
+    page.close()
+
+
+@pytest.fixture
+def tab(address):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.goto(address)
+        page.locator("#masks img").wait_for(timeout=PATIENCE)
+        page.locator("#words textarea").wait_for(timeout=PATIENCE)
+        yield page
+        browser.close()
+
+
+def ask(tab, words):
+    tab.locator("#words textarea").fill(words)
+    tab.locator("#words textarea").press("Enter")
+
+
+def last_answer(tab):
+    said = tab.locator("#talk .bot.message")
+    return said.last.inner_text().strip() if said.count() else ""
+
+
+def picture(tab):
+    """The picture as the browser has it, ``[H, W, 3]``."""
+    source = tab.locator("#masks img").get_attribute("src")
+    content = base64.b64decode(source.split(",")[1]) if source.startswith("data:") else tab.request.get(source).body()
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def finished(tab, wanted):
+    limit = time.monotonic() + PATIENCE / 1000
+    while wanted not in last_answer(tab):
+        assert time.monotonic() < limit, f"expected {wanted!r} in the answer, got {last_answer(tab)!r}"
+        time.sleep(0.02)
+
+
+def test_masks_appear_while_the_words_arrive_and_keep_their_labels(tab, pipeline, scene, tmp_path):
+    answer = pipeline.chat(pipeline.encode(scene.image), "what is on the table?")
+    assert len(answer.phrases) > 1, "a scene with several things"
+    first = picture(tab)
+    assert (first == scene.image).all(), "before the first question: the image itself"
+    tab.evaluate(
+        """() => {
+            window.seen = [];
+            const look = () => {
+                const said = document.querySelectorAll('#talk .bot.message');
+                const words = said.length ? said[said.length - 1].innerText.trim() : '';
+                const shown = document.querySelector('#masks img')?.src;
+                const before = window.seen[window.seen.length - 1];
+                if (!before || before[0] !== words || before[1] !== shown) window.seen.push([words, shown]);
+            };
+            const all = {subtree: true, childList: true, characterData: true, attributes: true};
+            new MutationObserver(look).observe(document.body, all);
+            look();
+        }"""
+    )
+    ask(tab, "what is on the table?")
+    finished(tab, f"[{len(answer.phrases)}]")
+    time.sleep(1)
+    seen = tab.evaluate("window.seen")
+    whole = answer.text
+    partial = [words for words, _ in seen if words and whole.startswith(words) and len(words) < len(whole)]
+    assert len(set(partial)) > 2, f"words one by one, got {seen}"
+    early = {shown for words, shown in seen if words in partial and shown != seen[0][1]}
+    assert early, "a mask before the answer was complete"
+    labels = [f"[{label}]" for label in range(1, len(answer.phrases) + 1)]
+    assert np.array_equal(picture(tab), draw_overlay(scene.image, answer, details=labels)), "the refined masks"
+    ask(tab, "where is [2]?")
+    finished(tab, answer.phrases[1].text)
+    finished(tab, "[2]")
+    tab.screenshot(path=tmp_path / "page.png")
+
+
+def test_what_cannot_be_answered_is_said_and_the_page_goes_on(tab):
+    ask(tab, "?!")
+    finished(tab, "no answer: text: expected at least one letter or digit, got '?!'")
+    ask(tab, "where is [5]?")
+    finished(tab, "no answer: label: expected one of those given (none yet), got 5")
+    ask(tab, "what is on the table?")
+    finished(tab, "[1]")
+
+
+def test_each_tab_has_a_conversation_of_its_own(tab, address):
+    ask(tab, "what is on the table?")
+    finished(tab, "[1]")
+    other = tab.context.browser.new_page()
+    other.goto(address)
+    other.locator("#words textarea").wait_for(timeout=PATIENCE)
+    time.sleep(1)
+    ask(other, "where is [1]?")
+    finished(other, "none yet")
+    tab.get_by_text("Begin anew").click()
+    tab.wait_for_function("!document.querySelector('#talk .bot.message')", timeout=PATIENCE)
+    ask(tab, "where is [1]?")
+    finished(tab, "none yet")
