@@ -29,6 +29,7 @@ MODULES = (
     "convert",
     "export",
     "bag",
+    "fleet",
     "bench",
     "soak",
 )

@@ -23,13 +23,26 @@ def read_image(path: Path) -> np.ndarray:
     """
     if not path.is_file():
         raise ValueError(f"expected an image at {path}, got no such file")
+    return _read(path, f"at {path}")
+
+
+def read_image_bytes(content: bytes) -> np.ndarray:
+    """Read the content of an image file, ``[H, W, 3]`` uint8 RGB; see :func:`as_seen`.
+
+    Raises:
+        ValueError: it is no image, or is damaged.
+    """
+    return _read(io.BytesIO(content), f"in {len(content)} bytes")
+
+
+def _read(source: Path | io.BytesIO, place: str) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return as_seen(image)
     except UnidentifiedImageError as error:
-        raise ValueError(f"expected an image at {path}, got a file that is none") from error
+        raise ValueError(f"expected an image {place}, got a file that is none") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected an image at {path}, got one that cannot be read ({error})") from error
+        raise ValueError(f"expected an image {place}, got one that cannot be read ({error})") from error
 
 
 def as_seen(image: Image.Image) -> np.ndarray:

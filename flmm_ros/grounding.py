@@ -88,7 +88,7 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
         self._inputs: dict[str, Subscription[Any]] = {}
         """While active, by topic before remapping."""
         self._watched: tuple[str, ...] = ()
-        self._server = GroundingServer(lambda: load(parameters.grounding_config(self)), lost=self._on_lost)
+        self._server = GroundingServer(lambda: self._pipeline(load), lost=self._on_lost)
         self._answers = qos.create_publisher(self, GroundedAnswer, "~/answer", qos.commands())
         self._texts = qos.create_publisher(self, String, "~/answer_text", qos.commands())
         self._watch_results = qos.create_publisher(self, GroundedAnswer, "~/watched", qos.images())
@@ -104,6 +104,16 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
         if parameters.value(self, "autostart"):
             # By a clock that goes on when simulated time stands still.
             self._starter = self.create_timer(0.0, self._autostart, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _pipeline(self, load: Callable[[GroundingConfig], Pipeline]) -> Pipeline:
+        """A model of its own, or the fleet at the address that is asked for."""
+        if address := parameters.value(self, "server"):
+            from flmm_core.serving.remote import RemotePipeline
+
+            remote = RemotePipeline(address)
+            remote.describe()  # that there is no fleet is said at once
+            return remote
+        return load(parameters.grounding_config(self))
 
     @property
     def _compressed(self) -> bool:
@@ -300,7 +310,7 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
             picture = partial(self._pictures.given, goal.request.image)
         request = Request(
             command.mode,
-            words,
+            (words,),
             picture=picture,
             reply=partial(self._reply, command),
             limits=partial(self._limits, goal),

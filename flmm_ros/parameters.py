@@ -28,6 +28,13 @@ NODE_TUNABLES = (
         "Load the model and take commands at once. Off: wait for the transitions configure and activate.",
     ),
     Tunable(
+        "server",
+        str,
+        "",
+        "Address of a fleet that answers in place of a model of this node's own, as http://fleet.local:8000; empty: none. Of"
+        " the parameters about models max_new_tokens and max_phrases are still this node's.",
+    ),
+    Tunable(
         "image_transport",
         str,
         "raw",

@@ -35,6 +35,7 @@ REQUIREMENTS = tuple(
         "requirements-bag.txt",
         "requirements-voice.txt",
         "requirements-web.txt",
+        "requirements-fleet.txt",
         "requirements-dev.txt",
         "requirements-ros.txt",
     )

@@ -15,10 +15,10 @@ from typing import Any
 from flmm_cli.soaking.report import table
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/reliability.md", "docs/reference.md", "docs/data.md")
+DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/reliability.md", "docs/reference.md", "docs/data.md", "docs/fleet.md")
 EVALUATION, ATTENTION, OTHER_WORDS = "docs/eval_tabletop.json", "docs/attention.json", "docs/other_words.json"
 RELIABILITY, PICKING, PAIRING = "docs/reliability.json", "docs/picking.json", "docs/pairing.json"
-BASELINE = "docs/field/baseline.json"
+BASELINE, FLEET = "docs/field/baseline.json", "docs/fleet.json"
 FIELD = {
     "res_together": "res data/field/refcoco@val --protocol together",
     "res_apart": "res data/field/refcoco@val --protocol apart",
@@ -37,6 +37,7 @@ COMMANDS = {
     PICKING: f"flmm eval picking --count 100 --json {PICKING}",
     PAIRING: f"python scripts/measure_pairing.py --json {PAIRING}",
     OTHER_WORDS: f"python scripts/measure_other_words.py --json {OTHER_WORDS}",
+    FLEET: f"python scripts/measure_fleet.py --json {FLEET}",
     BASELINE: f"flmm eval baseline data/test --limit 20 --json {BASELINE}",
     **{f"docs/field/{name}.json": f"flmm eval {words} --json docs/field/{name}.json" for name, words in FIELD.items()},
 }
@@ -175,6 +176,28 @@ def baseline(report: Report) -> list[str]:
     return [f"Measured by `{report['command']}` on {report['images']} images.", "", *table_]
 
 
+def fleet(report: Report) -> list[str]:
+    """One replica and two in turn, and the run in which one is killed."""
+    robots, cpus = report["robots"], report["machine"]["cpus"]
+    measured = f"Measured by `{report['command']}`: {robots} robots, on {cpus} CPUs that run robots, Ray and replicas together."
+    runs = [
+        (f"{replicas} replica{'s' if replicas != '1' else ''}, round {number}", run)
+        for number, pair in enumerate(zip(*report["rounds"].values(), strict=True), 1)
+        for replicas, run in zip(report["rounds"], pair, strict=True)
+    ]
+    runs.append(("2 replicas, one killed", report["killed"]))
+    names = ("given", "answered", "lost", "doubled", "answers a second", "wait p50, s", "wait p95, s")
+    cells = [(title, *(str(run[name]) for name in names)) for title, run in runs]
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in report["ratios"])
+    return [
+        measured,
+        "",
+        *_table(("Run", *names), cells),
+        "",
+        f"Two replicas against one, round by round: {ratios} times the answers.",
+    ]
+
+
 BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     "summary": (EVALUATION, summary),
     "evaluation": (EVALUATION, evaluation),
@@ -185,6 +208,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     "pairing": (PAIRING, pairing),
     **{name: (f"docs/field/{name}.json", field) for name in FIELD},
     "baseline": (BASELINE, baseline),
+    "fleet": (FLEET, fleet),
 }
 """Of each block the file that it is made of, and what makes its lines."""
 

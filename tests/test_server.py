@@ -90,7 +90,7 @@ class Bench:
     def request(self, words, mode=Mode.CHAT, **options):
         options.setdefault("picture", lambda: Picture(PIXELS, "source"))
         options.setdefault("reply", lambda reply: self.replies.append((words, reply)))
-        return Request(mode, words, **options)
+        return Request(mode, (words,), **options)
 
     def submit(self, *words, **options):
         requests = [self.request(word, **options) for word in words]
@@ -191,7 +191,7 @@ def test_an_answer_that_cannot_be_sent_becomes_a_refusal(bench):
 def test_a_reply_is_claimed_once():
     for _ in range(50):
         replies = []
-        request = Request(Mode.CHAT, "words", picture=lambda: None, reply=replies.append)
+        request = Request(Mode.CHAT, ("words",), picture=lambda: None, reply=replies.append)
         barrier, claims = threading.Barrier(8), []
 
         def claim(request=request, barrier=barrier, claims=claims):

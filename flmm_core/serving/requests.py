@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -101,7 +101,7 @@ class Request:
 
     Args:
         mode: CHAT or REFER.
-        words: as the model reads them, see :func:`clean_text`.
+        words: as the model reads them, see :func:`clean_text`: the question, or the phrases of refer mode.
         picture: gives the picture when the command's turn comes, in the worker's thread; may raise :class:`RefusedError`.
         reply: takes the reply, in any thread. If it cannot send it and raises, it is called again with a refusal that says so.
         limits: of the answer. Asked when the command's turn comes; may raise :class:`RefusedError`.
@@ -112,7 +112,7 @@ class Request:
     def __init__(
         self,
         mode: Mode,
-        words: str,
+        words: Sequence[str],
         *,
         picture: Callable[[], Picture],
         reply: Callable[[Reply], None],
@@ -121,7 +121,7 @@ class Request:
         watch: Watcher | None = None,
     ) -> None:
         self.mode = mode
-        self.words = words
+        self.words = tuple(words)
         self.picture = picture
         self.limits = limits
         self.client = client

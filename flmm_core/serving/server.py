@@ -261,11 +261,11 @@ class GroundingServer:
         fetched = time.monotonic()
         image = pipeline.encode(picture.pixels)
         if request.mode == Mode.REFER:
-            answer = pipeline.refer(image, [request.words], watch=request.watch)
+            answer = pipeline.refer(image, request.words, watch=request.watch)
         else:
             answer = pipeline.chat(
                 image,
-                request.words,
+                request.words[0],
                 max_new_tokens=limits.max_new_tokens,
                 max_phrases=limits.max_phrases,
                 watch=request.watch,

@@ -55,6 +55,7 @@ FAILURES = {
     ),
     "out of range": ({"max_new_tokens": 0}, 2, "parameter max_new_tokens: expected 1 to 1024 tokens, got 0"),
     "unknown name": ({"max_imageage": 3}, 2, "unknown parameter max_imageage: did you mean max_image_age?"),
+    "no fleet": ({"server": "http://127.0.0.1:9"}, 1, "server http://127.0.0.1:9: expected a fleet of `flmm fleet`, got"),
     "no such device": ({"device": "abacus"}, 1, "abacus"),
 }
 

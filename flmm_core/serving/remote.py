@@ -1,0 +1,179 @@
+"""A pipeline that lives elsewhere: commands go to a fleet over HTTP, answers come back as the same types. Knows no models.
+
+A command is a pure function of its image and words, so one whose replica dies is sent again, to another: its caller gets one
+answer.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+
+from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
+from flmm_core.plain_text import one_line
+from flmm_core.serving.requests import Mode, Status
+from flmm_core.serving.wire import WireCommand, answer_from_json, image_bytes
+from flmm_core.types import GroundedAnswer
+from flmm_core.watcher import Watcher
+
+PATIENCE = 30.0
+"""Seconds for which a command is sent again while no replica answers it."""
+_PAUSE = 0.25
+"""Seconds before it is sent again, at first; twice as long each time, up to :data:`_LONGEST_PAUSE`."""
+_LONGEST_PAUSE = 2.0
+_SILENCE = httpx.Timeout(10.0)
+"""Longest silence of a replica at work: it says something several times a second."""
+_AGAIN = (Status.BUSY, Status.SHUTTING_DOWN)
+"""Refusals of one replica that another may not repeat."""
+
+
+class FleetError(RuntimeError):
+    """The fleet cannot be reached, or does not answer as one does."""
+
+
+@dataclass(frozen=True)
+class RemoteImage:
+    """An image as it is sent."""
+
+    content: bytes
+    """PNG."""
+
+
+class RemotePipeline:
+    """What a :class:`~flmm_core.serving.server.GroundingServer` serves, at the other end of a network.
+
+    Args:
+        server: address of the fleet, for instance ``http://fleet.local:8000``.
+        patience: seconds for which a command is sent again while no replica answers it.
+    """
+
+    def __init__(self, server: str, *, patience: float = PATIENCE) -> None:
+        if not server.startswith(("http://", "https://")):
+            raise ValueError(f"server: expected an address like http://fleet.local:8000, got {server!r}")
+        self._server = server.rstrip("/")
+        self._patience = patience
+        self._name = uuid.uuid4().hex
+        self._client = httpx.Client(timeout=_SILENCE)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def encode(self, image: np.ndarray) -> RemoteImage:
+        """Pack ``[H, W, 3]`` uint8 RGB, without loss."""
+        return RemoteImage(image_bytes(image))
+
+    def chat(
+        self,
+        image: RemoteImage,
+        text: str,
+        *,
+        max_new_tokens: int | None = None,
+        max_phrases: int | None = None,
+        watch: Watcher | None = None,
+    ) -> GroundedAnswer:
+        """Answer and ground; see :meth:`flmm_core.pipeline.GroundingPipeline.chat`.
+
+        Raises:
+            CommandError: the words cannot be used.
+            CommandCancelledError: ``watch`` said so.
+            MemoryFullError: the replica has too little memory left.
+            FleetError: no replica answered.
+        """
+        command = WireCommand(Mode.CHAT.name, (text,), self._name, max_new_tokens, max_phrases)
+        return self._answer(image, command, watch or Watcher())
+
+    def refer(self, image: RemoteImage, phrases: Sequence[str], *, watch: Watcher | None = None) -> GroundedAnswer:
+        """Ground given phrases; raises what :meth:`chat` does."""
+        return self._answer(image, WireCommand(Mode.REFER.name, tuple(phrases), self._name), watch or Watcher())
+
+    def describe(self) -> Mapping[str, str]:
+        """What the replicas run, as one of them says it."""
+        try:
+            response = self._client.get(f"{self._server}/describe")
+            response.raise_for_status()
+            facts = response.json()["model"]
+        except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise FleetError(f"server {self._server}: expected a fleet of `flmm fleet`, got {_reason(error)}") from error
+        return {"server": self._server, **facts}
+
+    def device_memory(self) -> int:
+        """0: it has no GPU of its own."""
+        return 0
+
+    def _answer(self, image: RemoteImage, command: WireCommand, watch: Watcher) -> GroundedAnswer:
+        limit, pause = time.monotonic() + self._patience, _PAUSE
+        while True:
+            try:
+                return self._try(image, command, watch)
+            except (httpx.HTTPError, _TryAgainError) as error:
+                if time.monotonic() + pause > limit:
+                    reason = f"no answer for {self._patience:g} s ({_reason(error)})"
+                    raise FleetError(f"server {self._server}: expected an answer, got {reason}") from error
+            if watch.cancelled():
+                raise CommandCancelledError("command: cancelled before a replica took it")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _try(self, image: RemoteImage, command: WireCommand, watch: Watcher) -> GroundedAnswer:
+        form = {"data": {"command": command.to_json()}, "files": {"image": ("image.png", image.content, "image/png")}}
+        with self._client.stream("POST", f"{self._server}/ground", **form) as response:  # type: ignore[arg-type]
+            if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+                raise CommandError(f"command: {_detail(response.read())}")
+            if not response.is_success:
+                raise _TryAgainError(f"HTTP {response.status_code}")
+            for line in _lines(response):
+                if watch.cancelled():
+                    raise CommandCancelledError("command: cancelled")  # the stream is closed, and the replica stops
+                if "answer" in line:
+                    return answer_from_json(line["answer"])
+                if "refused" in line:
+                    raise _error(Status[line["refused"]], line["reason"])
+                if "stage" in line:
+                    watch.on_stage(line["stage"])
+                if "text" in line:
+                    watch.on_text(line["text"])
+        raise _TryAgainError("a reply that ends too early")
+
+
+class _TryAgainError(Exception):
+    """This replica did not answer; another may."""
+
+
+def _lines(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    for line in response.iter_lines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:  # the replica died in the middle of it
+            raise _TryAgainError("a broken reply") from error
+
+
+def _error(status: Status, reason: str) -> Exception:
+    """A refusal as the error that a pipeline raises."""
+    if status in _AGAIN:
+        return _TryAgainError(reason)
+    if status == Status.BAD_COMMAND:
+        return CommandError(reason.removeprefix("the command cannot be used: "))
+    if status == Status.OUT_OF_MEMORY:
+        return MemoryFullError(reason)
+    if status == Status.CANCELLED:
+        return CommandCancelledError(reason)
+    return FleetError(reason.removeprefix("the model failed: "))
+
+
+def _detail(content: bytes) -> str:
+    try:
+        return one_line(ValueError(str(json.loads(content)["detail"])))
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return "the server refused it"
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error) if str(error) else type(error).__name__

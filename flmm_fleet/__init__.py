@@ -1,0 +1,1 @@
+"""Many robots on several replicas of one model: deployment on Ray Serve. Knows no ROS."""

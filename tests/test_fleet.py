@@ -1,0 +1,220 @@
+"""A fleet of two replicas of a tiny random model on this machine, and robots that give it commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+from tiny_models import random_image, save_model
+
+from flmm_bench.robots import Task, drive
+from flmm_core.config import GroundingConfig
+from flmm_core.errors import CommandCancelledError, CommandError
+from flmm_core.pipeline import GroundingPipeline
+from flmm_core.serving.remote import FleetError, RemotePipeline
+from flmm_core.serving.wire import WireCommand, answer_from_json, answer_to_json, image_bytes
+from flmm_core.watcher import Watcher
+
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+ROBOTS, COMMANDS = 50, 4
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp("model")
+    save_model(root)
+    parts = {part: str(root / part) for part in ("lmm", "heads", "sam")}
+    every_word = {"selector_threshold": 0.0, "presence_threshold": 0.0}
+    return GroundingConfig(**parts, **every_word, device="cpu", max_new_tokens=8, cpu_threads=1)
+
+
+@pytest.fixture(scope="module")
+def local(config):
+    return GroundingPipeline.from_config(config)
+
+
+@pytest.fixture(scope="module")
+def address(config):
+    from flmm_cli.model_options import load_pipeline
+    from flmm_fleet.deployment import FleetSettings, start_fleet, stop_fleet
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    yield start_fleet(config, load_pipeline, FleetSettings(replicas=2, waiting=8, port=port))
+    stop_fleet()
+
+
+@pytest.fixture
+def remote(address):
+    made = RemotePipeline(address, patience=20)
+    yield made
+    made.close()
+
+
+def pixels(seed=0):
+    return np.asarray(random_image(60, 80, seed=seed))
+
+
+def same(answer, other):
+    assert (answer.text, answer.image_height, answer.image_width) == (other.text, other.image_height, other.image_width)
+    assert answer.left_out == other.left_out and len(answer.phrases) == len(other.phrases)
+    for one, two in zip(answer.phrases, other.phrases, strict=True):
+        names = ("text", "start", "end", "box", "absent")
+        assert [getattr(one, name) for name in names] == [getattr(two, name) for name in names]
+        assert (one.score, one.presence) == pytest.approx((two.score, two.presence), abs=1e-4)
+        assert (one.mask == two.mask).mean() > 0.999
+
+
+# --- the wire ---
+
+
+def test_answers_come_through_json_as_they_are(local):
+    image = local.encode(pixels())
+    for answer in (local.chat(image, "what?"), local.refer(image, ["mug", "é box"]), local.chat(image, "what?", masks=False)):
+        again = answer_from_json(answer_to_json(answer))
+        same(again, answer)
+        assert all((one.mask == two.mask).all() for one, two in zip(again.phrases, answer.phrases, strict=True))
+        assert again.seconds == answer.seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no", "command: expected JSON, got 'no'"),
+        ("[]", "command: expected an object of mode, words"),
+        ('{"mode": "CHAT", "words": ["a"], "colour": 1}', "command: expected an object of mode, words"),
+        ('{"mode": "WATCH", "words": ["a"]}', "mode: expected one of CHAT, REFER, got 'WATCH'"),
+        ('{"mode": "CHAT", "words": "a"}', "words: expected a list of at least one text"),
+        ('{"mode": "CHAT", "words": []}', "words: expected a list of at least one text"),
+        ('{"mode": "CHAT", "words": ["a", "b"]}', "words: expected one question, got 2"),
+        ('{"mode": "CHAT", "words": ["a"], "max_phrases": "7"}', "max_phrases: expected a whole number, got '7'"),
+        ('{"mode": "CHAT", "words": ["a"], "max_new_tokens": true}', "max_new_tokens: expected a whole number, got True"),
+    ],
+)
+def test_bad_commands_are_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        WireCommand.from_json(text)
+
+
+def test_a_command_comes_through_json_as_it_is():
+    command = WireCommand("REFER", ("the é mug", "box"), "me", None, 3)
+    assert WireCommand.from_json(command.to_json()) == command
+
+
+# --- a client without a fleet ---
+
+
+def test_no_fleet_is_said_with_its_address():
+    remote = RemotePipeline("http://127.0.0.1:9", patience=0.5)
+    with pytest.raises(FleetError, match=r"server http://127.0.0.1:9: .* got no answer for 0.5 s \(.*refused\)"):
+        remote.chat(remote.encode(pixels()), "what?")
+    with pytest.raises(FleetError, match=r"server http://127.0.0.1:9: expected a fleet of `flmm fleet`, got .*refused"):
+        remote.describe()
+    with pytest.raises(ValueError, match=r"server: expected an address like http://fleet.local:8000, got 'fleet'"):
+        RemotePipeline("fleet")
+
+
+# --- a fleet ---
+
+
+class Follower(Watcher):
+    def __init__(self, end=None):
+        self.stages, self.texts, self.end = [], [], end
+
+    def on_stage(self, stage):
+        self.stages.append(stage)
+
+    def on_text(self, text):
+        self.texts.append(text)
+        if self.end:
+            self.cancel()
+
+
+def test_its_answers_are_those_of_a_pipeline_here(local, remote):
+    here, there = local.encode(pixels()), remote.encode(pixels())
+    follower = Follower()
+    answer = remote.chat(there, "what is there?", watch=follower)
+    same(answer, local.chat(here, "what is there?"))
+    assert follower.stages == ["image", "lmm", "keywords", "mask_head", "refiner"]
+    assert follower.texts and follower.texts[-1] == answer.text
+    same(remote.refer(there, ["red mug", "lemon"]), local.refer(here, ["red mug", "lemon"]))
+    limits = {"max_new_tokens": 3, "max_phrases": 1}
+    same(remote.chat(there, "what is there?", **limits), local.chat(here, "what is there?", **limits))
+    facts = remote.describe()
+    assert facts["server"].startswith("http://127.0.0.1") and facts["device"] == "cpu"
+
+
+def test_its_refusals_are_those_of_a_pipeline_here(remote):
+    image = remote.encode(pixels())
+    with pytest.raises(CommandError, match=r"^text: expected at least one letter or digit, got '!'$"):
+        remote.chat(image, "!")
+    with pytest.raises(CommandError, match="expected no special tokens of the LMM, got '<image>'"):
+        remote.refer(image, ["an <image>"])
+    remote.chat(image, "and it goes on")
+
+
+def test_what_is_no_command_is_refused(address):
+    image = {"image": ("a.png", image_bytes(pixels()))}
+    good = WireCommand("CHAT", ("what?",)).to_json()
+    for form, reason in (
+        ({"files": image}, "expected a form of a file `image` and a text `command`, got another one"),
+        ({"data": {"command": good}}, "expected a form of a file `image` and a text `command`, got another one"),
+        ({"files": image, "data": {"command": "{}"}}, "command: expected an object of mode, words"),
+        (
+            {"files": {"image": ("a.png", b"none")}, "data": {"command": good}},
+            "expected an image in 4 bytes, got a file that is",
+        ),
+    ):
+        response = httpx.post(f"{address}/ground", **form)
+        assert response.status_code == 422 and response.json()["detail"].startswith(reason)
+    assert httpx.get(f"{address}/ground").status_code == 404
+
+
+def test_a_command_is_cancelled(remote):
+    image, follower = remote.encode(pixels()), Follower(end=True)
+    with pytest.raises(CommandCancelledError):
+        remote.chat(image, "what is there?", watch=follower)
+    assert remote.chat(image, "what is there?").text
+
+
+def processes(address, wanted, patience):
+    """Process ids of the replicas, once there are as many as wanted."""
+    limit, seen = time.monotonic() + patience, {}
+    while time.monotonic() < limit:
+        try:
+            process = httpx.get(f"{address}/describe", timeout=5).json()["process"]
+            seen[process] = time.monotonic()
+        except (httpx.HTTPError, ValueError, KeyError):
+            pass
+        recent = {process for process, at in seen.items() if time.monotonic() - at < 5}
+        if len(recent) >= wanted:
+            return recent
+        time.sleep(0.05)
+    raise AssertionError(f"expected {wanted} replicas within {patience} s, got {len(seen)}")
+
+
+def test_no_command_is_lost_or_doubled_when_a_replica_is_killed(address, local):
+    """50 robots, each with images of its own; a replica is killed when a third of the commands are answered."""
+    tasks = [[Task(pixels(100 * r + c), f"what is at {r} and {c}?") for c in range(COMMANDS)] for r in range(ROBOTS)]
+    expected = {(r, c): local.chat(local.encode(t.image), t.words) for r, own in enumerate(tasks) for c, t in enumerate(own)}
+    victim = min(processes(address, 2, 30))
+    killed = threading.Event()
+
+    def kill(count):
+        if count == ROBOTS * COMMANDS // 3:
+            os.kill(victim, signal.SIGKILL)
+            killed.set()
+
+    books = drive(address, tasks, patience=120, on_outcome=kill)
+    assert killed.is_set()
+    assert (books.given, books.lost, books.doubled) == (ROBOTS * COMMANDS, 0, 0), [o.reason for o in books.outcomes if o.reason]
+    for outcome in books.outcomes:
+        same(outcome.answer, expected[outcome.robot, outcome.command])
+    assert victim not in processes(address, 2, 90), "another one took its place"
