@@ -32,8 +32,22 @@ class UNetConfig:
     """Attention channels of the LMM: layers * query heads."""
     base_channels: int = 64
     """Channels of the first stage; each further stage doubles them."""
+    kept: tuple[int, ...] = ()
+    """Attention channels that it sees, in this order; none for all, as the published heads do."""
+    sink_quantile: float = 1.0
+    """Cells above this quantile of their map are cut down to it: attention sinks take much and mean nothing; 1: none."""
+
+    @property
+    def channels(self) -> int:
+        """Of the network's input."""
+        return len(self.kept) or self.in_channels
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kept", tuple(self.kept))  # a list where it comes from JSON
+        if not all(0 <= channel < self.in_channels for channel in self.kept) or len(set(self.kept)) < len(self.kept):
+            raise ValueError(f"U-Net: expected different channels of 0 to {self.in_channels - 1}, got {list(self.kept)}")
+        if not 0 < self.sink_quantile <= 1:
+            raise ValueError(f"U-Net: expected a quantile above 0 and up to 1 for attention sinks, got {self.sink_quantile}")
         if self.in_channels < 1 or self.base_channels < 1:
             raise ValueError(f"U-Net: expected at least one channel, got {self.in_channels} in, {self.base_channels} base")
 
@@ -92,7 +106,7 @@ class UNetHead(nn.Module):
         self.engine: Callable[[Tensor], Tensor] | None = None
         """Stands in for :meth:`network`."""
         widths = [config.base_channels * 2**i for i in range(STAGES)]
-        stages = [nn.Sequential(_Block(config.in_channels, widths[0]))]
+        stages = [nn.Sequential(_Block(config.channels, widths[0]))]
         for before, after in pairwise(widths):
             stages.append(nn.Sequential(nn.MaxPool2d(2), _Block(before, after)))
         self.encoder = nn.ModuleList(stages)
@@ -136,7 +150,7 @@ class UNetHead(nn.Module):
         """
         if maps.ndim != 4 or maps.shape[1] != self.config.in_channels:
             raise ValueError(f"maps: expected [n, {self.config.in_channels}, h, w], got {list(maps.shape)}")
-        x = prepare_maps(maps)
+        x = prepare_maps(maps[:, list(self.config.kept)] if self.config.kept else maps, self.config.sink_quantile)
         height, width = x.shape[-2:]
         if x.shape[0] == 0:
             return x.new_zeros(0, height, width)
@@ -146,16 +160,19 @@ class UNetHead(nn.Module):
         return logits[:, :height, :width]
 
 
-def prepare_maps(maps: Tensor) -> Tensor:
-    """Give each map the sum 1 and enlarge small ones, in this order.
+def prepare_maps(maps: Tensor, sink_quantile: float = 1.0) -> Tensor:
+    """Cut attention sinks, give each map the sum 1 and enlarge small ones, in this order.
 
     Args:
         maps: ``[n, c, h, w]``, non-negative.
+        sink_quantile: cells above this quantile of their map are cut down to it.
 
     Returns:
         ``[n, c, h', w']`` float32; sizes are ``int(size * 64 / max(h, w))``, or the given ones if those are larger.
     """
     maps = maps.float()
+    if sink_quantile < 1 and maps.numel():
+        maps = maps.minimum(maps.flatten(-2).quantile(sink_quantile, dim=-1)[..., None, None])
     maps = maps / maps.sum(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
     scale = max(1.0, INPUT_SIZE / max(maps.shape[-2:]))
     if maps.shape[0] == 0:

@@ -192,7 +192,7 @@ def heads_info(path: Path) -> ModelInfo:
             sam = "not said"
         facts = {
             "format": "this project's folder" if path.is_dir() else "published .pth",
-            "channels": f"{config.unet.in_channels}",
+            "channels": f"{config.unet.in_channels}" + (f", U-Net sees {len(config.unet.kept)}" if config.unet.kept else ""),
             "layers": f"{config.layers}",
             "hidden size": f"{config.hidden_size}",
             "U-Net": f"{config.unet.base_channels} channels, doubled in each of {STAGES} stages",

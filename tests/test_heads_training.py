@@ -13,14 +13,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_dataset import write_tiny_dataset
 from tiny_models import SAM_CONFIG, save_llava, tiny_heads, tiny_sam
+from torch.nn import functional as F
 
 from flmm_core.data.samples import REFER, Expression, Sample, Turn, refer_turn
 from flmm_core.data.tabletop import read_dataset
 from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.image_geometry import unpad
+from flmm_core.pipeline import GroundingPipeline
 from flmm_core.sam_refiner import SamRefiner
 from flmm_core.training import heads as heads_module
 from flmm_core.training.examples import Example, ExampleReader, TraceCache
-from flmm_core.training.heads import Batches, HeadsStage, figures_of, limited, train_heads
+from flmm_core.training.heads import Batches, HeadsStage, best_channels, figures_of, limited, train_heads
 from flmm_core.training.loop import accelerator_on
 from flmm_core.training.settings import HeadsSettings
 from flmm_core.training.traces import choose_turns, read_turns
@@ -362,3 +365,47 @@ def test_a_changed_lmm_is_found_out(data, lmm, sam, tmp_path, monkeypatch):
         train_heads(tmp_path / "out", settings, settings.LOOP, CPU)
     assert not (tmp_path / "out" / "heads").exists()
     assert accelerator_on(CPU).num_processes == 1
+
+
+def test_attention_heads_are_chosen_by_where_they_look(examples):
+    """Two channels are made to look at what is named, and nowhere else."""
+
+    def pointing(example):
+        traces = []
+        for trace in example.traces:
+            maps = torch.rand_like(trace.maps.float())
+            for i, objects in enumerate(trace.objects):
+                if objects:
+                    frame = torch.zeros(maps.shape[-2:])
+                    image = unpad(frame, trace.geometry)  # a view
+                    mask = torch.from_numpy(example.sample.mask(objects)).float()
+                    image[...] = F.interpolate(mask[None, None], image.shape, mode="area")[0, 0]
+                    maps[i, [3, 7]] = frame
+            traces.append(replace(trace, maps=maps))
+        return replace(example, traces=tuple(traces))
+
+    class Reader(list):
+        def read(self, index, epoch):
+            return self[index]
+
+    reader = Reader(map(pointing, examples))
+    assert best_channels(reader, 2) == (3, 7)
+    count = reader[0].traces[0].maps.shape[1]
+    assert best_channels(reader, count) == tuple(range(count))
+    with pytest.raises(ValueError, match=f"attention_heads: expected at most {count}, got {count + 1}"):
+        best_channels(reader, count + 1)
+
+
+def test_heads_of_few_attention_heads_are_trained_saved_and_used(data, lmm, sam, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = {"epochs": 0.2, "base_channels": 4, "turns": 2, "refined": 1, "attention_heads": 3, "sink_quantile": 0.9}
+    settings = HeadsSettings((str(data),), (str(data),), str(lmm), str(sam), val_samples=1, **options)
+    train_heads(tmp_path / "out", settings, settings.LOOP, CPU)
+    image, masks = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), []
+    for backend in ("torch", "onnx"):
+        parts = {"lmm": lmm, "heads": tmp_path / "out" / "heads", "sam": sam}
+        pipeline = GroundingPipeline.from_pretrained(**parts, device="cpu", presence_threshold=0.0, heads_backend=backend)
+        unet = pipeline.heads.config.unet
+        assert len(unet.kept) == 3 and unet.sink_quantile == 0.9
+        masks.append(pipeline.refer(pipeline.encode(image), "red mug").phrases[0].mask)
+    assert (masks[0] == masks[1]).mean() > 0.99, "the same in another runtime"

@@ -73,3 +73,39 @@ def test_names_of_the_published_heads():
 def test_published_size():
     count = sum(p.numel() for p in UNetHead(UNetConfig(in_channels=1024)).parameters())
     assert 7.3e6 < count < 8.4e6
+
+
+def test_kept_channels_are_all_that_is_seen():
+    maps = torch.rand(2, 6, 16, 16)
+    head = UNetHead(UNetConfig(in_channels=6, base_channels=4, kept=(4, 1))).eval()
+    alone = UNetHead(UNetConfig(in_channels=2, base_channels=4)).eval()
+    alone.load_state_dict(head.state_dict())
+    with torch.no_grad():
+        assert torch.equal(head(maps), alone(maps[:, [4, 1]]))
+        other = maps.clone()
+        other[:, [0, 2, 3, 5]] = torch.rand(2, 4, 16, 16)
+        assert torch.equal(head(other), head(maps))
+
+
+def test_sinks_are_cut_down_to_the_quantile():
+    maps = torch.full((1, 1, 8, 8), 0.5)
+    maps[0, 0, 0, 0] = 100.0
+    maps[0, 0, 4, 4] = 0.6
+    cut = prepare_maps(maps, 0.97)
+    even = prepare_maps(torch.full((1, 1, 8, 8), 0.5))
+    assert torch.allclose(cut, even, rtol=0.2), "neither the sink nor what is next to it sticks out"
+    assert torch.equal(prepare_maps(maps, 1.0), prepare_maps(maps))
+    assert prepare_maps(maps).amax() > 100 * cut.amax() / 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kept": (0, 6)}, r"U-Net: expected different channels of 0 to 5, got \[0, 6\]"),
+        ({"kept": (1, 1)}, r"U-Net: expected different channels of 0 to 5, got \[1, 1\]"),
+        ({"sink_quantile": 0.0}, "U-Net: expected a quantile above 0 and up to 1 for attention sinks, got 0.0"),
+    ],
+)
+def test_impossible_heads_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        UNetConfig(in_channels=6, **options)

@@ -154,7 +154,7 @@ class NetworkSizes:
         encoder = sam.model.prompt_encoder
         height, width = encoder.image_embedding_size
         return cls(
-            channels=heads.config.unet.in_channels,
+            channels=heads.config.unet.channels,
             frame=sam.frame,
             embedding=(sam.text_size, height, width),
             mask=sam.mask_size,

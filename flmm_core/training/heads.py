@@ -29,6 +29,7 @@ from flmm_core.data.visit import spread
 from flmm_core.devices import resolve_device
 from flmm_core.drawing.overlay import contact_sheet, draw_overlay
 from flmm_core.drawing.truth import drawn_phrase
+from flmm_core.evaluation.attention_maps import share_on
 from flmm_core.evaluation.matching import Overlap
 from flmm_core.families import LoadedLmm
 from flmm_core.frozen_lmm import FrozenLmm
@@ -47,6 +48,9 @@ from flmm_core.types import GroundedAnswer
 
 PROBE_WEIGHT = 0.3
 """Of the keyword selector's loss (F-LMM, section 4), and of the presence score's."""
+
+CALIBRATION = 64
+"""Images on which attention heads are compared."""
 
 DRAWN = 6
 """Held-out images that are drawn when figures are measured."""
@@ -69,11 +73,7 @@ def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: to
     accelerator = accelerator_on(device)
     # Data first: what is wrong with them is said before an LMM is loaded.
     data, val = ([open_dataset(source) for source in sources] for sources in (settings.data, settings.val))
-    torch.manual_seed(settings.seed)
-    shape = lmm_shape(settings.lmm)
-    unet = UNetConfig(in_channels=shape.channels, base_channels=settings.base_channels)
-    config = HeadsConfig(unet=unet, layers=shape.layers, hidden_size=shape.hidden_size)
-    heads = GroundingHeads(config=config, sam=SamRefiner(sam=load_sam(settings.sam))).to(accelerator.device)
+    refiner = SamRefiner(sam=load_sam(settings.sam)).to(accelerator.device)
     dtype = resolve_device(GroundingConfig(device=str(accelerator.device), dtype=settings.dtype))[1]
     lmm = load_lmm(settings.lmm, device=accelerator.device, dtype=dtype)
     before = _checksum(lmm)
@@ -90,10 +90,16 @@ def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: to
             room = int(settings.cache_gigabytes * 1e9 / accelerator.num_processes)
             cache = TraceCache(Path(settings.cache) / folder, made_from, room)
         options = {"turns": settings.turns, "variants": variants, "seed": settings.seed}
-        return ExampleReader(datasets, lmm=lmm, refiner=heads.sam, cache=cache, tell=tqdm.write, **options)
+        return ExampleReader(datasets, lmm=lmm, refiner=refiner, cache=cache, tell=tqdm.write, **options)
 
     examples = reader(data, "train", settings.limit, settings.variants)
     held_out = reader(val, "val", settings.val_samples, 1)
+    shape = lmm_shape(settings.lmm)
+    kept = best_channels(examples, settings.attention_heads) if settings.attention_heads else ()
+    torch.manual_seed(settings.seed)
+    unet = UNetConfig(shape.channels, settings.base_channels, kept, settings.sink_quantile)
+    config = HeadsConfig(unet=unet, layers=shape.layers, hidden_size=shape.hidden_size)
+    heads = GroundingHeads(config=config, sam=refiner).to(accelerator.device)
     stage = HeadsStage(heads, settings)
     batches = Batches(len(examples), settings, accelerator, loop.accumulate)
     loop = replace(loop, steps=batches.steps)
@@ -132,6 +138,31 @@ def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: to
         print(f"LMM: unchanged, {before[:12]}; skipped images: {len(examples.skipped | held_out.skipped)}")
         save_heads(heads, out / "heads", origin=HeadsOrigin.of(lmm=settings.lmm, sam=settings.sam))
     accelerator.wait_for_everyone()
+
+
+def best_channels(examples: ExampleReader, count: int) -> tuple[int, ...]:
+    """The attention channels that point best, in order: a calibration on some images, without training.
+
+    A channel points as well as the mean share of its attention to the image that falls on what is named.
+
+    Args:
+        examples: to calibrate on, :data:`CALIBRATION` images spread over them.
+        count: channels wanted.
+
+    Raises:
+        ValueError: the LMM has fewer channels, or nothing is named.
+    """
+    shares: list[np.ndarray] = []
+    for index in tqdm(spread(len(examples), CALIBRATION), desc="attention heads", unit="image", leave=False):
+        example = examples.read(index, 0)
+        present = [phrase for phrase in example.phrases if phrase.objects]
+        targets = example.targets(present).numpy() > 0 if present else ()
+        for phrase, truth in zip(present, targets, strict=True):
+            shares.append(share_on(unpad(phrase.map[None].float(), phrase.trace.geometry)[0].numpy(), truth))
+    if not shares or count > len(shares[0]):
+        raise ValueError(f"attention_heads: expected at most {len(shares[0]) if shares else 0}, got {count}")
+    order = np.argsort(-np.mean(shares, axis=0), kind="stable")
+    return tuple(sorted(order[:count].tolist()))
 
 
 def limited(dataset: Dataset[Any], limit: int) -> Dataset[Any]:

@@ -93,6 +93,12 @@ class HeadsSettings(StageSettings):
     phrases: int = field(default=16, metadata=option("most phrases of an image in one pass", minimum=1))
     refined: int = field(default=16, metadata=option("most of them that SAM refines, too", minimum=1))
     base_channels: int = field(default=64, metadata=option("channels of the first stage of the U-Net", minimum=1))
+    attention_heads: int = field(
+        default=0, metadata=option("attention heads that the U-Net sees, those that point best at first; 0: all", minimum=0)
+    )
+    sink_quantile: float = field(
+        default=1.0, metadata=option("attention above this quantile of its map is cut down to it, against sinks; 1: none is")
+    )
     sam_rate: float = field(default=1.0, metadata=option("learning rate of SAM's parts, as a share of the others'"))
     cache: str = field(default="", metadata=option("folder for what LMM and SAM made of the images; empty: read every time"))
     cache_gigabytes: float = field(default=200.0, metadata=option("most that the folder may hold"))

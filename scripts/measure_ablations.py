@@ -1,0 +1,137 @@
+"""Measures what each part beyond the published heads brings, on the shipped world: same data, same steps, one thing changed.
+
+Each variant of the heads is trained anew by the trainer of ``flmm train heads``, for a part of the shipped heads' schedule, and
+grounds the expressions of held-out scenes::
+
+    flmm scenes --split train --seed 0 --count 2400 --out data/train
+    flmm scenes --split val --seed 0 --count 60 --out data/val
+    flmm scenes --split test --seed 0 --count 60 --out data/test
+    python scripts/measure_ablations.py --cache runs/heads/cache --json docs/ablations.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import flmm_tabletop
+from flmm_cli.json_files import provenance, write_json
+from flmm_core.config import GroundingConfig
+from flmm_core.data.formats import open_dataset
+from flmm_core.data.samples import REFER_KINDS, Sample, expressions_of
+from flmm_core.evaluation.benchmarks import first_of_each
+from flmm_core.evaluation.matching import Overlap
+from flmm_core.evaluation.metrics import Figure, Tally, cumulative_iou, share
+from flmm_core.evaluation.report import plain_figure
+from flmm_core.evaluation.tabletop import coarse_mask
+from flmm_core.pipeline import GroundingPipeline
+from flmm_core.training.heads import train_heads
+from flmm_core.training.settings import HeadsSettings
+from flmm_core.watcher import CoarseWatcher
+
+SHIPPED = HeadsSettings(
+    lmm="flmm-tabletop", sam="flmm-tabletop", batch=8, phrases=3, refined=1, base_channels=32, turns=13, variants=1,
+    sam_rate=0.3, val_samples=30, measure_every=10_000,
+)  # fmt: skip
+"""The recipe of the shipped heads, but for its length."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all 36 attention heads": {},
+    "the 12 that point best": {"attention_heads": 12},
+    "the 6 that point best": {"attention_heads": 6},
+    "sinks cut at the quantile 0.98": {"sink_quantile": 0.98},
+}
+ROUNDS = 5
+"""Of timing, in which the variants take turns."""
+
+
+def main() -> None:
+    """Train, measure, and write."""
+    parser = argparse.ArgumentParser(description="Measures what parts of the heads bring.")
+    parser.add_argument("--cache", default="runs/ablations/cache", help="as of `flmm train heads`")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder of the trained heads")
+    parser.add_argument("--epochs", type=float, default=0.7, help="of each training; the shipped heads have 5")
+    parser.add_argument("--json", type=Path, required=True, help="write the figures to this file")
+    args = parser.parse_args()
+    args.arguments = []
+    flmm_tabletop.register()
+    samples = list(open_dataset("data/test"))
+    pipelines = {}
+    for number, (name, changed) in enumerate(VARIANTS.items()):
+        out = args.out / f"heads_{number}"
+        if not (out / "heads").exists():
+            settings = replace(SHIPPED, cache=args.cache, epochs=args.epochs, **changed)
+            train_heads(out, settings, replace(HeadsSettings.LOOP, learning_rate=1e-3), torch.device("cpu"))
+        pipelines[name] = GroundingPipeline.from_pretrained(heads=out / "heads", presence_threshold=0.0, cpu_threads=1)
+    rows = {name: _masks(pipeline, samples) for name, pipeline in tqdm(pipelines.items(), desc="variants")}
+    first = next(iter(pipelines.values()))
+    presence = {str(threshold): _absence(first, samples, threshold) for threshold in (0.0, 0.5)}
+    record = {
+        **provenance(args, GroundingConfig(), parts=("lmm", "sam")),
+        "command": f"python scripts/measure_ablations.py --json {args.json}",
+        "epochs": args.epochs,
+        "images": len(samples),
+        "heads": {name: {figure: plain_figure(value) for figure, value in row.items()} for name, row in rows.items()},
+        "unet_share_of_time": _times(pipelines),
+        "presence": {name: {k: plain_figure(v) for k, v in row.items()} for name, row in presence.items()},
+    }
+    write_json(args.json, record)
+    print(f"figures: {args.json}")
+
+
+def _masks(pipeline: GroundingPipeline, samples: list[Sample]) -> dict[str, Figure]:
+    """CIoU of the expressions that mean something, one for each thing, before and after SAM."""
+    coarse: list[list[Overlap]] = []
+    refined: list[list[Overlap]] = []
+    for sample in samples:
+        asked = [one for one in _expressions(sample) if one.objects]
+        watch = CoarseWatcher()
+        answer = pipeline.refer(pipeline.encode(sample.image()), [one.words for one in asked], watch=watch)
+        assert watch.coarse is not None
+        true = [sample.mask(one.objects) for one in asked]
+        size = (answer.image_height, answer.image_width)
+        coarse.append([Overlap.of(coarse_mask(c, size, 0.5), t) for c, t in zip(watch.coarse.logits, true, strict=True)])
+        refined.append([Overlap.of(phrase.mask, t) for phrase, t in zip(answer.phrases, true, strict=True)])
+    return {"cIoU, U-Net": cumulative_iou(coarse), "cIoU, SAM": cumulative_iou(refined)}
+
+
+def _absence(pipeline: GroundingPipeline, samples: list[Sample], threshold: float) -> dict[str, Figure]:
+    """What gets a mask: names of what is not there, and of what is."""
+    pipeline.config = replace(pipeline.config, presence_threshold=threshold)
+    absent, present = [], []
+    for sample in samples:
+        asked = _expressions(sample)
+        answer = pipeline.refer(pipeline.encode(sample.image()), [one.words for one in asked])
+        masked = [bool(phrase.mask.any()) for phrase in answer.phrases]
+        absent.append(Tally.of(not got for got, one in zip(masked, asked, strict=True) if not one.objects))
+        present.append(Tally.of(got for got, one in zip(masked, asked, strict=True) if one.objects))
+    return {"no-target accuracy": share(absent), "target accuracy": share(present)}
+
+
+def _expressions(sample: Sample) -> list[Any]:
+    return first_of_each([one for turn in sample.turns if turn.kind in REFER_KINDS for one in expressions_of(turn)])
+
+
+def _times(pipelines: dict[str, GroundingPipeline]) -> dict[str, float]:
+    """Time of the U-Net on four phrases, as a share of the first variant's: best of rounds in which all take turns."""
+    best = dict.fromkeys(pipelines, float("inf"))
+    for _ in range(ROUNDS):
+        for name, pipeline in pipelines.items():
+            head = pipeline.heads.mask_head
+            maps = torch.rand(4, head.config.in_channels, 16, 16)
+            with torch.no_grad():
+                began = time.perf_counter()
+                for _ in range(10):
+                    head(maps)
+            best[name] = min(best[name], time.perf_counter() - began)
+    first = next(iter(best.values()))
+    return {name: round(seconds / first, 3) for name, seconds in best.items()}
+
+
+if __name__ == "__main__":
+    main()
