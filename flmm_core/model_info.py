@@ -21,6 +21,7 @@ from flmm_core.families import FAMILIES, Checkpoint, LmmFamily, LmmShape, family
 from flmm_core.fingerprints import lmm_fingerprint, lmm_weight_files, sam_fingerprint
 from flmm_core.mask_head import STAGES
 from flmm_core.sam_huggingface import is_sam_model, segment_anything_names
+from flmm_core.sam_transformers import is_transformers_sam
 from flmm_core.weight_files import StoredTensor, stored_tensors
 from flmm_core.weight_folders import CONFIG_FILE, WEIGHTS_FILE
 
@@ -89,7 +90,7 @@ def _kind(path: Path) -> str:
     fields = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     if fields.get("format") == HEADS_FORMAT:
         return "heads"
-    return "SAM" if is_sam_model(fields) or "format" in fields else "LMM"
+    return "SAM" if is_sam_model(fields) or is_transformers_sam(fields) or "format" in fields else "LMM"
 
 
 # --- LMMs -----------------------------------------------------------------------------------------------------------------
@@ -223,14 +224,14 @@ def sam_info(path: Path) -> ModelInfo:
         fields = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")) if path.is_dir() else {}
         if is_sam_model(fields):
             tensors = segment_anything_names(tensors)
-        own = {"format": str(fields["format"])} if "format" in fields else {}
+        if "format" in fields:
+            own = {name: str(value) for name, value in fields.items() if name != "version"}
+        elif is_transformers_sam(fields):
+            own = {"format": f"transformers' {fields['architectures'][0]}"}
+        else:
+            own = {"format": "transformers' SamModel" if path.is_dir() else "segment-anything .pth", **_vit(tensors)}
         facts = {
-            **(own or {"format": "transformers' SamModel" if path.is_dir() else "segment-anything .pth"}),
-            **(
-                {name: str(value) for name, value in fields.items() if name not in ("format", "version")}
-                if own
-                else _vit(tensors)
-            ),
+            **own,
             **_weights(tensors, ("float32",), [file]),
             "fingerprint": sam_fingerprint(path),
         }

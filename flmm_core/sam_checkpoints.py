@@ -12,6 +12,7 @@ from segment_anything.modeling import Sam
 from flmm_core import sources
 from flmm_core.errors import LoadError, explained
 from flmm_core.sam_huggingface import check_sam_config, is_sam_model, segment_anything_names
+from flmm_core.sam_transformers import TransformersSam, is_transformers_sam, load_transformers_sam
 from flmm_core.sam_vit import sam_vit_like
 from flmm_core.weight_folders import (
     CONFIG_FILE,
@@ -28,20 +29,25 @@ _SAM_FORMATS: dict[str, Callable[..., Sam]] = {}
 """Builders of the SAMs that folders may hold, by format; see :func:`register_sam_format`."""
 
 
-def load_sam(source: str | Path) -> Sam:
+def load_sam(source: str | Path) -> Sam | TransformersSam:
     """Load a SAM, in evaluation mode.
 
     Args:
         source: a folder written by :func:`save_sam` in a registered format, a ``.pth`` file of ``segment_anything``
             (ViT-B, -L, -H or any other size: sizes are read from the weights), a folder of transformers' ``SamModel``,
-            a registered model, or a name of the Hub: ``owner/name`` for a folder, ``owner/name/file.pth`` for a file.
+            ``Sam2Model`` or ``SamHQModel``, a registered model, or a name of the Hub: ``owner/name`` for a folder,
+            ``owner/name/file.pth`` for a file.
 
     Raises:
         LoadError: the file is damaged, of another kind, or of a format that is not registered.
     """
     path = sources.local("sam", source)
     with explained("SAM", path):
-        if path.is_dir() and not is_sam_model(config := read_json(path / CONFIG_FILE, "SAM")):
+        config = read_json(path / CONFIG_FILE, "SAM") if path.is_dir() else {}
+        if is_transformers_sam(config):
+            return load_transformers_sam(path, config["model_type"]).eval()
+        sam: Sam
+        if path.is_dir() and not is_sam_model(config):
             kind, fields = read_config(path, _SAM_FORMATS, "SAM")
             sam, state = _SAM_FORMATS[kind](**fields), read_safetensors(path / WEIGHTS_FILE, "SAM")
         else:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flmm_core.image_geometry import mask_box
+from flmm_core.sam_transformers import TransformersSam
 
 DECODER_BATCH = 8
 """Phrases that go through the mask decoder together; bounds memory on long answers."""
@@ -39,7 +40,7 @@ class SamImage:
     """An image that SAM's image encoder has seen."""
 
     embedding: Tensor
-    """``[1, 256, eh, ew]``."""
+    """``[1, 256, eh, ew]``; SAM 2 and HQ-SAM keep more of the image behind these channels."""
     image_height: int
     image_width: int
     input_height: int
@@ -76,9 +77,10 @@ class RefinedMasks:
 class SamRefiner(nn.Module):
     """SAM with a frozen image encoder; prompt encoder and mask decoder may be trained."""
 
-    def __init__(self, *, sam: Sam, config: RefinerConfig | None = None) -> None:
+    def __init__(self, *, sam: Sam | TransformersSam, config: RefinerConfig | None = None) -> None:
         super().__init__()
         self.model = sam
+        self._stretches = isinstance(sam, TransformersSam) and sam.stretches
         self.config = config or RefinerConfig()
         self.model.image_encoder.requires_grad_(False)
         self.encoder_engine: Callable[[Tensor], Tensor] | None = None
@@ -94,7 +96,7 @@ class SamRefiner(nn.Module):
     @property
     def frame(self) -> int:
         """Side of SAM's square input, pixels."""
-        return int(self.model.image_encoder.img_size)
+        return int(self.model.image_encoder.img_size)  # type: ignore[arg-type]
 
     def preprocess(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
         """SAM's own preprocessing.
@@ -112,6 +114,8 @@ class SamRefiner(nn.Module):
 
     def input_size(self, image_height: int, image_width: int) -> tuple[int, int]:
         """Height and width of an image inside SAM's input, pixels."""
+        if self._stretches:
+            return self.frame, self.frame
         height, width = ResizeLongestSide.get_preprocess_shape(image_height, image_width, self.frame)
         return max(1, height), max(1, width)  # SAM's own rounding leaves nothing of a one-pixel line
 

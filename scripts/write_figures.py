@@ -15,10 +15,10 @@ from typing import Any
 from flmm_cli.soaking.report import table
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/reliability.md", "docs/reference.md", "docs/data.md", "docs/fleet.md")
+DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/reliability.md", "docs/reference.md", "docs/data.md", "docs/fleet.md", "docs/ablations.md")
 EVALUATION, ATTENTION, OTHER_WORDS = "docs/eval_tabletop.json", "docs/attention.json", "docs/other_words.json"
 RELIABILITY, PICKING, PAIRING = "docs/reliability.json", "docs/picking.json", "docs/pairing.json"
-BASELINE, FLEET = "docs/field/baseline.json", "docs/fleet.json"
+BASELINE, FLEET, ABLATIONS = "docs/field/baseline.json", "docs/fleet.json", "docs/ablations.json"
 FIELD = {
     "res_together": "res data/field/refcoco@val --protocol together",
     "res_apart": "res data/field/refcoco@val --protocol apart",
@@ -37,6 +37,7 @@ COMMANDS = {
     PICKING: f"flmm eval picking --count 100 --json {PICKING}",
     PAIRING: f"python scripts/measure_pairing.py --json {PAIRING}",
     OTHER_WORDS: f"python scripts/measure_other_words.py --json {OTHER_WORDS}",
+    ABLATIONS: f"python scripts/measure_ablations.py --json {ABLATIONS}",
     FLEET: f"python scripts/measure_fleet.py --json {FLEET}",
     BASELINE: f"flmm eval baseline data/test --limit 20 --json {BASELINE}",
     **{f"docs/field/{name}.json": f"flmm eval {words} --json docs/field/{name}.json" for name, words in FIELD.items()},
@@ -198,6 +199,28 @@ def fleet(report: Report) -> list[str]:
     ]
 
 
+def ablations(report: Report) -> list[str]:
+    """Variants of the heads, and the presence score off and on."""
+    measured = f"Measured by `{report['command']}`: {report['epochs']} epochs of training each, {report['images']} test scenes."
+    figures = list(next(iter(report["heads"].values())))
+    heads = [
+        (name, *(" (".join(_figure(row[figure])) + ")" for figure in figures), f"{report['unet_share_of_time'][name]:.2f}")
+        for name, row in report["heads"].items()
+    ]
+    names = list(next(iter(report["presence"].values())))
+    presence = [
+        ("off" if float(threshold) == 0 else threshold, *(" (".join(_figure(row[name])) + ")" for name in names))
+        for threshold, row in report["presence"].items()
+    ]
+    return [
+        measured,
+        "",
+        *_table(("The U-Net sees", *figures, "time of the U-Net"), heads),
+        "",
+        *_table(("Presence threshold", *names), presence),
+    ]
+
+
 BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     "summary": (EVALUATION, summary),
     "evaluation": (EVALUATION, evaluation),
@@ -209,6 +232,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     **{name: (f"docs/field/{name}.json", field) for name in FIELD},
     "baseline": (BASELINE, baseline),
     "fleet": (FLEET, fleet),
+    "ablations": (ABLATIONS, ablations),
 }
 """Of each block the file that it is made of, and what makes its lines."""
 

@@ -69,7 +69,7 @@ def block(name):
     return f"before\n<!-- figures: {name} -->\nold\n<!-- end of figures -->\nafter\n"
 
 
-@pytest.mark.parametrize("name", [README, CARD, REFERENCE, "docs/reliability.md", "docs/data.md", "docs/fleet.md"])
+@pytest.mark.parametrize("name", [README, CARD, REFERENCE, "docs/reliability.md", "docs/data.md", "docs/fleet.md", "docs/ablations.md"])
 def test_documents_hold_what_the_script_writes(script, name):
     text = document(name)
     assert script.written(text, script.read_reports(ROOT)) == text, "run: python scripts/write_figures.py"
@@ -84,6 +84,7 @@ def test_every_block_is_in_a_document(script):
         REFERENCE: ["picking"],
         "docs/data.md": ["baseline", "res_together", "res_apart", "gres", "png", "reasonseg", "gcg", "viscot"],
         "docs/fleet.md": ["fleet"],
+        "docs/ablations.md": ["ablations"],
     }
     assert set(script.BLOCKS) == {name for names in found.values() for name in names}
 

@@ -99,4 +99,4 @@ def test_what_segment_anything_cannot_compute_is_refused(huggingface, tmp_path):
 
 def test_other_kinds_are_refused(huggingface, tmp_path):
     with pytest.raises(LoadError, match="expected format"):
-        load_sam(copy_with(huggingface[1], tmp_path, lambda config: config.update(model_type="sam2")))
+        load_sam(copy_with(huggingface[1], tmp_path, lambda config: config.update(model_type="sam3")))

@@ -18,6 +18,7 @@ from flmm_core.errors import EngineError
 from flmm_core.heads import GroundingHeads
 from flmm_core.mask_head import UNetHead
 from flmm_core.sam_refiner import RefinerConfig, SamRefiner
+from flmm_core.sam_transformers import TransformersSam
 
 
 class Engine(Protocol):
@@ -149,6 +150,8 @@ class NetworkSizes:
             ValueError: they leave some out, which engines do not know.
         """
         sam = heads.sam
+        if isinstance(sam.model, TransformersSam):
+            raise ValueError(f"engines: expected a SAM of segment-anything, got {type(sam.model).__name__}")
         if sam.config not in (RefinerConfig(), RefinerConfig(multimask=True)):
             raise ValueError(f"engines: expected a refiner that uses mask, box and text, got {sam.config}")
         encoder = sam.model.prompt_encoder
