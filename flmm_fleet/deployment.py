@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from flmm_core.config import GroundingConfig
 from flmm_core.image_files import read_image_bytes
+from flmm_core.serving.health import Health, HealthReport, Level
 from flmm_core.serving.requests import Limits, Mode, Picture, Reply, Request, Status
 from flmm_core.serving.server import GroundingServer, Pipeline
 from flmm_core.serving.wire import WireCommand, answer_to_json
@@ -96,20 +97,31 @@ class Replica:
     """
 
     def __init__(self, config: GroundingConfig, load: Load, waiting: int) -> None:
-        self._failure = ""
-        self._answers = 0
-        self._seconds = 0.0
+        self._health = Health(camera=False)
+        self._waiting = waiting
         self._server = GroundingServer(lambda: load(config), lost=self._on_lost)
         self._facts = dict(self._server.load().result())
+        self._health.loaded(self._facts)
         self._server.start(waiting)
+        self._health.enter("ready")
 
     def _on_lost(self, reason: str) -> None:
-        self._failure = reason
+        self._health.enter("failed", reason)
 
     def check_health(self) -> None:
         """Ray asks again and again, and replaces a replica that cannot serve any more."""
-        if self._failure:
-            raise RuntimeError(self._failure)
+        if (report := self._report()).level == Level.ERROR:
+            raise RuntimeError(report.message)
+
+    def _report(self) -> HealthReport:
+        return self._health.report(
+            waiting=self._server.waiting,
+            capacity=self._waiting,
+            skipped=0,
+            oldest_image=0.0,
+            slow_answer=0.0,
+            device_memory=self._server.device_memory(),
+        )
 
     async def __call__(self, request: requests.Request) -> Response:
         """``POST /ground``: one command, see :mod:`flmm_core.serving.wire`. ``GET /describe``: what a replica runs."""
@@ -131,9 +143,9 @@ class Replica:
         return StreamingResponse(self._lines(wanted, Picture(pixels)), media_type="application/x-ndjson")
 
     def _describe(self) -> Mapping[str, Any]:
-        mean = self._seconds / self._answers if self._answers else 0.0
-        state = {"waiting": self._server.waiting, "answers": self._answers, "seconds of an answer": round(mean, 3)}
-        return {"model": self._facts, **state, "process": os.getpid()}
+        report = self._report()
+        health = {"level": report.level.name, "message": report.message, "values": report.values}
+        return {"model": self._facts, "health": health, "process": os.getpid()}
 
     async def _lines(self, wanted: WireCommand, picture: Picture) -> AsyncIterator[str]:
         """What happens to a command, line by line; a client that leaves takes its command back."""
@@ -152,7 +164,6 @@ class Replica:
             client=wanted.client,
             watch=_Lines(put),
         )
-        began = time.monotonic()
         self._server.submit(request)
         try:
             while True:
@@ -161,14 +172,20 @@ class Replica:
                 except TimeoutError:
                     line = {}
                 if isinstance(line, Reply):
-                    self._answers += 1
-                    self._seconds += time.monotonic() - began
+                    self._count(request, line)
                     yield json.dumps(_last_line(line)) + "\n"
                     return
                 yield json.dumps(line) + "\n"
         finally:
             if not request.replied.is_set():
                 self._server.cancel(request)
+
+    def _count(self, request: Request, reply: Reply) -> None:
+        if reply.answer is None:
+            self._health.refused(reply.status, reply.reason)
+            return
+        waited = {"waiting": reply.began - request.arrived, "total": time.monotonic() - request.arrived}
+        self._health.answered({**waited, **asdict(reply.answer.seconds)})
 
 
 class _Lines(Watcher):

@@ -383,6 +383,11 @@ def label_map(answer: GroundedAnswer, header: Header) -> Image:
     return image_message(labels, "mono16" if many else "mono8", header)
 
 
+def durations_by_stage(durations: StageDurations) -> dict[str, float]:
+    """Seconds by stage, ``total`` among them."""
+    return {stage: float(getattr(durations, stage)) for stage in StageDurations.get_fields_and_field_types()}
+
+
 def durations_message(seconds: StageSeconds, *, waiting: float, conversion: float, total: float) -> StageDurations:
     """Stage durations, all in seconds."""
     return StageDurations(

@@ -27,14 +27,15 @@ from std_msgs.msg import Header, String
 from flmm_core import config as core_config
 from flmm_core.config import GroundingConfig
 from flmm_core.plain_text import one_line
+from flmm_core.serving.health import Health
 from flmm_core.serving.requests import Limits, Mode, Picture, RefusedError, Reply, Request, Status, clean_text
 from flmm_core.serving.server import GroundingServer, Pipeline
 from flmm_core.serving.standing import Standing
-from flmm_ros import commands, parameters, qos
+from flmm_ros import commands, conversions, parameters, qos
 from flmm_ros.commands import Command, Located
 from flmm_ros.core_log import core_log
 from flmm_ros.goals import Goal, GoalServer
-from flmm_ros.health import Health
+from flmm_ros.health import diagnostic_status
 from flmm_ros.msg import GroundedAnswer, NodeStatus, Watch
 from flmm_ros.outputs import Outputs
 from flmm_ros.pictures import ImageMessage, Pictures
@@ -399,7 +400,7 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
             self._texts.publish(String(data=message.answer or message.reason))
         name = f"request {command.request_id}"
         if reply.answer is not None:
-            self._health.answered(message.durations)
+            self._health.answered(conversions.durations_by_stage(message.durations))
             self._outputs.publish(message, reply, located)
             self.get_logger().info(f"{name}: {len(message.phrases)} phrases in {message.durations.total:.2f} s")
             return
@@ -412,8 +413,7 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
     def _publish_diagnostics(self) -> None:
         while not self._beating.wait(_DIAGNOSTICS):
             try:
-                status = self._health.status(
-                    self.get_fully_qualified_name(),
+                report = self._health.report(
                     waiting=self._server.waiting,
                     capacity=parameters.value(self, "queue_size"),
                     skipped=self._pictures.skipped,
@@ -421,6 +421,7 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
                     slow_answer=parameters.value(self, "slow_answer", float),
                     device_memory=self._server.device_memory(),
                 )
+                status = diagnostic_status(self.get_fully_qualified_name(), report)
                 header = Header(stamp=self.get_clock().now().to_msg())
                 self._diagnostics.publish(DiagnosticArray(header=header, status=[status]))
             except Exception as error:

@@ -15,7 +15,11 @@ from typing import Any
 from flmm_cli.soaking.report import table
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/reliability.md", "docs/reference.md", "docs/data.md", "docs/fleet.md", "docs/ablations.md")
+DOCUMENTS = (
+    "README.md",
+    "MODEL_CARD.md",
+    *(f"docs/{name}.md" for name in ("reliability", "reference", "data", "fleet", "ablations")),
+)
 EVALUATION, ATTENTION, OTHER_WORDS = "docs/eval_tabletop.json", "docs/attention.json", "docs/other_words.json"
 RELIABILITY, PICKING, PAIRING = "docs/reliability.json", "docs/picking.json", "docs/pairing.json"
 BASELINE, FLEET, ABLATIONS = "docs/field/baseline.json", "docs/fleet.json", "docs/ablations.json"

@@ -137,7 +137,7 @@ class Follower(Watcher):
             self.cancel()
 
 
-def test_its_answers_are_those_of_a_pipeline_here(local, remote):
+def test_its_answers_are_those_of_a_pipeline_here(local, remote, address):
     here, there = local.encode(pixels()), remote.encode(pixels())
     follower = Follower()
     answer = remote.chat(there, "what is there?", watch=follower)
@@ -147,6 +147,9 @@ def test_its_answers_are_those_of_a_pipeline_here(local, remote):
     same(remote.refer(there, ["red mug", "lemon"]), local.refer(here, ["red mug", "lemon"]))
     limits = {"max_new_tokens": 3, "max_phrases": 1}
     same(remote.chat(there, "what is there?", **limits), local.chat(here, "what is there?", **limits))
+    said = httpx.get(f"{address}/describe").json()["health"]
+    assert (said["level"], said["message"], said["values"]["commands waiting"]) == ("OK", "ready", "0 of 8")
+    assert "images received" not in said["values"]
     facts = remote.describe()
     assert facts["server"].startswith("http://127.0.0.1") and facts["device"] == "cpu"
 

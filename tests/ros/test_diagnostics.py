@@ -6,15 +6,17 @@ import pytest
 from bench import Bench
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 
+from flmm_core.serving.health import Health, percentile
+from flmm_core.serving.requests import Status
 from flmm_ros import qos
-from flmm_ros.health import Health, percentile
-from flmm_ros.msg import GroundedAnswer, StageDurations
+from flmm_ros.health import diagnostic_status
+from flmm_ros.msg import GroundedAnswer
 
 LIMITS = {"waiting": 0, "capacity": 8, "skipped": 6, "oldest_image": 5.0, "slow_answer": 0.0, "device_memory": 0}
 
 
 def said(health, **changed):
-    status = health.status("/grounding", **{**LIMITS, **changed})
+    status = diagnostic_status("/grounding", health.report(**{**LIMITS, **changed}))
     return status.level, status.message, {value.key: value.value for value in status.values}
 
 
@@ -54,15 +56,15 @@ def test_warnings(ready):
     assert said(ready, waiting=8)[:2] == (DiagnosticStatus.WARN, "busy: 8 commands are waiting (queue_size)")
     assert said(ready, oldest_image=1e-9)[1].startswith("no image: the last came 0.0 s ago")
     for total in (0.1, 0.2, 3.0):
-        ready.answered(StageDurations(total=total, lmm=total / 2))
+        ready.answered({"total": total, "lmm": total / 2})
     level, message, values = said(ready, slow_answer=1.0)
     assert (level, message) == (DiagnosticStatus.WARN, "slow: 5 % of the last answers took 3.00 s or more (slow_answer)")
     assert said(ready, slow_answer=4.0)[0] == DiagnosticStatus.OK
     assert values["total p50 / p95, s"] == "0.200 / 3.000" and values["lmm p50 / p95, s"] == "0.100 / 1.500"
     assert values["answers"] == "3" and values["images skipped"] == "6"
-    ready.refused(GroundedAnswer.STATUS_BUSY, "busy")
+    ready.refused(Status.BUSY, "busy")
     assert said(ready)[0] == DiagnosticStatus.OK
-    ready.refused(GroundedAnswer.STATUS_OUT_OF_MEMORY, "too little memory")
+    ready.refused(Status.OUT_OF_MEMORY, "too little memory")
     level, message, values = said(ready, device_memory=3_000_000)
     assert (level, message) == (DiagnosticStatus.WARN, "too little memory")
     assert (values["refusals"], values["refused, busy"], values["refused, out of memory"]) == ("2", "1", "1")

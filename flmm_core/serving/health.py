@@ -1,0 +1,205 @@
+"""What a server of commands knows of its own health: counts, durations, whether it can go on. Knows no transport."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from flmm_core.serving.requests import Status
+
+_REMEMBERED = 100
+"""Answers that percentiles are of."""
+_ARRIVALS = 30
+"""Images that their rate is of."""
+_RECENT = 10.0
+"""Seconds for which a failure of the model on a command is a warning."""
+
+_TROUBLE = (Status.MODEL_FAILURE, Status.OUT_OF_MEMORY)
+
+
+class Level(IntEnum):
+    """How it is."""
+
+    OK = 0
+    WARN = 1
+    ERROR = 2
+
+
+@dataclass(frozen=True)
+class HealthReport:
+    """What is to be said now."""
+
+    level: Level
+    message: str
+    values: Mapping[str, str]
+    """By name, in the order in which they are shown."""
+
+
+class Health:
+    """Counts what happens; :meth:`report` says it.
+
+    Args:
+        camera: whether images come by themselves; else commands bring them.
+    """
+
+    def __init__(self, *, camera: bool = True) -> None:
+        self._camera = camera
+        self._lock = threading.Lock()
+        self._state, self._progress = "unconfigured", ""
+        self._facts: Mapping[str, str] = {}
+        self._answers = 0
+        self._refusals: Counter[Status] = Counter()
+        self._trouble = ("", float("-inf"))
+        self._images = self._unreadable = self._looks = self._tracked = 0
+        self._arrivals: deque[float] = deque(maxlen=_ARRIVALS)
+        self._durations: deque[Mapping[str, float]] = deque(maxlen=_REMEMBERED)
+
+    def enter(self, state: str, message: str = "") -> None:
+        """The node's state, and what is in work or went wrong."""
+        with self._lock:
+            self._state, self._progress = state, message
+
+    def loaded(self, facts: Mapping[str, str]) -> None:
+        """Which model it is and where it runs; nothing once it is freed."""
+        with self._lock:
+            self._facts = facts
+
+    def image(self) -> None:
+        """An image message arrived."""
+        with self._lock:
+            self._images += 1
+            self._arrivals.append(time.monotonic())
+
+    def unreadable(self) -> None:
+        """An image message could not be kept."""
+        with self._lock:
+            self._unreadable += 1
+
+    def answered(self, durations: Mapping[str, float]) -> None:
+        """A command was answered; seconds by stage, ``total`` among them."""
+        with self._lock:
+            self._answers += 1
+            self._durations.append(durations)
+
+    def watched(self, tracked: bool) -> None:
+        """An image of the standing list was looked at."""
+        with self._lock:
+            self._looks += 1
+            self._tracked += tracked
+
+    def refused(self, status: Status, reason: str) -> None:
+        """A command was refused."""
+        with self._lock:
+            self._refusals[status] += 1
+            if status in _TROUBLE:
+                self._trouble = (reason, time.monotonic())
+
+    def report(
+        self,
+        *,
+        waiting: int,
+        capacity: int,
+        skipped: int,
+        oldest_image: float,
+        slow_answer: float,
+        device_memory: int,
+    ) -> HealthReport:
+        """How it is now.
+
+        Args:
+            waiting: commands in the queue.
+            capacity: of the queue.
+            skipped: images that nobody looked at.
+            oldest_image: seconds after which a missing image is a warning; 0: never.
+            slow_answer: seconds that the slowest 5 % of answers may take without a warning; 0: any.
+            device_memory: bytes on the GPU; 0 without one.
+        """
+        with self._lock:
+            now = time.monotonic()
+            age = now - self._arrivals[-1] if self._arrivals else None
+            totals = [durations["total"] for durations in self._durations]
+            level, message = self._verdict(now, age, waiting, capacity, oldest_image, slow_answer, totals)
+            values = {
+                "state": self._state,
+                **({"progress": self._progress} if self._progress else {}),
+                **self._facts,
+                "commands waiting": f"{waiting} of {capacity}",
+                "answers": str(self._answers),
+                "refusals": str(self._refusals.total()),
+                **{f"refused, {_name(status)}": str(count) for status, count in sorted(self._refusals.items())},
+                **(self._camera_values(now, age, skipped) if self._camera else {}),
+                **_percentiles(self._durations),
+                "process memory, MB": f"{_resident() / 1e6:.0f}",
+                **({"device memory, MB": f"{device_memory / 1e6:.0f}"} if device_memory else {}),
+            }
+        return HealthReport(level, message, values)
+
+    def _camera_values(self, now: float, age: float | None, skipped: int) -> dict[str, str]:
+        return {
+            "images watched": f"{self._looks}, {self._tracked} of them tracked",
+            "images received": str(self._images),
+            "images skipped": str(skipped),
+            "images unreadable": str(self._unreadable),
+            "image rate, Hz": f"{_rate(self._arrivals, now):.1f}",
+            "image age, s": "none yet" if age is None else f"{age:.1f}",
+        }
+
+    def _verdict(
+        self,
+        now: float,
+        age: float | None,
+        waiting: int,
+        capacity: int,
+        oldest_image: float,
+        slow_answer: float,
+        totals: Sequence[float],
+    ) -> tuple[Level, str]:
+        if self._state == "failed":
+            return Level.ERROR, self._progress
+        if self._state != "ready":
+            return Level.WARN, f"{self._state}: {self._progress}".removesuffix(": ")
+        reason, when = self._trouble
+        if now - when < _RECENT:
+            return Level.WARN, reason
+        if waiting >= capacity:
+            return Level.WARN, f"busy: {waiting} commands are waiting (queue_size)"
+        if oldest_image > 0 and (age is None or age > oldest_image):
+            last = "none has arrived yet" if age is None else f"the last came {age:.1f} s ago"
+            return Level.WARN, f"no image: {last}"
+        if slow_answer > 0 and totals and (slowest := percentile(totals, 0.95)) > slow_answer:
+            return Level.WARN, f"slow: 5 % of the last answers took {slowest:.2f} s or more (slow_answer)"
+        return Level.OK, "ready"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest of ``values`` that at least ``share`` of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))]
+
+
+def _name(status: Status) -> str:
+    return status.name.lower().replace("_", " ")
+
+
+def _percentiles(durations: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    found = {}
+    for stage in durations[-1] if durations else ():
+        values = [one[stage] for one in durations]
+        found[f"{stage} p50 / p95, s"] = f"{percentile(values, 0.5):.3f} / {percentile(values, 0.95):.3f}"
+    return found
+
+
+def _rate(arrivals: Sequence[float], now: float) -> float:
+    """Images a second over the last of them; it sinks when none comes any more."""
+    return (len(arrivals) - 1) / max(now - arrivals[0], 1e-9) if len(arrivals) > 1 else 0.0
+
+
+def _resident() -> int:
+    """Bytes of memory that the process has."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
