@@ -111,10 +111,16 @@ class _Sam2Encoder(nn.Module):
         return torch.cat([embedding, *packed], dim=1)
 
 
-class _Sam2Decoder(nn.Module):
+class _Decoder(nn.Module):
+    """A mask decoder of transformers with the call of ``segment_anything``; ``n`` phrases are a batch of it."""
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.decoder = model.mask_decoder
+
+    @abstractmethod
+    def unpacked(self, rest: Tensor) -> dict[str, Any]:
+        """What the decoder takes beside the embedding, from the channels ``[n, ...]`` behind it."""
 
     def forward(
         self,
@@ -125,17 +131,24 @@ class _Sam2Decoder(nn.Module):
         multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:
         size, count = int(self.decoder.hidden_size), len(sparse_prompt_embeddings)
-        parts = image_embeddings.split([size, *(size // less * by**2 for less, by in zip((8, 4), _FINER, strict=True))], dim=1)
-        embedding, *finer = (part.expand(count, -1, -1, -1) for part in parts)
-        masks, iou, _, _ = self.decoder(
-            image_embeddings=embedding,
+        embedding, rest = image_embeddings[:, :size], image_embeddings[:, size:]
+        masks, iou = self.decoder(
+            image_embeddings=embedding.expand(count, -1, -1, -1),
             image_positional_embeddings=image_pe.expand(count, -1, -1, -1),
             sparse_prompt_embeddings=sparse_prompt_embeddings[:, None],
             dense_prompt_embeddings=dense_prompt_embeddings,
             multimask_output=multimask_output,
-            high_resolution_features=[F.pixel_shuffle(maps, by) for maps, by in zip(finer, _FINER, strict=True)],
-        )
+            **self.unpacked(rest.expand(count, -1, -1, -1)),
+        )[:2]
         return masks[:, 0], iou[:, 0]
+
+
+class _Sam2Decoder(_Decoder):
+    def unpacked(self, rest: Tensor) -> dict[str, Any]:
+        size = int(self.decoder.hidden_size)
+        parts = rest.split([size // less * by**2 for less, by in zip((8, 4), _FINER, strict=True)], dim=1)
+        finer = [F.pixel_shuffle(maps, by) for maps, by in zip(parts, _FINER, strict=True)]
+        return {"high_resolution_features": finer}
 
 
 class Sam2(TransformersSam):
@@ -164,31 +177,9 @@ class _SamHqEncoder(nn.Module):
         return torch.cat([output.last_hidden_state, output.intermediate_embeddings[0].permute(0, 3, 1, 2)], dim=1)
 
 
-class _SamHqDecoder(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.decoder = model.mask_decoder
-
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        image_pe: Tensor,
-        sparse_prompt_embeddings: Tensor,
-        dense_prompt_embeddings: Tensor,
-        multimask_output: bool,
-    ) -> tuple[Tensor, Tensor]:
-        size, count = int(self.decoder.hidden_size), len(sparse_prompt_embeddings)
-        embedding, early = image_embeddings[:, :size], image_embeddings[:, size:]
-        masks, iou = self.decoder(
-            image_embeddings=embedding.expand(count, -1, -1, -1),
-            image_positional_embeddings=image_pe.expand(count, -1, -1, -1),
-            sparse_prompt_embeddings=sparse_prompt_embeddings[:, None],
-            dense_prompt_embeddings=dense_prompt_embeddings,
-            multimask_output=multimask_output,
-            hq_token_only=False,
-            intermediate_embeddings=[early.permute(0, 2, 3, 1).expand(count, -1, -1, -1)],
-        )
-        return masks[:, 0], iou[:, 0]
+class _SamHqDecoder(_Decoder):
+    def unpacked(self, rest: Tensor) -> dict[str, Any]:
+        return {"hq_token_only": False, "intermediate_embeddings": [rest.permute(0, 2, 3, 1)]}
 
 
 class SamHq(TransformersSam):
