@@ -90,6 +90,8 @@ def _masks(pipeline: GroundingPipeline, samples: list[Sample]) -> dict[str, Figu
     refined: list[list[Overlap]] = []
     for sample in samples:
         asked = [one for one in _expressions(sample) if one.objects]
+        if not asked:
+            continue
         watch = CoarseWatcher()
         answer = pipeline.refer(pipeline.encode(sample.image()), [one.words for one in asked], watch=watch)
         assert watch.coarse is not None
@@ -106,6 +108,8 @@ def _absence(pipeline: GroundingPipeline, samples: list[Sample], threshold: floa
     absent, present = [], []
     for sample in samples:
         asked = _expressions(sample)
+        if not asked:
+            continue
         answer = pipeline.refer(pipeline.encode(sample.image()), [one.words for one in asked])
         masked = [bool(phrase.mask.any()) for phrase in answer.phrases]
         absent.append(Tally.of(not got for got, one in zip(masked, asked, strict=True) if not one.objects))

@@ -22,7 +22,7 @@ from flmm_core.serving.wire import WireCommand, answer_from_json, answer_to_json
 from flmm_core.watcher import Watcher
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
-ROBOTS, COMMANDS = 50, 4
+ROBOTS, COMMANDS = 50, 2
 
 
 @pytest.fixture(scope="module")
