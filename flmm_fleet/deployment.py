@@ -81,8 +81,8 @@ def start_fleet(config: GroundingConfig, load: Load, settings: FleetSettings) ->
 
 
 def stop_fleet() -> None:
-    """End all replicas, and the Ray that was started for them."""
-    serve.shutdown()
+    """End all replicas, and the Ray that was started for them; what else a cluster serves goes on."""
+    serve.delete(APPLICATION)
     ray.shutdown()
 
 
