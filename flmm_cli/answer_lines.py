@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from flmm_core.types import GroundedAnswer
 
 
+def label_marks(labels: Sequence[int]) -> list[str]:
+    """``[2]`` for label 2, nothing for a phrase without one."""
+    return [f"[{label}]" if label else "" for label in labels]
+
+
 def phrase_lines(answer: GroundedAnswer, labels: Sequence[int] = ()) -> list[str]:
     """One line for each phrase: where it is, or that it is not there; then how long all took.
 
@@ -19,11 +24,10 @@ def phrase_lines(answer: GroundedAnswer, labels: Sequence[int] = ()) -> list[str
         labels: of its things in a conversation, one for each phrase; 0 for none.
     """
     lines = []
-    for i, phrase in enumerate(answer.phrases):
+    marks = label_marks(labels) or [""] * len(answer.phrases)
+    for phrase, mark in zip(answer.phrases, marks, strict=True):
         x1, y1, x2, y2 = phrase.box
-        name = printable(phrase.text)
-        if labels and labels[i]:
-            name = f"[{labels[i]}] {name}"
+        name = f"{mark} {printable(phrase.text)}".lstrip()
         if phrase.absent:
             lines.append(f"  {name}: not there (presence {phrase.presence:.2f})")
             continue

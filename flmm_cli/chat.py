@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flmm_cli.answer_lines import phrase_lines
+from flmm_cli.answer_lines import label_marks, phrase_lines
 from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline
 from flmm_core.config import DEFAULT_MODEL
 from flmm_core.plain_text import printable
@@ -110,8 +110,7 @@ def _read_lines(pipeline: GroundingPipeline, image: np.ndarray, remember: int, o
             continue
         answers += 1
         path = out / f"{answers:03d}.png"
-        labels = [f"[{label}]" if label else "" for label in said.labels]
-        Image.fromarray(draw_overlay(image, said.answer, command=words, details=labels)).save(path)
+        Image.fromarray(draw_overlay(image, said.answer, command=words, details=label_marks(said.labels))).save(path)
         print("\n".join(phrase_lines(said.answer, said.labels)))
         print(f"  {path}", flush=True)
 

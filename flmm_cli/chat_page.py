@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch.nn import functional as F
 
+from flmm_cli.answer_lines import label_marks
 from flmm_core.conversation import Conversation, LabelledAnswer
 from flmm_core.drawing.overlay import draw_overlay
 from flmm_core.errors import CommandError, MemoryFullError
@@ -83,7 +84,7 @@ def answer_steps(conversation: Conversation, image: np.ndarray, words: str) -> I
     def work() -> None:
         try:
             said = conversation.ask(words, watch=_Steps(image, steps))
-            steps.put((_with_labels(said), _picture(image, said.answer, said.labels)))
+            steps.put((_with_labels(said), draw_overlay(image, said.answer, details=label_marks(said.labels))))
         except (CommandError, MemoryFullError) as error:
             steps.put((f"no answer: {error}", image))
         except Exception as error:  # the page goes on
@@ -116,10 +117,6 @@ class _Steps(Watcher):
             self._phrases.append(GroundedPhrase(span.text, span.start, span.end, mask, (0, 0, 0, 0), float("nan")))
         so_far = GroundedAnswer(self._text, tuple(self._phrases), height, width)
         self._steps.put((self._text, draw_overlay(self._image, so_far)))
-
-
-def _picture(image: np.ndarray, answer: GroundedAnswer, labels: Sequence[int]) -> np.ndarray:
-    return draw_overlay(image, answer, details=[f"[{label}]" if label else "" for label in labels])
 
 
 def _with_labels(said: LabelledAnswer) -> str:

@@ -7,6 +7,7 @@ import threading
 
 from flmm_cli.counts import require_counts
 from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline
+from flmm_fleet.settings import FleetSettings
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,14 +18,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Starts replicas of a model on Ray Serve and answers over HTTP until Ctrl-C. A robot's node with the"
         " parameter `server` sends its images there and gives the same answers as with a model of its own.",
     )
-    parser.add_argument("--replicas", type=int, default=1, help="at the beginning, and at least (default: %(default)s)")
-    parser.add_argument("--most-replicas", type=int, default=1, help="while commands wait (default: as --replicas)")
-    parser.add_argument("--waiting", type=int, default=8, help="commands that may wait for each replica (default: %(default)s)")
     parser.add_argument(
-        "--gpus", type=float, default=0.0, help="GPUs of each replica; 0.5: two share one (default: %(default)g)"
+        "--replicas", type=int, default=FleetSettings.replicas, help="at the beginning, and at least (default: %(default)s)"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for others (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    parser.add_argument(
+        "--most-replicas", type=int, default=FleetSettings.most_replicas, help="while commands wait (default: as --replicas)"
+    )
+    parser.add_argument(
+        "--waiting",
+        type=int,
+        default=FleetSettings.waiting,
+        help="commands that may wait for each replica (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gpus", type=float, default=FleetSettings.gpus, help="GPUs of each replica; 0.5: two share one (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--host", default=FleetSettings.host, help="address to listen on; 0.0.0.0 for others (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=FleetSettings.port, help="(default: %(default)s)")
     add_model_options(parser)
 
 
@@ -33,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     require_counts(args, "replicas", "most_replicas", "waiting")
     config = grounding_config(args)
 
-    from flmm_fleet.deployment import FleetSettings, start_fleet, stop_fleet
+    from flmm_fleet.deployment import start_fleet, stop_fleet
 
     settings = FleetSettings(args.replicas, args.most_replicas, args.waiting, args.gpus, args.port, args.host)
     print(f"starting {args.replicas} replicas ...", flush=True)

@@ -17,6 +17,8 @@ from transformers import Sam2Model, SamHQModel
 
 from flmm_core.errors import LoadError
 
+_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of RGB 0..255; those of SAM, too."""
 _FINER = (4, 2)
 """How many times finer SAM 2's other feature maps are than its embedding."""
 
@@ -27,26 +29,20 @@ class TransformersSam(nn.Module):
     model_types: ClassVar[tuple[str, ...]]
     """In the ``config.json`` of a checkpoint."""
     model_class: ClassVar[Any]
-    mean: ClassVar[tuple[float, float, float]]
-    """Of RGB 0..255."""
-    std: ClassVar[tuple[float, float, float]]
     stretches: ClassVar[bool]
     """Whether an image is stretched to the square input; else it keeps its shape and is padded."""
     encoder_class: ClassVar[type[nn.Module]]
+    decoder_class: ClassVar[type[nn.Module]]
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.image_encoder = self.encoder_class(model)
         self.prompt_encoder = _PromptEncoder(model)
-        self.mask_decoder = self.decoder(model)
-        self.register_buffer("pixel_mean", torch.tensor(self.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(self.std).view(3, 1, 1), persistent=False)
+        self.mask_decoder = self.decoder_class(model)
+        self.register_buffer("pixel_mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
-
-    @abstractmethod
-    def decoder(self, model: Any) -> nn.Module:
-        """The mask decoder."""
 
     @property
     def device(self) -> torch.device:
@@ -156,14 +152,9 @@ class Sam2(TransformersSam):
 
     model_types = ("sam2", "sam2_video")
     model_class = Sam2Model
-    mean = (123.675, 116.28, 103.53)
-    std = (58.395, 57.12, 57.375)
     stretches = True
     encoder_class = _Sam2Encoder
-
-    def decoder(self, model: Any) -> nn.Module:
-        """The mask decoder."""
-        return _Sam2Decoder(model)
+    decoder_class = _Sam2Decoder
 
 
 class _SamHqEncoder(nn.Module):
@@ -187,14 +178,9 @@ class SamHq(TransformersSam):
 
     model_types = ("sam_hq",)
     model_class = SamHQModel
-    mean = (123.675, 116.28, 103.53)
-    std = (58.395, 57.12, 57.375)
     stretches = False
     encoder_class = _SamHqEncoder
-
-    def decoder(self, model: Any) -> nn.Module:
-        """The mask decoder."""
-        return _SamHqDecoder(model)
+    decoder_class = _SamHqDecoder
 
 
 _KINDS = {kind: adapter for adapter in (Sam2, SamHq) for kind in adapter.model_types}

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -26,6 +26,7 @@ from flmm_core.serving.requests import Limits, Mode, Picture, Reply, Request, St
 from flmm_core.serving.server import GroundingServer, Pipeline
 from flmm_core.serving.wire import WireCommand, answer_to_json
 from flmm_core.watcher import Stage, Watcher
+from flmm_fleet.settings import FleetSettings
 
 APPLICATION = "flmm"
 _ALIVE = 0.5
@@ -34,22 +35,6 @@ _STOPPING = 5.0
 """Seconds in which the command in work may finish when a replica ends."""
 
 Load = Callable[[GroundingConfig], Pipeline]
-
-
-@dataclass(frozen=True)
-class FleetSettings:
-    """Size of a fleet."""
-
-    replicas: int = 1
-    """At the beginning, and at least."""
-    most_replicas: int = 1
-    """As many are started while commands wait."""
-    waiting: int = 8
-    """Commands of each replica that may wait; more are refused as busy, and clients try again."""
-    gpus: float = 0.0
-    """GPUs of each replica; a share lets several live on one."""
-    port: int = 8000
-    host: str = "127.0.0.1"
 
 
 def start_fleet(config: GroundingConfig, load: Load, settings: FleetSettings) -> str:

@@ -25,7 +25,8 @@ from flmm_bench.robots import Books, Task, drive
 from flmm_cli.json_files import provenance, write_json
 from flmm_cli.model_options import load_pipeline
 from flmm_core.config import GroundingConfig
-from flmm_fleet.deployment import FleetSettings, start_fleet, stop_fleet
+from flmm_fleet.deployment import start_fleet, stop_fleet
+from flmm_fleet.settings import FleetSettings
 from flmm_sim.renderer import TabletopRenderer
 
 QUESTIONS = ("what is on the table?", "how many objects are there?", "what is at the left?")

@@ -42,7 +42,8 @@ def local(config):
 @pytest.fixture(scope="module")
 def address(config):
     from flmm_cli.model_options import load_pipeline
-    from flmm_fleet.deployment import FleetSettings, start_fleet, stop_fleet
+    from flmm_fleet.deployment import start_fleet, stop_fleet
+    from flmm_fleet.settings import FleetSettings
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

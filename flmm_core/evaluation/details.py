@@ -6,7 +6,6 @@ one, word for word, which anyone can repeat; the answers are kept, so that they 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from flmm_core.closer_look import look_closer
 from flmm_core.data.samples import DETAIL, Dataset, Sample
 from flmm_core.data.visit import visit_samples
 from flmm_core.evaluation.cases import Case, ImageCases
+from flmm_core.evaluation.matching import normalise_answer
 from flmm_core.evaluation.metrics import Figure, Tally, ratio, share
 from flmm_core.pipeline import GroundingPipeline
 
@@ -114,5 +114,5 @@ def parts_of(details: Sequence[Detail]) -> ImageCases:
 
 def holds(answer: str, true: str) -> bool:
     """Whether an answer holds the true one, word for word; case, punctuation and articles do not count."""
-    said, wanted = ([word for word in re.findall(r"\w+", text.lower()) if word not in _ARTICLES] for text in (answer, true))
+    said, wanted = ([word for word in normalise_answer(text).split() if word not in _ARTICLES] for text in (answer, true))
     return bool(wanted) and any(said[i : i + len(wanted)] == wanted for i in range(len(said)))

@@ -18,7 +18,7 @@ import numpy as np
 
 from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
 from flmm_core.plain_text import one_line
-from flmm_core.serving.requests import Mode, Status
+from flmm_core.serving.requests import FAILED, UNUSABLE, Mode, Status
 from flmm_core.serving.wire import WireCommand, answer_from_json, image_bytes
 from flmm_core.types import GroundedAnswer
 from flmm_core.watcher import Watcher
@@ -160,12 +160,12 @@ def _error(status: Status, reason: str) -> Exception:
     if status in _AGAIN:
         return _TryAgainError(reason)
     if status == Status.BAD_COMMAND:
-        return CommandError(reason.removeprefix("the command cannot be used: "))
+        return CommandError(reason.removeprefix(UNUSABLE))
     if status == Status.OUT_OF_MEMORY:
         return MemoryFullError(reason)
     if status == Status.CANCELLED:
         return CommandCancelledError(reason)
-    return FleetError(reason.removeprefix("the model failed: "))
+    return FleetError(reason.removeprefix(FAILED))
 
 
 def _detail(content: bytes) -> str:

@@ -18,6 +18,9 @@ from flmm_core.plain_text import one_line
 from flmm_core.types import GroundedAnswer
 from flmm_core.watcher import Watcher
 
+UNUSABLE, FAILED = "the command cannot be used: ", "the model failed: "
+"""What stands before the reason of a command that is to blame, and of a model that is."""
+
 
 class Status(IntEnum):
     """What became of a command."""
@@ -184,13 +187,13 @@ def refusing() -> Iterator[None]:
     except RefusedError:
         raise
     except CommandError as error:
-        raise RefusedError(Status.BAD_COMMAND, f"the command cannot be used: {one_line(error)}") from error
+        raise RefusedError(Status.BAD_COMMAND, f"{UNUSABLE}{one_line(error)}") from error
     except CommandCancelledError as error:
         raise cancelled() from error
     except MemoryFullError as error:
         raise RefusedError(Status.OUT_OF_MEMORY, one_line(error)) from error
     except Exception as error:
-        raise RefusedError(Status.MODEL_FAILURE, f"the model failed: {one_line(error)}") from error
+        raise RefusedError(Status.MODEL_FAILURE, f"{FAILED}{one_line(error)}") from error
 
 
 def cancelled() -> RefusedError:
