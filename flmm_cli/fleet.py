@@ -31,6 +31,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="commands that may wait for each replica (default: %(default)s)",
     )
     parser.add_argument(
+        "--batch",
+        type=int,
+        default=FleetSettings.batch,
+        help="most questions that a replica's LMM answers in one batch, if they wait; 1: one by one (default: %(default)s)",
+    )
+    parser.add_argument(
         "--gpus", type=float, default=FleetSettings.gpus, help="GPUs of each replica; 0.5: two share one (default: %(default)g)"
     )
     parser.add_argument(
@@ -42,12 +48,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
-    require_counts(args, "replicas", "most_replicas", "waiting")
+    require_counts(args, "replicas", "most_replicas", "waiting", "batch")
     config = grounding_config(args)
 
     from flmm_fleet.deployment import start_fleet, stop_fleet
 
-    settings = FleetSettings(args.replicas, args.most_replicas, args.waiting, args.gpus, args.port, args.host)
+    settings = FleetSettings(
+        replicas=args.replicas,
+        most_replicas=args.most_replicas,
+        waiting=args.waiting,
+        batch=args.batch,
+        gpus=args.gpus,
+        port=args.port,
+        host=args.host,
+    )
     print(f"starting {args.replicas} replicas ...", flush=True)
     try:
         address = start_fleet(config, load_pipeline, settings)

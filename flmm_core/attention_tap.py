@@ -234,7 +234,7 @@ class _Recording:
             record.seen += len(queries)
             record.keys = keys[layer]
 
-    def split(self, ranges: Sequence[tuple[int, int]] | None) -> tuple[KeptQueries, ...]:
+    def split(self, ranges: Sequence[tuple[int, int]] | None, paddings: Sequence[int] | None) -> tuple[KeptQueries, ...]:
         """What was kept of each sequence; see :meth:`Tap.split`. Without ranges, all of the only one."""
         wanted = self.records if self.layers is None else self.layers
         silent = sorted(set(wanted) - set(self.records))
@@ -243,6 +243,9 @@ class _Recording:
                 f"attention tap: expected softmax attention in layers {sorted(wanted)}, got none from {silent}; layers with"
                 " linear attention give no maps"
             )
+        seen = max(record.seen for record in self.records.values())
+        parts = [(self.start, seen)] if ranges is None else ranges
+        begins = [0] * len(parts) if paddings is None else paddings
         layers: list[list[LayerQueries]] = []
         for layer, record in sorted(self.records.items()):
             queries, visible = torch.cat(record.queries, dim=2), self._visible(record)
@@ -251,24 +254,23 @@ class _Recording:
                     f"attention tap, layer {layer}: expected queries of positions {self.start} to {record.seen}, got"
                     f" {queries.shape[2]}: passes must begin where the cache ends"
                 )
-            parts = [(self.start, record.seen)] if ranges is None else ranges
             if len(queries) != len(parts):
                 raise ValueError(f"attention tap: expected {len(parts)} sequences, got a batch of {len(queries)}")
             layers.append([])
-            for i, (first, last) in enumerate(parts):
+            for i, ((first, last), begin) in enumerate(zip(parts, begins, strict=True)):
                 rows = slice(first - self.start, last - self.start)
                 layers[-1].append(
                     LayerQueries(
                         queries=queries[i, :, rows],
-                        key_parts=_first(tuple(keys[i] for keys in record.keys), last),
+                        key_parts=_between(tuple(keys[i] for keys in record.keys), begin, last),
                         scaling=record.scaling,
                         layer=layer,
-                        visible=None if visible is None else visible[i % len(visible), rows, :last],
+                        visible=None if visible is None else visible[i % len(visible), rows, begin:last],
                         window=record.window,
                         softcap=record.softcap,
                     )
                 )
-        starts = [self.start] if ranges is None else [first for first, _ in ranges]
+        starts = [first - begin for (first, _), begin in zip(parts, begins, strict=True)]
         return tuple(KeptQueries(start, tuple(kept)) for start, kept in zip(starts, zip(*layers, strict=True), strict=True))
 
     def _visible(self, record: _LayerRecord) -> Tensor | None:
@@ -290,12 +292,12 @@ class _Recording:
         return torch.cat(parts, dim=1)
 
 
-def _first(parts: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
-    """Of tensors ``[k, ..., e]``, the first ``count`` positions."""
+def _between(parts: tuple[Tensor, ...], first: int, last: int) -> tuple[Tensor, ...]:
+    """Of tensors ``[k, ..., e]``, the positions ``[first, last)``."""
     cut = []
     for part in parts:
-        cut.append(part[:, : max(0, count)])
-        count -= part.shape[1]
+        cut.append(part[:, max(0, first) : max(0, last)])
+        first, last = first - part.shape[1], last - part.shape[1]
     return tuple(cut)
 
 
@@ -356,15 +358,16 @@ class Tap:
 
     def finish(self) -> KeptQueries:
         """What was recorded of the only sequence."""
-        return self._recording.split(None)[0]
+        return self._recording.split(None, None)[0]
 
-    def split(self, ranges: Sequence[tuple[int, int]]) -> tuple[KeptQueries, ...]:
-        """What was recorded of each sequence of a batch that is padded at its right.
+    def split(self, ranges: Sequence[tuple[int, int]], paddings: Sequence[int] | None = None) -> tuple[KeptQueries, ...]:
+        """What was recorded of each sequence of a batch.
 
         Args:
-            ranges: half-open ranges of positions to keep, one for each sequence; their ends leave out the padding.
+            ranges: half-open ranges of columns to keep, one for each sequence; their ends leave out padding at the right.
+            paddings: columns of padding at the left of each sequence; positions are counted from behind them.
         """
-        return self._recording.split(ranges)
+        return self._recording.split(ranges, paddings)
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -78,3 +81,27 @@ def continued(cache: DynamicCache) -> DynamicCache:
                 setattr(grown, name, states)
         own.layers.append(grown)
     return own
+
+
+def side_by_side(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """One cache of several sequences, as long as the longest; the shorter ones are padded at their left with zeros.
+
+    Args:
+        caches: of one sequence each, of which :func:`can_be_cut` holds.
+    """
+    longest = max(cache.get_seq_length() for cache in caches)
+    own = copy(caches[0])
+    own.layers = []
+    for layers in zip(*(cache.layers for cache in caches), strict=True):
+        joined = copy(layers[0])
+        assert isinstance(joined, DynamicLayer)
+        joined.keys = torch.cat([_padded(layer.keys, longest) for layer in layers])
+        joined.values = torch.cat([_padded(layer.values, longest) for layer in layers])
+        own.layers.append(joined)
+    return own
+
+
+def _padded(states: Tensor | None, length: int) -> Tensor:
+    """Of ``[1, k, s, e]``, ``[1, k, length, e]``."""
+    assert states is not None
+    return F.pad(states, (0, 0, length - states.shape[-2], 0))

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from flmm_core import attention_tap, config
 from flmm_core.attention_tap import KeptQueries
 from flmm_core.config import GroundingConfig
-from flmm_core.encoded_image import EncodedImage, Prefix, beginning, can_be_cut, continued
+from flmm_core.encoded_image import EncodedImage, Prefix, beginning, can_be_cut, continued, side_by_side
 from flmm_core.errors import CommandError
 from flmm_core.families import Checkpoint, LmmFamily, LmmShape, LoadedLmm, family_of
 from flmm_core.families.load_options import LoadOptions
@@ -27,7 +28,7 @@ from flmm_core.hidden_states import StateMixer, mixing
 from flmm_core.lmm_trace import LmmTrace
 from flmm_core.lmm_words import AnswerTokens, Exchange, LmmWords, PromptTokens
 from flmm_core.static_decoding import StaticDecoder, allows_static_decoding
-from flmm_core.streaming import CancelCriteria, TokenStreamer
+from flmm_core.streaming import CancelCriteria, LengthCriteria, TokenStreamer
 from flmm_core.tensor_memory import tensor_bytes
 from flmm_core.types import KeywordSpan
 
@@ -63,6 +64,18 @@ def load_plain(
     if quantization == "none":
         loaded.model.to(device)  # type: ignore[arg-type]
     return loaded
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an answer is to be generated for; :meth:`FrozenLmm.question` makes it."""
+
+    image: EncodedImage
+    prompt: PromptTokens
+    max_new_tokens: int
+    on_text: Callable[[str], None] | None = None
+    on_trace: Callable[[LmmTrace], None] | None = None
+    cancelled: Callable[[], bool] | None = None
 
 
 class FrozenLmm:
@@ -150,27 +163,24 @@ class FrozenLmm:
             image.prefixes[ids] = Prefix(ids, output.cache, self.family.model_state(self.model))
         return image.prefixes[ids]
 
-    @torch.no_grad()
-    def generate(
+    def question(
         self,
         image: EncodedImage,
         text: str,
         *,
         max_new_tokens: int = GroundingConfig.max_new_tokens,
         history: Sequence[Exchange] = (),
-        mixes: Tensor | None = None,
         on_text: Callable[[str], None] | None = None,
         on_trace: Callable[[LmmTrace], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
-    ) -> LmmTrace:
-        """Answer greedily, with the same token ids that ``model.generate`` gives without us.
+    ) -> Question:
+        """What :meth:`generate_together` answers; checked here, so that one that cannot be answered stops no other.
 
         Args:
             image: from :meth:`encode_image`.
             text: the user's words.
             max_new_tokens: longest answer.
             history: questions about the image and their answers before this one, the oldest first.
-            mixes: ``[k, l]`` float32, mixtures of hidden states to keep; None for each layer by itself.
             on_text: called with the whole answer so far after each token.
             on_trace: called with the trace of the answer so far after each token; with it, none is decoded in static shapes.
             cancelled: asked after each token; once it says yes the answer ends there.
@@ -180,45 +190,133 @@ class FrozenLmm:
         """
         config.check("max_new_tokens", max_new_tokens)
         prompt = self.words.prompt_tokens(text, image.layouts, chat=True, history=history)
-        ids = prompt.ids
-        self._check_length(len(ids), image.image_tokens, max_new_tokens)
+        self._check_length(len(prompt.ids), image.image_tokens, max_new_tokens)
+        return Question(image, prompt, max_new_tokens, on_text, on_trace, cancelled)
+
+    def generate(self, image: EncodedImage, text: str, *, mixes: Tensor | None = None, **options: Any) -> LmmTrace:
+        """Answer greedily, with the same token ids that ``model.generate`` gives without us.
+
+        Args:
+            image: from :meth:`encode_image`.
+            text: the user's words.
+            mixes: ``[k, l]`` float32, mixtures of hidden states to keep; None for each layer by itself.
+            options: the others of :meth:`question`, which says what is refused.
+        """
+        return self._generate_alone(self.question(image, text, **options), mixes)
+
+    @torch.no_grad()
+    def _generate_alone(self, question: Question, mixes: Tensor | None) -> LmmTrace:
+        image, prompt, ids = question.image, question.prompt, question.prompt.ids
+        most, kept = question.max_new_tokens, mixes is not None and question.on_trace is None
         cache, inputs = self._start(image, prompt, ids)
         with (
             self._keeping(image, prompt, cache),
             self._record(start=len(ids), cache=cache) as tap,
             self._mixing(len(ids), cache, mixes) as mixer,
-            self._decoding(cache, tap, mixer, len(ids) + max_new_tokens, kept=mixes is not None and on_trace is None),
+            self._decoding(cache, tap, mixer, len(ids) + most, kept=kept),
         ):
-
-            def look(emitted: Sequence[int]) -> None:
-                """Show what there is; the last token was not read yet, and has no row."""
-                if on_text:
-                    on_text(self.words.decode(emitted).strip())
-                if on_trace and len(emitted) > 1:
-                    seen = emitted[:-1]
-                    text_out, offsets = self.words.decode_with_offsets(seen)
-                    on_trace(self._trace(text_out, seen, offsets, False, mixer.finish(), image, prompt, tap.finish()))
-
             output = self.model.generate(
                 self._tensor(ids),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.device),
                 cache=cache,
                 **{name: value for name, value in inputs.items() if name != "input_ids"},
                 do_sample=False,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=most,
                 return_dict_in_generate=True,
-                streamer=TokenStreamer(look) if on_text or on_trace else None,
-                stopping_criteria=StoppingCriteriaList([CancelCriteria(cancelled)] if cancelled else []),
+                streamer=self._streamer([question], tap, mixer),
+                stopping_criteria=_criteria([question]),
             )
             emitted = output.sequences[0, len(ids) :].tolist()
-            ended = bool(emitted) and emitted[-1] in self._end_ids()
-            if emitted and not ended:
+            if emitted and emitted[-1] not in self._end_ids():
                 # At the length limit the last word was never fed back. Feed it, so that its row exists too.
                 self.model(input_ids=self._tensor(emitted[-1:]), cache=output.cache, use_cache=True)
-        kept, states = tap.finish(), mixer.finish()
-        answer = emitted[:-1] if ended else emitted
-        text_out, offsets = self.words.decode_with_offsets(answer)
-        return self._trace(text_out, answer, offsets, ended, states, image, prompt, kept)
+        return self._answers([question], [emitted], tap, mixer)[0]
+
+    @property
+    def answers_together(self) -> bool:
+        """Whether answers about several images may be decoded in one batch: not where the image looks at the words, nor
+        where layers are linear.
+        """
+        return self.family.reuses_prefix and self.family.reads_batches
+
+    @torch.no_grad()
+    def generate_together(self, questions: Sequence[Question], *, mixes: Tensor | None = None) -> tuple[LmmTrace, ...]:
+        """Answer several questions about any images, each as :meth:`generate` does but for rounding, in one batch if it may.
+
+        Prompts are read one by one; then each step of the decoder writes one token of every answer. Static shapes are not used.
+
+        Args:
+            questions: from :meth:`question`.
+            mixes: as for :meth:`generate`.
+        """
+        if len(questions) < 2 or not self.answers_together:
+            return tuple(self._generate_alone(question, mixes) for question in questions)
+        caches, states = zip(*(self._read_up_to_last(question) for question in questions), strict=True)
+        cache, start = side_by_side(caches), max(len(question.prompt.ids) for question in questions)
+        self.family.restore_state(self.model, None if states[0] is None else torch.cat(states))
+        # Padding repeats the sequence's first token: penalties on what was said already see nothing new.
+        paddings = [start - len(question.prompt.ids) for question in questions]
+        ids = [padding * q.prompt.ids[:1] + q.prompt.ids for padding, q in zip(paddings, questions, strict=True)]
+        # One token more than is wanted: then the last one that is wanted was fed back, and has a row.
+        ends = torch.tensor([start + question.max_new_tokens + 1 for question in questions], device=self.device)
+        with self._record(start=start, cache=cache) as tap, self._mixing(start, cache, mixes) as mixer:
+            output = self.model.generate(
+                self._tensor(*ids),
+                attention_mask=self._tensor(*([0] * padding + [1] * (start - padding) for padding in paddings)),
+                cache=cache,
+                do_sample=False,
+                max_length=int(ends.max()),
+                return_dict_in_generate=True,
+                streamer=self._streamer(questions, tap, mixer),
+                stopping_criteria=_criteria(questions, LengthCriteria(ends)),
+            )
+        return self._answers(questions, output.sequences[:, start:].tolist(), tap, mixer)
+
+    def _read_up_to_last(self, question: Question) -> tuple[DynamicCache, Any]:
+        """Keys and values of a prompt but for its last token, and what the model itself keeps of it."""
+        image, prompt, ids = question.image, question.prompt, question.prompt.ids[:-1]
+        cache, inputs = self._start(image, prompt, ids)
+        with self._keeping(image, prompt, cache):
+            if inputs or cache.get_seq_length() < len(ids):
+                self.model(**(inputs or self._rest([ids], cache)), cache=cache, use_cache=True, logits_to_keep=1)
+        return cache, self.family.model_state(self.model)
+
+    def _streamer(self, questions: Sequence[Question], tap: attention_tap.Tap, mixer: StateMixer) -> TokenStreamer | None:
+        """Shows answers as they are written; None if nobody looks, as every token's text costs time."""
+        if not any(question.on_text or question.on_trace for question in questions):
+            return None
+
+        def look(emitted: Sequence[Sequence[int]]) -> None:
+            for i, (question, ids) in enumerate(zip(questions, emitted, strict=True)):
+                own, _ = self._cut(question, ids)
+                if question.on_text and len(own) == len(ids):
+                    question.on_text(self.words.decode(own).strip())
+                if question.on_trace and len(own) == len(ids) > 1:  # the last token was not read yet, and has no row
+                    before = [ids[:-1] for ids in emitted]
+                    question.on_trace(self._answers(questions, before, tap, mixer)[i])
+
+        return TokenStreamer(look)
+
+    def _cut(self, question: Question, emitted: Sequence[int]) -> tuple[Sequence[int], bool]:
+        """What belongs to the answer, without the end token, and whether the LMM ended it itself."""
+        ends = self._end_ids()
+        wanted = emitted[: question.max_new_tokens]
+        end = next((i for i, token in enumerate(wanted) if token in ends), None)
+        return (wanted, False) if end is None else (wanted[:end], True)
+
+    def _answers(
+        self, questions: Sequence[Question], emitted: Sequence[Sequence[int]], tap: attention_tap.Tap, mixer: StateMixer
+    ) -> tuple[LmmTrace, ...]:
+        """What was written and recorded in a batch whose prompts end in one column."""
+        start = max(len(question.prompt.ids) for question in questions)
+        answers = [self._cut(question, ids) for question, ids in zip(questions, emitted, strict=True)]
+        ranges = [(start, start + len(ids)) for ids, _ in answers]
+        kept = tap.split(ranges, [start - len(question.prompt.ids) for question in questions])
+        traces = []
+        for question, (ids, ended), rows, states in zip(questions, answers, kept, mixer.split(ranges), strict=True):
+            text, offsets = self.words.decode_with_offsets(ids)
+            traces.append(self._trace(text, ids, offsets, ended, states, question.image, question.prompt, rows))
+        return tuple(traces)
 
     def read_answer(self, image: EncodedImage, prompt: str, answer: str, *, mixes: Tensor | None = None) -> LmmTrace:
         """Let the LMM read a given answer, teacher-forced; nothing is generated.
@@ -395,8 +493,8 @@ class FrozenLmm:
         if self._static:
             self._static.forget()
 
-    def _tensor(self, ids: Sequence[int]) -> Tensor:
-        return torch.tensor([list(ids)], dtype=torch.long, device=self.device)
+    def _tensor(self, *sequences: Sequence[int]) -> Tensor:
+        return torch.tensor([list(ids) for ids in sequences], dtype=torch.long, device=self.device)
 
     def _end_ids(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id
@@ -423,6 +521,12 @@ class FrozenLmm:
             image_starts=prompt.image_starts,
             kept=kept,
         )
+
+
+def _criteria(questions: Sequence[Question], *more: StoppingCriteria) -> StoppingCriteriaList:
+    """What ends answers beside the LMM itself."""
+    asked = [question.cancelled for question in questions]
+    return StoppingCriteriaList([*([CancelCriteria(asked)] if any(asked) else []), *more])
 
 
 def _beginning_ids(image: EncodedImage, prompt: PromptTokens) -> tuple[int, ...]:

@@ -92,6 +92,8 @@ class StateMixer:
     def split(self, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Mixtures ``[k, t, d]`` of each sequence, of half-open ranges of positions."""
         self._mix()
+        if not self._passes:
+            return tuple(self.mixes.new_zeros(len(self.mixes), 0, 0) for _ in ranges)
         states = torch.cat(self._passes, dim=2)
         return tuple(
             own[:, first - self._start : last - self._start] for own, (first, last) in zip(states, ranges, strict=True)

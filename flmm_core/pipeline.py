@@ -5,27 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 from flmm_core import checkpoints
+from flmm_core.chat_command import ChatCommand
 from flmm_core.config import GroundingConfig
 from flmm_core.devices import resolve_device
 from flmm_core.engines.attach import attach_backend
-from flmm_core.errors import CommandCancelledError, CommandError, explained, memory_explained
-from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError, explained, memory_explained
+from flmm_core.frozen_lmm import FrozenLmm, Question
 from flmm_core.heads import GroundingHeads
 from flmm_core.image_files import as_seen
 from flmm_core.image_geometry import mask_box
 from flmm_core.image_handle import ImageCache, ImageHandle, SamThread
 from flmm_core.keyword_spans import select_keywords
 from flmm_core.lmm_trace import LmmTrace
-from flmm_core.lmm_words import Exchange
 from flmm_core.noun_chunks import noun_chunker
 from flmm_core.repetition import loop_start
 from flmm_core.sam_checkpoints import load_sam
@@ -123,28 +124,13 @@ class GroundingPipeline:
             start_sam=lambda _: image.start_sam(),
         )
 
-    def chat(
-        self,
-        image: ImageHandle,
-        text: str,
-        *,
-        history: Sequence[Exchange] = (),
-        max_new_tokens: int | None = None,
-        max_phrases: int | None = None,
-        masks: bool = True,
-        watch: Watcher | None = None,
-    ) -> GroundedAnswer:
+    def chat(self, image: ImageHandle, text: str, **options: Any) -> GroundedAnswer:
         """Answer ``text`` and ground the phrases that the keyword selector picks.
 
         Args:
             image: from :meth:`encode`.
             text: the user's words.
-            history: questions about the image and their answers before this one, the oldest first; see
-                :class:`~flmm_core.conversation.Conversation`.
-            max_new_tokens: longest answer; None for the configured one.
-            max_phrases: most phrases that get a mask; None for the configured number.
-            masks: whether to ground; without, the answer has no phrases and costs no more than the words.
-            watch: follows the command, and may cancel it.
+            options: the other fields of :class:`~flmm_core.chat_command.ChatCommand`.
 
         Returns:
             The answer; one that reached its limit while it said the same thing over and over is cut there, and ends in ``CUT``.
@@ -154,26 +140,68 @@ class GroundingPipeline:
             CommandCancelledError: ``watch`` said so.
             MemoryFullError: the device has too little memory left; what was kept of images is freed.
         """
-        self._check(text)
-        limit = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        with self._command(image, watch, masks=masks) as command:
-            command.begin("lmm")
-            trace = self.lmm.generate(
-                image.lmm(),
-                text,
-                max_new_tokens=limit,
-                history=history,
-                mixes=self._mixes,
+        (outcome,) = self.chat_together([ChatCommand(image, text, **options)])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def chat_together(self, commands: Sequence[ChatCommand]) -> Iterator[GroundedAnswer | Exception]:
+        """Answer several commands as :meth:`chat` does, the LMM writing all answers in one batch if its family allows that.
+
+        The answers are those that each command alone gets, but for rounding. ``seconds.lmm`` is of the whole batch. If the
+        batch finds too little memory, its commands are answered one by one.
+
+        Yields:
+            The outcome of each command, in their order and as soon as it is there: an answer, or what :meth:`chat` raises.
+        """
+        begun = [_outcome(partial(self._begin_chat, command)) for command in commands]
+        begun = [_outcome(chat.begin_lmm) if isinstance(chat, _Chat) else chat for chat in begun]
+        chats = [chat for chat in begun if isinstance(chat, _Chat)]
+        written = iter(self._write(chats))
+        for command, chat in zip(commands, begun, strict=True):
+            if isinstance(chat, Exception):
+                yield chat
+                continue
+            trace = next(written)
+            if isinstance(trace, MemoryFullError) and len(chats) > 1:
+                yield from self.chat_together([command])
+            else:
+                yield trace if isinstance(trace, Exception) else _outcome(partial(self._end_chat, chat, trace))
+
+    def _begin_chat(self, asked: ChatCommand) -> _Chat:
+        self._check(asked.text)
+        with self._command(asked.image, asked.watch, masks=asked.masks) as command:
+            question = self.lmm.question(
+                asked.image.lmm(),
+                asked.text,
+                max_new_tokens=self.config.max_new_tokens if asked.max_new_tokens is None else asked.max_new_tokens,
+                history=asked.history,
                 on_text=command.on_text,
-                on_trace=self._early_masks(command) if masks else None,
+                on_trace=self._early_masks(command) if asked.masks else None,
                 cancelled=command.watch.cancelled,
             )
-            command.begin("keywords")
+            command.rest()
+            return _Chat(asked, command, question)
+
+    def _write(self, chats: Sequence[_Chat]) -> Sequence[LmmTrace | Exception]:
+        """What the LMM says to each."""
+        try:
+            with memory_explained("command", partial(self._free, *(chat.asked.image for chat in chats))):
+                return self.lmm.generate_together([chat.question for chat in chats], mixes=self._mixes)
+        except Exception as error:
+            return [error] * len(chats)
+        finally:
+            for chat in chats:
+                chat.command.rest()
+
+    def _end_chat(self, chat: _Chat, trace: LmmTrace) -> GroundedAnswer:
+        with memory_explained("command", partial(self._free, chat.asked.image)):
+            chat.command.begin("keywords")
             spans: Sequence[KeywordSpan] = ()
             end = len(trace.text) if trace.ended else loop_start(trace.text)
-            if masks:
+            if chat.asked.masks:
                 spans = [span for span in self.keywords(trace) if span.end <= end]
-            answer = self._ground(trace, spans, command, max_phrases)
+            answer = self._ground(trace, spans, chat.command, chat.asked.max_phrases)
             return answer if end == len(trace.text) else replace(answer, text=trace.text[:end] + CUT)
 
     def refer(
@@ -308,9 +336,10 @@ class GroundingPipeline:
             image.lmm()
             yield command
 
-    def _free(self, image: ImageHandle) -> None:
-        """Give up what is kept of this and other images, when memory is short."""
-        image.forget()
+    def _free(self, *images: ImageHandle) -> None:
+        """Give up what is kept of these and other images, when memory is short."""
+        for image in images:
+            image.forget()
         self.forget()
         self.lmm.forget()
         if self.lmm.device.type == "cuda":
@@ -392,7 +421,7 @@ class _Command:
         self.image = image
         self.watch = watch
         self._device = device
-        self._began: list[tuple[Stage, float]] = []
+        self._began: list[tuple[Stage | None, float]] = []
 
     @property
     def on_text(self) -> Callable[[str], None] | None:
@@ -410,15 +439,44 @@ class _Command:
             raise CommandCancelledError(f"command: cancelled before the stage {stage}")
         self.watch.on_stage(stage)
 
+    def rest(self) -> None:
+        """End the stage before; others' stages come."""
+        self._began.append((None, self._now()))
+
     def seconds(self) -> StageSeconds:
         """Of the stages up to now."""
         ends = [*(at for _, at in self._began[1:]), self._now()]
-        return StageSeconds(**{stage: end - at for (stage, at), end in zip(self._began, ends, strict=True)})
+        return StageSeconds(**{stage: end - at for (stage, at), end in zip(self._began, ends, strict=True) if stage})
 
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """A chat command in work."""
+
+    asked: ChatCommand
+    command: _Command
+    question: Question
+
+    def begin_lmm(self) -> _Chat:
+        """Begin its next stage, once the images of all are ready."""
+        self.command.begin("lmm")
+        return self
+
+
+T = TypeVar("T")
+
+
+def _outcome(run: Callable[[], T]) -> T | Exception:
+    """What ``run`` returns or raises: one command's error is not its neighbours'."""
+    try:
+        return run()
+    except Exception as error:
+        return error
 
 
 def rgb_array(image: np.ndarray | Image.Image) -> np.ndarray:

@@ -113,6 +113,8 @@ class _Decoder(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.decoder = model.mask_decoder
+        # SAM 2 gives another mask than the single one where that looks unstable: for clicks, not for what learns along.
+        self.decoder.dynamic_multimask_via_stability = False
 
     @abstractmethod
     def unpacked(self, rest: Tensor) -> dict[str, Any]:

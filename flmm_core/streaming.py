@@ -12,29 +12,50 @@ from transformers.generation.streamers import BaseStreamer
 
 
 class CancelCriteria(StoppingCriteria):
-    """Ends an answer within one token."""
+    """Ends answers within one token.
 
-    def __init__(self, cancelled: Callable[[], bool]) -> None:
+    Args:
+        cancelled: of each sequence, asked after each token; None for one that nobody cancels.
+    """
+
+    def __init__(self, cancelled: Sequence[Callable[[], bool] | None]) -> None:
         self._cancelled = cancelled
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
         """Whether each sequence ends here."""
-        return torch.full((len(input_ids),), self._cancelled(), device=input_ids.device)  # type: ignore[return-value]
+        ends = [ask is not None and ask() for ask in self._cancelled]
+        return torch.tensor(ends, device=input_ids.device)  # type: ignore[return-value]
+
+
+class LengthCriteria(StoppingCriteria):
+    """Ends each sequence of a batch at a length of its own.
+
+    Args:
+        lengths: ``[b]`` tokens.
+    """
+
+    def __init__(self, lengths: Tensor) -> None:
+        self._lengths = lengths
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        """Whether each sequence ends here."""
+        return self._lengths <= input_ids.shape[1]  # type: ignore[return-value]
 
 
 class TokenStreamer(BaseStreamer):
-    """Hands the ids so far to a callback; the first thing that ``generate`` streams is the prompt."""
+    """Hands the ids so far of each sequence to a callback; the first thing that ``generate`` streams is the prompt."""
 
-    def __init__(self, look: Callable[[Sequence[int]], None]) -> None:
+    def __init__(self, look: Callable[[Sequence[Sequence[int]]], None]) -> None:
         self._look = look
-        self._ids: list[int] | None = None
+        self._ids: list[list[int]] | None = None
 
     def put(self, value: Tensor) -> None:
-        """Take the prompt, or the next token."""
+        """Take the prompts, or the next token of each sequence."""
         if self._ids is None:
-            self._ids = []
+            self._ids = [[] for _ in value]
             return
-        self._ids.extend(value.flatten().tolist())
+        for ids, token in zip(self._ids, value.tolist(), strict=True):
+            ids.append(token)
         self._look(self._ids)
 
     def end(self) -> None:

@@ -23,7 +23,7 @@ from flmm_core.config import GroundingConfig
 from flmm_core.image_files import read_image_bytes
 from flmm_core.serving.health import Health, HealthReport, Level
 from flmm_core.serving.requests import Limits, Mode, Picture, Reply, Request, Status
-from flmm_core.serving.server import GroundingServer, Pipeline
+from flmm_core.serving.server import BatchingPipeline, GroundingServer
 from flmm_core.serving.wire import WireCommand, answer_to_json
 from flmm_core.watcher import Stage, Watcher
 from flmm_fleet.settings import FleetSettings
@@ -34,7 +34,7 @@ _ALIVE = 0.5
 _STOPPING = 5.0
 """Seconds in which the command in work may finish when a replica ends."""
 
-Load = Callable[[GroundingConfig], Pipeline]
+Load = Callable[[GroundingConfig], BatchingPipeline]
 
 
 def start_fleet(config: GroundingConfig, load: Load, settings: FleetSettings) -> str:
@@ -54,14 +54,19 @@ def start_fleet(config: GroundingConfig, load: Load, settings: FleetSettings) ->
     serve.start(http_options={"host": settings.host, "port": settings.port})
     size: dict[str, Any] = {"num_replicas": settings.replicas}
     if settings.most_replicas > settings.replicas:
-        scale = {"min_replicas": settings.replicas, "max_replicas": settings.most_replicas, "target_ongoing_requests": 2}
-        size = {"autoscaling_config": scale}
+        size = {
+            "autoscaling_config": {
+                "min_replicas": settings.replicas,
+                "max_replicas": settings.most_replicas,
+                "target_ongoing_requests": settings.batch + 1,
+            }
+        }
     deployment = Replica.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=settings.waiting + 1,
+        max_ongoing_requests=settings.waiting + settings.batch,
         ray_actor_options={"num_cpus": 1, "num_gpus": settings.gpus},
         **size,
     )
-    serve.run(deployment.bind(config, load, settings.waiting), name=APPLICATION, route_prefix="/")
+    serve.run(deployment.bind(config, load, settings), name=APPLICATION, route_prefix="/")
     return f"http://{settings.host}:{settings.port}"
 
 
@@ -78,16 +83,16 @@ class Replica:
     Args:
         config: of the pipeline.
         load: builds it.
-        waiting: commands that may wait.
+        settings: how many commands may wait, and be answered together.
     """
 
-    def __init__(self, config: GroundingConfig, load: Load, waiting: int) -> None:
+    def __init__(self, config: GroundingConfig, load: Load, settings: FleetSettings) -> None:
         self._health = Health(camera=False)
-        self._waiting = waiting
-        self._server = GroundingServer(lambda: load(config), lost=self._on_lost)
+        self._waiting = settings.waiting
+        self._server = GroundingServer(lambda: load(config), lost=self._on_lost, together=settings.batch)
         self._facts = dict(self._server.load().result())
         self._health.loaded(self._facts)
-        self._server.start(waiting)
+        self._server.start(settings.waiting)
         self._health.enter("ready")
 
     def _on_lost(self, reason: str) -> None:

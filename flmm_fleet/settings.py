@@ -15,6 +15,8 @@ class FleetSettings:
     """As many are started while commands wait."""
     waiting: int = 8
     """Commands of each replica that may wait; more are refused as busy, and clients try again."""
+    batch: int = 4
+    """Most questions that a replica's LMM answers in one batch, if they wait; 1: one after the other."""
     gpus: float = 0.0
     """GPUs of each replica; a share lets several live on one."""
     port: int = 8000

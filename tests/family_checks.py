@@ -19,6 +19,7 @@ from flmm_core.encoded_image import EncodedImage
 from flmm_core.frozen_lmm import FrozenLmm, lmm_shape, load_plain
 from flmm_core.frozen_report import ANEW, KEPT, verify_frozen
 from flmm_core.image_geometry import unpad
+from flmm_core.lmm_trace import LmmTrace
 from flmm_core.mask_head import UNetConfig, UNetHead
 from flmm_core.training.losses import mask_losses
 
@@ -60,6 +61,7 @@ def check_rows(source, image: Image.Image, *, tolerance: float = 1e-5) -> None:
             assert maps.shape == (len(tokens), lmm.shape.channels, trace.geometry.grid_height, trace.geometry.grid_width)
             torch.testing.assert_close(maps, trace.layouts[0].maps(own[..., trace.image_columns()]), atol=tolerance, rtol=0)
         check_batch(lmm, encoded, tolerance=tolerance)
+        check_together(lmm, encoded, tolerance=tolerance)
         check_static(lmm, [image])
 
 
@@ -68,13 +70,34 @@ def check_batch(lmm: FrozenLmm, encoded: EncodedImage, *, tolerance: float = 1e-
     """Answers that are read together are those that are read one by one: rows of all positions, and states."""
     turns = [(QUESTION, ANSWER), ("what is there?", "A mug."), (QUESTION, f"{ANSWER} {ANSWER}")]
     for (prompt, answer), trace in zip(turns, lmm.read_answers(encoded, turns), strict=True):
-        alone = lmm.read_answer(encoded, prompt, answer)
-        assert (trace.text, trace.token_ids, trace.kept.start) == (answer, alone.token_ids, alone.kept.start)
-        columns, tokens = torch.arange(alone.kept.layers[0].keys.shape[1]), range(len(alone.token_ids))
-        for i in range(len(alone.kept.layers)):
-            rows, expected = trace.kept.rows(i, tokens, columns), alone.kept.rows(i, tokens, columns)
-            torch.testing.assert_close(rows, expected, atol=tolerance, rtol=0)
-        torch.testing.assert_close(trace.states, alone.states, atol=100 * tolerance, rtol=1e-3)
+        assert trace.text == answer
+        check_alike(trace, lmm.read_answer(encoded, prompt, answer), tolerance=tolerance)
+
+
+@torch.no_grad()
+def check_together(lmm: FrozenLmm, encoded: EncodedImage, *, tolerance: float = 1e-5) -> None:
+    """Answers about several images that are written in one batch are those that are written one by one."""
+    other = lmm.encode_image(random_image(140, 90, seed=5))
+    asked = [(encoded, QUESTION, 6), (other, "what is there, and what is left of it?", 9), (encoded, "what?", 3)]
+    alone = [lmm.generate(image, text, max_new_tokens=most) for image, text, most in asked]
+    for _ in range(2):  # the second time, prompts' beginnings are kept
+        questions = [lmm.question(image, text, max_new_tokens=most) for image, text, most in asked]
+        for one, trace in zip(alone, lmm.generate_together(questions), strict=True):
+            assert (trace.text, trace.ended) == (one.text, one.ended)
+            check_alike(trace, one, tolerance=tolerance)
+    again = lmm.generate(encoded, QUESTION, max_new_tokens=6)
+    check_alike(again, alone[0], tolerance=tolerance)
+
+
+def check_alike(trace: LmmTrace, alone: LmmTrace, *, tolerance: float) -> None:
+    """Rows of all positions, and states, are those of a sequence that had no neighbours."""
+    assert (trace.token_ids, trace.kept.start) == (alone.token_ids, alone.kept.start)
+    columns, tokens = torch.arange(alone.kept.layers[0].keys.shape[1]), range(len(alone.token_ids))
+    for i in range(len(alone.kept.layers)):
+        assert trace.kept.layers[i].keys.shape == alone.kept.layers[i].keys.shape
+        rows, expected = trace.kept.rows(i, tokens, columns), alone.kept.rows(i, tokens, columns)
+        torch.testing.assert_close(rows, expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(trace.states, alone.states, atol=100 * tolerance, rtol=1e-3)
 
 
 def eager_attention(lmm: FrozenLmm, encoded, ids) -> list[torch.Tensor]:

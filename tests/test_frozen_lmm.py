@@ -162,6 +162,39 @@ def test_text_arrives_while_it_is_written(folder):
     assert seen[-1] == trace.text
 
 
+def test_answers_that_are_written_together_end_each_by_itself(folder):
+    """At its end token, at its limit, or because it was cancelled; who follows one sees that one alone."""
+    lmm = FrozenLmm.from_pretrained(folder)
+    images = [lmm.encode_image(random_image(seed=i)) for i in range(3)]
+    free = [lmm.generate(image, QUESTIONS[i], max_new_tokens=12) for i, image in enumerate(images)]
+    stop = next(i for i in range(2, 12) if free[0].token_ids[i] not in free[0].token_ids[:i])
+    lmm.model.generation_config.eos_token_id = [2, free[0].token_ids[stop]]
+    lmm.model.generation_config.repetition_penalty = 1.3
+    alone = [lmm.generate(image, QUESTIONS[i], max_new_tokens=12) for i, image in enumerate(images)]
+    assert any(one.ended for one in alone)
+    words, traces = {i: [] for i in range(3)}, []
+    questions = [
+        lmm.question(image, QUESTIONS[i], max_new_tokens=12, on_text=words[i].append, on_trace=[None, traces.append, None][i])
+        for i, image in enumerate(images)
+    ]
+    for one, heard, trace in zip(alone, words.values(), lmm.generate_together(questions), strict=True):
+        assert (trace.token_ids, trace.text, trace.ended) == (one.token_ids, one.text, one.ended)
+        assert trace.states.shape == one.states.shape and trace.kept.tokens == one.kept.tokens
+        assert len(heard) == len(one.token_ids) and (not heard or heard[-1] == one.text)
+    assert [len(trace.token_ids) for trace in traces] == list(range(1, len(alone[1].token_ids)))
+    halfway = traces[-1].merged_attention([(0, 1)])
+    torch.testing.assert_close(halfway, alone[1].merged_attention([(0, 1)]), atol=1e-5, rtol=0)
+
+    asked = []
+    questions = [
+        lmm.question(images[0], QUESTIONS[1], max_new_tokens=12),
+        lmm.question(images[1], QUESTIONS[1], max_new_tokens=12, cancelled=lambda: asked.append(0) or len(asked) == 2),
+    ]
+    kept, ended = lmm.generate_together(questions)
+    assert kept.token_ids == lmm.generate(images[0], QUESTIONS[1], max_new_tokens=12).token_ids
+    assert ended.token_ids[:2] == lmm.generate(images[1], QUESTIONS[1], max_new_tokens=2).token_ids
+
+
 @pytest.mark.parametrize("text", ["show <image> please", "</s>", "<pad> lemon"])
 def test_markers_in_the_users_words_are_refused(folder, text):
     lmm = FrozenLmm.from_pretrained(folder)

@@ -9,12 +9,13 @@ from PIL import Image
 from tiny_models import random_image, save_model, tiny_heads
 
 from flmm_core import pipeline as pipeline_module
+from flmm_core.chat_command import ChatCommand
 from flmm_core.checkpoints import save_heads
 from flmm_core.config import GroundingConfig, tunables
 from flmm_core.errors import CommandCancelledError, CommandError, LoadError, MemoryFullError
 from flmm_core.pipeline import GroundingPipeline, rgb_array
 from flmm_core.repetition import loop_start
-from flmm_core.types import KeywordSpan
+from flmm_core.types import GroundedAnswer, KeywordSpan
 from flmm_core.watcher import Watcher
 
 
@@ -123,7 +124,7 @@ def test_an_answer_that_runs_in_circles_is_cut(pipeline, monkeypatch, ended):
     image = pipeline.encode(random_image(50, 70))
     text = "a red mug and two two two two"
     trace = replace(pipeline.read(image, "where is the lemon?", text), ended=ended)
-    monkeypatch.setattr(pipeline.lmm, "generate", lambda *_, **__: trace)
+    monkeypatch.setattr(pipeline.lmm, "generate_together", lambda *_, **__: (trace,))
     monkeypatch.setattr(
         pipeline_module, "select_keywords", lambda *_, **__: (span_of(trace, "red mug"), span_of(trace, "two two two"))
     )
@@ -238,7 +239,7 @@ def test_masks_can_be_skipped(pipeline, every_word):
 def test_the_surest_phrases_get_masks_and_the_others_are_named(pipeline, monkeypatch):
     image = pipeline.encode(random_image())
     trace = pipeline.read(image, "where is the lemon?", "red mug and lemon and can")
-    monkeypatch.setattr(pipeline.lmm, "generate", lambda *_, **__: trace)
+    monkeypatch.setattr(pipeline.lmm, "generate_together", lambda *_, **__: (trace,))
     spans = [replace(span_of(trace, words), score=score) for words, score in (("red mug", 0.6), ("lemon", 0.5), ("can", 0.9))]
     monkeypatch.setattr(pipeline_module, "select_keywords", lambda *_, **__: tuple(spans))
     pipeline.config = GroundingConfig(max_phrases=2)
@@ -276,6 +277,66 @@ def test_a_command_that_does_not_fit_into_memory_leaves_the_next_one_room(pipeli
     )
     assert image.kept_bytes == image.pixels.nbytes and other.kept_bytes == other.pixels.nbytes
     check_phrase(pipeline.refer(image, "lemon").phrases[0], 48, 64)
+
+
+def alike(answer, alone):
+    assert (answer.text, answer.left_out) == (alone.text, alone.left_out)
+    for one, two in zip(answer.phrases, alone.phrases, strict=True):
+        assert (one.text, one.start, one.end, one.box) == (two.text, two.start, two.end, two.box)
+        assert one.score == pytest.approx(two.score, abs=1e-4) and (one.mask == two.mask).all()
+
+
+def test_commands_about_several_images_are_answered_together(pipeline, every_word):
+    """Each gets the answer, or the error, that it gets alone."""
+    seen = {"two": [], "three": []}
+
+    class Follower(Watcher):
+        def __init__(self, name):
+            self.name = name
+
+        def on_text(self, text):
+            seen[self.name].append(text)
+
+    handles = [pipeline.encode(random_image(60 + 9 * i, 80, seed=i)) for i in range(3)]
+    late = Watcher()
+    late.cancel()
+    commands = [
+        ChatCommand(handles[0], "where is the lemon?", max_new_tokens=4),
+        ChatCommand(handles[1], "<image>"),
+        ChatCommand(handles[1], "what is left of the can, and what is right of it?", watch=Follower("two")),
+        ChatCommand(handles[1], "what is there?", watch=late),
+        ChatCommand(handles[2], "what?", max_phrases=1, watch=Follower("three")),
+        ChatCommand(handles[2], "why?", masks=False),
+    ]
+    outcomes = list(pipeline.chat_together(commands))
+    assert [type(outcome) for outcome in outcomes] == [
+        GroundedAnswer, CommandError, GroundedAnswer, CommandCancelledError, GroundedAnswer, GroundedAnswer,
+    ]  # fmt: skip
+    for i in (0, 2, 4, 5):
+        options = {name: getattr(commands[i], name) for name in ("max_new_tokens", "max_phrases", "masks")}
+        alike(outcomes[i], pipeline.chat(commands[i].image, commands[i].text, **options))
+    assert outcomes[0].phrases and len(outcomes[4].phrases) == 1 and not outcomes[5].phrases
+    assert seen["two"][-1] == outcomes[2].text and seen["three"][-1] == outcomes[4].text
+    first = outcomes[0].seconds
+    assert first.lmm > 0 and first.image > 0
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_answered_one_by_one(pipeline, monkeypatch):
+    handles = [pipeline.encode(random_image(60, 80, seed=i)) for i in range(2)]
+    alone = [pipeline.chat(handle, "what is there?") for handle in handles]
+    generate, sizes = pipeline.lmm.generate_together, []
+
+    def full(questions, **options):
+        sizes.append(len(questions))
+        if len(questions) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return generate(questions, **options)
+
+    monkeypatch.setattr(pipeline.lmm, "generate_together", full)
+    outcomes = list(pipeline.chat_together([ChatCommand(handle, "what is there?") for handle in handles]))
+    assert sizes == [2, 1, 1]
+    for outcome, one in zip(outcomes, alone, strict=True):
+        alike(outcome, one)
 
 
 def test_an_empty_mask_is_kept(pipeline, monkeypatch):

@@ -47,6 +47,15 @@ class Scripted:
             raise error
         return GroundedAnswer(text, (), *image.shape[:2])
 
+    def chat_together(self, commands):
+        self.heard.append([command.text for command in commands])
+        for command in commands:
+            try:
+                options = {"max_new_tokens": command.max_new_tokens, "max_phrases": command.max_phrases, "watch": command.watch}
+                yield self.chat(command.image, command.text, **options)
+            except Exception as error:
+                yield error
+
     def refer(self, image, phrases, *, watch=None):
         self.heard.append(tuple(phrases))
         self.seen.append(image)
@@ -78,10 +87,10 @@ SAID = {
 class Bench:
     """A serving server and every reply that it gave."""
 
-    def __init__(self, capacity=3, *, start=True):
+    def __init__(self, capacity=3, *, start=True, together=1):
         self.pipeline = Scripted()
         self.losses, self.replies = [], []
-        self.server = GroundingServer(lambda: self.pipeline, lost=self.losses.append)
+        self.server = GroundingServer(lambda: self.pipeline, lost=self.losses.append, together=together)
         self.facts = self.server.load().result(10)
         self.capacity = capacity
         if start:
@@ -149,6 +158,60 @@ def test_clients_take_turns():
     assert order == ["a1", "b1", "c1", "a2", "a3"] and len(queue) == 0
     queue.put(requests[0])
     assert len(queue) == 1 and queue.clear() == requests[:1] and len(queue) == 0
+
+
+@pytest.fixture
+def batch():
+    made = Bench(capacity=8, together=3)
+    yield made
+    made.pipeline.gate.set()
+    made.server.stop(5, "over")
+    assert made.server.unload(5)
+
+
+def test_questions_that_wait_are_answered_together(batch):
+    """As many as may be, clients in turn, up to the next command that is no question."""
+    held = batch.hold()
+    requests = [*batch.submit("a1", "a2", "a3", client="a"), *batch.submit("b1", "b2", client="b")]
+    requests += batch.submit("cup", mode=Mode.REFER, client="c")
+    heard = len(batch.pipeline.heard)
+    batch.pipeline.gate.set()
+    assert all(status == Status.ANSWERED for _, status in batch.wait([held, *requests]))
+    groups = [one for one in batch.pipeline.heard[heard:] if not isinstance(one, str)]
+    assert groups == [["a1", "b1"], ("cup",), ["a2", "b2", "a3"]]
+    assert {words: reply.answer.text for words, reply in batch.replies}["b2"] == "b2"
+
+
+def test_what_goes_wrong_with_one_leaves_the_others_of_its_batch(batch):
+    def picture():
+        raise RefusedError(Status.NO_IMAGE, "no image")
+
+    held = batch.hold()
+    requests = [*batch.submit("fail", client="a"), *batch.submit("blind", client="b", picture=picture)]
+    requests += batch.submit("good", client="c", limits=lambda: Limits(5, 2))
+    batch.pipeline.gate.set()
+    assert batch.wait([held, *requests])[1:] == [
+        ("blind", Status.NO_IMAGE), ("fail", Status.MODEL_FAILURE), ("good", Status.ANSWERED),
+    ]  # fmt: skip
+    assert batch.pipeline.limits[-1] == (5, 2) and batch.pipeline.heard[-3] == ["fail", "good"]
+
+
+def test_a_batch_that_is_in_work_when_the_server_stops_or_dies_gets_its_refusals(batch):
+    held = batch.hold()
+    requests = [*batch.submit("write", client="a"), *batch.submit("write", client="b")]
+    batch.pipeline.gate.set()
+    held.replied.wait(10)
+    batch.server.cancel(requests[0])
+    batch.server.stop(0.1, "over")
+    assert [status for _, status in batch.wait(requests)[1:]] == [Status.CANCELLED, Status.SHUTTING_DOWN]
+    batch.server.start(8)
+    batch.pipeline.gate.clear()
+    batch.pipeline.entered.clear()
+    held = batch.hold()
+    last = [*batch.submit("one", client="a"), *batch.submit("end", client="b"), *batch.submit("two", client="c")]
+    batch.pipeline.gate.set()
+    assert [status for _, status in batch.wait([held, *last])[-2:]] == [Status.MODEL_FAILURE] * 2
+    assert batch.losses == ["cannot serve: the end"]
 
 
 @pytest.mark.parametrize("words", SAID)

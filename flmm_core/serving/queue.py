@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Hashable
 
-from flmm_core.serving.requests import Request
+from flmm_core.serving.requests import Mode, Request
 
 
 class FairQueue:
@@ -34,6 +34,15 @@ class FairQueue:
             self._lines[client] = line
         self._length -= 1
         return request
+
+    def get_like(self, mode: Mode, most: int) -> list[Request]:
+        """Take those that come next, as long as they are of a mode and there are at most so many."""
+        taken: list[Request] = []
+        while len(taken) < most and self._lines and next(iter(self._lines.values()))[0].mode == mode:
+            request = self.get()
+            assert request is not None
+            taken.append(request)
+        return taken
 
     def remove(self, request: Request) -> None:
         """Forget a request, if it waits."""

@@ -10,16 +10,29 @@ import ctypes
 import gc
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 
+from flmm_core.chat_command import ChatCommand
 from flmm_core.plain_text import one_line
 from flmm_core.serving.queue import FairQueue
-from flmm_core.serving.requests import Mode, RefusedError, Reply, Request, Status, cancelled, refusing
+from flmm_core.serving.requests import (
+    Limits,
+    Mode,
+    Picture,
+    RefusedError,
+    Reply,
+    Request,
+    Status,
+    cancelled,
+    refusing,
+)
 from flmm_core.serving.standing import Standing, StandingWork
 from flmm_core.types import GroundedAnswer
 from flmm_core.watcher import Watcher
@@ -59,6 +72,13 @@ class Pipeline(Protocol):
         """Bytes that it has on a GPU; 0 without one."""
 
 
+class BatchingPipeline(Pipeline, Protocol):
+    """One that answers several questions in one batch."""
+
+    def chat_together(self, commands: Sequence[ChatCommand]) -> Iterator[GroundedAnswer | Exception]:
+        """Their outcomes in order, each as soon as it is there."""
+
+
 class GroundingServer:
     """Serves a pipeline. All methods may be called from any thread, but one at a time from those that change its state.
 
@@ -66,15 +86,18 @@ class GroundingServer:
         load: builds the pipeline, in the worker's thread.
         lost: told once, with the reason, when the worker's thread died; every request got its refusal before. Nothing can be
             served any more until it was unloaded and loaded again.
+        together: most chat commands that are answered in one batch, if they wait; above 1, the pipeline is a
+            :class:`BatchingPipeline`.
     """
 
-    def __init__(self, load: Callable[[], Pipeline], *, lost: Callable[[str], None]) -> None:
+    def __init__(self, load: Callable[[], Pipeline], *, lost: Callable[[str], None], together: int = 1) -> None:
         self._load = load
         self._lost = lost
+        self._together = together
         self._changed = threading.Condition()
         self._queue = FairQueue()
         self._capacity = 0
-        self._in_work: Request | None = None
+        self._in_work: list[Request] = []
         self._serving = False
         self._ending = False
         self._stopped = RefusedError(Status.SHUTTING_DOWN, "the node is not active")
@@ -101,7 +124,7 @@ class GroundingServer:
         """Take requests from now on.
 
         Args:
-            capacity: requests that may wait; the one in work does not count.
+            capacity: requests that may wait; those in work do not count.
         """
         with self._changed:
             assert self._pipeline is not None, "load first"
@@ -109,7 +132,7 @@ class GroundingServer:
             self._serving = True
 
     def stop(self, timeout: float, reason: str) -> None:
-        """Take no more requests, refuse those that wait, and let the one in work finish; refuse it too if it takes longer.
+        """Take no more requests, refuse those that wait, and let those in work finish; refuse them too if they take longer.
 
         Args:
             timeout: seconds.
@@ -123,10 +146,10 @@ class GroundingServer:
         for request in left:
             request.refuse(self._stopped)
         with self._changed:
-            self._changed.wait_for(lambda: self._in_work is None, timeout)
+            self._changed.wait_for(lambda: not self._in_work, timeout)
             late = self._in_work
-        if late is not None:
-            _abandon(late, self._stopped)
+        for request in late:
+            _abandon(request, self._stopped)
 
     def unload(self, timeout: float) -> bool:
         """Free the pipeline; it is to be stopped before.
@@ -156,7 +179,7 @@ class GroundingServer:
     @property
     def busy(self) -> bool:
         """Whether a request is in work."""
-        return self._in_work is not None
+        return bool(self._in_work)
 
     @property
     def waiting(self) -> int:
@@ -221,75 +244,113 @@ class GroundingServer:
         loaded.set_result(facts)
         try:
             while (work := self._next()) is not None:
-                if isinstance(work, Request):
-                    self._answer(pipeline, work)
-                else:
+                if isinstance(work, StandingWork):
                     work.run(pipeline)
+                else:
+                    self._answer(pipeline, work)
                 del work  # what is kept while nothing is to do is not freed
         except BaseException as error:
             self._die(f"cannot serve: {one_line(error)}")
 
-    def _next(self) -> Request | StandingWork | None:
-        """End one request and take up the next, in one step: between the two it would be nowhere."""
+    def _next(self) -> list[Request] | StandingWork | None:
+        """End requests and take up the next, in one step: between the two they would be nowhere."""
         with self._changed:
-            self._in_work = None
+            self._in_work = []
             self._changed.notify_all()
             while True:
                 if self._ending:
                     return None
                 if (request := self._queue.get()) is not None:
-                    self._in_work = request
-                    return request
+                    others = self._together - 1 if request.mode == Mode.CHAT else 0
+                    self._in_work = [request, *self._queue.get_like(Mode.CHAT, others)]
+                    return self._in_work
                 pause = None if self._standing is None else self._standing.pause()
                 if pause == 0.0:
                     return self._standing
                 self._changed.wait(pause)
 
-    def _answer(self, pipeline: Pipeline, request: Request) -> None:
-        try:
-            with refusing():
-                reply = self._outcome(pipeline, request)
-        except RefusedError as refusal:
-            request.refuse(refusal)
-        else:
-            request.finish(reply)
-
-    def _outcome(self, pipeline: Pipeline, request: Request) -> Reply:
-        began = time.monotonic()
-        limits = request.limits()
-        picture = request.picture()
-        fetched = time.monotonic()
-        image = pipeline.encode(picture.pixels)
-        if request.mode == Mode.REFER:
-            answer = pipeline.refer(image, request.words, watch=request.watch)
-        else:
-            answer = pipeline.chat(
-                image,
-                request.words[0],
-                max_new_tokens=limits.max_new_tokens,
-                max_phrases=limits.max_phrases,
-                watch=request.watch,
+    def _answer(self, pipeline: Pipeline, requests: Sequence[Request]) -> None:
+        """Answer one request, or several that are chat commands."""
+        looks: list[_Look] = []
+        for request in requests:
+            with _replying(request):
+                looks.append(_Look.of(pipeline, request))
+        if len(looks) > 1:
+            outcomes = cast(BatchingPipeline, pipeline).chat_together(
+                [ChatCommand(look.image, look.request.words[0], **look.options) for look in looks]
             )
-        return Reply(
-            Status.ANSWERED,
-            answer=answer,
-            picture=picture,
-            source=picture.source,
-            began=began,
-            fetching=fetched - began,
-        )
+            for look, outcome in zip(looks, outcomes, strict=True):
+                with _replying(look.request):
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    look.finish(outcome)
+            return
+        for look in looks:
+            with _replying(look.request):
+                if look.request.mode == Mode.REFER:
+                    look.finish(pipeline.refer(look.image, look.request.words, watch=look.request.watch))
+                else:
+                    look.finish(pipeline.chat(look.image, look.request.words[0], **look.options))
 
     def _die(self, reason: str) -> None:
         refusal = RefusedError(Status.MODEL_FAILURE, reason)
         with self._changed:
             self._stopped, self._serving, self._pipeline = refusal, False, None
-            left = [self._in_work, *self._queue.clear()]
-            self._in_work = None
+            left = [*self._in_work, *self._queue.clear()]
+            self._in_work = []
             self._changed.notify_all()
         for request in left:
-            if request is not None:
-                request.refuse(refusal)
+            request.refuse(refusal)
         self._lost(reason)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A request in work, with its picture."""
+
+    request: Request
+    limits: Limits
+    picture: Picture
+    image: Any
+    began: float
+    fetched: float
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, request: Request) -> _Look:
+        """Fetch what belongs to a request; raises what its functions and the pipeline raise."""
+        began = time.monotonic()
+        limits, picture = request.limits(), request.picture()
+        fetched = time.monotonic()
+        return cls(request, limits, picture, pipeline.encode(picture.pixels), began, fetched)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of a chat command."""
+        limits = self.limits
+        return {"max_new_tokens": limits.max_new_tokens, "max_phrases": limits.max_phrases, "watch": self.request.watch}
+
+    def finish(self, answer: GroundedAnswer) -> None:
+        """Reply."""
+        self.request.finish(
+            Reply(
+                Status.ANSWERED,
+                answer=answer,
+                picture=self.picture,
+                source=self.picture.source,
+                began=self.began,
+                fetching=self.fetched - self.began,
+            )
+        )
+
+
+@contextmanager
+def _replying(request: Request) -> Iterator[None]:
+    """Refuse the request if something goes wrong inside the block."""
+    try:
+        with refusing():
+            yield
+    except RefusedError as refusal:
+        request.refuse(refusal)
 
 
 def _abandon(request: Request, refusal: RefusedError) -> None:

@@ -6,18 +6,22 @@ and the box around that. The image encoder is frozen afterwards; prompt encoder 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from segment_anything.modeling import Sam
 from torch.nn import functional as F
 
 from flmm_core.data.samples import Sample
 from flmm_core.data.tabletop import read_dataset
 from flmm_core.sam_refiner import RefinerConfig, SamImage, SamRefiner
+from flmm_core.sam_transformers import TransformersSam
 from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
 from flmm_core.training.settings import LoopConfig
+from flmm_tabletop.sam_kinds import KINDS
 from flmm_tabletop.sam_tiny import TinySamConfig, build_tiny_sam, save_tiny_sam
 from flmm_tabletop.training.settings import SamSettings
 
@@ -28,8 +32,8 @@ COARSE = 64
 def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.device) -> None:
     """Train SAM and save it in ``out/sam``."""
     torch.manual_seed(settings.seed)
-    config = TinySamConfig()
-    refiner = SamRefiner(sam=build_tiny_sam(config), config=RefinerConfig(use_text=False)).to(device)
+    sam, save = _build(settings.kind)
+    refiner = SamRefiner(sam=sam, config=RefinerConfig(use_text=False)).to(device)
     refiner.model.image_encoder.requires_grad_(True)
     samples, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))[:100]
 
@@ -58,7 +62,20 @@ def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.
         optimizers=[optimizer],
         every=(500, measure),
     )
-    save_tiny_sam(refiner.model, config, out / "sam")
+    save(out / "sam")
+
+
+def _build(kind: str) -> tuple[Sam | TransformersSam, Callable[[Path], object]]:
+    """A SAM with random weights, and what saves it."""
+    if kind == "sam":
+        config = TinySamConfig()
+        tiny = build_tiny_sam(config)
+        return tiny, lambda folder: save_tiny_sam(tiny, config, folder)
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of sam, {', '.join(KINDS)}, got {kind!r}")
+    build, adapter = KINDS[kind]
+    model = build()
+    return adapter(model).eval(), model.save_pretrained
 
 
 def _encode(refiner: SamRefiner, samples: list[Sample]) -> list[SamImage]:

@@ -67,6 +67,7 @@ class SamSettings(TabletopSettings):
 
     LOOP: ClassVar[LoopConfig] = LoopConfig(steps=1000, learning_rate=1e-3)
 
+    kind: str = field(default="sam", metadata=option("sam, sam2 or sam_hq"))
     batch: int = field(default=8, metadata=option("images of a step", minimum=1))
     objects: int = field(default=2, metadata=option("most masks of an image", minimum=1))
     grid: int = 16
