@@ -26,8 +26,12 @@ from flmm_core.static_decoding import allows_static_decoding
 END = -1
 """Stands for whichever end token an answer ended with."""
 
-ANEW, KEPT, GRAPHS = "read anew", "kept prefix", "CUDA graphs"
-"""Ways to serve: the image is read with each question; keys and values of it are kept; and, on a GPU, graphs decode."""
+ANEW, KEPT, BATCH, GRAPHS = "read anew", "kept prefix", "one batch", "CUDA graphs"
+"""Ways to serve: the image is read with each question; keys and values of it are kept; several questions are answered together;
+and, on a GPU, graphs decode."""
+
+_TOGETHER = 8
+"""Questions of a batch."""
 
 _ROUNDINGS = 4
 """So many spacings of a half-precision format, at the largest score, may lie between scores that rounding can swap."""
@@ -188,18 +192,19 @@ def verify_frozen(
         for way, options in ways.items()
     }
     mixes = torch.eye(lmms[ANEW].shape.layers, device=model.device)[:1]
-    answers = []
-    for name, image in images.items():
-        encoded = {way: lmm.encode_image(image) for way, lmm in lmms.items()}
-        for question in questions:
-            expected = plain[name, question]
-            outcomes = {
-                way: compare(
-                    expected, served_ids(lmm.generate(encoded[way], question, max_new_tokens=max_new_tokens, mixes=mixes))
-                )
-                for way, lmm in lmms.items()
-            }
-            answers.append(Compared(name, question, len(expected.ids), outcomes))
+    served: dict[tuple[str, str], dict[str, Outcome]] = {asked: {} for asked in plain}
+    for way, lmm in lmms.items():
+        encoded = {name: lmm.encode_image(image) for name, image in images.items()}
+        for (name, question), expected in plain.items():
+            trace = lmm.generate(encoded[name], question, max_new_tokens=max_new_tokens, mixes=mixes)
+            served[name, question][way] = compare(expected, served_ids(trace))
+        if way == ANEW and lmm.answers_together and len(plain) > 1:
+            for i in range(0, len(plain), _TOGETHER):
+                batch = list(plain)[i : i + _TOGETHER]
+                asked = [lmm.question(encoded[name], words, max_new_tokens=max_new_tokens) for name, words in batch]
+                for key, trace in zip(batch, lmm.generate_together(asked, mixes=mixes), strict=True):
+                    served[key][BATCH] = compare(plain[key], served_ids(trace))
+    answers = (Compared(name, words, len(plain[name, words].ids), outcomes) for (name, words), outcomes in served.items())
     return FrozenReport(tuple(answers), before, weight_checksums(loaded))
 
 

@@ -182,24 +182,24 @@ def baseline(report: Report) -> list[str]:
 
 
 def fleet(report: Report) -> list[str]:
-    """One replica and two in turn, and the run in which one is killed."""
+    """Fleets of several sizes in turn, and the run in which a replica is killed."""
     robots, cpus = report["robots"], report["machine"]["cpus"]
     measured = f"Measured by `{report['command']}`: {robots} robots, on {cpus} CPUs that run robots, Ray and replicas together."
     runs = [
-        (f"{replicas} replica{'s' if replicas != '1' else ''}, round {number}", run)
-        for number, pair in enumerate(zip(*report["rounds"].values(), strict=True), 1)
-        for replicas, run in zip(report["rounds"], pair, strict=True)
+        (f"{name}, round {number}", run)
+        for number, each in enumerate(zip(*report["rounds"].values(), strict=True), 1)
+        for name, run in zip(report["rounds"], each, strict=True)
     ]
     runs.append(("2 replicas, one killed", report["killed"]))
     names = ("given", "answered", "lost", "doubled", "answers a second", "wait p50, s", "wait p95, s")
     cells = [(title, *(str(run[name]) for name in names)) for title, run in runs]
-    ratios = ", ".join(f"{ratio:.2f}" for ratio in report["ratios"])
+    ratios = [(name, ", ".join(f"{ratio:.2f}" for ratio in each)) for name, each in report["ratios"].items()]
     return [
         measured,
         "",
         *_table(("Run", *names), cells),
         "",
-        f"Two replicas against one, round by round: {ratios} times the answers.",
+        *_table((f"Batches of up to {report['batch']}", "times the answers of one by one, round by round"), ratios),
     ]
 
 

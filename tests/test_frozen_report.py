@@ -12,7 +12,7 @@ from flmm_cli.verify_frozen import QUESTIONS, SIZES, drawn_images
 from flmm_core.attention_tap import TAP_NAME
 from flmm_core.fingerprints import lmm_fingerprint
 from flmm_core.frozen_lmm import FrozenLmm, load_plain
-from flmm_core.frozen_report import ANEW, END, KEPT, Outcome, PlainAnswer, _near, compare, plain_answers, verify_frozen
+from flmm_core.frozen_report import ANEW, BATCH, END, KEPT, Outcome, PlainAnswer, _near, compare, plain_answers, verify_frozen
 from flmm_tabletop import MODEL, register
 
 
@@ -34,9 +34,9 @@ def test_a_served_model_is_frozen(folder):
     report = verified(folder)
     assert report.frozen and not report.changed and report.differing == 0
     assert [(answer.image, answer.question) for answer in report.answers] == [(i, q) for i in IMAGES for q in ASKED]
-    assert all(answer.tokens == 6 and set(answer.outcomes) == {ANEW, KEPT} for answer in report.answers)
+    assert all(answer.tokens == 6 and set(answer.outcomes) == {ANEW, KEPT, BATCH} for answer in report.answers)
     assert set(report.before) >= set(LlavaForConditionalGeneration.from_pretrained(folder).state_dict())
-    assert "8 of 8 identical" in report.summary() and json.loads(json.dumps(report.record()))["frozen"]
+    assert "12 of 12 identical" in report.summary() and json.loads(json.dumps(report.record()))["frozen"]
 
 
 def test_plain_answers_are_those_of_transformers_from_pixels(folder):
@@ -119,7 +119,7 @@ def test_the_shipped_lmm_is_frozen(tmp_path, capsys):
     words = ("flmm-tabletop", "--questions", tmp_path / "questions.txt", "--json", out, "--max-new-tokens", 12)
     assert run(*words) == 0
     printed = capsys.readouterr().out
-    assert printed.count("identical") == 2 * 2 * len(SIZES) + 1 and "flmm-tabletop in float32 on cpu: frozen" in printed
+    assert printed.count("identical") == 3 * 2 * len(SIZES) + 1 and "flmm-tabletop in float32 on cpu: frozen" in printed
     record = json.loads(out.read_text())
     assert record["model"] == {"lmm": {"source": "flmm-tabletop", "fingerprint": lmm_fingerprint(MODEL / "lmm")}}
     assert record["command"].startswith("flmm verify-frozen flmm-tabletop --questions ")
