@@ -6,6 +6,8 @@ grounds the expressions of held-out scenes::
     flmm scenes --split train --seed 0 --count 2400 --out data/train
     flmm scenes --split val --seed 0 --count 60 --out data/val
     flmm scenes --split test --seed 0 --count 60 --out data/test
+    flmm train sam --kind sam2 --steps 450 --out runs/sam2
+    flmm train sam --kind sam_hq --steps 450 --batch 4 --out runs/sam_hq
     python scripts/measure_ablations.py --cache runs/heads/cache --json docs/ablations.json
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +34,12 @@ from flmm_core.evaluation.metrics import Figure, Tally, cumulative_iou, share
 from flmm_core.evaluation.report import plain_figure
 from flmm_core.evaluation.tabletop import coarse_mask
 from flmm_core.pipeline import GroundingPipeline
+from flmm_core.sam_checkpoints import load_sam
+from flmm_core.sam_refiner import RefinerConfig, SamRefiner
 from flmm_core.training.heads import train_heads
 from flmm_core.training.settings import HeadsSettings
 from flmm_core.watcher import CoarseWatcher
+from flmm_tabletop.training.sam import sharpened
 
 SHIPPED = HeadsSettings(
     lmm="flmm-tabletop", sam="flmm-tabletop", batch=8, phrases=3, refined=1, base_channels=32, turns=13, variants=1,
@@ -46,6 +52,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "the 6 that point best": {"attention_heads": 6},
     "sinks cut at the quantile 0.98": {"sink_quantile": 0.98},
 }
+REFINERS: dict[str, dict[str, Any]] = {
+    "SAM": {},
+    "SAM 2": {"sam": "runs/sam2/sam", "cache": ""},
+    "HQ-SAM": {"sam": "runs/sam_hq/sam", "cache": ""},
+}
+"""The first is that of the variants; embeddings of the others are several times as large, and are not kept."""
 ROUNDS = 5
 """Of timing, in which the variants take turns."""
 
@@ -61,15 +73,18 @@ def main() -> None:
     args.arguments = []
     flmm_tabletop.register()
     samples = list(open_dataset("data/test"))
-    pipelines = {}
-    for number, (name, changed) in enumerate(VARIANTS.items()):
-        out = args.out / f"heads_{number}"
-        if not (out / "heads").exists():
-            settings = replace(SHIPPED, cache=args.cache, epochs=args.epochs, **changed)
-            train_heads(out, settings, replace(HeadsSettings.LOOP, learning_rate=1e-3), torch.device("cpu"))
-        pipelines[name] = GroundingPipeline.from_pretrained(heads=out / "heads", presence_threshold=0.0, cpu_threads=1)
-    rows = {name: _masks(pipeline, samples) for name, pipeline in tqdm(pipelines.items(), desc="variants")}
+    shipped = replace(SHIPPED, cache=args.cache, epochs=args.epochs)
+    pipelines = {
+        name: _trained(args.out / f"heads_{number}", replace(shipped, **changed))
+        for number, (name, changed) in enumerate(VARIANTS.items())
+    }
     first = next(iter(pipelines.values()))
+    refiners = {
+        name: _trained(args.out / f"refiner_{number}", replace(shipped, **changed)) if changed else first
+        for number, (name, changed) in enumerate(REFINERS.items())
+    }
+    rows = {name: _masks(pipeline, samples) for name, pipeline in tqdm(pipelines.items(), desc="variants")}
+    refined = {name: _refined(pipeline, samples) for name, pipeline in tqdm(refiners.items(), desc="refiners")}
     presence = {str(threshold): _absence(first, samples, threshold) for threshold in (0.0, 0.5)}
     record = {
         **provenance(args, GroundingConfig(), parts=("lmm", "sam")),
@@ -77,11 +92,27 @@ def main() -> None:
         "epochs": args.epochs,
         "images": len(samples),
         "heads": {name: {figure: plain_figure(value) for figure, value in row.items()} for name, row in rows.items()},
-        "unet_share_of_time": _times(pipelines),
+        "unet_share_of_time": _shares({name: _unet(pipeline) for name, pipeline in pipelines.items()}),
+        "refiners": {name: {figure: plain_figure(value) for figure, value in row.items()} for name, row in refined.items()},
+        "encoder_share_of_time": _shares({name: _encoder(pipeline, samples[0]) for name, pipeline in refiners.items()}),
         "presence": {name: {k: plain_figure(v) for k, v in row.items()} for name, row in presence.items()},
     }
     write_json(args.json, record)
     print(f"figures: {args.json}")
+
+
+def _trained(out: Path, settings: HeadsSettings) -> GroundingPipeline:
+    """A pipeline with heads of these settings, which are trained unless they are there."""
+    if not (out / "heads").exists():
+        train_heads(out, settings, replace(HeadsSettings.LOOP, learning_rate=1e-3), torch.device("cpu"))
+    return GroundingPipeline.from_pretrained(sam=settings.sam, heads=out / "heads", presence_threshold=0.0, cpu_threads=1)
+
+
+def _refined(pipeline: GroundingPipeline, samples: list[Sample]) -> dict[str, Figure]:
+    """What the SAM makes of imitated coarse masks before heads learn with it, and of the heads' masks afterwards."""
+    before = SamRefiner(sam=load_sam(pipeline.config.sam), config=RefinerConfig(use_text=False)).eval()
+    imitated = cumulative_iou([sharpened(before, sample, number) for number, sample in enumerate(samples)])
+    return {"cIoU of imitated masks": imitated, "cIoU, SAM": _masks(pipeline, samples)["cIoU, SAM"]}
 
 
 def _masks(pipeline: GroundingPipeline, samples: list[Sample]) -> dict[str, Figure]:
@@ -121,17 +152,28 @@ def _expressions(sample: Sample) -> list[Any]:
     return first_of_each([one for turn in sample.turns if turn.kind in REFER_KINDS for one in expressions_of(turn)])
 
 
-def _times(pipelines: dict[str, GroundingPipeline]) -> dict[str, float]:
-    """Time of the U-Net on four phrases, as a share of the first variant's: best of rounds in which all take turns."""
-    best = dict.fromkeys(pipelines, float("inf"))
+def _unet(pipeline: GroundingPipeline) -> Callable[[], object]:
+    """The U-Net on four phrases."""
+    head = pipeline.heads.mask_head
+    maps = torch.rand(4, head.config.in_channels, 16, 16)
+    return lambda: head(maps)
+
+
+def _encoder(pipeline: GroundingPipeline, sample: Sample) -> Callable[[], object]:
+    """SAM's image encoder."""
+    pixels, _ = pipeline.heads.sam.preprocess(sample.image())
+    return lambda: pipeline.heads.sam.encoder_network(pixels)
+
+
+@torch.no_grad()
+def _shares(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Time of each as a share of the first one's: best of rounds in which all take turns."""
+    best = dict.fromkeys(runs, float("inf"))
     for _ in range(ROUNDS):
-        for name, pipeline in pipelines.items():
-            head = pipeline.heads.mask_head
-            maps = torch.rand(4, head.config.in_channels, 16, 16)
-            with torch.no_grad():
-                began = time.perf_counter()
-                for _ in range(10):
-                    head(maps)
+        for name, run in runs.items():
+            began = time.perf_counter()
+            for _ in range(10):
+                run()
             best[name] = min(best[name], time.perf_counter() - began)
     first = next(iter(best.values()))
     return {name: round(seconds / first, 3) for name, seconds in best.items()}

@@ -211,6 +211,11 @@ def ablations(report: Report) -> list[str]:
         (name, *(" (".join(_figure(row[figure])) + ")" for figure in figures), f"{report['unet_share_of_time'][name]:.2f}")
         for name, row in report["heads"].items()
     ]
+    refined = list(next(iter(report["refiners"].values())))
+    refiners = [
+        (name, *(" (".join(_figure(row[figure])) + ")" for figure in refined), f"{report['encoder_share_of_time'][name]:.2f}")
+        for name, row in report["refiners"].items()
+    ]
     names = list(next(iter(report["presence"].values())))
     presence = [
         ("off" if float(threshold) == 0 else threshold, *(" (".join(_figure(row[name])) + ")" for name in names))
@@ -220,6 +225,8 @@ def ablations(report: Report) -> list[str]:
         measured,
         "",
         *_table(("The U-Net sees", *figures, "time of the U-Net"), heads),
+        "",
+        *_table(("Refiner", *refined, "time of the image encoder"), refiners),
         "",
         *_table(("Presence threshold", *names), presence),
     ]

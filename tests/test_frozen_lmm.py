@@ -162,6 +162,17 @@ def test_text_arrives_while_it_is_written(folder):
     assert seen[-1] == trace.text
 
 
+def test_padding_says_nothing_that_a_prompt_does_not(folder, monkeypatch):
+    """A penalty on repetition looks at all ids, padding too."""
+    lmm = FrozenLmm.from_pretrained(folder)
+    image, generate, given = lmm.encode_image(random_image()), lmm.model.generate, []
+    monkeypatch.setattr(lmm.model, "generate", lambda ids, **options: given.append(ids.tolist()) or generate(ids, **options))
+    questions = [lmm.question(image, text, max_new_tokens=2) for text in QUESTIONS]
+    lmm.generate_together(questions)
+    assert [set(ids) for ids in given[0]] == [set(question.prompt.ids) for question in questions]
+    assert len({len(question.prompt.ids) for question in questions}) > 1
+
+
 def test_answers_that_are_written_together_end_each_by_itself(folder):
     """At its end token, at its limit, or because it was cancelled; who follows one sees that one alone."""
     lmm = FrozenLmm.from_pretrained(folder)

@@ -19,12 +19,15 @@ from flmm_core.data.tabletop import read_dataset
 from flmm_core.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.sam_checkpoints import load_sam
+from flmm_core.sam_refiner import RefinerConfig, SamRefiner
+from flmm_core.sam_transformers import Sam2, SamHq
 from flmm_core.training.heads import HeadsSettings, train_heads
 from flmm_core.training.loop import LoopConfig, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
+from flmm_tabletop.sam_kinds import KINDS
 from flmm_tabletop.training.frames import load_frames, normalised
 from flmm_tabletop.training.lmm import train_lmm
-from flmm_tabletop.training.sam import imitate_coarse, train_sam
+from flmm_tabletop.training.sam import imitate_coarse, sharpened, train_sam
 from flmm_tabletop.training.settings import LmmSettings, SamSettings, TowerSettings
 from flmm_tabletop.training.tower import WORDS, train_tower
 
@@ -242,6 +245,27 @@ def runs(data, tmp_path_factory):
     settings = HeadsSettings((str(data),), (str(data),), lmm, sam, turns=4, batch=2, epochs=0.1, base_channels=4)
     train_heads(root / "heads", settings, loop, CPU)
     return root
+
+
+@pytest.mark.parametrize(("kind", "adapter"), [("sam2", Sam2), ("sam_hq", SamHq)])
+def test_other_sams_learn_to_sharpen(data, samples, tmp_path, kind, adapter):
+    loop = LoopConfig(steps=1, learning_rate=1e-3)
+    settings = SamSettings(data, data, kind=kind, batch=1, objects=1)
+    train_sam(tmp_path, settings, loop, CPU)
+    sam = load_sam(tmp_path / "sam")
+    assert isinstance(sam, adapter)
+    torch.manual_seed(settings.seed)
+    before = dict(KINDS[kind][0]().named_parameters())
+    after = {name: value for name, value in sam.named_parameters() if name.startswith("image_encoder.vision_encoder")}
+    assert after and not any(torch.equal(value, before[name.removeprefix("image_encoder.")]) for name, value in after.items())
+    refiner = SamRefiner(sam=sam, config=RefinerConfig(use_text=False)).eval()
+    (overlap,) = sharpened(refiner, samples[0], 3, settings)
+    assert overlap.union and sharpened(refiner, samples[0], 3, settings) == [overlap]
+
+
+def test_a_sam_of_an_unknown_kind_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="kind: expected one of sam, sam2, sam_hq, got 'sam3'"):
+        train_sam(tmp_path, SamSettings(data, data, kind="sam3"), LoopConfig(steps=1, learning_rate=1e-3), CPU)
 
 
 def test_tower_and_lmm_load(runs, samples):

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from flmm_core.data.samples import Sample
 from flmm_core.data.tabletop import read_dataset
+from flmm_core.evaluation.matching import Overlap
+from flmm_core.evaluation.metrics import cumulative_iou
 from flmm_core.sam_refiner import RefinerConfig, SamImage, SamRefiner
 from flmm_core.sam_transformers import TransformersSam
 from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
@@ -49,7 +51,9 @@ def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.
         return {"bce": torch.stack(bce).mean() * 5, "dice": torch.stack(dice).mean()}
 
     def measure(_: int) -> dict[str, float]:
-        return _measure(refiner.eval(), held_out, settings)
+        refiner.eval()
+        found = [sharpened(refiner, sample, number, settings) for number, sample in enumerate(held_out)]
+        return {"ciou": cumulative_iou(found).value}
 
     optimizer = adamw(parameter_groups(refiner.parameters(), loop), loop)
     train(
@@ -114,12 +118,15 @@ def imitate_coarse(mask: torch.Tensor, rng: np.random.Generator, grid: int) -> t
 
 
 @torch.no_grad()
-def _measure(refiner: SamRefiner, samples: list[Sample], settings: SamSettings) -> dict[str, float]:
-    shared = total = 0.0
-    for index, sample in enumerate(samples):
-        rng = np.random.default_rng(index)
-        logits, targets = _refine(refiner, refiner.encode_image(sample.image()), sample, rng, settings)
-        found, true = logits > 0, targets > 0
-        shared += (found & true).sum().item()
-        total += (found | true).sum().item()
-    return {"ciou": shared / max(total, 1.0)}
+def sharpened(refiner: SamRefiner, sample: Sample, seed: int, settings: SamSettings | None = None) -> list[Overlap]:
+    """How well imitated coarse masks of some objects of an image come out.
+
+    Args:
+        refiner: without text prompts.
+        sample: an image with masks.
+        seed: of what is imitated.
+        settings: how many objects.
+    """
+    image = refiner.encode_image(sample.image())
+    logits, targets = _refine(refiner, image, sample, np.random.default_rng(seed), settings or SamSettings())
+    return [Overlap.of(found > 0, true > 0) for found, true in zip(logits, targets, strict=True)]
