@@ -259,7 +259,13 @@ def conversation(found, caption="a red cup stands beside a blue box", true=(("re
     )  # fmt: skip
 
 
-def test_masks_of_conversations_by_hand():
+@pytest.fixture
+def no_java(monkeypatch):
+    """Words are not compared, which takes long."""
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+
+
+def test_masks_of_conversations_by_hand(no_java):
     half = LEFT.copy()
     half[:25] = False
     right = conversation([("cup", LEFT), ("box", RIGHT)])
@@ -269,8 +275,28 @@ def test_masks_of_conversations_by_hand():
     assert found["mask recall (words not compared)"].value == 1.0
     nothing = conversation_figures([conversation([])])
     assert nothing["AP50"].value == nothing["mIoU"].value == nothing["mask recall (words not compared)"].value == 0.0
-    alone = conversation_figures([right])
-    assert alone["AP50"].value == pytest.approx(1.0)
+    alone = conversation_figures([right])["AP50"]
+    assert (alone.value, alone.low, alone.high) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_average_precision_resamples_images(no_java):
+    """Half of the images have all masks, the others none: an interval around one half, as wide as that of a share of images."""
+    right = conversation([("cup", LEFT), ("box", RIGHT)])
+    nothing = conversation([("cup", ~LEFT & ~RIGHT)])
+    wide = conversation_figures([right, nothing] * 4)["AP50"]
+    narrow = conversation_figures([right, nothing] * 32)["AP50"]
+    for figure in (wide, narrow):
+        assert figure.low < figure.value < figure.high
+    assert narrow.high - narrow.low < 0.6 * (wide.high - wide.low)
+    truth = conversation_figures([right] * 3 + [nothing])["AP50"].value
+    assert truth == pytest.approx(0.75, abs=0.01), "all that is found before the first false one is right"
+
+
+def test_phrases_are_recalled_by_their_words(no_java):
+    right = conversation([("cup", LEFT), ("box", RIGHT)])
+    half = LEFT.copy()
+    half[:25] = False
+    partly = conversation([("cup", half), ("cup", half), ("dog", RIGHT)])
 
     def alike(some, others):
         return np.array([[1.0 if b in a else 0.0 for b in others] for a in some])
@@ -286,6 +312,7 @@ def test_words_of_conversations(monkeypatch):
         same = conversation_figures([conversation(found), conversation(found, true=())])
         other = conversation_figures([conversation(found, "a dog"), conversation(found, "it is a blue box")])
         assert same["METEOR"].value == pytest.approx(1.0) and other["METEOR"].value < 0.5
+        assert other["METEOR"].low < other["METEOR"].value < other["METEOR"].high
         assert same["CIDEr"].value >= other["CIDEr"].value
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert np.isnan(conversation_figures([conversation(found)])["METEOR"].value)

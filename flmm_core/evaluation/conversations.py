@@ -31,6 +31,9 @@ from flmm_core.pipeline import GroundingPipeline
 MATCH = 0.5
 """Least IoU, and least similarity of the words, of a phrase that counts as recalled."""
 
+_AP_RESAMPLES = 500
+"""Of the bootstrap of AP50, which is computed anew each time."""
+
 Similarity = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 """Of each of ``n`` phrases with each of ``m`` others, ``[n, m]`` in [-1, 1]."""
 
@@ -99,7 +102,8 @@ def run_conversations(
 def conversation_figures(conversations: Sequence[Conversation], similarity: Similarity | None = None) -> dict[str, Figure]:
     """METEOR, CIDEr, AP50, mIoU and mask recall; the first two are NaN where there is no Java.
 
-    METEOR and AP50 are figures of all images together and have no interval; the others resample images.
+    Intervals resample images. METEOR of all captions together is no mean of theirs, but close to it: its interval is as wide as
+    that of their mean.
 
     Args:
         conversations: what was said.
@@ -126,10 +130,11 @@ def _caption_figures(conversations: Sequence[Conversation]) -> dict[str, Figure]
         tokenizer = PTBTokenizer()
         true = tokenizer.tokenize({i: [{"caption": c} for c in one.true_captions] for i, one in enumerate(conversations)})
         said = tokenizer.tokenize({i: [{"caption": one.caption}] for i, one in enumerate(conversations)})
-        meteor, _ = Meteor().compute_score(true, said)
+        meteor, meteors = Meteor().compute_score(true, said)
         _, cider = Cider().compute_score(true, said)
-    ciders = ratio(np.asarray(cider, float).tolist(), [1.0] * count, count=count)
-    return {"METEOR": Figure(float(meteor), math.nan, math.nan, count), "CIDEr": ciders}
+    mean = ratio(meteors, [1.0] * count, count=count)
+    whole = Figure(meteor, meteor + mean.low - mean.value, meteor + mean.high - mean.value, count)
+    return {"METEOR": whole, "CIDEr": ratio(np.asarray(cider, float).tolist(), [1.0] * count, count=count)}
 
 
 def _ap50(conversations: Sequence[Conversation]) -> Figure:
@@ -156,10 +161,22 @@ def _ap50(conversations: Sequence[Conversation]) -> Figure:
         truth.dataset = {"images": images, "annotations": annotations, "categories": [{"id": 1}]}
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(found), "segm")
+        evaluation.params.iouThrs = np.array([MATCH])
+        evaluation.params.maxDets = evaluation.params.maxDets[-1:]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
         evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return Figure(float(evaluation.stats[1]), math.nan, math.nan, count)
+        matched = list(evaluation.evalImgs)  # of each image
+
+        def precision(images: Sequence[int]) -> float:
+            evaluation.evalImgs = [matched[i] for i in images]
+            evaluation.accumulate()
+            known = evaluation.eval["precision"]
+            return float(known[known > -1].mean()) if (known > -1).any() else math.nan
+
+        everything = range(len(matched))
+        draws = np.sort(np.random.default_rng(0).choice(len(matched), (_AP_RESAMPLES, len(matched))))
+        low, high = np.nanpercentile([precision(draw) for draw in draws.tolist()], (2.5, 97.5))
+        return Figure(precision(everything), float(low), float(high), count)
 
 
 def _ious(conversation: Conversation) -> np.ndarray:
