@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import flmm_tabletop
+from flmm_core.chat_command import ChatCommand
 from flmm_core.errors import MemoryFullError
 from flmm_core.families import Checkpoint
 from flmm_core.frozen_lmm import FrozenLmm, load_plain
@@ -61,6 +62,19 @@ def test_further_commands_on_a_picture_agree_with_the_first(parts):
     image = one.encode(picture())
     first, again = (one.refer(image, PHRASES) for _ in range(2))
     assert min(overlaps(first, again)) >= 0.99
+
+
+def test_answers_that_are_written_together_are_those_that_are_written_alone(parts):
+    """Alone they are decoded by CUDA graphs, together they are not."""
+    one = pipeline(parts, "cuda", dtype="float32")
+    asked = [
+        (one.encode(picture(seed=i)), text) for i, text in enumerate(("what is on the table?", "what is there?", "where?"))
+    ]
+    alone = [one.chat(image, text) for image, text in asked]
+    together = one.chat_together([ChatCommand(image, text) for image, text in asked])
+    for expected, got in zip(alone, together, strict=True):
+        assert got.text == expected.text
+        assert min(overlaps(expected, got), default=1.0) >= 0.98
 
 
 def test_the_embedding_of_the_second_stream_is_that_of_the_first(parts):
