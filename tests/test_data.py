@@ -63,6 +63,29 @@ def test_refcocog_has_two_kinds_of_splits(tmp_path):
     assert len(open_dataset(f"{folder}@umd/val")) == 1
 
 
+def test_the_json_release_of_mdetr(tmp_path):
+    folder = tiny.write_mdetr(tmp_path)
+    found, splits = format_of(folder)
+    assert (found.name, splits) == ("refcoco", ("testA", "val"))
+    (sample,) = open_dataset(f"refcoco={folder}@val")
+    (turn,) = sample.turns
+    assert turn.answer == "red cup. blue person. cup on the left."
+    masks = phrases(sample, turn)
+    assert (masks["red cup"] == LEFT).all() and (masks["cup on the left"] == LEFT).all()
+    assert (masks["blue person"] == RIGHT).all() and sample.names == ("cup", "person")
+    (other,) = open_dataset(f"{folder}@testA")
+    assert (phrases(other, other.turns[0])["both"] == (LEFT | RIGHT)).all()
+    path = folder / "finetune_refcoco_testA.json"
+    (folder / "finetune_refcoco+_testA.json").write_bytes(path.read_bytes())
+    assert format_of(folder)[1] == ("refcoco+/testA", "refcoco/testA", "refcoco/val")
+    path.write_text(path.read_text().replace("original_id", "number"))
+    with pytest.raises(ValueError, match=r"finetune_refcoco_testA\.json: expected an entry 'original_id' of each image"):
+        open_dataset(f"{folder}@refcoco/testA")
+    (tmp_path / "annotations" / "instances_train2014.json").unlink()
+    with pytest.raises(ValueError, match=r"expected instances_train2014\.json of COCO in it or beside it"):
+        format_of(folder)
+
+
 def test_grefcoco_no_target_and_several(tmp_path):
     folder = tiny.write_grefcoco(tmp_path)
     (sample,) = open_dataset(f"{folder}@val")

@@ -95,6 +95,24 @@ def write_refcoco(root: Path, *, by: str = "unc") -> Path:
     return folder
 
 
+def write_mdetr(root: Path) -> Path:
+    """An image for each expression; masks are in COCO's own file."""
+    folder = root / "mdetr_annotations"
+    split = {"val": [(9, 0, "red cup"), (9, 1, "blue person"), (9, 0, "cup on the left")], "testA": [(30, 2, "both")]}
+    for name, entries in split.items():
+        images, annotations = [], []
+        for i, (image, annotation, caption) in enumerate(entries):
+            common = {"height": HEIGHT, "width": WIDTH, "dataset_name": "refcoco"}
+            file_name = f"COCO_train2014_{image:012d}.jpg"
+            images.append({"id": 70 + i, "original_id": image, "file_name": file_name, "caption": caption, **common})
+            annotations.append({"id": 90 + i, "original_id": annotation, "image_id": 70 + i, "bbox": [8, 10, 20, 30]})
+        dump(folder / f"finetune_refcoco_{name}.json", {"images": images, "annotations": annotations, "categories": []})
+    dump(root / "annotations" / "instances_train2014.json", coco_instances())
+    for number in (9, 30):
+        write_image(root / "train2014" / f"COCO_train2014_{number:012d}.jpg")
+    return folder
+
+
 def write_grefcoco(root: Path) -> Path:
     folder = root / "grefcoco"
     refs = [

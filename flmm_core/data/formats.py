@@ -37,7 +37,7 @@ FORMATS = {
         Format(
             refcoco.FORMAT,
             "RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO",
-            "instances.json and refs(*).json or grefs(*).json",
+            "instances.json and refs(*).json or grefs(*).json; or finetune_refcoco*_*.json of MDETR",
             refcoco.splits,
             refcoco.read_dataset,
         ),

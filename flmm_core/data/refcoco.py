@@ -7,7 +7,11 @@ Layout as published, in one folder for each data set::
     grefs(unc).json              gRefCOCO: several objects or none for an expression
     images, train2014, ../images/mscoco/images/train2014, ...: the images
 
-RefCOCOg has refs(umd) and refs(google); with several such files a split is named "umd/val".
+RefCOCOg has refs(umd) and refs(google); with several such files a split is named "umd/val". The JSON release of MDETR
+is read, too; its masks are those of COCO::
+
+    finetune_refcoco_val.json, finetune_refcoco+_train.json, ...: an image for each expression, with its numbers in COCO
+    instances_train2014.json     of COCO, here or in ../annotations
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ FORMAT = "refcoco"
 
 _REFS = re.compile(r"g?refs\((\w+)\)\.json")
 _PICKLES = "*refs(*).p"
+_MDETR = re.compile(r"finetune_(refcoco[+g]?)_(\w+)\.json")
+_COCO = "instances_train2014.json"
 
 Entry = tuple[dict[str, Any], list[dict[str, Any]]]
 """An image, and the expressions about it, as the files have them."""
@@ -35,6 +41,10 @@ def splits(folder: Path) -> tuple[str, ...]:
     Raises:
         ValueError: its expressions are still pickles.
     """
+    if mdetr := _mdetr_files(folder):
+        if _instances(folder) is None:
+            raise ValueError(f"{folder}: expected {_COCO} of COCO in it or beside it, which has the masks, got none")
+        return tuple(mdetr)
     if not (folder / "instances.json").is_file():
         return ()
     files = _reference_files(folder)
@@ -53,16 +63,54 @@ def _reference_files(folder: Path) -> dict[str, Path]:
     return {match[1]: path for path in sorted(folder.iterdir()) if (match := _REFS.fullmatch(path.name))}
 
 
+def _mdetr_files(folder: Path) -> dict[str, Path]:
+    """Files of MDETR by the names of their splits; with several data sets, these come first in the name."""
+    found = [(match[1], match[2], path) for path in sorted(folder.iterdir()) if (match := _MDETR.fullmatch(path.name))]
+    several = len({name for name, _, _ in found}) > 1
+    return {f"{name}/{split}" if several else split: path for name, split, path in found}
+
+
+def _instances(folder: Path) -> Path | None:
+    """Where the masks are."""
+    places = (folder / "instances.json", folder / _COCO, folder.parent / "annotations" / _COCO)
+    return next((path for path in places if path.is_file()), None)
+
+
+def _published_refs(folder: Path, split: str) -> list[dict[str, Any]]:
+    files = _reference_files(folder)
+    by, _, name = split.rpartition("/")
+    return [ref for ref in read_json(files[by] if by else next(iter(files.values())), list) if ref["split"] == name]
+
+
+def _mdetr_refs(path: Path) -> list[dict[str, Any]]:
+    """Expressions of a file of MDETR, as refs(*).json has them."""
+    data = read_json(path, dict, "images", "annotations")
+    try:
+        things: dict[Any, list[Any]] = {}
+        for annotation in data["annotations"]:
+            things.setdefault(annotation["image_id"], []).append(annotation["original_id"])
+        return [
+            {
+                "ref_id": image["id"],
+                "image_id": image["original_id"],
+                "ann_id": things[image["id"]],
+                "sentences": [{"sent": image["caption"], "sent_id": image["id"]}],
+            }
+            for image in data["images"]
+        ]
+    except KeyError as error:
+        raise ValueError(f"{path}: expected an entry {error} of each image and annotation, got none") from error
+
+
 def read_dataset(folder: Path, split: str) -> Dataset[Entry]:
     """The images of a split, each with all expressions about it in one turn.
 
     Raises:
         ValueError: files are missing or damaged.
     """
-    files = _reference_files(folder)
-    by, _, name = split.rpartition("/")
-    refs = [ref for ref in read_json(files[by] if by else next(iter(files.values())), list) if ref["split"] == name]
-    coco = read_json(folder / "instances.json", dict, "images", "annotations", "categories")
+    mdetr = _mdetr_files(folder)
+    refs = _mdetr_refs(mdetr[split]) if mdetr else _published_refs(folder, split)
+    coco = read_json(_instances(folder) or folder / "instances.json", dict, "images", "annotations", "categories")
     parent = folder.parent
     images = images_folder(
         [
