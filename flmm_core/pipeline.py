@@ -157,16 +157,20 @@ class GroundingPipeline:
         begun = [_outcome(partial(self._begin_chat, command)) for command in commands]
         begun = [_outcome(chat.begin_lmm) if isinstance(chat, _Chat) else chat for chat in begun]
         chats = [chat for chat in begun if isinstance(chat, _Chat)]
-        written = iter(self._write(chats))
-        for command, chat in zip(commands, begun, strict=True):
+        written = self._write(chats)
+        if len(chats) > 1 and isinstance(written[0], MemoryFullError):
+            errors = [chat if isinstance(chat, Exception) else None for chat in begun]
+            del begun, chats, written  # they hold what was kept of the images
+            for command, error in zip(commands, errors, strict=True):
+                yield from self.chat_together([command]) if error is None else [error]
+            return
+        traces = iter(written)
+        for chat in begun:
             if isinstance(chat, Exception):
                 yield chat
                 continue
-            trace = next(written)
-            if isinstance(trace, MemoryFullError) and len(chats) > 1:
-                yield from self.chat_together([command])
-            else:
-                yield trace if isinstance(trace, Exception) else _outcome(partial(self._end_chat, chat, trace))
+            trace = next(traces)
+            yield trace if isinstance(trace, Exception) else _outcome(partial(self._end_chat, chat, trace))
 
     def _begin_chat(self, asked: ChatCommand) -> _Chat:
         self._check(asked.text)

@@ -1,5 +1,6 @@
 """The whole path on tiny random models: both modes, what is paid once, and refusals."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -322,14 +323,16 @@ def test_commands_about_several_images_are_answered_together(pipeline, every_wor
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_answered_one_by_one(pipeline, monkeypatch):
-    handles = [pipeline.encode(random_image(60, 80, seed=i)) for i in range(2)]
+    handles = [pipeline.encode(random_image(60, 80, seed=20 + i)) for i in range(2)]
     alone = [pipeline.chat(handle, "what is there?") for handle in handles]
     generate, sizes = pipeline.lmm.generate_together, []
+    kept = [weakref.ref(handle.lmm()) for handle in handles]
 
     def full(questions, **options):
         sizes.append(len(questions))
         if len(questions) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
+        assert all(image() is None for image in kept), "what was kept of the images is free"
         return generate(questions, **options)
 
     monkeypatch.setattr(pipeline.lmm, "generate_together", full)
