@@ -22,8 +22,9 @@ demo: setup  ## ask a simulated robot camera at least eight things; images go to
 run: setup  ## leave the simulated camera and the grounding node running, for `flmm ask "..."`
 	@$(BIN)/flmm run
 
-test: setup  ## run the tests
-	@$(BIN)/python -m pytest
+test: setup  ## run the tests: what needs no ROS graph on several cores, then the nodes one after the other
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/ros
+	@$(BIN)/python -m pytest tests/ros
 
 bench: setup  ## measure what grounding costs on top of talking; figures go to docs/benchmarks/ (about 15 minutes)
 	@$(BIN)/flmm bench
