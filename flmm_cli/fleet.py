@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 import threading
 
 from flmm_cli.counts import require_counts
@@ -15,8 +17,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "fleet",
         help="answer many robots from several replicas of one model",
-        description="Starts replicas of a model on Ray Serve and answers over HTTP until Ctrl-C. A robot's node with the"
-        " parameter `server` sends its images there and gives the same answers as with a model of its own.",
+        description="Starts replicas of a model on Ray Serve and answers over HTTP until Ctrl-C or SIGTERM. A robot's node with"
+        " the parameter `server` sends its images there and gives the same answers as with a model of its own.",
     )
     parser.add_argument(
         "--replicas", type=int, default=FleetSettings.replicas, help="at the beginning, and at least (default: %(default)s)"
@@ -47,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C or SIGTERM."""
     require_counts(args, "replicas", "most_replicas", "waiting", "batch")
     config = grounding_config(args)
 
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"starting {args.replicas} replicas ...", flush=True)
     try:
         address = start_fleet(config, load_pipeline, settings)
+        # What ends services sends SIGTERM; Ray's own handler would abort.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         print(f"ready: {address}", flush=True)
         threading.Event().wait()
     finally:

@@ -1,7 +1,6 @@
 """A node that has a fleet in place of a model of its own, beside one that has a model."""
 
 import re
-import signal
 import socket
 import time
 
@@ -35,8 +34,8 @@ def running(tmp_path_factory, log_dir):
             assert fleet.poll() is None and time.monotonic() < limit, log.read_text()
             time.sleep(0.2)
         yield processes, {**parts, **every_word}, f"http://127.0.0.1:{port}"
-        fleet.send_signal(signal.SIGINT)
-        assert fleet.wait(timeout=30) == 130, "Ctrl-C ends it in order"
+        fleet.terminate()
+        assert fleet.wait(timeout=30) == 0, "as services are ended, in order"
 
 
 @pytest.fixture(scope="module")
