@@ -247,9 +247,13 @@ class Demo:
         deadline = time.monotonic() + self._timeout
         while True:
             reply = self._client.ask(ask.text, refer=ask.refer, timeout=self._timeout, meanwhile=self._processes.check)
+            late = time.monotonic() > deadline
+            if reply.status == Reply.STATUS_NO_IMAGE and not late:  # the node has not found the camera yet
+                time.sleep(0.1)
+                continue
             if reply.status != Reply.STATUS_ANSWERED or _stamp(reply) >= changed:
                 return reply
-            if time.monotonic() > deadline:
+            if late:
                 raise NoReplyError(f"the reply to {ask.text!r} is about an old image")
 
     def _show(self, seed: int) -> Stamp:
