@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 import threading
+from dataclasses import fields
 
 from flmm_cli.counts import require_counts
 from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline
@@ -55,15 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     from flmm_fleet.deployment import start_fleet, stop_fleet
 
-    settings = FleetSettings(
-        replicas=args.replicas,
-        most_replicas=args.most_replicas,
-        waiting=args.waiting,
-        batch=args.batch,
-        gpus=args.gpus,
-        port=args.port,
-        host=args.host,
-    )
+    settings = FleetSettings(**{entry.name: getattr(args, entry.name) for entry in fields(FleetSettings)})
     print(f"starting {args.replicas} replicas ...", flush=True)
     try:
         address = start_fleet(config, load_pipeline, settings)

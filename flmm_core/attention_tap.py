@@ -234,8 +234,8 @@ class _Recording:
             record.seen += len(queries)
             record.keys = keys[layer]
 
-    def split(self, ranges: Sequence[tuple[int, int]] | None, paddings: Sequence[int] | None) -> tuple[KeptQueries, ...]:
-        """What was kept of each sequence; see :meth:`Tap.split`. Without ranges, all of the only one."""
+    def split(self, ranges: Sequence[tuple[int, int]], paddings: Sequence[int]) -> tuple[KeptQueries, ...]:
+        """What was kept of each sequence; see :meth:`Tap.split`."""
         wanted = self.records if self.layers is None else self.layers
         silent = sorted(set(wanted) - set(self.records))
         if silent:
@@ -243,9 +243,6 @@ class _Recording:
                 f"attention tap: expected softmax attention in layers {sorted(wanted)}, got none from {silent}; layers with"
                 " linear attention give no maps"
             )
-        seen = max(record.seen for record in self.records.values())
-        parts = [(self.start, seen)] if ranges is None else ranges
-        begins = [0] * len(parts) if paddings is None else paddings
         layers: list[list[LayerQueries]] = []
         for layer, record in sorted(self.records.items()):
             queries, visible = torch.cat(record.queries, dim=2), self._visible(record)
@@ -254,10 +251,10 @@ class _Recording:
                     f"attention tap, layer {layer}: expected queries of positions {self.start} to {record.seen}, got"
                     f" {queries.shape[2]}: passes must begin where the cache ends"
                 )
-            if len(queries) != len(parts):
-                raise ValueError(f"attention tap: expected {len(parts)} sequences, got a batch of {len(queries)}")
+            if len(queries) != len(ranges):
+                raise ValueError(f"attention tap: expected {len(ranges)} sequences, got a batch of {len(queries)}")
             layers.append([])
-            for i, ((first, last), begin) in enumerate(zip(parts, begins, strict=True)):
+            for i, ((first, last), begin) in enumerate(zip(ranges, paddings, strict=True)):
                 rows = slice(first - self.start, last - self.start)
                 layers[-1].append(
                     LayerQueries(
@@ -270,7 +267,7 @@ class _Recording:
                         softcap=record.softcap,
                     )
                 )
-        starts = [first - begin for (first, _), begin in zip(parts, begins, strict=True)]
+        starts = [first - begin for (first, _), begin in zip(ranges, paddings, strict=True)]
         return tuple(KeptQueries(start, tuple(kept)) for start, kept in zip(starts, zip(*layers, strict=True), strict=True))
 
     def _visible(self, record: _LayerRecord) -> Tensor | None:
@@ -356,18 +353,14 @@ class Tap:
         """See :meth:`_Recording.put`."""
         self._recording.put(queries, keys)
 
-    def finish(self) -> KeptQueries:
-        """What was recorded of the only sequence."""
-        return self._recording.split(None, None)[0]
-
     def split(self, ranges: Sequence[tuple[int, int]], paddings: Sequence[int] | None = None) -> tuple[KeptQueries, ...]:
         """What was recorded of each sequence of a batch.
 
         Args:
             ranges: half-open ranges of columns to keep, one for each sequence; their ends leave out padding at the right.
-            paddings: columns of padding at the left of each sequence; positions are counted from behind them.
+            paddings: columns of padding at the left of each sequence, from behind which positions are counted; None for none.
         """
-        return self._recording.split(ranges, paddings)
+        return self._recording.split(ranges, [0] * len(ranges) if paddings is None else paddings)
 
 
 @contextmanager
@@ -382,7 +375,7 @@ def record(start: int, *, seen: int = 0, layers: Collection[int] | None = None) 
         layers: decoder layers that give maps; None for all that come by.
 
     Raises:
-        ValueError: (inside the block or from ``finish``) a layer cannot give maps: positions are missing from its cache, or
+        ValueError: (inside the block or from ``split``) a layer cannot give maps: positions are missing from its cache, or
             it has no softmax attention.
     """
     recording = _Recording(start=start, seen=seen, layers=layers)

@@ -234,9 +234,7 @@ class FrozenLmm:
 
     @property
     def answers_together(self) -> bool:
-        """Whether answers about several images may be decoded in one batch: not where the image looks at the words, nor
-        where layers are linear.
-        """
+        """Whether several answers may be written in one batch: not where images look at words, nor where layers are linear."""
         return self.family.reuses_prefix and self.family.reads_batches
 
     @torch.no_grad()

@@ -81,16 +81,8 @@ class StateMixer:
         self._passes.append(states)
         self._seen += states.shape[2]
 
-    def finish(self) -> Tensor:
-        """Mixtures ``[k, t, d]`` float32 of the only sequence's kept positions; without any, of no token and size."""
-        self._mix()
-        if not self._passes:
-            return self.mixes.new_zeros(len(self.mixes), 0, 0)
-        (states,) = torch.cat(self._passes, dim=2)
-        return states
-
     def split(self, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
-        """Mixtures ``[k, t, d]`` of each sequence, of half-open ranges of positions."""
+        """Mixtures ``[k, t, d]`` float32 of each sequence, of half-open ranges of positions; of no size if none were kept."""
         self._mix()
         if not self._passes:
             return tuple(self.mixes.new_zeros(len(self.mixes), 0, 0) for _ in ranges)

@@ -123,7 +123,7 @@ def test_one_sequence_at_a_time(folder):
     with torch.no_grad(), record(start=0) as tap:
         lmm.model(input_ids=torch.ones(2, 3, dtype=torch.long))
     with pytest.raises(ValueError, match="expected 1 sequences, got a batch of 2"):
-        tap.finish()
+        tap.split([(0, 3)])
     assert [kept.tokens for kept in tap.split([(0, 2), (1, 3)])] == [2, 2]
 
 
@@ -218,7 +218,7 @@ def test_layers_without_attention_are_refused(folder):
     with torch.no_grad(), record(start=0, layers=(0, 3)) as tap:
         lmm.model(input_ids=torch.ones(1, 3, dtype=torch.long))
         with pytest.raises(ValueError, match=r"expected softmax attention in layers \[0, 3\], got none from \[3\]"):
-            tap.finish()
+            tap.split([(0, 3)])
 
 
 @pytest.mark.parametrize("kind", ["static", "padded"])
@@ -227,7 +227,8 @@ def test_room_and_padding_give_the_same_rows(folder, kind):
     lmm = FrozenLmm.from_pretrained(folder)
     ids = torch.arange(12)[None] + 5
     columns = torch.arange(12)
-    with torch.no_grad(), record(start=8) as plain:
+    start = 8
+    with torch.no_grad(), record(start=start) as plain:
         lmm.model(input_ids=ids, cache=DynamicCache(), use_cache=True)
     if kind == "static":
         cache = StaticCache(config=lmm.model.config, max_cache_len=32)
@@ -240,12 +241,14 @@ def test_room_and_padding_give_the_same_rows(folder, kind):
         mask = (left != 3).long()
         mask[:, 3:] = 1
         positions = (mask.cumsum(1) - 1).clamp_min(0)
-        with torch.no_grad(), record(start=11) as other:
+        start += 3
+        with torch.no_grad(), record(start=start) as other:
             lmm.model(input_ids=left, attention_mask=mask, position_ids=positions, cache=DynamicCache(), use_cache=True)
         at = columns + 3
+    (expected,), (got,) = plain.split([(8, 12)]), other.split([(start, start + 4)])
     for layer in range(3):
-        expected = plain.finish().rows(layer, range(4), columns)
-        torch.testing.assert_close(other.finish().rows(layer, range(4), at), expected, atol=1e-5, rtol=0)
+        rows = got.rows(layer, range(4), at)
+        torch.testing.assert_close(rows, expected.rows(layer, range(4), columns), atol=1e-5, rtol=0)
 
 
 def test_soft_capped_scores(tmp_path):
@@ -265,7 +268,7 @@ def test_soft_capped_scores(tmp_path):
         logits = [model(input_ids=part, cache=cache, use_cache=True).logits for part in (ids[:, :9], ids[:, 9:13], ids[:, 13:])]
         expected = eager(input_ids=ids, output_attentions=True)
     torch.testing.assert_close(torch.cat(logits, dim=1), expected.logits, atol=1e-4, rtol=1e-4)
-    kept = tap.finish()
+    (kept,) = tap.split([(9, 14)])
     assert {layer.window for layer in kept.layers} == {6, None}
     for layer in range(2):
         rows = kept.rows(layer, range(5), torch.arange(14))

@@ -69,7 +69,7 @@ def test_the_states_of_the_prompt_are_not_kept(folder):
     with torch.no_grad(), mixing(lmm.model, start=len(prompt), seen=0, mixes=MIXES) as mixer:
         lmm.model(**inputs, logits_to_keep=1)
         assert kept() == before
-    assert mixer.finish().shape == (2, 0, 0)
+    assert mixer.split([(len(prompt), len(prompt))])[0].shape == (2, 0, 0)
     assert not any(module._forward_hooks for module in lmm.model.get_decoder().modules())
 
 
@@ -79,7 +79,7 @@ def test_rows_from_a_position_on_in_several_passes():
     for first, last in ((0, 1), (1, 4), (4, 5), (5, 6)):
         for layer in range(3):
             mixer.add(layer, states[layer, None, first:last])
-    torch.testing.assert_close(mixer.finish(), torch.einsum("kl,ltd->ktd", MIXES, states[:, 2:]))
+    torch.testing.assert_close(mixer.split([(3, 7)])[0], torch.einsum("kl,ltd->ktd", MIXES, states[:, 2:]))
 
 
 def test_what_cannot_be_mixed_is_refused(folder):

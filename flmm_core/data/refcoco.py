@@ -39,15 +39,15 @@ def splits(folder: Path) -> tuple[str, ...]:
     """The splits of a folder in order of their appearance; none if it has another layout.
 
     Raises:
-        ValueError: its expressions are still pickles.
+        ValueError: its expressions are still pickles, or it has MDETR's files without the masks.
     """
-    if mdetr := _mdetr_files(folder):
+    files = _reference_files(folder)
+    if not files and (mdetr := _mdetr_files(folder)):
         if _instances(folder) is None:
             raise ValueError(f"{folder}: expected {_COCO} of COCO in it or beside it, which has the masks, got none")
         return tuple(mdetr)
     if not (folder / "instances.json").is_file():
         return ()
-    files = _reference_files(folder)
     if not files:
         if any(folder.glob(_PICKLES)):
             raise ValueError(f"{folder}: expected refs as JSON, got pickles; convert them once: flmm convert-data {folder}")
@@ -76,8 +76,8 @@ def _instances(folder: Path) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def _published_refs(folder: Path, split: str) -> list[dict[str, Any]]:
-    files = _reference_files(folder)
+def _published_refs(files: dict[str, Path], split: str) -> list[dict[str, Any]]:
+    """Expressions of a split."""
     by, _, name = split.rpartition("/")
     return [ref for ref in read_json(files[by] if by else next(iter(files.values())), list) if ref["split"] == name]
 
@@ -108,8 +108,8 @@ def read_dataset(folder: Path, split: str) -> Dataset[Entry]:
     Raises:
         ValueError: files are missing or damaged.
     """
-    mdetr = _mdetr_files(folder)
-    refs = _mdetr_refs(mdetr[split]) if mdetr else _published_refs(folder, split)
+    files = _reference_files(folder)
+    refs = _published_refs(files, split) if files else _mdetr_refs(_mdetr_files(folder)[split])
     coco = read_json(_instances(folder) or folder / "instances.json", dict, "images", "annotations", "categories")
     parent = folder.parent
     images = images_folder(
