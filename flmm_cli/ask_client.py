@@ -126,8 +126,11 @@ class AskClient:
                 asked = time.monotonic()
             return any(answer.done() for answer in answers)
 
-        complaint = f"{self.node_name} is there but does not answer {ping.srv_name} within {timeout:g} s"
-        self.wait_until(answered, timeout, complaint, meanwhile)
+        def silent() -> str:
+            found = f"asked {len(answers)} times" if answers else "the service was not found"
+            return f"{self.node_name} is there but does not answer {ping.srv_name} within {timeout:g} s ({found})"
+
+        self.wait_until(answered, timeout, silent, meanwhile)
 
     def ask(
         self, text: str, *, refer: bool = False, timeout: float = 60.0, meanwhile: Callable[[], None] | None = None

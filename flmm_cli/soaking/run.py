@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from flmm_cli.ask_client import AskClient
 from flmm_cli.node_processes import NodeProcesses
 from flmm_cli.soaking.books import Books
 from flmm_cli.soaking.traffic import Traffic
+from flmm_ros.transports import without_shared_memory
 
 _START = 180.0
 """Seconds for a node to start."""
@@ -31,7 +33,7 @@ _CYCLE = 45.0
 _LEAVER = 40.0
 """Seconds between two clients that die with a goal in work."""
 _KILLS = (0.35, 0.7)
-"""When the node is killed with SIGKILL, as shares of the whole time."""
+"""When the node is killed with SIGKILL, as shares of the length."""
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Findings:
     """Commands that were lost with a killed node."""
     leavers: int
     seconds: float
+    """Of traffic: without those in which the node started or changed its state."""
     status: int
     """Exit status of the node in the end."""
     faults: list[str]
@@ -69,7 +72,7 @@ def soak(minutes: float, log_dir: Path, *, seed: int, on_progress: Callable[[flo
     """Run the stress test.
 
     Args:
-        minutes: its length.
+        minutes: its length; the time in which the node starts or changes its state comes on top, however slow the machine.
         log_dir: where the nodes write their logs.
         seed: of everything that is left to chance.
         on_progress: told the share of the time that has passed.
@@ -88,35 +91,37 @@ class _Course:
         self._changes: Any = client.node.create_client(ChangeState, "/grounding/change_state")
         self._lives: list[Life] = []
         self._cycles = self._kills = self._killed = self._leavers = 0
+        self._halted = 0.0
         self._start()
 
     def _start(self) -> None:
         arguments = ["--ros-args", "-p", f"image_cache:={_CACHE}"]
-        self._node = self._processes.start(f"grounding{len(self._lives)}", "flmm_cli.soaking.node", arguments)
+        name, environment = f"grounding{len(self._lives)}", without_shared_memory(os.environ)
+        self._node = self._processes.start(name, "flmm_cli.soaking.node", arguments, environment)
         self._lives.append(Life())
         self._traffic.connect(_START)
         self._born = time.monotonic()
 
     def run(self, seconds: float, on_progress: Callable[[float], None]) -> None:
-        began = self._began = time.monotonic()
-        cycle, leaver, kills, sample = began + _CYCLE, began + _LEAVER, list(_KILLS), began
-        while (now := time.monotonic()) < began + seconds:
+        began = time.monotonic()
+        cycle, leaver, kills, sample = _CYCLE, _LEAVER, list(_KILLS), 0.0
+        while (now := time.monotonic() - began - self._halted) < seconds:
             self._traffic.act()
             if now >= sample:
                 self._sample()
-                on_progress((now - began) / seconds)
+                on_progress(now / seconds)
                 sample = now + 1.0
-            if kills and now >= began + kills[0] * seconds:
+            if kills and now >= kills[0] * seconds:
                 kills.pop(0)
                 self._kill()
             if now >= cycle:
                 self._cycle(free=self._cycles % 2 == 1)
-                cycle = time.monotonic() + _CYCLE
+                cycle = now + _CYCLE
             if now >= leaver:
                 subprocess.Popen([sys.executable, "-m", "flmm_cli.soaking.leaver"], stderr=subprocess.DEVNULL)
                 self._leavers += 1
                 leaver = now + _LEAVER
-        self._seconds = time.monotonic() - began
+        self._seconds = now
         self._traffic.drain(_DRAIN)
         on_progress(1.0)
 
@@ -150,12 +155,20 @@ class _Course:
         """The node dies with commands in work, and is started again as launch does."""
         self._traffic.burst()
         self._traffic.client.spin(0.1)
-        self._node.kill()
-        self._node.wait()
-        self._traffic.client.spin(1.0)
-        self._killed += self._traffic.books.excuse()
-        self._kills += 1
-        self._start()
+        with self._halt():
+            self._node.kill()
+            self._node.wait()
+            self._traffic.client.spin(1.0)
+            self._killed += self._traffic.books.excuse()
+            self._kills += 1
+            self._start()
+
+    @contextmanager
+    def _halt(self) -> Iterator[None]:
+        """Time that does not count."""
+        began = time.monotonic()
+        yield
+        self._halted += time.monotonic() - began
 
     def _cycle(self, *, free: bool) -> None:
         """Deactivate with commands waiting, and come back."""
@@ -163,12 +176,13 @@ class _Course:
         if free:
             ids[1:1] = [Transition.TRANSITION_CLEANUP, Transition.TRANSITION_CONFIGURE]
         self._traffic.burst()
-        for transition in ids:
-            future = self._changes.call_async(ChangeState.Request(transition=Transition(id=transition)))
-            self._traffic.client.wait_until(future.done, _START, f"no transition {transition}")
-            if not future.result().success:
-                raise RuntimeError(f"transition {transition} failed")
-        self._traffic.connect(_START)
+        with self._halt():
+            for transition in ids:
+                future = self._changes.call_async(ChangeState.Request(transition=Transition(id=transition)))
+                self._traffic.client.wait_until(future.done, _START, f"no transition {transition}")
+                if not future.result().success:
+                    raise RuntimeError(f"transition {transition} failed")
+            self._traffic.connect(_START)
         self._cycles += 1
 
     def _sample(self) -> None:

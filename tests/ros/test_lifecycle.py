@@ -84,14 +84,9 @@ def test_up_and_down(managed):
     managed.bench.still_serves()
     assert managed.change(DEACTIVATE, CLEANUP) and managed.state == State.PRIMARY_STATE_UNCONFIGURED
     managed.bench.until(lambda: managed.statuses[-1].state == NodeStatus.UNCONFIGURED)
-    states = [status.state for status in managed.statuses]
-    assert states[:5] == [
-        NodeStatus.UNCONFIGURED,
-        NodeStatus.LOADING,
-        NodeStatus.INACTIVE,
-        NodeStatus.READY,
-        NodeStatus.INACTIVE,
-    ]
+    # Of a latched topic the last message alone is kept: a model that is loaded within milliseconds hides that it was loading.
+    states = [status.state for status in managed.statuses if status.state != NodeStatus.LOADING]
+    assert states[:4] == [NodeStatus.UNCONFIGURED, NodeStatus.INACTIVE, NodeStatus.READY, NodeStatus.INACTIVE]
 
 
 def test_parameters_are_read_when_it_is_configured(managed):
@@ -182,7 +177,9 @@ def test_ctrl_c_while_the_model_loads(processes, log_dir):
     while "loading the model" not in (log_dir / "loads.log").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.3)
+    with AskClient("/loads/grounding") as client:
+        client.wait_until(lambda: client.status, 10.0, "no status")
+        assert client.status.state == NodeStatus.LOADING
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=3) == 0
     assert (log_dir / "loads.log").read_text().count("\n") == 2
