@@ -44,10 +44,8 @@ class NodeProcesses:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
-    def start(
-        self, name: str, module: str, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[bytes]:
-        """Run ``python -m module arguments``; a Python file may stand for the module, ``environment`` is added to that of all.
+    def start(self, name: str, module: str, arguments: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Run ``python -m module arguments``; a Python file may stand for the module.
 
         The child gets its own process group, so that Ctrl-C reaches this process alone, and dies with this process.
         """
@@ -62,7 +60,7 @@ class NodeProcesses:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT if log else None,
-                env={**self._environment, **(environment or {})},
+                env=self._environment,
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )

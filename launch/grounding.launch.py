@@ -9,7 +9,6 @@ A launch file that includes another one shares its arguments' names with it. So 
 begin with ``grounding_``; the others mean the same to every node.
 """
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-
-from flmm_ros.transports import without_shared_memory
 
 SHARE = Path(get_package_share_directory("flmm_ros"))
 
@@ -55,7 +52,6 @@ def _nodes(context: LaunchContext) -> list[Node]:
     given = {name: value(f"grounding_{name}") for name in MODEL_ARGUMENTS}
     switches = {name: value(name) == "true" for name in ("use_sim_time", "autostart")}
     level = value("log_level")
-    respawn = value("grounding_respawn") == "true"
     nodes = [
         Node(
             package="flmm_ros",
@@ -66,9 +62,8 @@ def _nodes(context: LaunchContext) -> list[Node]:
             remappings=[(topic, value(f"grounding_{topic}")) for topic in TOPIC_ARGUMENTS],
             # Of this node's own logger: debug for all would drown it in the middleware's.
             ros_arguments=["--log-level", f"{name.strip('/').replace('/', '.')}:={level}"],
-            respawn=respawn,
+            respawn=value("grounding_respawn") == "true",
             respawn_delay=2.0,
-            additional_env=without_shared_memory(os.environ) if respawn else None,
             output="screen",
         )
     ]

@@ -2,6 +2,7 @@
 
 import random
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,10 +13,11 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
+from flmm_cli.ask_client import NoReplyError
 from flmm_cli.soaking.books import Books, Entry
 from flmm_cli.soaking.fuzz import fuzzed, wild
 from flmm_cli.soaking.report import figures, fine, table
-from flmm_cli.soaking.run import Findings, Life
+from flmm_cli.soaking.run import Findings, Life, _Course
 from flmm_core.serving.requests import RefusedError
 from flmm_ros import commands, conversions
 from flmm_ros.msg import GroundedAnswer, Watch
@@ -105,7 +107,7 @@ def reply_to(entry, status=GroundedAnswer.STATUS_ANSWERED):
 
 
 def findings(books, status=0, faults=()):
-    return Findings(books, [1.0, -2.0], [Life([1e8, 2e8], 1.0, 2.0)], 3, 1, 1, 0, 1, 60.0, status, list(faults))
+    return Findings(books, [1.0, -2.0], [Life([1e8, 2e8], 1.0, 2.0)], 3, 1, 1, 0, 0, 1, 60.0, status, list(faults))
 
 
 def test_the_books():
@@ -122,6 +124,50 @@ def test_the_books():
     record = figures(findings(books), "flmm soak")
     assert fine(record) == ["with more than one: 1", "replies to nothing: 1"]
     assert "| with more than one | 1 |" in table(record) and "command in work, ms | n 1, p50 1.0" in table(record)
+
+
+class Deaf:
+    """Processes and traffic of a course: as many starts as ``deaf`` says leave a node that nothing reaches."""
+
+    def __init__(self, folder, deaf, log="[INFO] ready: loaded", status=None):
+        self.folder, self.deaf, self.log, self.status, self.killed = folder, deaf, log, status, 0
+
+    def start(self, name, *_):
+        (self.folder / f"{name}.log").write_text(self.log)
+        return SimpleNamespace(poll=lambda: self.status, kill=self.kill, wait=lambda: None)
+
+    def kill(self):
+        self.killed += 1
+
+    def connect(self, timeout):
+        self.deaf -= 1
+        if self.deaf >= 0:
+            raise NoReplyError("silent")
+
+
+@pytest.mark.parametrize(("deaf", "counted"), [(0, 0), (1, 1), (2, 2)])
+def test_a_node_that_nothing_reaches_is_started_once_more_and_counted(tmp_path, deaf, counted):
+    world = Deaf(tmp_path, deaf)
+    course = deaf_course(tmp_path, world)
+    course._start_again()
+    assert (course._deaf, world.killed, len(course._lives)) == (counted, counted, 1)
+
+
+@pytest.mark.parametrize(
+    "world",
+    [{"deaf": 3}, {"deaf": 1, "log": "[INFO] loading"}, {"deaf": 1, "status": 1}],
+    ids=["for good", "not ready", "ended"],
+)
+def test_what_is_the_nodes_own_fault_ends_the_stress(tmp_path, world):
+    with pytest.raises(NoReplyError, match="silent"):
+        deaf_course(tmp_path, Deaf(tmp_path, **world))._start_again()
+
+
+def deaf_course(folder, world):
+    course = object.__new__(_Course)
+    course._processes = course._traffic = world
+    course._log_dir, course._lives, course._deaf, course._starts = folder, [], 0, 0
+    return course
 
 
 def test_what_is_not_fine_is_said():

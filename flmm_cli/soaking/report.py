@@ -37,6 +37,7 @@ def figures(found: Findings, command: str) -> dict[str, Any]:
         "malformed messages": found.fuzzed,
         "lifecycle cycles": found.cycles,
         "kill -9 and new start": found.kills,
+        "of them deaf, started once more": found.deaf,
         "clients that died with a goal": found.leavers,
         "results for watch lists": books.watched,
         "of them tracked": books.tracked,

@@ -16,14 +16,15 @@ from typing import Any
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 
-from flmm_cli.ask_client import AskClient
+from flmm_cli.ask_client import AskClient, NoReplyError
 from flmm_cli.node_processes import NodeProcesses
 from flmm_cli.soaking.books import Books
 from flmm_cli.soaking.traffic import Traffic
-from flmm_ros.transports import without_shared_memory
 
-_START = 180.0
+_START = 90.0
 """Seconds for a node to start."""
+_MOST_DEAF = 2
+"""New starts in a row that may leave a node which nothing reaches."""
 _DRAIN = 30.0
 """Seconds for the last replies."""
 _CACHE = 64
@@ -59,6 +60,8 @@ class Findings:
     kills: int
     killed: int
     """Commands that were lost with a killed node."""
+    deaf: int
+    """New starts after which the node said that it is ready, but nothing reached it: it was started once more."""
     leavers: int
     seconds: float
     """Of traffic: without those in which the node started or changed its state."""
@@ -79,28 +82,47 @@ def soak(minutes: float, log_dir: Path, *, seed: int, on_progress: Callable[[flo
     """
     with NodeProcesses(log_dir) as processes, AskClient() as client:
         processes.start("camera", "flmm_cli.soaking.camera")
-        course = _Course(processes, client, seed)
+        course = _Course(processes, client, seed, log_dir)
         course.run(60 * minutes, on_progress)
-        return course.end(log_dir)
+        return course.end()
 
 
 class _Course:
-    def __init__(self, processes: NodeProcesses, client: AskClient, seed: int) -> None:
-        self._processes = processes
+    def __init__(self, processes: NodeProcesses, client: AskClient, seed: int, log_dir: Path) -> None:
+        self._processes, self._log_dir = processes, log_dir
         self._traffic = Traffic(client, seed)
         self._changes: Any = client.node.create_client(ChangeState, "/grounding/change_state")
         self._lives: list[Life] = []
-        self._cycles = self._kills = self._killed = self._leavers = 0
+        self._cycles = self._kills = self._killed = self._deaf = self._leavers = self._starts = 0
         self._halted = 0.0
         self._start()
 
     def _start(self) -> None:
         arguments = ["--ros-args", "-p", f"image_cache:={_CACHE}"]
-        name, environment = f"grounding{len(self._lives)}", without_shared_memory(os.environ)
-        self._node = self._processes.start(name, "flmm_cli.soaking.node", arguments, environment)
-        self._lives.append(Life())
+        name = f"grounding{self._starts}"
+        self._node = self._processes.start(name, "flmm_cli.soaking.node", arguments)
+        self._starts += 1
         self._traffic.connect(_START)
+        self._lives.append(Life())
         self._born = time.monotonic()
+
+    def _start_again(self) -> None:
+        """After a kill.
+
+        The middleware may leave a new node deaf, see docs/reliability.md: it is counted, and started once more. A node that
+        ended, or that is not ready, is to blame itself.
+        """
+        for deaf in range(_MOST_DEAF + 1):
+            try:
+                self._start()
+                return
+            except NoReplyError:
+                log = self._log_dir / f"grounding{self._starts - 1}.log"
+                if deaf == _MOST_DEAF or self._node.poll() is not None or "ready:" not in log.read_text(errors="replace"):
+                    raise
+            self._deaf += 1
+            self._node.kill()
+            self._node.wait()
 
     def run(self, seconds: float, on_progress: Callable[[float], None]) -> None:
         began = time.monotonic()
@@ -125,7 +147,7 @@ class _Course:
         self._traffic.drain(_DRAIN)
         on_progress(1.0)
 
-    def end(self, log_dir: Path) -> Findings:
+    def end(self) -> Findings:
         """Ctrl-C in the end, with commands waiting: these too get their replies."""
         self._traffic.burst()
         self._traffic.client.spin(0.2)
@@ -145,10 +167,11 @@ class _Course:
             self._cycles,
             self._kills,
             self._killed,
+            self._deaf,
             self._leavers,
             self._seconds,
             status,
-            _faults(log_dir),
+            _faults(self._log_dir),
         )
 
     def _kill(self) -> None:
@@ -161,7 +184,7 @@ class _Course:
             self._traffic.client.spin(1.0)
             self._killed += self._traffic.books.excuse()
             self._kills += 1
-            self._start()
+            self._start_again()
 
     @contextmanager
     def _halt(self) -> Iterator[None]:
