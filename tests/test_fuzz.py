@@ -1,6 +1,8 @@
 """Whatever messages hold, their readers refuse it in their own words, and allocate no more than the message is large."""
 
 import random
+import signal
+import subprocess
 import tracemalloc
 from types import SimpleNamespace
 
@@ -129,15 +131,17 @@ def test_the_books():
 class Deaf:
     """Processes and traffic of a course: as many starts as ``deaf`` says leave a node that nothing reaches."""
 
-    def __init__(self, folder, deaf, log="[INFO] ready: loaded", status=None):
-        self.folder, self.deaf, self.log, self.status, self.killed = folder, deaf, log, status, 0
+    def __init__(self, folder, deaf, log="[INFO] ready: loaded", status=None, end=0):
+        self.folder, self.deaf, self.log, self.status, self.end, self.told = folder, deaf, log, status, end, []
 
     def start(self, name, *_):
         (self.folder / f"{name}.log").write_text(self.log)
-        return SimpleNamespace(poll=lambda: self.status, kill=self.kill, wait=lambda: None)
+        return SimpleNamespace(poll=lambda: self.status, send_signal=self.told.append, wait=self.wait)
 
-    def kill(self):
-        self.killed += 1
+    def wait(self, timeout):
+        if self.end is None:
+            raise subprocess.TimeoutExpired("node", timeout)
+        return self.end
 
     def connect(self, timeout):
         self.deaf -= 1
@@ -150,13 +154,14 @@ def test_a_node_that_nothing_reaches_is_started_once_more_and_counted(tmp_path, 
     world = Deaf(tmp_path, deaf)
     course = deaf_course(tmp_path, world)
     course._start_again()
-    assert (course._deaf, world.killed, len(course._lives)) == (counted, counted, 1)
+    assert (course._deaf, world.told, len(course._lives)) == (counted, [signal.SIGTERM] * counted, 1)
+    assert len(list(tmp_path.glob("grounding*.log"))) == counted + 1, "a log for each start"
 
 
 @pytest.mark.parametrize(
     "world",
-    [{"deaf": 3}, {"deaf": 1, "log": "[INFO] loading"}, {"deaf": 1, "status": 1}],
-    ids=["for good", "not ready", "ended"],
+    [{"deaf": 3}, *({"deaf": 1, **fault} for fault in ({"log": "[INFO] loading"}, {"status": 0}, {"end": None}, {"end": 1}))],
+    ids=["for good", "not ready", "ended", "stuck", "ends with an error"],
 )
 def test_what_is_the_nodes_own_fault_ends_the_stress(tmp_path, world):
     with pytest.raises(NoReplyError, match="silent"):
@@ -166,7 +171,7 @@ def test_what_is_the_nodes_own_fault_ends_the_stress(tmp_path, world):
 def deaf_course(folder, world):
     course = object.__new__(_Course)
     course._processes = course._traffic = world
-    course._log_dir, course._lives, course._deaf, course._starts = folder, [], 0, 0
+    course._log_dir, course._lives, course._deaf = folder, [], 0
     return course
 
 

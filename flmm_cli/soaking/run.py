@@ -21,8 +21,12 @@ from flmm_cli.node_processes import NodeProcesses
 from flmm_cli.soaking.books import Books
 from flmm_cli.soaking.traffic import Traffic
 
-_START = 90.0
+_START = 180.0
 """Seconds for a node to start."""
+_DEAF = 90.0
+"""Seconds after which a node that was started after a kill, and that nothing reaches, counts as deaf."""
+_END = 10.0
+"""Seconds for a node to end."""
 _MOST_DEAF = 2
 """New starts in a row that may leave a node which nothing reaches."""
 _DRAIN = 30.0
@@ -93,16 +97,19 @@ class _Course:
         self._traffic = Traffic(client, seed)
         self._changes: Any = client.node.create_client(ChangeState, "/grounding/change_state")
         self._lives: list[Life] = []
-        self._cycles = self._kills = self._killed = self._deaf = self._leavers = self._starts = 0
+        self._cycles = self._kills = self._killed = self._deaf = self._leavers = 0
         self._halted = 0.0
-        self._start()
+        self._start(_START)
 
-    def _start(self) -> None:
+    @property
+    def _name(self) -> str:
+        """Of the node that starts, and of its log."""
+        return f"grounding{len(self._lives) + self._deaf}"
+
+    def _start(self, patience: float) -> None:
         arguments = ["--ros-args", "-p", f"image_cache:={_CACHE}"]
-        name = f"grounding{self._starts}"
-        self._node = self._processes.start(name, "flmm_cli.soaking.node", arguments)
-        self._starts += 1
-        self._traffic.connect(_START)
+        self._node = self._processes.start(self._name, "flmm_cli.soaking.node", arguments)
+        self._traffic.connect(patience)
         self._lives.append(Life())
         self._born = time.monotonic()
 
@@ -110,19 +117,31 @@ class _Course:
         """After a kill.
 
         The middleware may leave a new node deaf, see docs/reliability.md: it is counted, and started once more. A node that
-        ended, or that is not ready, is to blame itself.
+        ended, that is not ready, or that is stuck and does not end in order when it is told to, is to blame itself.
         """
         for deaf in range(_MOST_DEAF + 1):
             try:
-                self._start()
+                self._start(_DEAF)
                 return
             except NoReplyError:
-                log = self._log_dir / f"grounding{self._starts - 1}.log"
-                if deaf == _MOST_DEAF or self._node.poll() is not None or "ready:" not in log.read_text(errors="replace"):
+                if deaf == _MOST_DEAF or not self._is_well():
                     raise
             self._deaf += 1
-            self._node.kill()
-            self._node.wait()
+
+    def _is_well(self) -> bool:
+        """Whether the node runs, is ready, and ends in order now."""
+        log = (self._log_dir / f"{self._name}.log").read_text(errors="replace")
+        if self._node.poll() is not None or "ready:" not in log:
+            return False
+        self._node.send_signal(signal.SIGTERM)
+        return self._status() == 0
+
+    def _status(self) -> int:
+        """Exit status of the node, which was told to end; -1 if it does not."""
+        try:
+            return self._node.wait(_END)
+        except subprocess.TimeoutExpired:
+            return -1
 
     def run(self, seconds: float, on_progress: Callable[[float], None]) -> None:
         began = time.monotonic()
@@ -154,10 +173,7 @@ class _Course:
         self._sample()
         self._node.send_signal(signal.SIGINT)
         self._traffic.drain(10.0)
-        try:
-            status = self._node.wait(10.0)
-        except subprocess.TimeoutExpired:
-            status = -1
+        status = self._status()
         traffic = self._traffic
         return Findings(
             traffic.books,

@@ -22,6 +22,8 @@ class ScriptedPipeline:
         self.history = []
         if config.refer_prompt == "slow":  # a model that takes long to load
             time.sleep(60)
+        if config.refer_prompt == "brief":  # long enough for what is said meanwhile to arrive
+            time.sleep(1)
         if config.refer_prompt == "broken":
             raise ValueError("scripted: broken")
 
