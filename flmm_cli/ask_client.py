@@ -132,6 +132,28 @@ class AskClient:
 
         self.wait_until(answered, timeout, silent, meanwhile)
 
+    def wait_for_image(self, timeout: float, meanwhile: Callable[[], None] | None = None) -> GroundedAnswer:
+        """Wait until commands are about an image: a node that is ready may not have found its camera yet.
+
+        Args:
+            timeout: seconds, also for the reply to each question that it asks.
+            meanwhile: called now and then; may raise to give up early.
+
+        Returns:
+            The first reply that does not say that there is no image. It may be another refusal.
+
+        Raises:
+            NoReplyError: there is no image, or no reply; says which.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            reply = self.ask("table", refer=True, timeout=timeout, meanwhile=meanwhile)
+            if reply.status != GroundedAnswer.STATUS_NO_IMAGE:
+                return reply
+            if time.monotonic() > deadline:
+                raise NoReplyError(f"{self.node_name} has no image after {timeout:g} s: {reply.reason}")
+            self.spin(0.1)
+
     def ask(
         self, text: str, *, refer: bool = False, timeout: float = 60.0, meanwhile: Callable[[], None] | None = None
     ) -> GroundedAnswer:

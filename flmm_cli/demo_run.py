@@ -217,7 +217,7 @@ class Demo:
         self._wait(lambda: len(self._images) > 0, start_timeout, "no image came from the camera")
         self._client.wait_for_node(start_timeout, processes.check)
         # Commands wait while the node loads its model: the reply to this one says that it has.
-        reply = self._client.ask("table", refer=True, timeout=start_timeout, meanwhile=processes.check)
+        reply = self._client.wait_for_image(start_timeout, processes.check)
         if reply.status == Reply.STATUS_MODEL_FAILURE:  # the node is about to end, and its log says why
             self._wait(lambda: None, 15.0, f"the node cannot answer: {reply.reason}")
 
@@ -247,13 +247,9 @@ class Demo:
         deadline = time.monotonic() + self._timeout
         while True:
             reply = self._client.ask(ask.text, refer=ask.refer, timeout=self._timeout, meanwhile=self._processes.check)
-            late = time.monotonic() > deadline
-            if reply.status == Reply.STATUS_NO_IMAGE and not late:  # the node has not found the camera yet
-                time.sleep(0.1)
-                continue
             if reply.status != Reply.STATUS_ANSWERED or _stamp(reply) >= changed:
                 return reply
-            if late:
+            if time.monotonic() > deadline:
                 raise NoReplyError(f"the reply to {ask.text!r} is about an old image")
 
     def _show(self, seed: int) -> Stamp:

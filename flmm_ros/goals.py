@@ -90,6 +90,10 @@ class GoalServer:
             cancel_callback=self._on_cancel,
         )
 
+    def destroy(self) -> None:
+        """Leave the graph: a node that is destroyed does not take its actions along."""
+        self._server.destroy()
+
     def forget(self, goal: Goal) -> None:
         """A goal that is finished cannot be cancelled."""
         self._goals.pop(goal.key, None)

@@ -137,6 +137,15 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
         self._beating.set()
         self._beat.join(_DIAGNOSTICS)
 
+    def leave(self) -> None:
+        """Leave the graph, with the action and the state machine, which rclpy does not destroy along.
+
+        Either would keep the node's participant alive, and the middleware's shared memory would outlast the process.
+        """
+        self._goals.destroy()
+        super().leave()
+        self._state_machine.destroy_when_not_in_use()
+
     # --- lifecycle --------------------------------------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:

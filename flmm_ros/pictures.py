@@ -20,6 +20,7 @@ from flmm_core.plain_text import one_line
 from flmm_core.serving.requests import Picture, RefusedError, Status
 from flmm_ros import conversions, parameters
 from flmm_ros.frames import Frames, NoTransformError
+from flmm_ros.middleware import LARGE_IMAGES, PROFILES_VARIABLE
 from flmm_ros.space import Space, View
 
 ImageMessage: TypeAlias = Image | CompressedImage
@@ -192,7 +193,7 @@ def no_image(topic: str, publishers: int) -> RefusedError:
     """Why there is no image, for a user who is sure that there is a camera."""
     reason = f"no image has arrived yet: nobody publishes {topic}"
     if publishers:
-        hint = f"large images get lost with best effort, qos_overrides.{topic}.subscription.reliability:=reliable helps"
+        hint = f"Fast DDS loses large images, unless the camera runs with {PROFILES_VARIABLE}={LARGE_IMAGES}"
         reason = f"no image has arrived yet, though {publishers} publishes {topic} ({hint})"
     return RefusedError(Status.NO_IMAGE, reason)
 

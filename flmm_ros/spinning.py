@@ -18,6 +18,7 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from flmm_core.plain_text import one_line
+from flmm_ros.middleware import make_room_for_images
 from flmm_ros.parameters import ParameterError, unknown
 from flmm_ros.signals import stop_on_signals
 
@@ -41,6 +42,10 @@ class RunnableNode(Node):
     def close(self, timeout: float) -> None:
         """End what it is doing, within ``timeout`` seconds."""
 
+    def leave(self) -> None:
+        """Leave the graph."""
+        self.destroy_node()
+
     def set_parameters_atomically(self, parameter_list: list[Parameter[Any]]) -> SetParametersResult:
         """As rclpy does, which all its services use; but a parameter that does not exist is refused by name."""
         for parameter in parameter_list:
@@ -61,6 +66,7 @@ def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> in
         the process: with status 0 after a signal, 1 if the node failed.
     """
     ending = stop_on_signals()
+    make_room_for_images()
     try:
         rclpy.init(args=list(sys.argv if args is None else args), signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:
@@ -83,7 +89,7 @@ def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> in
     if failure is not None:
         node.get_logger().fatal(failure)
     executor.shutdown(timeout_sec=0.1)
-    node.destroy_node()
+    node.leave()
     rclpy.try_shutdown()
     # Without the interpreter's clean-up: that of PyTorch takes more than a second, and a thread may be deep in a model and
     # cannot be told to stop.

@@ -22,6 +22,7 @@ DOCUMENTS = (
 )
 EVALUATION, ATTENTION, OTHER_WORDS = "docs/eval_tabletop.json", "docs/attention.json", "docs/other_words.json"
 RELIABILITY, PICKING, PAIRING = "docs/reliability.json", "docs/picking.json", "docs/pairing.json"
+DELIVERY = "docs/delivery.json"
 BASELINE, FLEET, ABLATIONS = "docs/field/baseline.json", "docs/fleet.json", "docs/ablations.json"
 FIELD = {
     "res_together": "res data/field/refcoco@val --protocol together",
@@ -40,6 +41,7 @@ COMMANDS = {
     RELIABILITY: f"flmm soak --minutes 10 --out {RELIABILITY}",
     PICKING: f"flmm eval picking --count 100 --json {PICKING}",
     PAIRING: f"python scripts/measure_pairing.py --json {PAIRING}",
+    DELIVERY: f"python scripts/measure_delivery.py --json {DELIVERY}",
     OTHER_WORDS: f"python scripts/measure_other_words.py --json {OTHER_WORDS}",
     ABLATIONS: f"python scripts/measure_ablations.py --json {ABLATIONS}",
     FLEET: f"python scripts/measure_fleet.py --json {FLEET}",
@@ -158,6 +160,21 @@ def pairing(report: Report) -> list[str]:
     return [f"Medians, measured by `{report['command']}` side by side in one process.", "", *_table(header, rows)]
 
 
+def delivery(report: Report) -> list[str]:
+    """Which share of a camera's images reaches the node."""
+    rows = [
+        (
+            f"{camera['width']}x{camera['height']}, {camera['rate']:g} Hz",
+            *(f"{camera[way][topic]:.3f}" for way in ("default", "file") for topic in ("image", "depth")),
+        )
+        for camera in report["cameras"]
+    ]
+    header = ("Camera", "images, by default", "depth, by default", "images, with the file", "depth, with the file")
+    machine = ", ".join(f"{name}: {value}" for name, value in report["machine"].items())
+    measured = f"Shares of what was sent, measured by `{report['command']}`, either way in turn, on {machine}."
+    return [measured, "", *_table(header, rows)]
+
+
 def field(report: Report) -> list[str]:
     """An evaluation of the field, on data in its layout."""
     cells = [(row["figure"], *_figure(row), f"{row['count']:,}") for row in report["rows"]]
@@ -240,6 +257,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     "reliability": (RELIABILITY, reliability),
     "picking": (PICKING, picking),
     "pairing": (PAIRING, pairing),
+    "delivery": (DELIVERY, delivery),
     **{name: (f"docs/field/{name}.json", field) for name in FIELD},
     "baseline": (BASELINE, baseline),
     "fleet": (FLEET, fleet),

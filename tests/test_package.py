@@ -179,6 +179,14 @@ def test_every_package_is_installed_by_cmake():
         ast.parse((ROOT / "scripts" / script).read_text())
 
 
+def test_pip_installs_the_files_that_are_no_code():
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    tracked = subprocess.run(["git", "ls-files", "flmm_*"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    others = {name for name in tracked if not name.endswith(".py")}
+    packed = {path.relative_to(ROOT).as_posix() for name in data for glob in data[name] for path in (ROOT / name).glob(glob)}
+    assert "flmm_ros/fastdds.xml" in others and others <= packed, others - packed
+
+
 ROS = {"rclpy", "rcl_interfaces", "sensor_msgs", "std_msgs", "builtin_interfaces", "cv_bridge"}
 MAY_IMPORT = {
     "flmm_core": set(),

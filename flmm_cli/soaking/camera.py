@@ -16,6 +16,7 @@ from std_msgs.msg import Header
 
 from flmm_ros import qos
 from flmm_ros.conversions import image_message
+from flmm_ros.middleware import make_room_for_images
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import Scene
 
@@ -30,6 +31,7 @@ DROP_OUT = (3.0, 8.0)
 
 def main(args: Sequence[str] | None = None) -> int:
     """Publish until it is told to end."""
+    make_room_for_images()
     rclpy.init(args=list(sys.argv if args is None else args))
     node = rclpy.create_node("soak_camera")
     images = node.create_publisher(Image, "image", qos.camera_output())

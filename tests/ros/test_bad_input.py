@@ -1,6 +1,7 @@
 """Whatever comes in, each command gets exactly one reply, and the node goes on serving (the fixture checks that)."""
 
 import time
+from threading import Timer
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ from bench import IMAGE, image_of
 from rclpy.serialization import serialize_message
 from std_msgs.msg import String
 
+from flmm_cli.ask_client import NoReplyError
 from flmm_ros.conversions import SUPPORTED_ENCODINGS
 from flmm_ros.msg import GroundedAnswer
 
@@ -243,6 +245,12 @@ def test_commands_before_any_image(start_scripted):
         assert reply.status == GroundedAnswer.STATUS_NO_IMAGE
         assert reply.reason.startswith("no image has arrived yet, though 1 publishes /early/image")
         assert reply.header.stamp.sec == 0 and reply.image_width == 0
+    with pytest.raises(NoReplyError, match=r"^/early/grounding has no image after 4 s: no image has arrived yet, though 1 pub"):
+        early.client.wait_for_image(4.0)
+    timely = Timer(2.5, lambda: early.images.publish(image_of(IMAGE)))
+    timely.start()
+    assert early.client.wait_for_image(30.0).status == GroundedAnswer.STATUS_ANSWERED
+    assert not timely.is_alive(), "it did not wait"
     early.still_serves()
 
 

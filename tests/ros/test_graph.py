@@ -2,11 +2,13 @@
 
 import json
 import re
+from functools import partial
 from xml.etree import ElementTree
 
 import pytest
 from documents import REFERENCE, ROOT, document, names, table
-from sensor_msgs.msg import CompressedImage
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
 
 from flmm_cli.ask_client import AskClient
 
@@ -63,6 +65,26 @@ def test_topics_of_the_camera(processes, open_renderer):
         client.wait_until(lambda: client.node.count_publishers("/graph/camera/image") > 0, 60.0, "no camera")
         client.spin(0.5)
         assert running(client, "/graph/camera") == documented("camera", "/graph/camera")
+
+
+def test_a_best_effort_reader_gets_the_images_of_the_camera(processes, open_renderer):
+    """Two megabytes at a time: more than the middleware has room for by default."""
+    open_renderer().close()
+    arguments = ["--ros-args", "-r", "__ns:=/large", "-p", "width:=640", "-p", "height:=480", "-p", "rate:=10.0"]
+    processes.start("large_camera", "flmm_ros.camera_node", arguments)
+    patient = QoSProfile(depth=50, reliability=QoSReliabilityPolicy.BEST_EFFORT)  # what is lost is lost on the way
+    stamps = {"image": [], "depth": []}
+
+    def note(topic, message):
+        stamps[topic].append((message.header.stamp.sec, message.header.stamp.nanosec))
+
+    with AskClient("/large/grounding") as client:
+        for topic in stamps:
+            client.node.create_subscription(Image, f"/large/camera/{topic}", partial(note, topic), patient)
+        client.wait_until(lambda: min(map(len, stamps.values())) >= 30, 90.0, lambda: f"got {stamps}")
+    first, last = max(seen[0] for seen in stamps.values()), min(seen[-1] for seen in stamps.values())
+    images, depths = ({stamp for stamp in seen if first <= stamp <= last} for seen in stamps.values())
+    assert len(images & depths) >= 0.9 * len(images | depths), stamps
 
 
 def test_actions(shared_bench):

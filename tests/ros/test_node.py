@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bench import IMAGE, image_of
+from conftest import ExpectedEnds
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
@@ -232,6 +233,26 @@ def test_a_node_that_is_still_importing_ends_at_once_and_quietly(processes, log_
     process.send_signal(number)
     assert process.wait(timeout=3) == 0
     assert (log_dir / f"{name}.log").read_text() == ""
+
+
+def segments(process):
+    """Shared memory of the middleware that a process has open."""
+    return set(re.findall(r"/dev/shm/fastdds_[0-9a-f]{16}", Path(f"/proc/{process.pid}/maps").read_text()))
+
+
+@pytest.mark.parametrize("node", ["grounding_node", "camera_node", "pick_node"])
+def test_a_node_that_ends_leaves_no_shared_memory(log_dir, node):
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("no /dev/shm: the middleware keeps its shared memory elsewhere")
+    with ExpectedEnds(log_dir, {"ROS_DOMAIN_ID": "101"}) as alone:  # a node opens its peers' as well
+        process = alone.start(f"alone_{node}", f"flmm_ros.{node}")
+        deadline = time.monotonic() + 60
+        while not (found := segments(process)):
+            assert process.poll() is None and time.monotonic() < deadline, (log_dir / f"alone_{node}.log").read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=5) == 0
+    assert not [name for name in found if Path(name).exists()]
 
 
 def test_a_model_that_ends_its_thread_leaves_no_command_without_a_reply(start_scripted):
