@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from flmm_bench.machine import processor
 from flmm_bench.rows import Row, finish
 
 if TYPE_CHECKING:
@@ -26,14 +27,9 @@ _MET = {True: "yes", False: "no", None: ""}
 
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "processor": cpu,
+        "processor": processor(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "memory": f"{memory:.0f} GiB",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from flmm_ros.middleware import make_room_for_images
 from flmm_ros.signals import leave_on_signals
 
 
@@ -15,6 +16,7 @@ def main(args: Sequence[str] | None = None) -> int:
         0; 1 if nothing can be rendered on this machine; 2 for a wrong parameter.
     """
     leave_on_signals()
+    make_room_for_images()
     from flmm_ros.camera import CameraNode
     from flmm_ros.spinning import run_node
 

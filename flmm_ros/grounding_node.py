@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from flmm_ros.middleware import make_room_for_images
 from flmm_ros.signals import leave_on_signals
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def main(args: Sequence[str] | None = None, *, load: Callable[[GroundingConfig],
         0; 1 if the model could not be loaded; 2 for a wrong parameter.
     """
     leave_on_signals()
+    make_room_for_images()
     from flmm_ros.grounding import GroundingNode, load_pipeline
     from flmm_ros.spinning import run_node
 

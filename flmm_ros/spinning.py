@@ -18,7 +18,6 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from flmm_core.plain_text import one_line
-from flmm_ros.middleware import make_room_for_images
 from flmm_ros.parameters import ParameterError, unknown
 from flmm_ros.signals import stop_on_signals
 
@@ -66,7 +65,6 @@ def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> in
         the process: with status 0 after a signal, 1 if the node failed.
     """
     ending = stop_on_signals()
-    make_room_for_images()
     try:
         rclpy.init(args=list(sys.argv if args is None else args), signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:

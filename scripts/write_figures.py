@@ -136,8 +136,7 @@ def other_words(report: Report) -> list[str]:
 
 def reliability(report: Report) -> list[str]:
     """What the stress program found."""
-    machine = ", ".join(f"{name}: {value}" for name, value in report["machine"].items())
-    return [f"Measured by `{report['command']}` on {machine}.", "", table(report)]
+    return [f"Measured by `{report['command']}` on {_machine(report)}.", "", table(report)]
 
 
 def picking(report: Report) -> list[str]:
@@ -170,8 +169,7 @@ def delivery(report: Report) -> list[str]:
         for camera in report["cameras"]
     ]
     header = ("Camera", "images, by default", "depth, by default", "images, with the file", "depth, with the file")
-    machine = ", ".join(f"{name}: {value}" for name, value in report["machine"].items())
-    measured = f"Shares of what was sent, measured by `{report['command']}`, either way in turn, on {machine}."
+    measured = f"Shares of what was sent, measured by `{report['command']}`, either way in turn, on {_machine(report)}."
     return [measured, "", *_table(header, rows)]
 
 
@@ -270,6 +268,10 @@ def _evaluation(report: Report, rows: Sequence[Report]) -> list[str]:
     measured = f"Measured by `{report['command']}` on {report['images']} scenes (`{report['data']}`)."
     cells = [(row["figure"], *_figure(row), f"{row['count']:,}") for row in rows]
     return [measured, "", *_table(("Figure", "Value", "95 % interval", "n"), cells)]
+
+
+def _machine(report: Report) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in report["machine"].items())
 
 
 def _figure(row: Report) -> tuple[str, str]:

@@ -175,7 +175,7 @@ def test_what_was_not_measured_is_said_to_be_so(script, name, command):
 def test_unknown_block(script):
     with pytest.raises(
         ValueError,
-        match=r"expected one of summary, evaluation, attention, other_words, reliability, picking, .*, got 'speed'",
+        match=r"expected one of summary, evaluation, attention, other_words, reliability, picking, pairing, .*, got 'speed'",
     ):
         script.written(block("speed"), {})
 

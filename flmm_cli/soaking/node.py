@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from flmm_ros.middleware import make_room_for_images
 from flmm_ros.signals import leave_on_signals
 
 LATENESS = "soak/lateness"
@@ -19,6 +20,7 @@ def main(args: Sequence[str] | None = None) -> int:
     The values are milliseconds; those of calls while a command was in work are positive, the others negative.
     """
     leave_on_signals()
+    make_room_for_images()
     from rclpy.clock import Clock, ClockType
     from std_msgs.msg import Float32MultiArray
 

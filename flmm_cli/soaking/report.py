@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from flmm_bench.machine import processor
 
 if TYPE_CHECKING:
     from flmm_cli.soaking.run import Findings, Life
@@ -72,13 +73,6 @@ def _life(life: Life) -> dict[str, float]:
         "most, MB": round(float(memory.max()), 1),
         "processors": round(life.busy / max(life.seconds, 1e-9), 2),
     }
-
-
-def processor() -> str:
-    """What /proc calls it."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def table(record: dict[str, Any]) -> str:

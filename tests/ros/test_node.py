@@ -240,16 +240,19 @@ def segments(process):
     return set(re.findall(r"/dev/shm/fastdds_[0-9a-f]{16}", Path(f"/proc/{process.pid}/maps").read_text()))
 
 
-@pytest.mark.parametrize("node", ["grounding_node", "camera_node", "pick_node"])
-def test_a_node_that_ends_leaves_no_shared_memory(log_dir, node):
+@pytest.mark.parametrize(("node", "sends_images"), [("grounding_node", True), ("camera_node", True), ("pick_node", False)])
+def test_shared_memory_is_for_images_and_goes_with_the_node(log_dir, node, sends_images):
     if not Path("/dev/shm").is_dir():
         pytest.skip("no /dev/shm: the middleware keeps its shared memory elsewhere")
     with ExpectedEnds(log_dir, {"ROS_DOMAIN_ID": "101"}) as alone:  # a node opens its peers' as well
         process = alone.start(f"alone_{node}", f"flmm_ros.{node}")
         deadline = time.monotonic() + 60
-        while not (found := segments(process)):
+        while not segments(process):
             assert process.poll() is None and time.monotonic() < deadline, (log_dir / f"alone_{node}.log").read_text()
             time.sleep(0.1)
+        time.sleep(1.0)  # one for each transport
+        found = segments(process)
+        assert (max(Path(name).stat().st_size for name in found) > 2**24) == sends_images
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=5) == 0
     assert not [name for name in found if Path(name).exists()]
