@@ -172,6 +172,7 @@ def test_from_speech_to_masks_and_a_spoken_answer(processes, log_dir, tmp_path, 
     environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     with AskClient("/spoken/grounding") as client, NodeProcesses(log_dir, environment) as mouths:
         client.wait_for_node(120.0)
+        client.wait_for_image(60.0)
         replies = []
         client.node.create_subscription(GroundedAnswer, "/spoken/grounding/answer", replies.append, qos.commands())
         source = ["-p", f"source:={WAVS / 'what_is_on_the_table.wav'}"]
