@@ -18,7 +18,7 @@ from flmm_bench import naive
 from flmm_bench.measuring import Spread
 from flmm_bench.rows import QUESTION, Row
 from flmm_bench.subjects import random_images, random_lmm
-from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.lmm.frozen_lmm import FrozenLmm
 
 VARIANTS = ("plain", "captured", "kept", "naive")
 """Plain generation; with capture; with capture, and keys and values kept for further commands; and the naive path."""
@@ -63,8 +63,8 @@ def talk(lmm: FrozenLmm, variant: str, image: np.ndarray, tokens: int) -> None:
         options: Any = {"reuse_prefix": kept, "cuda_graphs": kept}
         one = FrozenLmm(model=lmm.model, tokenizer=lmm.words.tokenizer, family=lmm.family, **options)
         encoded = one.encode_image(Image.fromarray(image))
-        mixes = torch.ones(3, lmm.shape.layers, device=lmm.device) / lmm.shape.layers
-        one.generate(encoded, QUESTION, max_new_tokens=tokens, mixes=mixes).merged_attention([(0, 2)])
+        layer_weights = torch.ones(3, lmm.shape.layers, device=lmm.device) / lmm.shape.layers
+        one.generate(encoded, QUESTION, max_new_tokens=tokens, layer_weights=layer_weights).merged_attention([(0, 2)])
     elif variant == "plain":
         with naive.attention_of(lmm, "sdpa"):
             naive.generate(lmm, image, QUESTION, tokens)

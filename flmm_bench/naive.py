@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flmm_core import attention_tap
 from flmm_core.families import ImageLayout
-from flmm_core.frozen_lmm import FrozenLmm
-from flmm_core.heads import GroundingHeads
+from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.lmm import attention_recorder
+from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
 
 EVERYTHING = {"return_dict_in_generate": True, "output_attentions": True, "output_hidden_states": True}
@@ -33,7 +33,7 @@ def attention_of(lmm: FrozenLmm, kind: str) -> Iterator[None]:
     try:
         yield
     finally:
-        attention_tap.install(lmm.model)
+        attention_recorder.install(lmm.model)
 
 
 @contextmanager

@@ -7,19 +7,16 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from flmm_bench.findings import Findings, Rates
 from flmm_bench.machine import processor
 from flmm_bench.rows import Row, finish
-
-if TYPE_CHECKING:
-    from flmm_bench.run import Findings
 
 _INK, _FAINT, _GOOD, _BAD, _PAPER = (24, 26, 32), (150, 156, 166), (0, 128, 60), (190, 40, 30), (255, 255, 255)
 _MET = {True: "yes", False: "no", None: ""}
@@ -38,17 +35,6 @@ def machine() -> dict[str, str]:
         "torch": torch.__version__,
         **{name: version(name) for name in ("transformers", "onnxruntime")},
     }
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What the machine can do at most: floors of times are counted from it."""
-
-    flops: float
-    """Operations a second in a large matrix product."""
-    bytes: float
-    """Bytes a second that a matrix-vector product reads."""
-    dtype: str
 
 
 def rates_of(device: str, dtype: torch.dtype) -> Rates:

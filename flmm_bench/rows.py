@@ -23,11 +23,11 @@ from flmm_core.engines.names import NAMES
 from flmm_core.engines.networks import Engine, NetworkSizes, module_of
 from flmm_core.engines.onnx_engine import OnnxEngine
 from flmm_core.engines.tensorrt_engine import TensorrtEngine
-from flmm_core.heads import GroundingHeads
-from flmm_core.image_handle import ImageHandle
+from flmm_core.heads.grounding_heads import GroundingHeads
 from flmm_core.pipeline import GroundingPipeline
+from flmm_core.requests.callbacks import Callbacks, Stage
+from flmm_core.requests.image_handle import ImageHandle
 from flmm_core.types import StageSeconds
-from flmm_core.watcher import Stage, Watcher
 
 QUESTION = "what is on the table?"
 
@@ -54,7 +54,7 @@ class Row:
         return self.figure.median <= self.target if self.at_most else self.figure.median >= self.target
 
 
-class _Tokens(BaseStreamer, Watcher):
+class _Tokens(BaseStreamer, Callbacks):
     """When tokens come: of ``generate`` itself, or of a command."""
 
     def __init__(self, tokens: int) -> None:
@@ -101,7 +101,7 @@ def capture_rows(subject: str, pipeline: GroundingPipeline, image: np.ndarray, *
     def captured() -> Mapping[str, float]:
         pipeline.forget()
         seen, began = _Tokens(tokens), time.perf_counter()
-        pipeline.chat(pipeline.encode(image), QUESTION, max_new_tokens=tokens, masks=False, watch=seen)
+        pipeline.chat(pipeline.encode(image), QUESTION, max_new_tokens=tokens, masks=False, callbacks=seen)
         return seen.parts(began)
 
     times = interleaved({"plain": plain, "captured": captured}, rounds=rounds, title=f"capture, {subject}")

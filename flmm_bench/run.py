@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 import onnxruntime
 import torch
 
+from flmm_bench.findings import Findings, Rates
 from flmm_bench.memory import cuda_memory_rows, memory_rows
-from flmm_bench.report import Rates, rates_of
+from flmm_bench.report import rates_of
 from flmm_bench.rows import (
     ONNX,
     TENSORRT,
@@ -58,17 +59,6 @@ PLANS = {
     "cuda": Plan((Random(False, 32, 24, "ViT-L"), Random(True, 32, 24, "ViT-L")), torch.bfloat16, 64),
 }
 SMALL = Plan((Random(False, 2, 2, None), Random(True, 1, 2, None)), torch.float32, 24)
-
-
-@dataclass
-class Findings:
-    """What came out."""
-
-    rates: Rates
-    rows: list[Row] = field(default_factory=list)
-    floors: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    """What was not measured, and why."""
 
 
 def measure(

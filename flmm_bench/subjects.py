@@ -25,14 +25,14 @@ from transformers import (
 from flmm_core.config import DEFAULT_MODEL, GroundingConfig
 from flmm_core.families.llava import LlavaFamily
 from flmm_core.families.llava_next import LlavaNextVicunaFamily
-from flmm_core.frozen_lmm import FrozenLmm
-from flmm_core.heads import GroundingHeads, HeadsConfig
-from flmm_core.lmm_trace import LmmTrace
-from flmm_core.mask_head import UNetConfig
+from flmm_core.heads.grounding_heads import GroundingHeads, HeadsConfig
+from flmm_core.heads.unet import UNetConfig
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.lmm.trace import LmmTrace
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sam_refiner import SamRefiner
-from flmm_core.sources import registered_parts
+from flmm_core.sam.refiner import SamRefiner
 from flmm_core.types import KeywordSpan
+from flmm_core.weights.sources import registered_parts
 
 PHRASES = 4
 """Of an answer."""

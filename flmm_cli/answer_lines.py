@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from flmm_core.plain_text import printable
+from flmm_core.common.plain_text import printable
 
 if TYPE_CHECKING:
     from flmm_core.types import GroundedAnswer

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flmm_core.plain_text import printable
+from flmm_core.common.plain_text import printable
 
 if TYPE_CHECKING:
     from flmm_cli.ask_client import AskClient

@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
     from PIL import Image
 
     from flmm_core.data.tabletop import read_dataset
-    from flmm_core.drawing.attention_figure import draw_attention
-    from flmm_core.evaluation.attention_maps import AttentionRow, attention_rows, clear_names, rank_heads
-    from flmm_core.image_files import read_image
+    from flmm_core.drawing.attention_figure import AttentionRow, draw_attention
+    from flmm_core.evaluation.attention_maps import attention_rows, clear_names, rank_heads
+    from flmm_core.images.files import read_image
 
     context = provenance(args, config)
     first = args.rank if args.first is None else args.first
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         f" {ranking.random_attention:.1%})"
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_attention(rows, ranking, channels)).save(args.out)
+    Image.fromarray(draw_attention(rows, ranking.chart(), channels)).save(args.out)
     print(f"attention maps: {args.out}")
     if args.json:
         source = str(args.data) if args.data else f"flmm scenes --split test --seed {args.seed}"

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     import flmm_tabletop
     from flmm_bench.report import table, write
     from flmm_bench.run import measure
-    from flmm_core.devices import check_device
+    from flmm_core.common.devices import check_device
 
     check_device(torch.device(args.device))
     flmm_tabletop.register()

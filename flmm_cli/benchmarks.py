@@ -142,7 +142,7 @@ def _run_baseline(args: argparse.Namespace, config: GroundingConfig) -> int:
     from flmm_core.evaluation.baseline import BoxPrompter, comparison_rows, run_comparison
     from flmm_core.evaluation.metrics import figure_cells
     from flmm_core.evaluation.report import plain_figure
-    from flmm_core.sam_checkpoints import load_sam
+    from flmm_core.sam.checkpoints import load_sam
 
     dataset = open_dataset(args.data)
     context = provenance(args, config)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from flmm_cli.answer_lines import label_marks, phrase_lines
 from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline
+from flmm_core.common.plain_text import printable
 from flmm_core.config import DEFAULT_MODEL
-from flmm_core.plain_text import printable
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from flmm_core.conversation import Conversation, LabelledAnswer
-    from flmm_core.image_handle import ImageHandle
+    from flmm_core.chat.conversation import Conversation, LabelledAnswer
     from flmm_core.pipeline import GroundingPipeline
+    from flmm_core.requests.image_handle import ImageHandle
 
 HELP = (
     "a question, in which [2] stands for thing 2; or: /refer the mug, the lemon; /look QUESTION, to look closer first;"
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer until the input ends, or serve the page until Ctrl-C."""
     config = grounding_config(args)
 
-    from flmm_core.image_files import read_image
+    from flmm_core.images.files import read_image
 
     image = read_image(args.image)
     remember = args.remember
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def _read_lines(pipeline: GroundingPipeline, image: np.ndarray, remember: int, out: Path) -> int:
     from PIL import Image
 
-    from flmm_core.conversation import Conversation
+    from flmm_core.chat.conversation import Conversation
     from flmm_core.drawing.overlay import draw_overlay
     from flmm_core.errors import CommandError, MemoryFullError
 
@@ -121,16 +121,16 @@ def _answered(pipeline: GroundingPipeline, image: ImageHandle, conversation: Con
         phrases = [phrase for part in words.removeprefix("/refer ").split(",") if (phrase := part.strip())]
         return conversation.refer(phrases or [","])
     if words.startswith("/look "):
-        from flmm_core.closer_look import look_closer
+        from flmm_core.chat.closer_look import look_closer
 
         look = look_closer(pipeline, image, conversation.named(words.removeprefix("/look ")))
         seen = f"looked closer at: {printable(look.phrase.text)} {look.box}" if look.phrase else "nothing found to look at"
         print(f"  {seen}\n{printable(look.answer.text)}", flush=True)
         return conversation.labelled(look.answer)
 
-    from flmm_core.watcher import Watcher
+    from flmm_core.requests.callbacks import Callbacks
 
-    class Printer(Watcher):
+    class Printer(Callbacks):
         shown = ""
 
         def on_text(self, text: str) -> None:
@@ -139,7 +139,7 @@ def _answered(pipeline: GroundingPipeline, image: ImageHandle, conversation: Con
             self.shown = text
 
     printer = Printer()
-    said = conversation.ask(words, watch=printer)
+    said = conversation.ask(words, callbacks=printer)
     whole = printable(said.answer.text)
     print("" if whole == printer.shown else f"\n{whole}", flush=True)
     return said

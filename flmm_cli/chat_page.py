@@ -12,13 +12,13 @@ import numpy as np
 from torch.nn import functional as F
 
 from flmm_cli.answer_lines import label_marks
-from flmm_core.conversation import Conversation, LabelledAnswer
+from flmm_core.chat.conversation import Conversation, LabelledAnswer
+from flmm_core.common.plain_text import one_line
 from flmm_core.drawing.overlay import draw_overlay
 from flmm_core.errors import CommandError, MemoryFullError
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.plain_text import one_line
+from flmm_core.requests.callbacks import Callbacks
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, KeywordSpan
-from flmm_core.watcher import Watcher
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -36,7 +36,7 @@ def serve_page(pipeline: GroundingPipeline, image: np.ndarray, *, remember: int,
     Args:
         pipeline: answers, one question at a time.
         image: ``[H, W, 3]`` uint8 RGB.
-        remember: as for :class:`~flmm_core.conversation.Conversation`.
+        remember: as for :class:`~flmm_core.chat.conversation.Conversation`.
         port: of the page.
     """
     make_page(pipeline, image, remember=remember).launch(server_name="127.0.0.1", server_port=port)
@@ -83,7 +83,7 @@ def answer_steps(conversation: Conversation, image: np.ndarray, words: str) -> I
 
     def work() -> None:
         try:
-            said = conversation.ask(words, watch=_Steps(image, steps))
+            said = conversation.ask(words, callbacks=_Steps(image, steps))
             steps.put((_with_labels(said), draw_overlay(image, said.answer, details=label_marks(said.labels))))
         except (CommandError, MemoryFullError) as error:
             steps.put((f"no answer: {error}", image))
@@ -97,7 +97,7 @@ def answer_steps(conversation: Conversation, image: np.ndarray, words: str) -> I
         yield step
 
 
-class _Steps(Watcher):
+class _Steps(Callbacks):
     """Hands on words and early masks."""
 
     def __init__(self, image: np.ndarray, steps: queue.SimpleQueue[tuple[str, np.ndarray | None] | None]) -> None:

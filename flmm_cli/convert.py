@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ValueError(f"{args.out}: expected a folder that is empty or not there yet, got one with files")
     import flmm_tabletop
-    from flmm_core.checkpoints import convert_heads
+    from flmm_core.loading.checkpoints import convert_heads
 
     flmm_tabletop.register()
     origin = convert_heads(args.heads, args.out, lmm=args.lmm, sam=args.sam)

@@ -15,7 +15,7 @@ from flmm_cli.counts import require_counts
 from flmm_cli.json_files import write_json
 from flmm_cli.node_options import add_node_options, node_arguments
 from flmm_cli.table import format_table
-from flmm_core.plain_text import printable
+from flmm_core.common.plain_text import printable
 
 if TYPE_CHECKING:
     from flmm_cli.demo_run import Outcome, Pointing

@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     import flmm_tabletop
-    from flmm_core.checkpoints import check_origin, lmm_shape, load_heads
-    from flmm_core.devices import check_device
+    from flmm_core.common.devices import check_device
     from flmm_core.engines.attach import built_checked, export_checked
-    from flmm_core.sam_checkpoints import load_sam
+    from flmm_core.loading.checkpoints import check_origin, lmm_shape, load_heads
+    from flmm_core.sam.checkpoints import load_sam
 
     if args.build_engines:
         check_device(torch.device(GPU))

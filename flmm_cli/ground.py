@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from flmm_cli.answer_lines import phrase_lines
 from flmm_cli.json_files import write_json
 from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline, model_names
-from flmm_core.plain_text import printable
+from flmm_core.common.plain_text import printable
 
 if TYPE_CHECKING:
     from flmm_core.types import GroundedAnswer
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"text: expected one question in quotes, got {len(args.text)} arguments")
     config = grounding_config(args)
 
-    from flmm_core.image_files import read_image
+    from flmm_core.images.files import read_image
 
     image = read_image(args.image)
     pipeline = load_pipeline(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flmm_core.plain_text import printable
+from flmm_core.common.plain_text import printable
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Print each part."""
     import flmm_tabletop
-    from flmm_core.model_info import model_info
+    from flmm_core.loading.model_info import model_info
 
     flmm_tabletop.register()
     for number, part in enumerate(part for source in args.model for part in model_info(source)):

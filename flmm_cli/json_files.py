@@ -37,7 +37,7 @@ def provenance(
         LoadError: a part of the model is not there.
     """
     import flmm_tabletop
-    from flmm_core.checkpoints import fingerprints
+    from flmm_core.loading.checkpoints import fingerprints
 
     flmm_tabletop.register()
     sources = {part: getattr(config, part) for part in parts}

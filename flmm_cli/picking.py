@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from flmm_core.evaluation.matching import Overlap
-from flmm_core.grasp import Grasp, NoGraspError, top_grasp
-from flmm_core.location import NoDepthError, locate
+from flmm_core.images.masks import Overlap
 from flmm_core.pipeline import GroundingPipeline
+from flmm_core.spatial.grasp import Grasp, NoGraspError, top_grasp
+from flmm_core.spatial.location import NoDepthError, locate
 from flmm_core.types import GroundedPhrase
 from flmm_sim.gripper import WIDEST, try_pick
 from flmm_sim.renderer import TabletopRenderer

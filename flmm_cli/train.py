@@ -105,7 +105,7 @@ def _add_option(parser: argparse.ArgumentParser, entry: Field[Any], default: Any
 
 def run(args: argparse.Namespace) -> int:
     """Run the stage on its data set, or go on with a run that stopped."""
-    from flmm_core.devices import resolve_device
+    from flmm_core.common.devices import resolve_device
 
     stage: Stage = args.stage
     given = {entry.name: getattr(args, entry.name) for entry in _options(stage.settings)}

@@ -14,7 +14,7 @@ from flmm_cli.table import format_table
 if TYPE_CHECKING:
     from PIL import Image
 
-    from flmm_core.frozen_report import FrozenReport
+    from flmm_core.verification.frozen_report import FrozenReport
 
 QUESTIONS = (
     "What is in the image?",
@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from flmm_core import checkpoints
-    from flmm_core.devices import resolve_device
-    from flmm_core.frozen_report import verify_frozen
+    from flmm_core.common.devices import resolve_device
+    from flmm_core.loading import checkpoints
+    from flmm_core.verification.frozen_report import verify_frozen
 
     if config.cpu_threads:
         torch.set_num_threads(config.cpu_threads)
@@ -110,7 +110,7 @@ def read_images(folder: Path) -> dict[str, Image.Image]:
     """
     from PIL import Image
 
-    from flmm_core.image_files import read_image
+    from flmm_core.images.files import read_image
 
     if not folder.is_dir():
         raise ValueError(f"--images: expected a folder, got {folder}")

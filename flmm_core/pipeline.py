@@ -14,25 +14,25 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flmm_core import checkpoints
-from flmm_core.chat_command import ChatCommand
+from flmm_core.common.devices import resolve_device
 from flmm_core.config import GroundingConfig
-from flmm_core.devices import resolve_device
 from flmm_core.engines.attach import attach_backend
 from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError, explained, memory_explained
-from flmm_core.frozen_lmm import FrozenLmm, Question
-from flmm_core.heads import GroundingHeads
-from flmm_core.image_files import as_seen
-from flmm_core.image_geometry import mask_box
-from flmm_core.image_handle import ImageCache, ImageHandle, SamThread
-from flmm_core.keyword_spans import select_keywords
-from flmm_core.lmm_trace import LmmTrace
-from flmm_core.noun_chunks import noun_chunker
-from flmm_core.repetition import loop_start
-from flmm_core.sam_checkpoints import load_sam
-from flmm_core.sam_refiner import SamImage
+from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.images.files import as_seen
+from flmm_core.images.geometry import mask_box
+from flmm_core.keywords.noun_chunks import noun_chunker
+from flmm_core.keywords.repetition import loop_start
+from flmm_core.keywords.spans import select_keywords
+from flmm_core.lmm.frozen_lmm import FrozenLmm, Question
+from flmm_core.lmm.trace import LmmTrace
+from flmm_core.loading import checkpoints
+from flmm_core.requests.callbacks import Callbacks, Stage
+from flmm_core.requests.chat_command import ChatCommand
+from flmm_core.requests.image_handle import ImageCache, ImageHandle, SamThread
+from flmm_core.sam.checkpoints import load_sam
+from flmm_core.sam.refiner import SamImage
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, KeywordSpan, StageSeconds
-from flmm_core.watcher import Stage, Watcher
 
 CUT = " ..."
 """Stands for what an answer repeated."""
@@ -51,7 +51,7 @@ class GroundingPipeline:
         self.config = config or GroundingConfig()
         self.backend = "torch, fp32"
         """What runs the heads' networks."""
-        self._mixes = self.heads.layer_mixes().detach()
+        self._layer_weights = self.heads.layer_weights().detach()
         if self.heads.keyword_selector is None:
             noun_chunker()  # what it loads belongs to the start, not to the first answer
         sam = SamThread(self.heads.sam)
@@ -130,22 +130,22 @@ class GroundingPipeline:
         Args:
             image: from :meth:`encode`.
             text: the user's words.
-            options: the other fields of :class:`~flmm_core.chat_command.ChatCommand`.
+            options: the other fields of :class:`~flmm_core.requests.chat_command.ChatCommand`.
 
         Returns:
             The answer; one that reached its limit while it said the same thing over and over is cut there, and ends in ``CUT``.
 
         Raises:
             CommandError: ``text`` has no letter or digit, or holds special tokens of the LMM or more than its context.
-            CommandCancelledError: ``watch`` said so.
+            CommandCancelledError: ``callbacks`` said so.
             MemoryFullError: the device has too little memory left; what was kept of images is freed.
         """
-        (outcome,) = self.chat_together([ChatCommand(image, text, **options)])
+        (outcome,) = self.chat_batch([ChatCommand(image, text, **options)])
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    def chat_together(self, commands: Sequence[ChatCommand]) -> Iterator[GroundedAnswer | Exception]:
+    def chat_batch(self, commands: Sequence[ChatCommand]) -> Iterator[GroundedAnswer | Exception]:
         """Answer several commands as :meth:`chat` does, the LMM writing all answers in one batch if its family allows that.
 
         The answers are those that each command alone gets, but for rounding. ``seconds.lmm`` is of the whole batch. If the
@@ -162,7 +162,7 @@ class GroundingPipeline:
             errors = [chat if isinstance(chat, Exception) else None for chat in begun]
             del begun, chats, written  # they hold what was kept of the images
             for command, error in zip(commands, errors, strict=True):
-                yield from self.chat_together([command]) if error is None else [error]
+                yield from self.chat_batch([command]) if error is None else [error]
             return
         traces = iter(written)
         for chat in begun:
@@ -174,7 +174,7 @@ class GroundingPipeline:
 
     def _begin_chat(self, asked: ChatCommand) -> _Chat:
         self._check(asked.text)
-        with self._command(asked.image, asked.watch, masks=asked.masks) as command:
+        with self._command(asked.image, asked.callbacks, masks=asked.masks) as command:
             question = self.lmm.question(
                 asked.image.lmm(),
                 asked.text,
@@ -182,7 +182,7 @@ class GroundingPipeline:
                 history=asked.history,
                 on_text=command.on_text,
                 on_trace=self._early_masks(command) if asked.masks else None,
-                cancelled=command.watch.cancelled,
+                cancelled=command.callbacks.cancelled,
             )
             command.rest()
             return _Chat(asked, command, question)
@@ -191,7 +191,7 @@ class GroundingPipeline:
         """What the LMM says to each."""
         try:
             with memory_explained("command", partial(self._free, *(chat.asked.image for chat in chats))):
-                return self.lmm.generate_together([chat.question for chat in chats], mixes=self._mixes)
+                return self.lmm.generate_batch([chat.question for chat in chats], layer_weights=self._layer_weights)
         except Exception as error:
             return [error] * len(chats)
         finally:
@@ -214,7 +214,7 @@ class GroundingPipeline:
         phrases: str | Sequence[str],
         *,
         max_phrases: int | None = None,
-        watch: Watcher | None = None,
+        callbacks: Callbacks | None = None,
     ) -> GroundedAnswer:
         """Ground given phrases, read together in one pass; nothing is generated.
 
@@ -222,14 +222,14 @@ class GroundingPipeline:
             image: from :meth:`encode`.
             phrases: one phrase or several; the masks come in the same order.
             max_phrases: most of them that get a mask; None for the configured number.
-            watch: follows the command, and may cancel it.
+            callbacks: follows the command, and may cancel it.
 
         Returns:
             An answer whose text is the phrase as given; several are joined by full stops, as the LMM reads them.
 
         Raises:
             CommandError: a phrase has no letter or digit, or holds special tokens of the LMM or more than its context.
-            CommandCancelledError: ``watch`` said so.
+            CommandCancelledError: ``callbacks`` said so.
             MemoryFullError: the device has too little memory left; what was kept of images is freed.
         """
         given = [phrases] if isinstance(phrases, str) else list(phrases)
@@ -237,15 +237,21 @@ class GroundingPipeline:
             raise ValueError("phrases: expected at least one, got none")
         for phrase in given:
             self._check(phrase)
-        with self._command(image, watch, masks=True) as command:
+        with self._command(image, callbacks, masks=True) as command:
             command.begin("lmm")
-            trace, spans = self.lmm.read_phrases(image.lmm(), given, mixes=self._mixes)
+            trace, spans = self.lmm.teacher_force_phrases(image.lmm(), given, layer_weights=self._layer_weights)
             command.begin("keywords")
             answer = self._ground(trace, spans, command, max_phrases)
             return replace(answer, text=answer.text[: spans[-1].end])  # without the full stop that only the LMM needs
 
     def ground(
-        self, image: ImageHandle, text: str, answer: str, ranges: Sequence[tuple[int, int]], *, watch: Watcher | None = None
+        self,
+        image: ImageHandle,
+        text: str,
+        answer: str,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        callbacks: Callbacks | None = None,
     ) -> GroundedAnswer:
         """Let the LMM read a given answer to ``text`` as if it had written it, and ground given phrases of it.
 
@@ -254,7 +260,7 @@ class GroundingPipeline:
             text: the user's words.
             answer: the assistant's words.
             ranges: characters ``[start, end)`` of the answer that get masks, all of them; the masks come in the same order.
-            watch: follows the command, and may cancel it.
+            callbacks: follows the command, and may cancel it.
 
         Raises:
             ValueError: a range lies outside the answer or is empty.
@@ -265,9 +271,9 @@ class GroundingPipeline:
         for start, end in ranges:
             if not 0 <= start < end <= len(answer):
                 raise ValueError(f"ranges: expected characters of an answer of {len(answer)}, got {start} to {end}")
-        with self._command(image, watch, masks=True) as command:
+        with self._command(image, callbacks, masks=True) as command:
             command.begin("lmm")
-            trace = self.lmm.read_answer(image.lmm(), text, answer, mixes=self._mixes)
+            trace = self.lmm.teacher_force(image.lmm(), text, answer, layer_weights=self._layer_weights)
             command.begin("keywords")
             spans = [KeywordSpan(answer[start:end], start, end, *trace.span_of(start, end)) for start, end in ranges]
             return self._ground(trace, spans, command, len(spans))
@@ -293,7 +299,7 @@ class GroundingPipeline:
         """Free all that is kept of images; handles compute anew what they need."""
         self._images.forget()
 
-    def read(self, image: ImageHandle, text: str, answer: str) -> LmmTrace:
+    def teacher_force(self, image: ImageHandle, text: str, answer: str) -> LmmTrace:
         """Let the LMM read a given answer to ``text`` as if it had written it; nothing is generated or grounded.
 
         Args:
@@ -302,7 +308,7 @@ class GroundingPipeline:
             answer: the assistant's words.
         """
         self._check(text)
-        return self.lmm.read_answer(image.lmm(), text, answer, mixes=self._mixes)
+        return self.lmm.teacher_force(image.lmm(), text, answer, layer_weights=self._layer_weights)
 
     @torch.no_grad()
     def keywords(self, trace: LmmTrace) -> tuple[KeywordSpan, ...]:
@@ -317,7 +323,7 @@ class GroundingPipeline:
 
     def _early_masks(self, command: _Command) -> Callable[[LmmTrace], None] | None:
         """What shows phrases while the answer is being written; None if nobody looks."""
-        if type(command.watch).on_phrases is Watcher.on_phrases:
+        if type(command.callbacks).on_phrases is Callbacks.on_phrases:
             return None
         shown: set[int] = set()
 
@@ -325,15 +331,15 @@ class GroundingPipeline:
             spans = [span for span in self.keywords(trace) if span.token_end < len(trace.token_ids) and span.start not in shown]
             if spans:
                 shown.update(span.start for span in spans)
-                command.watch.on_phrases(spans, self.coarse_masks(trace, spans))
+                command.callbacks.on_phrases(spans, self.coarse_masks(trace, spans))
 
         return look
 
     @contextmanager
-    def _command(self, image: ImageHandle, watch: Watcher | None, *, masks: bool) -> Iterator[_Command]:
+    def _command(self, image: ImageHandle, callbacks: Callbacks | None, *, masks: bool) -> Iterator[_Command]:
         """Begin a command: what its image costs is paid first."""
         with memory_explained("command", partial(self._free, image)):
-            command = _Command(image, watch or Watcher(), self.lmm.device)
+            command = _Command(image, callbacks or Callbacks(), self.lmm.device)
             command.begin("image")
             if masks:
                 image.start_sam()
@@ -361,7 +367,7 @@ class GroundingPipeline:
             maps = _attention(trace, kept)
             presence = self._presence(trace, kept, maps)
             coarse = self.heads.coarse_masks(maps, trace.geometry)
-            command.watch.on_coarse(coarse)
+            command.callbacks.on_coarse(coarse)
             command.begin("refiner")
             phrases = self._refine(trace, kept, presence, coarse, command.image.start_sam().result())
         return GroundedAnswer(trace.text, phrases, height, width, command.seconds(), left_out)
@@ -421,16 +427,16 @@ def _states(trace: LmmTrace, span: KeywordSpan) -> torch.Tensor:
 class _Command:
     """One command in work: its image, who follows it, and how long its stages took."""
 
-    def __init__(self, image: ImageHandle, watch: Watcher, device: torch.device) -> None:
+    def __init__(self, image: ImageHandle, callbacks: Callbacks, device: torch.device) -> None:
         self.image = image
-        self.watch = watch
+        self.callbacks = callbacks
         self._device = device
         self._began: list[tuple[Stage | None, float]] = []
 
     @property
     def on_text(self) -> Callable[[str], None] | None:
         """What wants the text as it comes; None if nobody does, as every token's text costs time."""
-        return None if type(self.watch).on_text is Watcher.on_text else self.watch.on_text
+        return None if type(self.callbacks).on_text is Callbacks.on_text else self.callbacks.on_text
 
     def begin(self, stage: Stage) -> None:
         """End the stage before, with the device's work finished, and begin another.
@@ -439,9 +445,9 @@ class _Command:
             CommandCancelledError: the command is not wanted any more.
         """
         self._began.append((stage, self._now()))
-        if self.watch.cancelled():
+        if self.callbacks.cancelled():
             raise CommandCancelledError(f"command: cancelled before the stage {stage}")
-        self.watch.on_stage(stage)
+        self.callbacks.on_stage(stage)
 
     def rest(self) -> None:
         """End the stage before; others' stages come."""

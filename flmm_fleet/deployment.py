@@ -20,12 +20,12 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from flmm_core.config import GroundingConfig
-from flmm_core.image_files import read_image_bytes
+from flmm_core.images.files import read_image_bytes
+from flmm_core.requests.callbacks import Callbacks, Stage
 from flmm_core.serving.health import Health, HealthReport, Level
 from flmm_core.serving.requests import Limits, Mode, Picture, Reply, Request, Status
-from flmm_core.serving.server import BatchingPipeline, GroundingServer
+from flmm_core.serving.server import BatchPipeline, GroundingServer
 from flmm_core.serving.wire import WireCommand, answer_to_json
-from flmm_core.watcher import Stage, Watcher
 from flmm_fleet.settings import FleetSettings
 
 APPLICATION = "flmm"
@@ -34,7 +34,7 @@ _ALIVE = 0.5
 _STOPPING = 5.0
 """Seconds in which the command in work may finish when a replica ends."""
 
-Load = Callable[[GroundingConfig], BatchingPipeline]
+Load = Callable[[GroundingConfig], BatchPipeline]
 
 
 def start_fleet(config: GroundingConfig, load: Load, settings: FleetSettings) -> str:
@@ -152,7 +152,7 @@ class Replica:
             reply=put,
             limits=lambda: Limits(wanted.max_new_tokens, wanted.max_phrases),
             client=wanted.client,
-            watch=_Lines(put),
+            callbacks=_Lines(put),
         )
         self._server.submit(request)
         try:
@@ -178,7 +178,7 @@ class Replica:
         self._health.answered({**waited, **asdict(reply.answer.seconds)})
 
 
-class _Lines(Watcher):
+class _Lines(Callbacks):
     """Hands on what a client may see."""
 
     def __init__(self, put: Callable[[dict[str, Any]], None]) -> None:

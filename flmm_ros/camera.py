@@ -10,8 +10,8 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from flmm_core.common.plain_text import one_line
 from flmm_core.config import Tunable
-from flmm_core.plain_text import one_line
 from flmm_ros import parameters, qos
 from flmm_ros.conversions import image_message
 from flmm_ros.spinning import RunnableNode

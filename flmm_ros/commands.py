@@ -13,9 +13,9 @@ from rclpy.serialization import deserialize_message
 from rclpy.time import Time
 from std_msgs.msg import Header, String
 
-from flmm_core.location import Location, NoDepthError
-from flmm_core.plain_text import one_line
+from flmm_core.common.plain_text import one_line
 from flmm_core.serving.requests import Mode, RefusedError, Reply, Status
+from flmm_core.spatial.location import Location, NoDepthError
 from flmm_core.types import GroundedAnswer
 from flmm_ros import conversions
 from flmm_ros.goals import Goal

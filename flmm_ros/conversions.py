@@ -22,7 +22,7 @@ from PIL import Image as PilImage
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField, RegionOfInterest
 from std_msgs.msg import Header
 
-from flmm_core.location import Location
+from flmm_core.spatial.location import Location
 from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
 from flmm_ros.msg import GroundedPhrase as GroundedPhraseMsg
 from flmm_ros.msg import Location as LocationMsg

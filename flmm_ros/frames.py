@@ -12,8 +12,8 @@ from rclpy.node import Node
 from rclpy.time import Time
 from std_msgs.msg import Header
 
-from flmm_core.location import Location, NoDepthError
-from flmm_core.plain_text import one_line
+from flmm_core.common.plain_text import one_line
+from flmm_core.spatial.location import Location, NoDepthError
 from flmm_ros.conversions import rotation_from_message
 
 _PATIENCE = 0.1

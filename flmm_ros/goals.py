@@ -13,14 +13,14 @@ from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.node import Node
 
-from flmm_core.watcher import Stage, Watcher
+from flmm_core.requests.callbacks import Callbacks, Stage
 from flmm_ros.action import Ground
 from flmm_ros.msg import GroundedAnswer
 
 MODES = (GroundedAnswer.MODE_CHAT, GroundedAnswer.MODE_REFER)
 
 
-class Goal(Watcher):
+class Goal(Callbacks):
     """One goal on its way through the node: what its client sees of the command, and whether it wants it still."""
 
     withdraw: Callable[[], None]

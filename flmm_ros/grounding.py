@@ -25,12 +25,12 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
 from flmm_core import config as core_config
+from flmm_core.common.plain_text import one_line
 from flmm_core.config import GroundingConfig
-from flmm_core.plain_text import one_line
 from flmm_core.serving.health import Health
 from flmm_core.serving.requests import Limits, Mode, Picture, RefusedError, Reply, Request, Status, clean_text
 from flmm_core.serving.server import GroundingServer, Pipeline
-from flmm_core.serving.standing import Standing
+from flmm_core.serving.standing import WatchRequest
 from flmm_ros import commands, conversions, parameters, qos
 from flmm_ros.commands import Command, Located
 from flmm_ros.core_log import core_log
@@ -325,7 +325,7 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
             reply=partial(self._reply, command),
             limits=partial(self._limits, goal),
             client=command.client,
-            watch=goal,
+            callbacks=goal,
         )
         if goal is not None:
             goal.withdraw = partial(self._server.cancel, request)
@@ -341,7 +341,7 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
         except Exception as error:
             self.get_logger().error(f"list to watch dropped: {one_line(error)}")
             return
-        standing = Standing(
+        standing = WatchRequest(
             phrases,
             picture=self._newest,
             result=partial(self._on_watched, Command(0, Mode.WATCH, commands.joined(phrases))),

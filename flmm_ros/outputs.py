@@ -10,8 +10,8 @@ from rclpy.publisher import Publisher
 from sensor_msgs.msg import Image, PointCloud2
 from visualization_msgs.msg import MarkerArray
 
+from flmm_core.common.plain_text import one_line
 from flmm_core.drawing.overlay import draw_overlay
-from flmm_core.plain_text import one_line
 from flmm_core.serving.requests import Reply
 from flmm_ros import conversions, detections, markers, qos
 from flmm_ros.commands import Located, located_header

@@ -10,9 +10,9 @@ from geometry_msgs.msg import Point, PoseStamped, Vector3
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
+from flmm_core.common.plain_text import one_line
 from flmm_core.config import Tunable
-from flmm_core.grasp import Grasp, NoGraspError, top_grasp
-from flmm_core.plain_text import one_line
+from flmm_core.spatial.grasp import Grasp, NoGraspError, top_grasp
 from flmm_ros import parameters, qos
 from flmm_ros.conversions import location_from_message, pose_message
 from flmm_ros.msg import GroundedAnswer, GroundedPhrase
@@ -25,7 +25,7 @@ PICK_TUNABLES = (
         "pick, grab, take, lift, bring, give, hand, fetch, get",
         "Commands that begin with one of these words are about a thing to take.",
     ),
-    Tunable("widest", float, 0.11, "Distance of the open fingers, at most.", unit="m", minimum=0.01, maximum=1.0),
+    Tunable("max_opening", float, 0.11, "Distance of the open fingers, at most.", unit="m", minimum=0.01, maximum=1.0),
     Tunable("standoff", float, 0.12, "Distance from which the gripper comes.", unit="m", minimum=0.0, maximum=1.0),
 )
 
@@ -38,7 +38,7 @@ class PickNode(RunnableNode):
 
     def __init__(self) -> None:
         super().__init__("pick")
-        parameters.declare(self, PICK_TUNABLES, frozenset({"verbs", "widest", "standoff"}))
+        parameters.declare(self, PICK_TUNABLES, frozenset({"verbs", "max_opening", "standoff"}))
         self._targets = qos.create_publisher(self, PoseStamped, "~/target", qos.commands())
         self._starts = qos.create_publisher(self, PoseStamped, "~/pre_grasp", qos.commands())
         self._markers = qos.create_publisher(self, MarkerArray, "~/markers", qos.images())
@@ -59,7 +59,7 @@ class PickNode(RunnableNode):
         return answer.mode == GroundedAnswer.MODE_CHAT and bool(words) and words[0] in verbs
 
     def _take(self, answer: GroundedAnswer, phrase: GroundedPhrase) -> None:
-        grasp = top_grasp(location_from_message(phrase.location), parameters.value(self, "widest", float))
+        grasp = top_grasp(location_from_message(phrase.location), parameters.value(self, "max_opening", float))
         start = grasp.position - parameters.value(self, "standoff", float) * grasp.approach
         header = Header(stamp=answer.header.stamp, frame_id=phrase.location.frame_id)
         self._markers.publish(arrow(header, grasp, start))

@@ -15,9 +15,9 @@ from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from flmm_core.location import NoDepthError
-from flmm_core.plain_text import one_line
+from flmm_core.common.plain_text import one_line
 from flmm_core.serving.requests import Picture, RefusedError, Status
+from flmm_core.spatial.location import NoDepthError
 from flmm_ros import conversions, parameters
 from flmm_ros.frames import Frames, NoTransformError
 from flmm_ros.middleware import LARGE_IMAGES, PROFILES_VARIABLE

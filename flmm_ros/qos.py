@@ -24,7 +24,7 @@ from rclpy.qos import (
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
-from flmm_core.plain_text import one_line
+from flmm_core.common.plain_text import one_line
 from flmm_ros.parameters import overrides_of
 
 COMMAND_DEPTH = 1000

@@ -16,7 +16,7 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from flmm_core.location import Location, NoDepthError, locate
+from flmm_core.spatial.location import Location, NoDepthError, locate
 from flmm_ros.conversions import BadImageError, depth_from_message
 from flmm_ros.frames import Transform
 
@@ -42,7 +42,7 @@ class View:
     """To the frame in which locations are wanted; None for the image's own."""
 
     def locate(self, mask: np.ndarray) -> Location:
-        """As :func:`flmm_core.location.locate`, in the frame that is wanted.
+        """As :func:`flmm_core.spatial.location.locate`, in the frame that is wanted.
 
         Raises:
             NoDepthError: there is no depth, or too little under this mask.

@@ -17,7 +17,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
-from flmm_core.plain_text import one_line
+from flmm_core.common.plain_text import one_line
 from flmm_ros.parameters import ParameterError, unknown
 from flmm_ros.signals import stop_on_signals
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from std_msgs.msg import String
 
+from flmm_core.common.plain_text import one_line
 from flmm_core.config import Tunable
-from flmm_core.plain_text import one_line
 from flmm_ros import parameters, qos
 from flmm_ros.recognisers import (
     Microphone,

@@ -12,7 +12,7 @@ MODEL = Path(__file__).parent / "model"
 def register() -> None:
     """Make the model known: the tower to transformers' auto classes, its SAM's format and its name to the core."""
     from flmm_core.config import DEFAULT_MODEL
-    from flmm_core.sources import register_model
+    from flmm_core.weights.sources import register_model
     from flmm_tabletop import sam_tiny, vision_tower  # noqa: F401  each registers its class
 
     register_model(DEFAULT_MODEL, MODEL)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from transformers import Sam2Config, Sam2Model, SamHQConfig, SamHQModel
 
-from flmm_core.sam_transformers import Sam2, SamHq
+from flmm_core.sam.transformers_sam import Sam2, SamHq
 from flmm_tabletop.sam_tiny import EMBEDDING, STRIDE, TinySamConfig
 
 _TINY = TinySamConfig()

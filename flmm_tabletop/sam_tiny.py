@@ -16,7 +16,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flmm_core.sam_checkpoints import register_sam_format, save_sam
+from flmm_core.sam.checkpoints import register_sam_format, save_sam
 
 FORMAT = "flmm-tiny-sam"
 """Of the folders that :func:`save_tiny_sam` writes."""
@@ -138,7 +138,7 @@ def build_tiny_sam(config: TinySamConfig | None = None) -> Sam:
 
 
 def save_tiny_sam(sam: Sam, config: TinySamConfig, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write a SAM of :func:`build_tiny_sam` for :func:`flmm_core.sam_checkpoints.load_sam`."""
+    """Write a SAM of :func:`build_tiny_sam` for :func:`flmm_core.sam.checkpoints.load_sam`."""
     save_sam(sam, folder, kind=FORMAT, fields=asdict(config), dtype=dtype)
 
 

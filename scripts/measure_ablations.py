@@ -29,16 +29,16 @@ from flmm_core.config import GroundingConfig
 from flmm_core.data.formats import open_dataset
 from flmm_core.data.samples import REFER_KINDS, Sample, expressions_of
 from flmm_core.evaluation.benchmarks import first_of_each
-from flmm_core.evaluation.matching import Overlap
 from flmm_core.evaluation.metrics import Figure, Tally, cumulative_iou, share
 from flmm_core.evaluation.report import plain_figure
 from flmm_core.evaluation.tabletop import coarse_mask
+from flmm_core.images.masks import Overlap
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sam_checkpoints import load_sam
-from flmm_core.sam_refiner import RefinerConfig, SamRefiner
+from flmm_core.requests.callbacks import CoarseMaskCallbacks
+from flmm_core.sam.checkpoints import load_sam
+from flmm_core.sam.refiner import RefinerConfig, SamRefiner
 from flmm_core.training.heads import train_heads
 from flmm_core.training.settings import HeadsSettings
-from flmm_core.watcher import CoarseWatcher
 from flmm_tabletop.training.sam import sharpened
 
 SHIPPED = HeadsSettings(
@@ -123,12 +123,12 @@ def _masks(pipeline: GroundingPipeline, samples: list[Sample]) -> dict[str, Figu
         asked = [one for one in _expressions(sample) if one.objects]
         if not asked:
             continue
-        watch = CoarseWatcher()
-        answer = pipeline.refer(pipeline.encode(sample.image()), [one.words for one in asked], watch=watch)
-        assert watch.coarse is not None
+        callbacks = CoarseMaskCallbacks()
+        answer = pipeline.refer(pipeline.encode(sample.image()), [one.words for one in asked], callbacks=callbacks)
+        assert callbacks.coarse is not None
         true = [sample.mask(one.objects) for one in asked]
         size = (answer.image_height, answer.image_width)
-        coarse.append([Overlap.of(coarse_mask(c, size, 0.5), t) for c, t in zip(watch.coarse.logits, true, strict=True)])
+        coarse.append([Overlap.of(coarse_mask(c, size, 0.5), t) for c, t in zip(callbacks.coarse.logits, true, strict=True)])
         refined.append([Overlap.of(phrase.mask, t) for phrase, t in zip(answer.phrases, true, strict=True)])
     return {"cIoU, U-Net": cumulative_iou(coarse), "cIoU, SAM": cumulative_iou(refined)}
 

@@ -96,13 +96,13 @@ def _lmm_alone(config: GroundingConfig, tasks: list[Task], rounds: int) -> list[
     """Time of the LMM's answers one by one, over their time in batches, round by round; images are encoded before."""
     lmm = load_pipeline(config).lmm
     images = [lmm.encode_image(Image.fromarray(task.image)) for task in tasks]
-    mixes = torch.eye(lmm.shape.layers)[:1]
+    layer_weights = torch.eye(lmm.shape.layers)[:1]
 
     def seconds(batch: int) -> float:
         began = time.perf_counter()
         for i in range(0, len(tasks), batch):
             pairs = zip(images[i : i + batch], tasks[i : i + batch], strict=True)
-            lmm.generate_together([lmm.question(image, task.words) for image, task in pairs], mixes=mixes)
+            lmm.generate_batch([lmm.question(image, task.words) for image, task in pairs], layer_weights=layer_weights)
         return time.perf_counter() - began
 
     seconds(BATCH)  # prompts' beginnings are kept from now on, for both

@@ -28,9 +28,9 @@ from flmm_cli.table import format_table
 from flmm_core.config import GroundingConfig
 from flmm_core.data.samples import Sample
 from flmm_core.data.tabletop import read_dataset
-from flmm_core.encoded_image import EncodedImage
-from flmm_core.frozen_lmm import FrozenLmm
-from flmm_core.repetition import loop_start
+from flmm_core.keywords.repetition import loop_start
+from flmm_core.lmm.encoded_image import EncodedImage
+from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_sim import wording
 from flmm_sim.foreign_words import CHAT, HELD_OUT_UNKNOWN_WORDS
 from flmm_sim.language import QUESTION_KINDS

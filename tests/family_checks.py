@@ -14,14 +14,14 @@ from static_checks import check_static
 from tiny_models import random_image
 from torch import nn
 
-from flmm_core import attention_tap
-from flmm_core.encoded_image import EncodedImage
-from flmm_core.frozen_lmm import FrozenLmm, lmm_shape, load_plain
-from flmm_core.frozen_report import ANEW, KEPT, verify_frozen
-from flmm_core.image_geometry import unpad
-from flmm_core.lmm_trace import LmmTrace
-from flmm_core.mask_head import UNetConfig, UNetHead
+from flmm_core.heads.unet import UNetConfig, UNetHead
+from flmm_core.images.geometry import unpad
+from flmm_core.lmm import attention_recorder
+from flmm_core.lmm.encoded_image import EncodedImage
+from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape, load_plain
+from flmm_core.lmm.trace import LmmTrace
 from flmm_core.training.losses import mask_losses
+from flmm_core.verification.frozen_report import ANEW, KEPT, verify_frozen
 
 SIZES = {"landscape": (101, 173), "portrait": (173, 101), "square": (131, 131)}
 """Height and width of images that fit no grid."""
@@ -44,18 +44,18 @@ def check_rows(source, image: Image.Image, *, tolerance: float = 1e-5) -> None:
     for reuse in (False, True):
         lmm = FrozenLmm.from_pretrained(source, reuse_prefix=reuse)
         encoded = lmm.encode_image(image)
-        read = lmm.read_answer(encoded, QUESTION, ANSWER)
+        read = lmm.teacher_force(encoded, QUESTION, ANSWER)
         written = lmm.generate(encoded, QUESTION, max_new_tokens=6)
         for trace, chat in ((read, False), (written, True)):
             assert trace.token_ids
             prompt = lmm.words.prompt_tokens(QUESTION, encoded.layouts, chat=chat)
-            assert trace.kept.start == len(prompt.ids)
+            assert trace.attention.start == len(prompt.ids)
             eager = eager_attention(lmm, encoded, [*prompt.ids, *trace.token_ids])
             tokens = range(len(trace.token_ids))
-            assert len(eager) == len(trace.kept.layers) == len(lmm.map_layers)
+            assert len(eager) == len(trace.attention.layers) == len(lmm.map_layers)
             own = torch.stack([layer[0, :, len(prompt.ids) :] for layer in eager])
             everywhere = torch.arange(own.shape[-1])
-            rows = torch.stack([trace.kept.rows(i, tokens, everywhere) for i in range(len(eager))])
+            rows = torch.stack([trace.attention.rows(i, tokens, everywhere) for i in range(len(eager))])
             torch.testing.assert_close(rows, own, atol=tolerance, rtol=0)
             maps = trace.merged_attention([(i, i + 1) for i in tokens])
             assert maps.shape == (len(tokens), lmm.shape.channels, trace.geometry.grid_height, trace.geometry.grid_width)
@@ -69,9 +69,9 @@ def check_rows(source, image: Image.Image, *, tolerance: float = 1e-5) -> None:
 def check_batch(lmm: FrozenLmm, encoded: EncodedImage, *, tolerance: float = 1e-5) -> None:
     """Answers that are read together are those that are read one by one: rows of all positions, and states."""
     turns = [(QUESTION, ANSWER), ("what is there?", "A mug."), (QUESTION, f"{ANSWER} {ANSWER}")]
-    for (prompt, answer), trace in zip(turns, lmm.read_answers(encoded, turns), strict=True):
+    for (prompt, answer), trace in zip(turns, lmm.teacher_force_batch(encoded, turns), strict=True):
         assert trace.text == answer
-        check_alike(trace, lmm.read_answer(encoded, prompt, answer), tolerance=tolerance)
+        check_alike(trace, lmm.teacher_force(encoded, prompt, answer), tolerance=tolerance)
 
 
 @torch.no_grad()
@@ -82,7 +82,7 @@ def check_together(lmm: FrozenLmm, encoded: EncodedImage, *, tolerance: float = 
     alone = [lmm.generate(image, text, max_new_tokens=most) for image, text, most in asked]
     for _ in range(2):  # the second time, prompts' beginnings are kept
         questions = [lmm.question(image, text, max_new_tokens=most) for image, text, most in asked]
-        for one, trace in zip(alone, lmm.generate_together(questions), strict=True):
+        for one, trace in zip(alone, lmm.generate_batch(questions), strict=True):
             assert (trace.text, trace.ended) == (one.text, one.ended)
             check_alike(trace, one, tolerance=tolerance)
     again = lmm.generate(encoded, QUESTION, max_new_tokens=6)
@@ -91,17 +91,17 @@ def check_together(lmm: FrozenLmm, encoded: EncodedImage, *, tolerance: float = 
 
 def check_alike(trace: LmmTrace, alone: LmmTrace, *, tolerance: float) -> None:
     """Rows of all positions, and states, are those of a sequence that had no neighbours."""
-    assert (trace.token_ids, trace.kept.start) == (alone.token_ids, alone.kept.start)
-    columns, tokens = torch.arange(alone.kept.layers[0].keys.shape[1]), range(len(alone.token_ids))
-    for i in range(len(alone.kept.layers)):
-        assert trace.kept.layers[i].keys.shape == alone.kept.layers[i].keys.shape
-        rows, expected = trace.kept.rows(i, tokens, columns), alone.kept.rows(i, tokens, columns)
+    assert (trace.token_ids, trace.attention.start) == (alone.token_ids, alone.attention.start)
+    columns, tokens = torch.arange(alone.attention.layers[0].keys.shape[1]), range(len(alone.token_ids))
+    for i in range(len(alone.attention.layers)):
+        assert trace.attention.layers[i].keys.shape == alone.attention.layers[i].keys.shape
+        rows, expected = trace.attention.rows(i, tokens, columns), alone.attention.rows(i, tokens, columns)
         torch.testing.assert_close(rows, expected, atol=tolerance, rtol=0)
     torch.testing.assert_close(trace.states, alone.states, atol=100 * tolerance, rtol=1e-3)
 
 
 def eager_attention(lmm: FrozenLmm, encoded, ids) -> list[torch.Tensor]:
-    """``[1, q, s, s]`` of each layer that gives maps, from the model's own eager attention; the tap is put back."""
+    """``[1, q, s, s]`` of each layer that gives maps, from the model's own eager attention; the recorder is put back."""
     text = lmm.model.config.get_text_config()
     names = [name for name in lmm.model.config.sub_configs if getattr(lmm.model.config, name, None) is text]
     lmm.model.set_attn_implementation({names[0]: "eager"} if names else "eager")
@@ -109,7 +109,7 @@ def eager_attention(lmm: FrozenLmm, encoded, ids) -> list[torch.Tensor]:
         inputs = lmm.family.model_inputs(lmm.model, torch.tensor([list(ids)]), encoded.features)
         attentions = lmm.model(**inputs, use_cache=False, output_attentions=True).attentions
     finally:
-        attention_tap.install(lmm.model)
+        attention_recorder.install(lmm.model)
     if len(attentions) == len(lmm.map_layers):  # linear layers have none
         return list(attentions)
     return [attentions[layer] for layer in lmm.map_layers]
@@ -169,7 +169,7 @@ def check_position_truth(
 
 
 def _maps(lmm: FrozenLmm, image: Image.Image) -> torch.Tensor:
-    trace = lmm.read_answer(lmm.encode_image(image), QUESTION, ANSWER)
+    trace = lmm.teacher_force(lmm.encode_image(image), QUESTION, ANSWER)
     return trace.merged_attention([(i, i + 1) for i in range(len(trace.token_ids))])
 
 
@@ -232,7 +232,7 @@ def _silence(module: nn.Module, inputs, output):
 
 
 def check_greedy(source, images: Iterable[Image.Image], *, dtypes=(torch.float32, torch.bfloat16), tokens: int = 12) -> None:
-    """Token ids are those of ``generate`` of a model that was not tapped yet, and its weights stay as they are.
+    """Token ids are those of ``generate`` of a model whose attention is not recorded yet, and its weights stay as they are.
 
     Without a cached prefix always; with one, a bfloat16 model may choose another token where its two best scores are a
     rounding apart, as reading the prompt in two passes rounds otherwise with or without this package.
@@ -262,7 +262,7 @@ def check_training(source, image: Image.Image | None = None, *, steps: int = 20)
     torch.manual_seed(0)
     image = image or random_image(*SIZES["landscape"])
     lmm = FrozenLmm.from_pretrained(source)
-    trace, spans = lmm.read_phrases(lmm.encode_image(image), ["the lemon", "green can"])
+    trace, spans = lmm.teacher_force_phrases(lmm.encode_image(image), ["the lemon", "green can"])
     maps = trace.merged_attention([(span.token_start, span.token_end) for span in spans])
     head = UNetHead(UNetConfig(lmm_shape(source).channels, base_channels=4))
     targets = torch.zeros_like(unpad(head(maps), trace.geometry))

@@ -6,13 +6,13 @@ import torch
 from family_checks import check_batch
 from static_checks import check_static
 
-from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.lmm.frozen_lmm import FrozenLmm
 
 QUESTION, ANSWER = "where is the lemon?", "The yellow lemon is left of the can."
 
 
 def plain_model(lmm: FrozenLmm, attention: str):
-    """A copy of the model without the tap."""
+    """A copy of the model without the recorder."""
     model = copy.deepcopy(lmm.model)
     text = model.config.get_text_config()
     names = [name for name in model.config.sub_configs if getattr(model.config, name, None) is text]
@@ -32,15 +32,15 @@ def check_rows(lmm: FrozenLmm, images, *, tolerance: float = 1e-5) -> None:
         encoded = one.encode_images(images)
         for chat in (False, True):
             written = one.generate(encoded, QUESTION, max_new_tokens=5) if chat else None
-            trace = written or one.read_answer(encoded, QUESTION, ANSWER)
+            trace = written or one.teacher_force(encoded, QUESTION, ANSWER)
             prompt = one.words.prompt_tokens(QUESTION, encoded.layouts, chat=chat)
             ids = torch.tensor([[*prompt.ids, *trace.token_ids]])
             with torch.no_grad():
                 inputs = one.family.model_inputs(eager, ids, encoded.features)
                 attentions = eager(**inputs, cache=one.family.new_cache(eager), output_attentions=True).attentions
-            assert [layer.layer for layer in trace.kept.layers] == list(one.map_layers)
+            assert [layer.layer for layer in trace.attention.layers] == list(one.map_layers)
             for i, layer in enumerate(one.map_layers):
-                got = trace.kept.rows(i, range(len(trace.token_ids)), torch.arange(ids.shape[1]))
+                got = trace.attention.rows(i, range(len(trace.token_ids)), torch.arange(ids.shape[1]))
                 expected = attentions[layer][0, :, len(prompt.ids) :]
                 torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
             spans = [(0, 1), (0, len(trace.token_ids))]

@@ -2,8 +2,8 @@
 
 import torch
 
-from flmm_core.frozen_lmm import FrozenLmm
-from flmm_core.static_decoding import StaticDecoder, allows_static_decoding
+from flmm_core.lmm.cuda_graphs import StaticDecoder, allows_static_decoding
+from flmm_core.lmm.frozen_lmm import FrozenLmm
 
 QUESTIONS = ("where is the lemon?", "a")
 
@@ -16,12 +16,12 @@ def check_static(lmm: FrozenLmm, images, *, tokens: int = 6) -> None:
         model=lmm.model, tokenizer=lmm.words.tokenizer, family=lmm.family, reuse_prefix=lmm.reuse_prefix, cuda_graphs=False
     )
     decoder = static._static = StaticDecoder(lmm.model)
-    mixes = torch.rand(2, lmm.shape.layers)
+    layer_weights = torch.rand(2, lmm.shape.layers)
     for _ in range(2):
         encoded, other = lmm.encode_images(images), static.encode_images(images)
         for question in QUESTIONS:
-            expected = lmm.generate(encoded, question, max_new_tokens=tokens, mixes=mixes)
-            got = static.generate(other, question, max_new_tokens=tokens, mixes=mixes)
+            expected = lmm.generate(encoded, question, max_new_tokens=tokens, layer_weights=layer_weights)
+            got = static.generate(other, question, max_new_tokens=tokens, layer_weights=layer_weights)
             assert got.token_ids == expected.token_ids and got.ended == expected.ended
             if not got.token_ids:
                 continue

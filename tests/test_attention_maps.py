@@ -10,15 +10,8 @@ from tiny_models import save_model
 
 from flmm_core.config import GroundingConfig
 from flmm_core.drawing.attention_figure import CELL, draw_attention
-from flmm_core.evaluation.attention_maps import (
-    HeadRanking,
-    attention_rows,
-    clear_names,
-    peaks,
-    rank_heads,
-    share_on,
-    touched_cells,
-)
+from flmm_core.evaluation.attention_maps import HeadRanking, attention_rows, clear_names, rank_heads
+from flmm_core.images.masks import peaks, share_on, touched_cells
 from flmm_core.pipeline import GroundingPipeline
 
 
@@ -67,13 +60,13 @@ def test_attention_of_tiny_models(samples, tmp_path):
         and math.isnan(rows[0].attention_share(0))
     )
     assert rows[0].maps.shape == (2, 3, 4)  # 4 x 4 cells, less the padding of a 4:3 image
-    drawn = draw_attention(rows, ranking, channels)
+    drawn = draw_attention(rows, ranking.chart(), channels)
     assert drawn.dtype == np.uint8 and drawn.shape[1] > 5 * CELL
     known = replace(rows[0], truth=sample.mask((0,)), refined=sample.mask((0,)))
     assert 0 <= known.attention_share(0) <= 1 and known.iou(known.refined) == 1
-    assert draw_attention([known], ranking, channels).shape[0] < drawn.shape[0]
+    assert draw_attention([known], ranking.chart(), channels).shape[0] < drawn.shape[0]
     with pytest.raises(ValueError, match="rows: expected at least one phrase to draw, got none"):
-        draw_attention([], ranking, channels)
+        draw_attention([], ranking.chart(), channels)
     for sample, turn in clear_names(samples):
         assert [turn.answer[span.start : span.end] for span in turn.spans] == list(sample.names)
         rows = attention_rows(pipeline, sample.image(), list(sample.names), channels, (sample, turn))

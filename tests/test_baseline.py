@@ -78,7 +78,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def prompter(pipeline):
-    from flmm_core.sam_checkpoints import load_sam
+    from flmm_core.sam.checkpoints import load_sam
 
     return BoxPrompter(pipeline, load_sam(pipeline.config.sam))
 

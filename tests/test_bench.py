@@ -9,12 +9,12 @@ import torch
 
 import flmm_tabletop
 from flmm_bench import naive
+from flmm_bench.findings import Findings
 from flmm_bench.measuring import Spread, interleaved
 from flmm_bench.report import chart, rates_of, table, write
 from flmm_bench.rows import ONNX, Row, capture_rows, command_rows, engine_rows, exported, mask_rows, refer_rows
-from flmm_bench.run import Findings
 from flmm_bench.subjects import SPANS, random_images, random_lmm, random_pipeline, shipped_pipeline
-from flmm_core.attention_tap import TAP_NAME
+from flmm_core.lmm.attention_recorder import ATTENTION_NAME
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_the_naive_path_gives_the_same_masks(shipped):
     phrases = shipped.chat(shipped.encode(image), "what is on the table?").phrases
     assert len(slow) == len(phrases) == len(SPANS)
     assert all(np.array_equal(mask, phrase.mask) for mask, phrase in zip(slow, phrases, strict=True))
-    assert shipped.lmm.model.config.text_config._attn_implementation == TAP_NAME  # it is put back
+    assert shipped.lmm.model.config.text_config._attn_implementation == ATTENTION_NAME  # it is put back
 
 
 @pytest.mark.parametrize("anyres", [False, True])

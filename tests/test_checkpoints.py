@@ -9,12 +9,13 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from tiny_models import SAM_CONFIG, save_llava, save_model, tiny_heads, tiny_sam
 from transformers.utils import logging as transformers_logging
 
-from flmm_core import sam_checkpoints, sources
-from flmm_core.checkpoints import HeadsOrigin, lmm_shape, load_heads, load_lmm, save_heads
 from flmm_core.errors import LoadError
 from flmm_core.families import LmmShape
-from flmm_core.sam_checkpoints import load_sam, register_sam_format, save_sam
-from flmm_core.sources import register_model
+from flmm_core.loading.checkpoints import HeadsOrigin, lmm_shape, load_heads, load_lmm, save_heads
+from flmm_core.sam import checkpoints as sam_checkpoints
+from flmm_core.sam.checkpoints import load_sam, register_sam_format, save_sam
+from flmm_core.weights import sources
+from flmm_core.weights.sources import register_model
 from flmm_tabletop.sam_tiny import save_tiny_sam
 
 SHAPE = LmmShape(layers=3, heads=4, hidden_size=32)

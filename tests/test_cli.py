@@ -20,9 +20,9 @@ from flmm_cli.demo import remove_earlier
 from flmm_cli.model_options import add_model_options, grounding_config
 from flmm_cli.table import format_table
 from flmm_cli.train import STAGES
+from flmm_core.common.plain_text import printable
 from flmm_core.config import GroundingConfig, tunables
-from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
-from flmm_core.plain_text import printable
+from flmm_core.weights.fingerprints import lmm_fingerprint, sam_fingerprint
 
 NAMES = list(cli.declare(argparse.ArgumentParser().add_subparsers()))
 

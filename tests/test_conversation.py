@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny_models import random_image, save_model
 
-from flmm_core.closer_look import FIRST_QUESTION, enlarged_part, look_closer
+from flmm_core.chat.closer_look import FIRST_QUESTION, enlarged_part, look_closer
+from flmm_core.chat.conversation import Conversation
 from flmm_core.config import GroundingConfig
-from flmm_core.conversation import Conversation
 from flmm_core.errors import CommandError
-from flmm_core.frozen_lmm import load_plain
+from flmm_core.lmm.frozen_lmm import load_plain
 from flmm_core.pipeline import GroundingPipeline
+from flmm_core.requests.callbacks import Callbacks
 from flmm_core.types import GroundedAnswer, GroundedPhrase, KeywordSpan
-from flmm_core.watcher import Watcher
 
 EVERY_WORD = GroundingConfig(selector_threshold=0.0, presence_threshold=0.0, max_new_tokens=8)
 
@@ -154,7 +154,7 @@ def test_a_number_of_turns_is_not_negative(pipeline, image):
 # --- masks while the words come ---
 
 
-class Early(Watcher):
+class Early(Callbacks):
     def __init__(self):
         self.events, self.coarse = [], None
 
@@ -180,16 +180,16 @@ def pairs_of_tokens(trace):
 def test_phrases_have_their_masks_while_the_answer_is_written(pipeline, image, monkeypatch):
     monkeypatch.setattr(pipeline, "keywords", pairs_of_tokens)
     plain = pipeline.chat(image, "what is there?")
-    watch = Early()
-    answer = pipeline.chat(image, "what is there?", watch=watch)
+    callbacks = Early()
+    answer = pipeline.chat(image, "what is there?", callbacks=callbacks)
     assert answer.text == plain.text
     assert [phrase.text for phrase in answer.phrases] == [phrase.text for phrase in plain.phrases]
-    early = [event for event in watch.events if isinstance(event, tuple)]
+    early = [event for event in callbacks.events if isinstance(event, tuple)]
     assert len(early) >= 2, "a tiny answer of several phrases"
     assert [span.text for span, _ in early] == [phrase.text for phrase in answer.phrases][: len(early)], "each once"
-    at = [i for i, event in enumerate(watch.events) if isinstance(event, tuple)]
-    assert all(any(isinstance(event, str) for event in watch.events[i:]) for i in at[:-1]), "words come after them"
-    for (_, logits), final in zip(early, watch.coarse.logits, strict=False):
+    at = [i for i, event in enumerate(callbacks.events) if isinstance(event, tuple)]
+    assert all(any(isinstance(event, str) for event in callbacks.events[i:]) for i in at[:-1]), "words come after them"
+    for (_, logits), final in zip(early, callbacks.coarse.logits, strict=False):
         assert torch.allclose(logits, final, atol=1e-4), "the masks that it has at the end, too"
 
 

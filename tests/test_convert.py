@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from tiny_models import SAM_CONFIG, save_llava, save_model, tiny_heads, tiny_sam
 
 from flmm_cli import main as cli
-from flmm_core.checkpoints import check_origin, lmm_shape, load_heads
 from flmm_core.errors import LoadError
-from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
-from flmm_core.model_info import model_info
-from flmm_core.sam_checkpoints import load_sam
+from flmm_core.loading.checkpoints import check_origin, lmm_shape, load_heads
+from flmm_core.loading.model_info import model_info
+from flmm_core.sam.checkpoints import load_sam
+from flmm_core.weights.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_tabletop.sam_tiny import save_tiny_sam
 
 

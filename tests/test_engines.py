@@ -19,9 +19,9 @@ from flmm_core.engines.names import NAMES
 from flmm_core.engines.networks import NetworkSizes, module_of, weights_hash
 from flmm_core.engines.onnx_engine import OnnxEngine
 from flmm_core.errors import EngineError
-from flmm_core.heads import GroundingHeads
+from flmm_core.heads.grounding_heads import GroundingHeads
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sam_refiner import RefinerConfig, SamRefiner
+from flmm_core.sam.refiner import RefinerConfig, SamRefiner
 
 CPU = torch.device("cpu")
 

@@ -15,10 +15,8 @@ from tiny_models import SAM_CONFIG, save_llava, save_model, tiny_heads, tiny_sam
 from transformers import LlavaForConditionalGeneration
 from transformers.utils import hub as transformers_hub
 
-from flmm_core import weight_folders
-from flmm_core.checkpoints import lmm_shape, load_heads, load_lmm, save_heads
+from flmm_core.common.devices import resolve_device
 from flmm_core.config import GroundingConfig
-from flmm_core.devices import resolve_device
 from flmm_core.errors import (
     DeviceError,
     GatedModelError,
@@ -29,9 +27,11 @@ from flmm_core.errors import (
     explained,
 )
 from flmm_core.families import LmmShape
-from flmm_core.heads import GroundingHeads
+from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.loading.checkpoints import lmm_shape, load_heads, load_lmm, save_heads
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sam_checkpoints import load_sam
+from flmm_core.sam.checkpoints import load_sam
+from flmm_core.weights import folders as weight_folders
 from flmm_tabletop.sam_tiny import save_tiny_sam
 
 CPU = torch.device("cpu")
@@ -110,7 +110,7 @@ def test_a_gpu_that_fails(monkeypatch, parts):
 
 def test_no_network():
     """The libraries themselves, offline, with a name that is not on this machine."""
-    code = "from flmm_core.checkpoints import lmm_shape; lmm_shape('nobody-at-all/no-such-model')"
+    code = "from flmm_core.loading.checkpoints import lmm_shape; lmm_shape('nobody-at-all/no-such-model')"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=120
     )
@@ -167,7 +167,7 @@ def test_a_folder_never_blames_the_hub(monkeypatch, parts):
 def test_files_that_may_not_be_read(monkeypatch, parts):
     file = f"{parts['sam']}/model.safetensors"
     monkeypatch.setattr(
-        "flmm_core.weight_folders.load_file", fail_with(PermissionError(errno.EACCES, "Permission denied", file))
+        "flmm_core.weights.folders.load_file", fail_with(PermissionError(errno.EACCES, "Permission denied", file))
     )
     line = refused(LoadError, lambda: load_sam(parts["sam"]))
     assert line == f"SAM {file}: expected files that this user may read, got [Errno 13] Permission denied: '{file}'"

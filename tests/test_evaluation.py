@@ -16,10 +16,11 @@ from flmm_core.config import GroundingConfig
 from flmm_core.data.samples import REFER, REFER_ABSENT, Span, Turn
 from flmm_core.errors import LoadError
 from flmm_core.evaluation import metrics
-from flmm_core.evaluation.matching import Overlap, match_phrases, normalise_answer, overlaps, true_masks
+from flmm_core.evaluation.matching import match_phrases, normalise_answer, overlaps, true_masks
 from flmm_core.evaluation.metrics import Retrieval, Tally
 from flmm_core.evaluation.report import report_of
 from flmm_core.evaluation.tabletop import ImageEvaluation, coarse_mask, evaluate_images, is_relational
+from flmm_core.images.masks import Overlap
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, StageSeconds
 
 
@@ -175,7 +176,7 @@ class Oracle:
         self.shape = image.shape[:2]
         return image
 
-    def _answer(self, turn, watch):
+    def _answer(self, turn, callbacks):
         nothing = np.zeros(self.shape, bool)
         phrases = [
             phrase(turn.answer[s.start : s.end], s.start, self.sample.mask(s.objects) if s.objects else nothing, not s.objects)
@@ -185,16 +186,18 @@ class Oracle:
         answer = self.spoil(turn, GroundedAnswer(turn.answer, tuple(phrases), *self.shape, seconds))
         # The U-Net sees a thing in every name; what the presence score calls absent must not count all the same.
         masks = [np.ones(self.shape, bool) if phrase.absent else phrase.mask for phrase in answer.phrases]
-        watch.on_coarse(CoarseMasks(torch.tensor(np.array(masks, dtype=np.float32).reshape(-1, *self.shape)) * 20 - 10, None))
+        callbacks.on_coarse(
+            CoarseMasks(torch.tensor(np.array(masks, dtype=np.float32).reshape(-1, *self.shape)) * 20 - 10, None)
+        )
         return answer
 
-    def chat(self, image, text, *, watch):
-        return self._answer(next(turn for turn in self.sample.turns if turn.question == text), watch)
+    def chat(self, image, text, *, callbacks):
+        return self._answer(next(turn for turn in self.sample.turns if turn.question == text), callbacks)
 
-    def refer(self, image, phrases, *, watch):
+    def refer(self, image, phrases, *, callbacks):
         turns = (turn for turn in self.sample.turns if turn.kind in (REFER, REFER_ABSENT))
         return self._answer(
-            next(turn for turn in turns if phrases == [turn.answer[s.start : s.end] for s in turn.spans]), watch
+            next(turn for turn in turns if phrases == [turn.answer[s.start : s.end] for s in turn.spans]), callbacks
         )
 
 

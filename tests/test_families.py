@@ -10,11 +10,11 @@ from tiny_models import random_image, save_llava
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from flmm_core import families
-from flmm_core.checkpoints import lmm_shape
 from flmm_core.families import Checkpoint, GridLayout, LmmShape, family_of
 from flmm_core.families.llava import LlavaFamily
-from flmm_core.frozen_lmm import FrozenLmm
-from flmm_core.image_geometry import long_side_geometry
+from flmm_core.images.geometry import long_side_geometry
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.loading.checkpoints import lmm_shape
 
 VICUNA = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}{% for part in message['content'] %}"
@@ -114,7 +114,7 @@ def test_two_images_in_one_prompt_stay_apart(folder, reuse):
     lmm = FrozenLmm.from_pretrained(folder, reuse_prefix=reuse)
     images = [random_image(48, 64, seed=1), random_image(70, 31, seed=2)]
     encoded = lmm.encode_images(images)
-    trace = lmm.read_answer(encoded, "which is the lemon?", "The left one.")
+    trace = lmm.teacher_force(encoded, "which is the lemon?", "The left one.")
     first, second = (trace.image_columns(i) for i in (0, 1))
     assert not set(first.tolist()) & set(second.tolist())
     prompt = lmm.words.prompt_tokens("which is the lemon?", encoded.layouts)
@@ -179,12 +179,12 @@ def test_channels_layers_system_and_state_are_the_familys(folder, monkeypatch):
     lmm = FrozenLmm.from_pretrained(folder)
     image = lmm.encode_image(random_image())
     assert lmm.shape.channels == 16
-    read = lmm.read_answer(image, "where?", "The lemon.")
+    read = lmm.teacher_force(image, "where?", "The lemon.")
     assert lmm.family.kept == "nothing", "expected a first reading to put nothing back"
-    again = lmm.read_answer(image, "where?", "The lemon.")
+    again = lmm.teacher_force(image, "where?", "The lemon.")
     assert lmm.family.kept == "of the image"
     torch.testing.assert_close(again.merged_attention([(0, 1)]), read.merged_attention([(0, 1)]), atol=1e-5, rtol=0)
-    assert [layer.layer for layer in read.kept.layers] == [0, 2]
+    assert [layer.layer for layer in read.attention.layers] == [0, 2]
     assert read.merged_attention([]).shape == (0, 16, 4, 4)
     assert read.merged_attention([(0, 1)]).shape == (1, 16, 4, 4)
     written = lmm.generate(image, "where?", max_new_tokens=2)
@@ -197,7 +197,7 @@ def test_a_family_may_forbid_the_reuse_of_a_prefix(folder, monkeypatch):
     monkeypatch.setattr(LlavaFamily, "reuses_prefix", False)
     lmm = FrozenLmm.from_pretrained(folder)
     image = lmm.encode_image(random_image())
-    lmm.read_answer(image, "where?", "The lemon.")
+    lmm.teacher_force(image, "where?", "The lemon.")
     assert not image.prefixes
 
 
@@ -227,7 +227,7 @@ def test_a_bare_decoder_may_be_given_embeddings(folder, reuse):
     traces = []
     for one in (whole, lmm):
         image = one.encode_image(random_image())
-        traces.append((one.generate(image, "where?", max_new_tokens=6), one.read_answer(image, "where?", "The lemon.")))
+        traces.append((one.generate(image, "where?", max_new_tokens=6), one.teacher_force(image, "where?", "The lemon.")))
     for expected, got in zip(*traces, strict=True):
         assert got.token_ids == expected.token_ids
         spans = [(0, len(got.token_ids))]

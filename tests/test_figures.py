@@ -7,8 +7,8 @@ import re
 import pytest
 from documents import CARD, README, REFERENCE, ROOT, document, tables
 
-from flmm_core.checkpoints import fingerprints
 from flmm_core.config import DEFAULT_MODEL
+from flmm_core.loading.checkpoints import fingerprints
 from flmm_sim.language import QUESTION_KINDS
 from flmm_tabletop import register
 

@@ -10,18 +10,18 @@ from safetensors.torch import save_file
 from tiny_models import SAM_CONFIG, save_llava, save_model, tiny_heads, tiny_sam
 from transformers import LlavaForConditionalGeneration
 
-from flmm_core.cache_manifest import require_manifest
-from flmm_core.checkpoints import HeadsOrigin, check_origin, load_lmm, save_heads
 from flmm_core.config import GroundingConfig
 from flmm_core.errors import HubUnreachableError, LoadError
-from flmm_core.fingerprints import (
+from flmm_core.loading.checkpoints import HeadsOrigin, check_origin, load_lmm, save_heads
+from flmm_core.pipeline import GroundingPipeline
+from flmm_core.weights.cache_manifest import require_manifest
+from flmm_core.weights.fingerprints import (
     file_fingerprint,
     files_fingerprint,
     lmm_fingerprint,
     sam_fingerprint,
     settings_fingerprint,
 )
-from flmm_core.pipeline import GroundingPipeline
 from flmm_tabletop.sam_tiny import save_tiny_sam
 
 
@@ -115,7 +115,7 @@ def test_weights_of_a_name_on_the_hub(monkeypatch, root):
             raise hub.LocalEntryNotFoundError("not there")
         return str(path)
 
-    monkeypatch.setattr("flmm_core.fingerprints.hf_hub_download", from_hub)
+    monkeypatch.setattr("flmm_core.weights.fingerprints.hf_hub_download", from_hub)
     assert lmm_fingerprint("owner/model") == lmm_fingerprint(root / "lmm")
     check_origin(root / "heads", lmm="owner/model", sam=root / "sam")
     with pytest.raises(HubUnreachableError, match="LMM owner/unknown: expected a folder, a downloaded model"):

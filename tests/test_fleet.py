@@ -17,9 +17,9 @@ from flmm_bench.robots import Task, drive
 from flmm_core.config import GroundingConfig
 from flmm_core.errors import CommandCancelledError, CommandError
 from flmm_core.pipeline import GroundingPipeline
+from flmm_core.requests.callbacks import Callbacks
 from flmm_core.serving.remote import FleetError, RemotePipeline
 from flmm_core.serving.wire import WireCommand, answer_from_json, answer_to_json, image_bytes
-from flmm_core.watcher import Watcher
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 ROBOTS, COMMANDS = 50, 2
@@ -125,7 +125,7 @@ def test_no_fleet_is_said_with_its_address():
 # --- a fleet ---
 
 
-class Follower(Watcher):
+class Follower(Callbacks):
     def __init__(self, end=None):
         self.stages, self.texts, self.end = [], [], end
 
@@ -141,7 +141,7 @@ class Follower(Watcher):
 def test_its_answers_are_those_of_a_pipeline_here(local, remote, address):
     here, there = local.encode(pixels()), remote.encode(pixels())
     follower = Follower()
-    answer = remote.chat(there, "what is there?", watch=follower)
+    answer = remote.chat(there, "what is there?", callbacks=follower)
     same(answer, local.chat(here, "what is there?"))
     assert follower.stages == ["image", "lmm", "keywords", "mask_head", "refiner"]
     assert follower.texts and follower.texts[-1] == answer.text
@@ -184,7 +184,7 @@ def test_what_is_no_command_is_refused(address):
 def test_a_command_is_cancelled(remote):
     image, follower = remote.encode(pixels()), Follower(end=True)
     with pytest.raises(CommandCancelledError):
-        remote.chat(image, "what is there?", watch=follower)
+        remote.chat(image, "what is there?", callbacks=follower)
     assert remote.chat(image, "what is there?").text
 
 

@@ -10,8 +10,8 @@ from transformers import AddedToken, LlavaForConditionalGeneration
 
 from flmm_core.errors import CommandError
 from flmm_core.families import LmmShape
-from flmm_core.frozen_lmm import FrozenLmm, lmm_shape
-from flmm_core.lmm_words import AnswerTokens, LmmWords
+from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.lmm.tokens import AnswerTokens, LmmWords
 
 QUESTIONS = ["where is the lemon?", "what is there", "pick up the banana, please", "Où est l'été? 柠檬", "a"]
 
@@ -43,7 +43,7 @@ def test_greedy_ids_are_those_of_the_plain_model(folder, reuse):
             assert list(trace.token_ids) == plain_generate(folder, lmm, question, max_new_tokens=limit), question
             assert not trace.ended
             assert trace.states.shape == (3, limit, 32)
-            assert trace.kept.tokens == limit
+            assert trace.attention.tokens == limit
 
 
 def test_the_end_token_is_left_out(folder):
@@ -55,7 +55,7 @@ def test_the_end_token_is_left_out(folder):
     trace = lmm.generate(image, QUESTIONS[0], max_new_tokens=12)
     assert trace.ended
     assert trace.token_ids == free[:stop]
-    assert trace.states.shape[1] == trace.kept.tokens == len(trace.token_offsets) == stop
+    assert trace.states.shape[1] == trace.attention.tokens == len(trace.token_offsets) == stop
     lmm.model.generation_config.eos_token_id = free[0]
     empty = lmm.generate(image, QUESTIONS[0], max_new_tokens=12)
     assert (empty.text, empty.token_ids, empty.states.shape[1]) == ("", (), 0)
@@ -69,7 +69,7 @@ def test_reading_an_answer_matches_having_written_it(folder, monkeypatch):
     written = lmm.generate(image, QUESTIONS[0], max_new_tokens=8)
     tokens = AnswerTokens(lmm.words.prompt_tokens(QUESTIONS[0], image.layouts), written.token_ids, written.token_offsets)
     monkeypatch.setattr(lmm.words, "answer_tokens", lambda *_: tokens)  # what is written at random does not re-tokenise
-    read = lmm.read_answer(image, QUESTIONS[0], "x")
+    read = lmm.teacher_force(image, QUESTIONS[0], "x")
     spans = [(i, i + 1) for i in range(8)]
     torch.testing.assert_close(written.merged_attention(spans), read.merged_attention(spans), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(written.states, read.states, atol=1e-5, rtol=1e-4)
@@ -81,7 +81,7 @@ def test_commands_leave_the_encoded_image_alone(folder):
     layers = lmm.read_prefix(image, lmm.words.prompt_tokens("", image.layouts, chat=True)).cache.layers
     before = [(layer.keys.clone(), layer.values.clone()) for layer in layers]
     first = lmm.generate(image, QUESTIONS[0], max_new_tokens=6)
-    lmm.read_answer(image, QUESTIONS[1], "The lemon.")
+    lmm.teacher_force(image, QUESTIONS[1], "The lemon.")
     again = lmm.generate(image, QUESTIONS[0], max_new_tokens=6)
     assert first.token_ids == again.token_ids
     assert torch.equal(first.states, again.states)
@@ -113,7 +113,7 @@ def test_reuse_and_whole_agree(folder):
     traces = []
     for reuse in (False, True):
         lmm = FrozenLmm.from_pretrained(folder, reuse_prefix=reuse)
-        traces.append(lmm.read_phrases(lmm.encode_image(random_image()), ["red mug", "lemon"]))
+        traces.append(lmm.teacher_force_phrases(lmm.encode_image(random_image()), ["red mug", "lemon"]))
     (whole, spans), (prefix, spans_prefix) = traces
     assert spans == spans_prefix
     torch.testing.assert_close(whole.states, prefix.states, atol=1e-5, rtol=1e-4)
@@ -125,13 +125,13 @@ def test_nothing_deprecated_is_used(folder):
         lmm = FrozenLmm.from_pretrained(folder)
         image = lmm.encode_image(random_image())
         lmm.generate(image, QUESTIONS[0], max_new_tokens=2)
-        lmm.read_phrases(image, ["lemon"])
+        lmm.teacher_force_phrases(image, ["lemon"])
 
 
 def test_phrases_are_found_by_offsets(folder):
     lmm = FrozenLmm.from_pretrained(folder)
     phrases = ["red mug", "lemon", "the lemon's été", "柠檬", "red mug"]
-    trace, spans = lmm.read_phrases(lmm.encode_image(random_image()), phrases)
+    trace, spans = lmm.teacher_force_phrases(lmm.encode_image(random_image()), phrases)
     assert trace.text == "red mug. lemon. the lemon's été. 柠檬. red mug."
     assert [trace.text[span.start : span.end] for span in spans] == phrases
     for span, phrase in zip(spans, phrases, strict=True):
@@ -168,7 +168,7 @@ def test_padding_says_nothing_that_a_prompt_does_not(folder, monkeypatch):
     image, generate, given = lmm.encode_image(random_image()), lmm.model.generate, []
     monkeypatch.setattr(lmm.model, "generate", lambda ids, **options: given.append(ids.tolist()) or generate(ids, **options))
     questions = [lmm.question(image, text, max_new_tokens=2) for text in QUESTIONS]
-    lmm.generate_together(questions)
+    lmm.generate_batch(questions)
     assert [set(ids) for ids in given[0]] == [set(question.prompt.ids) for question in questions]
     assert len({len(question.prompt.ids) for question in questions}) > 1
 
@@ -188,9 +188,9 @@ def test_answers_that_are_written_together_end_each_by_itself(folder):
         lmm.question(image, QUESTIONS[i], max_new_tokens=12, on_text=words[i].append, on_trace=[None, traces.append, None][i])
         for i, image in enumerate(images)
     ]
-    for one, heard, trace in zip(alone, words.values(), lmm.generate_together(questions), strict=True):
+    for one, heard, trace in zip(alone, words.values(), lmm.generate_batch(questions), strict=True):
         assert (trace.token_ids, trace.text, trace.ended) == (one.token_ids, one.text, one.ended)
-        assert trace.states.shape == one.states.shape and trace.kept.tokens == one.kept.tokens
+        assert trace.states.shape == one.states.shape and trace.attention.tokens == one.attention.tokens
         assert len(heard) == len(one.token_ids) and (not heard or heard[-1] == one.text)
     assert [len(trace.token_ids) for trace in traces] == list(range(1, len(alone[1].token_ids)))
     halfway = traces[-1].merged_attention([(0, 1)])
@@ -201,7 +201,7 @@ def test_answers_that_are_written_together_end_each_by_itself(folder):
         lmm.question(images[0], QUESTIONS[1], max_new_tokens=12),
         lmm.question(images[1], QUESTIONS[1], max_new_tokens=12, cancelled=lambda: asked.append(0) or len(asked) == 2),
     ]
-    kept, ended = lmm.generate_together(questions)
+    kept, ended = lmm.generate_batch(questions)
     assert kept.token_ids == lmm.generate(images[0], QUESTIONS[1], max_new_tokens=12).token_ids
     assert ended.token_ids[:2] == lmm.generate(images[1], QUESTIONS[1], max_new_tokens=2).token_ids
 
@@ -213,14 +213,14 @@ def test_markers_in_the_users_words_are_refused(folder, text):
     with pytest.raises(CommandError, match="expected no special tokens of the LMM, got '<"):
         lmm.generate(image, text)
     with pytest.raises(CommandError, match="expected no special tokens of the LMM, got '<"):
-        lmm.read_answer(image, "where?", text)
+        lmm.teacher_force(image, "where?", text)
 
 
 @pytest.mark.parametrize("answer", ["", "  \n"])
 def test_an_answer_without_words_is_refused(folder, answer):
     lmm = FrozenLmm.from_pretrained(folder)
     with pytest.raises(ValueError, match="answer: expected at least one word, got"):
-        lmm.read_answer(lmm.encode_image(random_image()), "where?", answer)
+        lmm.teacher_force(lmm.encode_image(random_image()), "where?", answer)
 
 
 def test_shape_comes_from_the_config(folder):

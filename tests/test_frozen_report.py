@@ -9,10 +9,21 @@ from transformers import LlavaForConditionalGeneration
 
 from flmm_cli import main as cli
 from flmm_cli.verify_frozen import QUESTIONS, SIZES, drawn_images
-from flmm_core.attention_tap import TAP_NAME
-from flmm_core.fingerprints import lmm_fingerprint
-from flmm_core.frozen_lmm import FrozenLmm, load_plain
-from flmm_core.frozen_report import ANEW, BATCH, END, KEPT, Outcome, PlainAnswer, _near, compare, plain_answers, verify_frozen
+from flmm_core.lmm.attention_recorder import ATTENTION_NAME
+from flmm_core.lmm.frozen_lmm import FrozenLmm, load_plain
+from flmm_core.verification.frozen_report import (
+    ANEW,
+    BATCH,
+    END,
+    KEPT,
+    Outcome,
+    PlainAnswer,
+    _near,
+    compare,
+    plain_answers,
+    verify_frozen,
+)
+from flmm_core.weights.fingerprints import lmm_fingerprint
 from flmm_tabletop import MODEL, register
 
 
@@ -99,12 +110,12 @@ def test_only_half_precision_rounds():
 
 def test_a_tapped_model_and_nothing_to_ask_are_refused(folder):
     lmm = FrozenLmm.from_pretrained(folder)
-    assert lmm.model.config.get_text_config()._attn_implementation == TAP_NAME
+    assert lmm.model.config.get_text_config()._attn_implementation == ATTENTION_NAME
     loaded = load_plain(folder, device="cpu", dtype=torch.float32)
     with pytest.raises(ValueError, match="got 0 images and 1 questions"):
         verify_frozen(loaded, {}, ["a"], max_new_tokens=2)
     verify_frozen(loaded, {"wide": IMAGES["wide"]}, ["a"], max_new_tokens=2)
-    with pytest.raises(ValueError, match="expected one that was never tapped"):
+    with pytest.raises(ValueError, match="expected one that was never recorded"):
         verify_frozen(loaded, IMAGES, ["a"], max_new_tokens=2)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from flmm_core.reference_data import TOLERANCES
-from flmm_core.reference_files import cases, heads_file, sam_file
-from flmm_core.verify import main, verify_case
+from flmm_core.verification.reference_data import TOLERANCES
+from flmm_core.verification.reference_files import cases, heads_file, sam_file
+from flmm_core.verification.verify import main, verify_case
 
 GOLDEN = Path(os.environ.get("FLMM_GOLDEN") or Path(__file__).resolve().parents[2] / "shared" / "golden")
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flmm_core.grasp import CLEARANCE, MARGIN, REACH, NoGraspError, top_grasp
-from flmm_core.location import Location
+from flmm_core.spatial.grasp import CLEARANCE, MARGIN, REACH, NoGraspError, top_grasp
+from flmm_core.spatial.location import Location
 
 UP = np.array([0.0, -1.0, 0.0])
 """Of a table that the camera looks at from the side."""

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from flmm_core.data.samples import REFER, Expression, Sample, Turn, refer_turn
 from flmm_core.data.tabletop import read_dataset
-from flmm_core.frozen_lmm import FrozenLmm
-from flmm_core.image_geometry import unpad
+from flmm_core.images.geometry import unpad
+from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sam_refiner import SamRefiner
+from flmm_core.sam.refiner import SamRefiner
 from flmm_core.training import heads as heads_module
 from flmm_core.training.examples import Example, ExampleReader, TraceCache
 from flmm_core.training.heads import Batches, HeadsStage, best_channels, figures_of, limited, train_heads
@@ -74,7 +74,7 @@ def test_answers_are_read_as_the_lmm_reads_them(samples, model):
     sample = samples[1]
     (asked,) = [one for one in sample.turns if one.kind == "where"]
     (stored,) = read_turns(model, sample, [asked])
-    read = model.read_answer(model.encode_image(Image.fromarray(sample.image())), asked.question, asked.answer)
+    read = model.teacher_force(model.encode_image(Image.fromarray(sample.image())), asked.question, asked.answer)
     assert torch.allclose(stored.states.float(), read.states, atol=1e-2)
     expected = read.merged_attention([read.span_of(span.start, span.end) for span in asked.spans])
     assert torch.allclose(stored.maps.float(), expected, atol=1e-3)
@@ -84,7 +84,7 @@ def test_answers_are_read_as_the_lmm_reads_them(samples, model):
 def test_expressions_are_read_as_refer_mode_reads_them(samples, model):
     (turn,) = [one for one in samples[0].turns if one.kind == REFER]
     (stored,) = read_turns(model, samples[0], [turn])
-    trace, spans = model.read_phrases(model.encode_image(Image.fromarray(samples[0].image())), turn.phrases)
+    trace, spans = model.teacher_force_phrases(model.encode_image(Image.fromarray(samples[0].image())), turn.phrases)
     assert stored.spans == tuple((span.token_start, span.token_end) for span in spans)
     assert torch.allclose(stored.maps.float(), trace.merged_attention(list(stored.spans)), atol=1e-3)
 

@@ -14,10 +14,10 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from PIL import Image
 from tiny_models import random_image, save_model, tiny_heads, tiny_sam
 
-from flmm_core.checkpoints import HeadsOrigin, check_origin, fingerprints, lmm_shape, load_heads, save_heads
 from flmm_core.errors import GatedModelError, HubUnreachableError, LoadError, UnknownModelError
-from flmm_core.model_info import model_info
-from flmm_core.sam_checkpoints import load_sam
+from flmm_core.loading.checkpoints import HeadsOrigin, check_origin, fingerprints, lmm_shape, load_heads, save_heads
+from flmm_core.loading.model_info import model_info
+from flmm_core.sam.checkpoints import load_sam
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_models_that_are_not_for_everybody(parts, monkeypatch, cause, kind):
     def refuse(*_, **__):
         raise cause.__new__(cause)
 
-    monkeypatch.setattr("flmm_core.sources.snapshot_download", refuse)
+    monkeypatch.setattr("flmm_core.weights.sources.snapshot_download", refuse)
     with pytest.raises(kind, match=r"^heads owner/heads: expected"):
         load_heads("owner/heads", shape=lmm_shape(parts["lmm"]), sam=tiny_sam())
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flmm_core.image_geometry import long_side_geometry, mask_box, place_in_frame, unpad, unpadded_range
+from flmm_core.images.geometry import long_side_geometry, mask_box, place_in_frame, unpad, unpadded_range
 
 
 def geometry(height, width, frame=336, grid=24):

@@ -9,9 +9,10 @@ import pytest
 import torch
 from tiny_models import tiny_heads
 
-from flmm_core.keyword_spans import KeywordSelector, phrase_ranges, select_keywords, spans_from_ranges
-from flmm_core.lmm_trace import LmmTrace
-from flmm_core.noun_chunks import noun_chunker, noun_chunks, rule_noun_chunks
+from flmm_core.heads.keyword_selector import KeywordSelector
+from flmm_core.keywords.noun_chunks import noun_chunker, noun_chunks, rule_noun_chunks
+from flmm_core.keywords.spans import phrase_ranges, select_keywords, spans_from_ranges
+from flmm_core.lmm.trace import LmmTrace
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_spacy_is_used_where_it_is_installed(monkeypatch, fresh_choice, caplog):
     spacy = FakeSpacy(["de_core_news_sm", "en_core_web_lg", "en_core_web_sm"], chunks)
     monkeypatch.setitem(sys.modules, "spacy", spacy)
     text = "It is a dark mug on the left side with no lemon."
-    with caplog.at_level(logging.DEBUG, logger="flmm_core.noun_chunks"):
+    with caplog.at_level(logging.DEBUG, logger="flmm_core.keywords.noun_chunks"):
         assert [text[a:b] for a, b in noun_chunks(text)] == ["a dark mug"]
         # Decided once: what is installed later changes nothing in this process.
         monkeypatch.setitem(sys.modules, "spacy", None)
@@ -244,7 +245,7 @@ def test_spacy_is_used_where_it_is_installed(monkeypatch, fresh_choice, caplog):
 def test_which_model_of_spacy(monkeypatch, fresh_choice, caplog, models, loaded):
     spacy = FakeSpacy(models)
     monkeypatch.setitem(sys.modules, "spacy", spacy)
-    with caplog.at_level(logging.DEBUG, logger="flmm_core.noun_chunks"):
+    with caplog.at_level(logging.DEBUG, logger="flmm_core.keywords.noun_chunks"):
         assert (noun_chunker() is rule_noun_chunks) == (not loaded)
     assert spacy.loaded == loaded
     assert len(caplog.records) == 1

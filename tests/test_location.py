@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from flmm_core.location import NoDepthError, locate
+from flmm_core.spatial.location import NoDepthError, locate
 
 HEIGHT, WIDTH = 120, 160
 K = np.array([[200.0, 0.0, 80.0], [0.0, 210.0, 60.0], [0.0, 0.0, 1.0]])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from flmm_core.mask_head import UNetConfig, UNetHead, prepare_maps
+from flmm_core.heads.unet import UNetConfig, UNetHead, prepare_maps
 
 
 @pytest.fixture(scope="module")

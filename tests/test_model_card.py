@@ -10,11 +10,11 @@ from documents import CARD, ROOT, commands, document, section, table, tables
 
 from flmm_cli.train import STAGES
 from flmm_core.data.samples import NO_ANSWERS
-from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
-from flmm_core.heads import GroundingHeads, HeadsConfig
-from flmm_core.mask_head import UNetConfig
-from flmm_core.sam_refiner import SamRefiner
+from flmm_core.heads.grounding_heads import GroundingHeads, HeadsConfig
+from flmm_core.heads.unet import UNetConfig
+from flmm_core.sam.refiner import SamRefiner
 from flmm_core.training.settings import LoopConfig
+from flmm_core.weights.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_sim import language, scene
 from flmm_tabletop.sam_tiny import TinySamConfig, build_tiny_sam
 

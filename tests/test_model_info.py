@@ -8,11 +8,11 @@ import torch
 from tiny_models import save_llava, save_model, tiny_heads, tiny_sam
 
 from flmm_cli import main as cli
-from flmm_core.checkpoints import HeadsOrigin, lmm_shape, load_heads, load_lmm, save_heads
 from flmm_core.errors import LoadError
-from flmm_core.fingerprints import lmm_fingerprint, sam_fingerprint
-from flmm_core.model_info import model_info
-from flmm_core.weight_files import stored_tensors
+from flmm_core.loading.checkpoints import HeadsOrigin, lmm_shape, load_heads, load_lmm, save_heads
+from flmm_core.loading.model_info import model_info
+from flmm_core.weights.files import stored_tensors
+from flmm_core.weights.fingerprints import lmm_fingerprint, sam_fingerprint
 
 
 @pytest.fixture(scope="module")

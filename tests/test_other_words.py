@@ -10,9 +10,9 @@ from PIL import Image
 
 import flmm_tabletop
 from flmm_core.config import GroundingConfig
-from flmm_core.encoded_image import EncodedImage
-from flmm_core.frozen_lmm import FrozenLmm
-from flmm_core.repetition import loop_start
+from flmm_core.keywords.repetition import loop_start
+from flmm_core.lmm.encoded_image import EncodedImage
+from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_sim.foreign_words import CHAT, UNKNOWN_WORDS
 from flmm_sim.offscreen import RenderingUnavailableError
 from flmm_sim.renderer import TabletopRenderer

@@ -10,14 +10,14 @@ from PIL import Image
 from tiny_models import random_image, save_model, tiny_heads
 
 from flmm_core import pipeline as pipeline_module
-from flmm_core.chat_command import ChatCommand
-from flmm_core.checkpoints import save_heads
 from flmm_core.config import GroundingConfig, tunables
 from flmm_core.errors import CommandCancelledError, CommandError, LoadError, MemoryFullError
+from flmm_core.keywords.repetition import loop_start
+from flmm_core.loading.checkpoints import save_heads
 from flmm_core.pipeline import GroundingPipeline, rgb_array
-from flmm_core.repetition import loop_start
+from flmm_core.requests.callbacks import Callbacks
+from flmm_core.requests.chat_command import ChatCommand
 from flmm_core.types import GroundedAnswer, KeywordSpan
-from flmm_core.watcher import Watcher
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def pipeline(parts):
     return GroundingPipeline.from_pretrained(parts / "lmm", parts / "heads", parts / "sam", device="cpu")
 
 
-class Follower(Watcher):
+class Follower(Callbacks):
     """Writes everything down, and cancels once ``end`` says so."""
 
     def __init__(self, end=lambda follower: False):
@@ -90,7 +90,7 @@ def test_chat(pipeline):
     pipeline.config = GroundingConfig(selector_threshold=0.0)  # every word is a phrase or part of one
     try:
         seen = Follower()
-        answer = pipeline.chat(image, "where is the lemon?", max_new_tokens=12, watch=seen)
+        answer = pipeline.chat(image, "where is the lemon?", max_new_tokens=12, callbacks=seen)
         assert seen.texts[-1] == answer.text
         assert seen.stages == ["image", "lmm", "keywords", "mask_head", "refiner"]
         assert len(seen.coarse) == 1 and len(seen.coarse[0].logits) == len(answer.phrases)
@@ -124,8 +124,8 @@ def test_loops_begin_where_a_thing_is_said_for_the_third_time(text, kept):
 def test_an_answer_that_runs_in_circles_is_cut(pipeline, monkeypatch, ended):
     image = pipeline.encode(random_image(50, 70))
     text = "a red mug and two two two two"
-    trace = replace(pipeline.read(image, "where is the lemon?", text), ended=ended)
-    monkeypatch.setattr(pipeline.lmm, "generate_together", lambda *_, **__: (trace,))
+    trace = replace(pipeline.teacher_force(image, "where is the lemon?", text), ended=ended)
+    monkeypatch.setattr(pipeline.lmm, "generate_batch", lambda *_, **__: (trace,))
     monkeypatch.setattr(
         pipeline_module, "select_keywords", lambda *_, **__: (span_of(trace, "red mug"), span_of(trace, "two two two"))
     )
@@ -216,12 +216,12 @@ def test_a_command_is_cancelled_within_a_token(pipeline, every_word):
     ):
         seen = Follower(end)
         with pytest.raises(CommandCancelledError, match="command: cancelled before the stage"):
-            pipeline.chat(image, "where is the lemon?", max_new_tokens=12, watch=seen)
+            pipeline.chat(image, "where is the lemon?", max_new_tokens=12, callbacks=seen)
         assert seen.stages == stages
         assert len(seen.texts) in ((3, 4) if len(stages) == 2 else (0, 12))
     assert pipeline.chat(image, "where is the lemon?", max_new_tokens=12).phrases
     with pytest.raises(CommandCancelledError):
-        pipeline.refer(image, "lemon", watch=Follower(lambda seen: "lmm" in seen.stages))
+        pipeline.refer(image, "lemon", callbacks=Follower(lambda seen: "lmm" in seen.stages))
 
 
 def test_masks_can_be_skipped(pipeline, every_word):
@@ -229,7 +229,7 @@ def test_masks_can_be_skipped(pipeline, every_word):
     hooks = count_calls(pipeline, calls)
     image = pipeline.encode(random_image(seed=9))
     seen = Follower()
-    answer = pipeline.chat(image, "where is the lemon?", max_new_tokens=6, masks=False, watch=seen)
+    answer = pipeline.chat(image, "where is the lemon?", max_new_tokens=6, masks=False, callbacks=seen)
     assert answer.text == seen.texts[-1] and answer.phrases == answer.left_out == ()
     assert "sam" not in calls and seen.stages == ["image", "lmm", "keywords"]
     assert pipeline.chat(image, "where is the lemon?", max_new_tokens=6).text == answer.text
@@ -239,8 +239,8 @@ def test_masks_can_be_skipped(pipeline, every_word):
 
 def test_the_surest_phrases_get_masks_and_the_others_are_named(pipeline, monkeypatch):
     image = pipeline.encode(random_image())
-    trace = pipeline.read(image, "where is the lemon?", "red mug and lemon and can")
-    monkeypatch.setattr(pipeline.lmm, "generate_together", lambda *_, **__: (trace,))
+    trace = pipeline.teacher_force(image, "where is the lemon?", "red mug and lemon and can")
+    monkeypatch.setattr(pipeline.lmm, "generate_batch", lambda *_, **__: (trace,))
     spans = [replace(span_of(trace, words), score=score) for words, score in (("red mug", 0.6), ("lemon", 0.5), ("can", 0.9))]
     monkeypatch.setattr(pipeline_module, "select_keywords", lambda *_, **__: tuple(spans))
     pipeline.config = GroundingConfig(max_phrases=2)
@@ -265,7 +265,7 @@ def test_a_command_that_does_not_fit_into_memory_leaves_the_next_one_room(pipeli
 
     owner, name = {
         "vision": (pipeline.lmm.family, "encode"),
-        "decoder": (pipeline.lmm, "read_tokens"),
+        "decoder": (pipeline.lmm, "teacher_force_tokens"),
         "sam": (pipeline.heads.sam, "encode_image"),
     }[part]
     with monkeypatch.context() as patched:
@@ -291,7 +291,7 @@ def test_commands_about_several_images_are_answered_together(pipeline, every_wor
     """Each gets the answer, or the error, that it gets alone."""
     seen = {"two": [], "three": []}
 
-    class Follower(Watcher):
+    class Follower(Callbacks):
         def __init__(self, name):
             self.name = name
 
@@ -299,17 +299,17 @@ def test_commands_about_several_images_are_answered_together(pipeline, every_wor
             seen[self.name].append(text)
 
     handles = [pipeline.encode(random_image(60 + 9 * i, 80, seed=i)) for i in range(3)]
-    late = Watcher()
+    late = Callbacks()
     late.cancel()
     commands = [
         ChatCommand(handles[0], "where is the lemon?", max_new_tokens=4),
         ChatCommand(handles[1], "<image>"),
-        ChatCommand(handles[1], "what is left of the can, and what is right of it?", watch=Follower("two")),
-        ChatCommand(handles[1], "what is there?", watch=late),
-        ChatCommand(handles[2], "what?", max_phrases=1, watch=Follower("three")),
+        ChatCommand(handles[1], "what is left of the can, and what is right of it?", callbacks=Follower("two")),
+        ChatCommand(handles[1], "what is there?", callbacks=late),
+        ChatCommand(handles[2], "what?", max_phrases=1, callbacks=Follower("three")),
         ChatCommand(handles[2], "why?", masks=False),
     ]
-    outcomes = list(pipeline.chat_together(commands))
+    outcomes = list(pipeline.chat_batch(commands))
     assert [type(outcome) for outcome in outcomes] == [
         GroundedAnswer, CommandError, GroundedAnswer, CommandCancelledError, GroundedAnswer, GroundedAnswer,
     ]  # fmt: skip
@@ -325,7 +325,7 @@ def test_commands_about_several_images_are_answered_together(pipeline, every_wor
 def test_a_batch_that_does_not_fit_into_memory_is_answered_one_by_one(pipeline, monkeypatch):
     handles = [pipeline.encode(random_image(60, 80, seed=20 + i)) for i in range(2)]
     alone = [pipeline.chat(handle, "what is there?") for handle in handles]
-    generate, sizes = pipeline.lmm.generate_together, []
+    generate, sizes = pipeline.lmm.generate_batch, []
     kept = [weakref.ref(handle.lmm()) for handle in handles]
 
     def full(questions, **options):
@@ -335,8 +335,8 @@ def test_a_batch_that_does_not_fit_into_memory_is_answered_one_by_one(pipeline, 
         assert all(image() is None for image in kept), "what was kept of the images is free"
         return generate(questions, **options)
 
-    monkeypatch.setattr(pipeline.lmm, "generate_together", full)
-    outcomes = list(pipeline.chat_together([ChatCommand(handle, "what is there?") for handle in handles]))
+    monkeypatch.setattr(pipeline.lmm, "generate_batch", full)
+    outcomes = list(pipeline.chat_batch([ChatCommand(handle, "what is there?") for handle in handles]))
     assert sizes == [2, 1, 1]
     for outcome, one in zip(outcomes, alone, strict=True):
         alike(outcome, one)

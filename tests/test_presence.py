@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import tiny_heads
 
-from flmm_core.presence import PresenceHead
+from flmm_core.heads.presence import PresenceHead
 
 
 @pytest.fixture

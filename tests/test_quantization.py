@@ -1,4 +1,4 @@
-"""LMMs of fewer bits: what is quantized, that the tap and the prefix change nothing in them, and what is refused."""
+"""LMMs of fewer bits: what is quantized, that the recorder and the prefix change nothing in them, and what is refused."""
 
 import importlib.util
 from pathlib import Path
@@ -9,13 +9,13 @@ from tiny_models import random_image
 
 import flmm_tabletop
 from flmm_cli.main import main
-from flmm_core.checkpoints import load_lmm, load_plain_lmm
 from flmm_core.errors import LoadError
 from flmm_core.families import load_options
 from flmm_core.families.load_options import LoadOptions
-from flmm_core.frozen_report import verify_frozen
+from flmm_core.loading.checkpoints import load_lmm, load_plain_lmm
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sources import registered_parts
+from flmm_core.verification.frozen_report import verify_frozen
+from flmm_core.weights.sources import registered_parts
 
 CPU = torch.device("cpu")
 KINDS = [("int4", torch.float32, "Linear4bit"), ("int8", torch.bfloat16, "Linear8bitLt")]
@@ -51,7 +51,7 @@ def test_maps_are_near_those_of_all_bits(folder):
     maps = {}
     for quantization in ("none", "int4"):
         lmm = load_lmm(folder, device=CPU, dtype=torch.float32, quantization=quantization)
-        trace = lmm.read_answer(lmm.encode_image(random_image()), "where?", "The lemon.")
+        trace = lmm.teacher_force(lmm.encode_image(random_image()), "where?", "The lemon.")
         maps[quantization] = trace.merged_attention([(0, 2)])
     difference = (maps["int4"] - maps["none"]).abs().mean() / maps["none"].mean()
     assert 1e-4 < difference < 0.2

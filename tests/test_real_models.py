@@ -94,7 +94,7 @@ def sam_and_heads():
 
 
 def test_sam_and_heads():
-    from flmm_core.mask_head import UNetConfig, UNetHead
+    from flmm_core.heads.unet import UNetConfig, UNetHead
 
     unet = sum(weight.numel() for weight in UNetHead(UNetConfig(in_channels=2048)).parameters())
     attention = 16 * 4096**2 * 4  # one matrix of ViT-L, bytes

@@ -113,7 +113,7 @@ def test_parameters_of_the_camera():
 @pytest.mark.parametrize("node", ["voice", "pick"])
 def test_parameters_of_other_nodes(node):
     module = pytest.importorskip(f"flmm_ros.{node}")
-    live = {"pick": {"verbs", "widest", "standoff"}}.get(node, set())
+    live = {"pick": {"verbs", "max_opening", "standoff"}}.get(node, set())
     entries = getattr(module, f"{node.upper()}_TUNABLES")
     rows = reference("Parameters", f"{node}_node")
     assert [row[:5] for row in rows] == [parameter_row(entry, entry.name in live) for entry in entries]

@@ -7,8 +7,8 @@ import torch
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
 from flmm_core.errors import LoadError
-from flmm_core.fingerprints import sam_fingerprint
-from flmm_core.sam_checkpoints import load_sam
+from flmm_core.sam.checkpoints import load_sam
+from flmm_core.weights.fingerprints import sam_fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from segment_anything import SamPredictor
 
-from flmm_core.sam_refiner import RefinerConfig, SamRefiner
+from flmm_core.sam.refiner import RefinerConfig, SamRefiner
 from flmm_tabletop.sam_tiny import TinySamConfig, build_tiny_sam
 
 

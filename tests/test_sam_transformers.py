@@ -15,13 +15,13 @@ from transformers import (
     SamImageProcessor,
 )
 
-from flmm_core.checkpoints import save_heads
 from flmm_core.engines.networks import NetworkSizes
 from flmm_core.errors import LoadError
-from flmm_core.heads import GroundingHeads
+from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.loading.checkpoints import save_heads
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sam_checkpoints import load_sam
-from flmm_core.sam_refiner import SamRefiner
+from flmm_core.sam.checkpoints import load_sam
+from flmm_core.sam.refiner import SamRefiner
 
 SIDE = 128
 

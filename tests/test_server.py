@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
+from flmm_core.requests.callbacks import Callbacks
 from flmm_core.serving.queue import FairQueue
 from flmm_core.serving.requests import Limits, Mode, Picture, RefusedError, Request, Status, clean_text
 from flmm_core.serving.server import GroundingServer
-from flmm_core.serving.standing import Standing
+from flmm_core.serving.standing import WatchRequest
 from flmm_core.types import GroundedAnswer, GroundedPhrase
-from flmm_core.watcher import Watcher
 
 PIXELS = np.zeros((48, 64, 3), np.uint8)
 
@@ -31,7 +31,7 @@ class Scripted:
     def encode(self, image):
         return image
 
-    def chat(self, image, text, *, max_new_tokens=None, max_phrases=None, watch=None):
+    def chat(self, image, text, *, max_new_tokens=None, max_phrases=None, callbacks=None):
         self.heard.append(text)
         self.limits.append((max_new_tokens, max_phrases))
         if text != "thing":
@@ -39,7 +39,7 @@ class Scripted:
         if text == "wait":
             assert self.gate.wait(10)
         if text == "write":
-            while not watch.cancelled():
+            while not callbacks.cancelled():
                 time.sleep(0.01)
             self.heard.append("stopped")
             raise CommandCancelledError("command: cancelled")
@@ -47,16 +47,20 @@ class Scripted:
             raise error
         return GroundedAnswer(text, (), *image.shape[:2])
 
-    def chat_together(self, commands):
+    def chat_batch(self, commands):
         self.heard.append([command.text for command in commands])
         for command in commands:
             try:
-                options = {"max_new_tokens": command.max_new_tokens, "max_phrases": command.max_phrases, "watch": command.watch}
+                options = {
+                    "max_new_tokens": command.max_new_tokens,
+                    "max_phrases": command.max_phrases,
+                    "callbacks": command.callbacks,
+                }
                 yield self.chat(command.image, command.text, **options)
             except Exception as error:
                 yield error
 
-    def refer(self, image, phrases, *, watch=None):
+    def refer(self, image, phrases, *, callbacks=None):
         self.heard.append(tuple(phrases))
         self.seen.append(image)
         mask = torch.zeros(*image.shape[:2], dtype=torch.bool)
@@ -415,7 +419,7 @@ class Watching:
 
     def __init__(self, *phrases, refresh=3600.0, period=0.01):
         self.results, self.picture = [], Picture(textured(0), "first")
-        self.standing = Standing(
+        self.standing = WatchRequest(
             phrases, picture=lambda: self.show(), result=self.results.append, period=lambda: period, refresh=lambda: refresh
         )
 
@@ -480,14 +484,14 @@ def test_what_is_wrong_with_a_picture_is_said_once(bench):
 
 def test_commands_go_before_a_standing_list():
     class Slow(Scripted):
-        def refer(self, image, phrases, *, watch=None):
+        def refer(self, image, phrases, *, callbacks=None):
             self.entered.set()
             for _ in range(1000 if phrases == ("slow",) else 0):
                 time.sleep(0.005)
-                if watch.cancelled():
+                if callbacks.cancelled():
                     self.heard.append("given up")
                     raise CommandCancelledError("command: cancelled")
-            return super().refer(image, phrases, watch=watch)
+            return super().refer(image, phrases, callbacks=callbacks)
 
     bench = Bench(start=False)
     bench.server.stop(0, "")
@@ -517,7 +521,7 @@ def test_text_is_cleaned():
 
 
 def test_a_watcher_may_be_cancelled_by_anybody():
-    watch = Watcher()
-    assert not watch.cancelled()
-    watch.cancel()
-    assert watch.cancelled() and not Watcher().cancelled()
+    callbacks = Callbacks()
+    assert not callbacks.cancelled()
+    callbacks.cancel()
+    assert callbacks.cancelled() and not Callbacks().cancelled()

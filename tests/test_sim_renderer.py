@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from flmm_core.location import locate
+from flmm_core.spatial.location import locate
 from flmm_sim.layout import choose_objects
 from flmm_sim.objects import make_parts
 from flmm_sim.renderer import TabletopRenderer

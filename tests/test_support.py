@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from flmm_core.location import locate
-from flmm_core.support import surfaces_around
+from flmm_core.spatial.location import locate
+from flmm_core.spatial.support import surfaces_around
 
 HEIGHT, WIDTH, FOCAL = 240, 320, 400.0
 K = np.array([[FOCAL, 0.0, 160.0], [0.0, FOCAL, 120.0], [0.0, 0.0, 1.0]])

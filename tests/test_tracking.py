@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from flmm_core.evaluation.matching import Overlap
-from flmm_core.image_geometry import mask_box
-from flmm_core.tracking import MaskTracker
+from flmm_core.images.geometry import mask_box
+from flmm_core.images.masks import Overlap
+from flmm_core.spatial.tracking import MaskTracker
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 

@@ -13,14 +13,14 @@ from tiny_dataset import COLORS, HEIGHT, WIDTH, write_tiny_dataset
 from torch import nn
 from transformers import AutoModel
 
-from flmm_core.checkpoints import load_heads, load_lmm
 from flmm_core.data.samples import MISTAKE, REFER, REFER_ABSENT
 from flmm_core.data.tabletop import read_dataset
-from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.loading.checkpoints import load_heads, load_lmm
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sam_checkpoints import load_sam
-from flmm_core.sam_refiner import RefinerConfig, SamRefiner
-from flmm_core.sam_transformers import Sam2, SamHq
+from flmm_core.sam.checkpoints import load_sam
+from flmm_core.sam.refiner import RefinerConfig, SamRefiner
+from flmm_core.sam.transformers_sam import Sam2, SamHq
 from flmm_core.training.heads import HeadsSettings, train_heads
 from flmm_core.training.loop import LoopConfig, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
@@ -280,7 +280,7 @@ def test_tower_and_lmm_load(runs, samples):
     assert len(trace.token_ids) <= 4 and not lmm.model.training
     assert trace.merged_attention([(0, 1)]).shape[1] == TINY["layers"] * TINY["heads"] if trace.token_ids else True
     answer = samples[0].turns[0].answer
-    assert lmm.read_answer(image, "What do you see?", answer).text == answer
+    assert lmm.teacher_force(image, "What do you see?", answer).text == answer
 
 
 def test_the_whole_model_grounds(runs, samples):

@@ -15,10 +15,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from flmm_core.checkpoints import save_heads
-from flmm_core.heads import GroundingHeads, HeadsConfig
-from flmm_core.mask_head import UNetConfig
-from flmm_core.sam_refiner import SamRefiner
+from flmm_core.heads.grounding_heads import GroundingHeads, HeadsConfig
+from flmm_core.heads.unet import UNetConfig
+from flmm_core.loading.checkpoints import save_heads
+from flmm_core.sam.refiner import SamRefiner
 from flmm_tabletop.sam_tiny import TinySamConfig, build_tiny_sam, save_tiny_sam
 from flmm_tabletop.vision_tower import TabletopTowerConfig
 

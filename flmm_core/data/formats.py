@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flmm_core.data import gcg, png, reasonseg, refcoco, tabletop, viscot
+from flmm_core.data import gcg, panoptic_narrative, reasonseg, refcoco, tabletop, viscot
 from flmm_core.data.samples import Dataset
 
 
@@ -41,7 +41,13 @@ FORMATS = {
             refcoco.splits,
             refcoco.read_dataset,
         ),
-        Format(png.FORMAT, "Panoptic Narrative Grounding", "annotations/png_coco_*.json", png.splits, png.read_dataset),
+        Format(
+            panoptic_narrative.FORMAT,
+            "Panoptic Narrative Grounding",
+            "annotations/png_coco_*.json",
+            panoptic_narrative.splits,
+            panoptic_narrative.read_dataset,
+        ),
         Format(
             reasonseg.FORMAT, "ReasonSeg", "train, val or test with *.json and *.jpg", reasonseg.splits, reasonseg.read_dataset
         ),

@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from flmm_core.config import GroundingConfig
-from flmm_core.image_files import read_image
+from flmm_core.images.files import read_image
 
 REFER = "refer"
 """The kind of turn that refer mode reads: names of objects, each followed by a full stop."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from flmm_core.evaluation.attention_maps import AttentionRow, HeadRanking
-from flmm_core.plain_text import printable
+from flmm_core.common.plain_text import printable
+from flmm_core.images.masks import Overlap, peaks, share_on
 
 CELL = 232
 """Width of an image in the figure, pixels."""
@@ -27,12 +28,60 @@ _MOST_NUMBERS = 16
 """Charts of more heads in a layer have no room for numbers."""
 
 
-def draw_attention(rows: Sequence[AttentionRow], ranking: HeadRanking, channels: Sequence[int]) -> np.ndarray:
+@dataclass(frozen=True)
+class AttentionRow:
+    """One phrase of an answer: what some heads look at, and what became of it."""
+
+    image: np.ndarray
+    """``[H, W, 3]`` uint8 RGB."""
+    question: str
+    """Empty in refer mode."""
+    answer: str
+    phrase: str
+    maps: np.ndarray
+    """``[k, h, w]`` float32 attention of the shown heads, cut to the image."""
+    coarse: np.ndarray
+    """``[H, W]`` bool: the U-Net's mask."""
+    refined: np.ndarray
+    """``[H, W]`` bool: SAM's mask."""
+    truth: np.ndarray | None
+    """``[H, W]`` bool, where it is known."""
+
+    def peak(self, index: int) -> tuple[int, int]:
+        """``(x, y)`` pixel where one of the maps is largest."""
+        return peaks(self.maps[index : index + 1], *self.image.shape[:2])[0]
+
+    def attention_share(self, index: int) -> float:
+        """Share of one map's attention to the image that falls on the true thing; NaN if that is not known."""
+        return float("nan") if self.truth is None else float(share_on(self.maps[index : index + 1], self.truth)[0])
+
+    def iou(self, mask: np.ndarray) -> float:
+        """IoU of a mask with the truth; NaN if that is not known."""
+        return float("nan") if self.truth is None else Overlap.of(mask, self.truth).iou
+
+
+@dataclass(frozen=True)
+class HeadChart:
+    """How well each attention head of an LMM points, on other images than those of the figure."""
+
+    pointing: np.ndarray
+    """``[l, q]`` share of the names for which the peak of the head's map lies on the named thing, by layer and query head."""
+    names: int
+    """How many names that was measured on."""
+    random_pointing: float
+    """How often a random point would hit."""
+
+    def layer_and_head(self, channel: int) -> tuple[int, int]:
+        """Both counted from 0, as in the code of transformers."""
+        return channel // self.pointing.shape[1], channel % self.pointing.shape[1]
+
+
+def draw_attention(rows: Sequence[AttentionRow], chart: HeadChart, channels: Sequence[int]) -> np.ndarray:
     """Draw the figure.
 
     Args:
         rows: their maps are of ``channels``.
-        ranking: of all heads, on other images.
+        chart: of all heads, on other images.
         channels: the heads shown.
 
     Returns:
@@ -41,8 +90,8 @@ def draw_attention(rows: Sequence[AttentionRow], ranking: HeadRanking, channels:
     if not rows:
         raise ValueError("rows: expected at least one phrase to draw, got none")
     width = GAP + (len(channels) + 3) * (CELL + GAP)
-    blocks = [_introduction(width, ranking), _column_titles(width, ranking, channels), *map(_row, rows)]
-    blocks.append(_head_chart(width, ranking))
+    blocks = [_introduction(width, chart), _column_titles(width, chart, channels), *map(_row, rows)]
+    blocks.append(_head_chart(width, chart))
     sheet = Image.new("RGB", (width, sum(block.height + GAP for block in blocks)), _PAPER)
     top = 0
     for block in blocks:
@@ -51,14 +100,14 @@ def draw_attention(rows: Sequence[AttentionRow], ranking: HeadRanking, channels:
     return np.asarray(sheet)
 
 
-def _introduction(width: int, ranking: HeadRanking) -> Image.Image:
+def _introduction(width: int, chart: HeadChart) -> Image.Image:
     lines = (
         "No mask, box or coordinate ever reached the language model. Each of its attention heads looks at the"
         " image while it reads a name.",
         "Bright: where a head looks.  Cross: where it looks most, green if that is on the named thing, red if not.  Green"
         " outline: the true mask.",
         "From the maps of all heads a U-Net makes a coarse mask, and SAM a sharp one.  A random point would lie on the named"
-        f" thing for {ranking.random_pointing:.0%} of the names.",
+        f" thing for {chart.random_pointing:.0%} of the names.",
     )
     pieces = [piece for line in lines for piece in _wrapped(line, _font(15), width - 2 * GAP)]
     block = Image.new("RGB", (width, 52 + 22 * len(pieces)), _PAPER)
@@ -80,11 +129,11 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
     return lines
 
 
-def _column_titles(width: int, ranking: HeadRanking, channels: Sequence[int]) -> Image.Image:
+def _column_titles(width: int, chart: HeadChart, channels: Sequence[int]) -> Image.Image:
     titles = [("image", "the named thing outlined")]
     for channel in channels:
-        layer, head = ranking.layer_and_head(channel)
-        titles.append((f"layer {layer}, head {head}", f"peak on the thing: {ranking.pointing(channel).value:.0%} of names"))
+        layer, head = chart.layer_and_head(channel)
+        titles.append((f"layer {layer}, head {head}", f"peak on the thing: {float(chart.pointing[layer, head]):.0%} of names"))
     titles += [("U-Net", "coarse mask from all maps"), ("SAM", "refined mask")]
     block = Image.new("RGB", (width, _COLUMNS - GAP), _PAPER)
     draw = ImageDraw.Draw(block)
@@ -95,20 +144,20 @@ def _column_titles(width: int, ranking: HeadRanking, channels: Sequence[int]) ->
     return block
 
 
-def _head_chart(width: int, ranking: HeadRanking) -> Image.Image:
+def _head_chart(width: int, chart: HeadChart) -> Image.Image:
     """How often each head's peak lies on the named thing: a line for each layer, a column for each head."""
-    layers, heads = ranking.hits.shape[1] // ranking.heads, ranking.heads
+    layers, heads = chart.pointing.shape
     numbers = heads <= _MOST_NUMBERS
     cell_width, cell_height = (64, 26) if numbers else (max(4, min(24, (width - 2 * GAP - 70) // heads)), 14)
     left, top = GAP + 70, 62
     block = Image.new("RGB", (width, top + layers * (cell_height + 2) + GAP), _PAPER)
     draw = ImageDraw.Draw(block)
-    title = f"All heads: for how many of {int(ranking.names.sum())} names the peak lies on the thing"
+    title = f"All heads: for how many of {chart.names} names the peak lies on the thing"
     draw.text((GAP, 6), title, _INK, _font(18))
     for channel in range(layers * heads):
-        layer, head = ranking.layer_and_head(channel)
+        layer, head = chart.layer_and_head(channel)
         x, y = left + head * (cell_width + 2), top + layer * (cell_height + 2)
-        value = ranking.pointing(channel).value
+        value = float(chart.pointing[layer, head])
         shade = tuple(round(255 + (c - 255) * value) for c in _GOOD)
         draw.rectangle((x, y, x + cell_width, y + cell_height), fill=(shade[0], shade[1], shade[2]))
         if numbers:

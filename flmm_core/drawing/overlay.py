@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from flmm_core.image_geometry import mask_box
-from flmm_core.plain_text import printable
+from flmm_core.common.plain_text import printable
+from flmm_core.images.geometry import mask_box
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 Color = tuple[int, int, int]

@@ -9,7 +9,7 @@ import torch
 
 from flmm_core.data.samples import Sample, Turn
 from flmm_core.drawing.overlay import contact_sheet, draw_overlay
-from flmm_core.image_geometry import mask_box
+from flmm_core.images.geometry import mask_box
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 MOST_PHRASES = 8

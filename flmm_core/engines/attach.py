@@ -18,8 +18,8 @@ from flmm_core.engines.networks import Engine, module_of, weights_hash
 from flmm_core.engines.onnx_engine import OnnxEngine
 from flmm_core.engines.tensorrt_engine import TensorrtEngine
 from flmm_core.errors import EngineError
-from flmm_core.fingerprints import settings_fingerprint
-from flmm_core.heads import GroundingHeads
+from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.weights.fingerprints import settings_fingerprint
 
 _log = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from torch import nn
 from flmm_core.engines.names import INPUTS, NAMES, OUTPUTS
 from flmm_core.engines.networks import NetworkSizes, module_of, weights_hash
 from flmm_core.errors import EngineError
-from flmm_core.fingerprints import files_fingerprint
-from flmm_core.heads import GroundingHeads
+from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.weights.fingerprints import files_fingerprint
 
 MANIFEST = "manifest.json"
 FORMAT = "flmm-engines"

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from flmm_core.errors import EngineError
-from flmm_core.heads import GroundingHeads
-from flmm_core.mask_head import UNetHead
-from flmm_core.sam_refiner import RefinerConfig, SamRefiner
-from flmm_core.sam_transformers import TransformersSam
+from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.heads.unet import UNetHead
+from flmm_core.sam.refiner import RefinerConfig, SamRefiner
+from flmm_core.sam.transformers_sam import TransformersSam
 
 
 class Engine(Protocol):

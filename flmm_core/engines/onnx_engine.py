@@ -13,7 +13,7 @@ from flmm_core.engines.export import check_belongs
 from flmm_core.engines.names import INPUTS, NAMES, OUTPUTS
 from flmm_core.engines.networks import NetworkSizes
 from flmm_core.errors import EngineError
-from flmm_core.heads import GroundingHeads
+from flmm_core.heads.grounding_heads import GroundingHeads
 
 
 class OnnxEngine:

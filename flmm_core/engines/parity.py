@@ -15,7 +15,7 @@ from torch import Tensor
 from flmm_core.engines.names import LOGITS, NAMES, OUTPUTS
 from flmm_core.engines.networks import Engine, NetworkSizes, module_of
 from flmm_core.errors import EngineError
-from flmm_core.heads import GroundingHeads
+from flmm_core.heads.grounding_heads import GroundingHeads
 
 LIMITS = {"fp32": (1e-3, 0.999), "fp16": (3e-2, 0.995)}
 """Largest difference, as a share of the largest number of the output, and least IoU of what is positive, by precision."""

@@ -23,8 +23,8 @@ from flmm_core.engines.export import check_belongs, read_manifest
 from flmm_core.engines.names import INPUTS, NAMES, OUTPUTS
 from flmm_core.engines.networks import NetworkSizes, ShapeLimits
 from flmm_core.errors import EngineError
-from flmm_core.fingerprints import settings_fingerprint
-from flmm_core.heads import GroundingHeads
+from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.weights.fingerprints import settings_fingerprint
 
 _WORKSPACE = 4 * 2**30
 """Bytes that a network may take beside its weights and tensors."""

@@ -1,7 +1,7 @@
 """Where the frozen LMM looks while it says the name of a thing, head by head.
 
 This is the evidence that grounding comes from the LMM: no mask, box or coordinate ever reached it, yet single heads point at
-what it names. :mod:`flmm_core.drawing.attention_figure` draws it.
+what it names. :mod:`flmm_core.drawing.attention_figure` draws what is measured here.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from flmm_core.data.samples import MISTAKE, NO_ANSWERS, REFER, Sample, Span, Turn
-from flmm_core.evaluation.matching import Overlap, true_masks
+from flmm_core.drawing.attention_figure import AttentionRow, HeadChart
+from flmm_core.evaluation.matching import true_masks
 from flmm_core.evaluation.metrics import Figure, Tally, share
 from flmm_core.evaluation.tabletop import coarse_mask
-from flmm_core.image_geometry import unpad
-from flmm_core.lmm_trace import LmmTrace
+from flmm_core.images.geometry import unpad
+from flmm_core.images.masks import peaks, share_on, touched_cells
+from flmm_core.lmm.trace import LmmTrace
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.watcher import CoarseWatcher
+from flmm_core.requests.callbacks import CoarseMaskCallbacks
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class HeadRanking:
         """Both counted from 0, as in the code of transformers."""
         return channel // self.heads, channel % self.heads
 
+    def chart(self) -> HeadChart:
+        """All heads as the figure draws them."""
+        channels = range(self.hits.shape[1])
+        pointing = np.array([self.pointing(channel).value for channel in channels]).reshape(-1, self.heads)
+        return HeadChart(pointing=pointing, names=int(self.names.sum()), random_pointing=self.random_pointing)
+
     def record(self) -> dict[str, Any]:
         """All heads, best first, as JSON holds them."""
         rows = []
@@ -70,57 +77,6 @@ class HeadRanking:
             rows.append({**row, "attention": round(self.attention_share(channel), 4), "count": figure.count})
         chance = {"pointing": round(self.random_pointing, 4), "attention": round(self.random_attention, 4)}
         return {"images": len(self.names), "names": int(self.names.sum()), "random": chance, "heads": rows}
-
-
-@dataclass(frozen=True)
-class AttentionRow:
-    """One phrase of an answer: what some heads look at, and what became of it."""
-
-    image: np.ndarray
-    """``[H, W, 3]`` uint8 RGB."""
-    question: str
-    """Empty in refer mode."""
-    answer: str
-    phrase: str
-    maps: np.ndarray
-    """``[k, h, w]`` float32 attention of the shown heads, cut to the image."""
-    coarse: np.ndarray
-    """``[H, W]`` bool: the U-Net's mask."""
-    refined: np.ndarray
-    """``[H, W]`` bool: SAM's mask."""
-    truth: np.ndarray | None
-    """``[H, W]`` bool, where it is known."""
-
-    def peak(self, index: int) -> tuple[int, int]:
-        """``(x, y)`` pixel where one of the maps is largest."""
-        return peaks(self.maps[index : index + 1], *self.image.shape[:2])[0]
-
-    def attention_share(self, index: int) -> float:
-        """Share of one map's attention to the image that falls on the true thing; NaN if that is not known."""
-        return float("nan") if self.truth is None else float(share_on(self.maps[index : index + 1], self.truth)[0])
-
-    def iou(self, mask: np.ndarray) -> float:
-        """IoU of a mask with the truth; NaN if that is not known."""
-        return float("nan") if self.truth is None else Overlap.of(mask, self.truth).iou
-
-
-def peaks(maps: np.ndarray, height: int, width: int) -> list[tuple[int, int]]:
-    """Centres ``(x, y)`` of the largest cells of maps ``[k, h, w]``, in pixels of the image that they cover."""
-    rows, columns = maps.shape[-2:]
-    largest = maps.reshape(len(maps), -1).argmax(1)
-    return [(int((at % columns + 0.5) * width / columns), int((at // columns + 0.5) * height / rows)) for at in largest]
-
-
-def touched_cells(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """``[rows, columns]`` bool: cells of a grid over a mask ``[H, W]`` that hold any of its pixels."""
-    pixels = torch.from_numpy(mask)[None, None].float()
-    return (torch.nn.functional.adaptive_max_pool2d(pixels, (rows, columns))[0, 0] > 0).numpy()
-
-
-def share_on(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Share ``[k]`` of each map ``[k, h, w]`` on the cells that a mask ``[H, W]`` of the same image touches."""
-    cells = touched_cells(mask, *maps.shape[-2:])
-    return maps[:, cells].sum(axis=1) / np.maximum(maps.sum(axis=(1, 2)), 1e-12)
 
 
 def rank_heads(pipeline: GroundingPipeline, samples: Sequence[Sample]) -> HeadRanking:
@@ -137,7 +93,9 @@ def rank_heads(pipeline: GroundingPipeline, samples: Sequence[Sample]) -> HeadRa
         image = pipeline.encode(sample.image())
         firsts = {turn.kind: turn for turn in reversed(sample.turns) if turn.present and turn.kind != MISTAKE}
         for turn in firsts.values():
-            maps = _maps(pipeline.read(image, turn.question, turn.answer), [(span.start, span.end) for span in turn.present])
+            maps = _maps(
+                pipeline.teacher_force(image, turn.question, turn.answer), [(span.start, span.end) for span in turn.present]
+            )
             for phrase_maps, span in zip(maps, turn.present, strict=True):
                 truth = sample.mask(span.objects)
                 hits[index] += [truth[y, x] for x, y in peaks(phrase_maps, *truth.shape)]
@@ -167,15 +125,15 @@ def attention_rows(
         channels: attention heads to show.
         truth: the image and turn of a data set that this is, if it is.
     """
-    handle, seen = pipeline.encode(image), CoarseWatcher()
+    handle, seen = pipeline.encode(image), CoarseMaskCallbacks()
     if isinstance(text, str):
-        question, answer = text, pipeline.chat(handle, text, watch=seen)
+        question, answer = text, pipeline.chat(handle, text, callbacks=seen)
     else:
-        question, answer = "", pipeline.refer(handle, text, watch=seen)
+        question, answer = "", pipeline.refer(handle, text, callbacks=seen)
     if not answer.phrases:
         return []
     assert seen.coarse is not None
-    trace = pipeline.read(handle, question or pipeline.lmm.refer_prompt, answer.text)
+    trace = pipeline.teacher_force(handle, question or pipeline.lmm.refer_prompt, answer.text)
     maps = _maps(trace, [(phrase.start, phrase.end) for phrase in answer.phrases])
     masks: list[np.ndarray | None] = [None] * len(answer.phrases)
     if truth is not None:

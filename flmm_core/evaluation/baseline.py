@@ -20,10 +20,10 @@ from flmm_core.evaluation.cases import Case, ImageCases, figures_of
 from flmm_core.evaluation.matching import is_right, normalise_answer
 from flmm_core.evaluation.metrics import Figure, Tally, ratio, share
 from flmm_core.families.boxes import Box
-from flmm_core.image_geometry import mask_box
-from flmm_core.image_handle import ImageHandle
+from flmm_core.images.geometry import mask_box
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sam_refiner import RefinerConfig, SamImage, SamRefiner
+from flmm_core.requests.image_handle import ImageHandle
+from flmm_core.sam.refiner import RefinerConfig, SamImage, SamRefiner
 
 TOGETHER = " For each thing that you name, give its bounding box, too."
 """Asks for boxes in the prompt of the answer itself."""

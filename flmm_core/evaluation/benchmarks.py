@@ -22,8 +22,8 @@ from flmm_core.data.samples import (
 )
 from flmm_core.data.visit import visit_samples
 from flmm_core.evaluation.cases import Case, ImageCases
-from flmm_core.image_handle import ImageHandle
 from flmm_core.pipeline import GroundingPipeline
+from flmm_core.requests.image_handle import ImageHandle
 
 Evaluate = Callable[[GroundingPipeline, ImageHandle, Sample], list[Case]]
 

@@ -12,8 +12,8 @@ from pycocotools import mask as coco_mask
 
 from flmm_core.data.masks import mask_rle
 from flmm_core.data.samples import Sample
-from flmm_core.evaluation.matching import Overlap
 from flmm_core.evaluation.metrics import Figure, Tally, cumulative_iou, ratio, share
+from flmm_core.images.masks import Overlap
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Of the IoU, for precision."""

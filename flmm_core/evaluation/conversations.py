@@ -25,8 +25,8 @@ from flmm_core.data.masks import mask_rle
 from flmm_core.data.samples import DESCRIBE, Dataset, Sample
 from flmm_core.data.visit import visit_samples
 from flmm_core.evaluation.metrics import Figure, Tally, ratio, share
-from flmm_core.image_handle import ImageHandle
 from flmm_core.pipeline import GroundingPipeline
+from flmm_core.requests.image_handle import ImageHandle
 
 MATCH = 0.5
 """Least IoU, and least similarity of the words, of a phrase that counts as recalled."""

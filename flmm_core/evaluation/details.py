@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flmm_core.closer_look import look_closer
+from flmm_core.chat.closer_look import look_closer
 from flmm_core.data.samples import DETAIL, Dataset, Sample
 from flmm_core.data.visit import visit_samples
 from flmm_core.evaluation.cases import Case, ImageCases

@@ -7,38 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from flmm_core.data.samples import Span, Turn
+from flmm_core.images.masks import Overlap
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 TrueMask = Callable[[tuple[int, ...]], np.ndarray]
 """The mask ``[H, W]`` bool of some objects of an image, together."""
 Pair = tuple[int | None, int | None]
 """Indices of a phrase and of a span; None for what has no partner."""
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Pixels of a found and a true mask. One of them may be empty: a thing without a mask, a mask without a thing."""
-
-    shared: int
-    union: int
-
-    @property
-    def iou(self) -> float:
-        """Intersection over union; 0 for two empty masks."""
-        return self.shared / self.union if self.union else 0.0
-
-    @classmethod
-    def of(cls, found: np.ndarray | None, true: np.ndarray | None) -> Overlap:
-        """Compare masks ``[H, W]`` bool; None for one that is not there."""
-        if found is None or true is None:
-            only = true if found is None else found
-            return cls(0, 0 if only is None else int(only.sum()))
-        return cls(int((found & true).sum()), int((found | true).sum()))
 
 
 def normalise_answer(text: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flmm_core.evaluation.matching import Overlap
+from flmm_core.images.masks import Overlap
 
 Range = tuple[int, int]
 """Half-open character range."""

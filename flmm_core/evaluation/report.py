@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from flmm_core.evaluation.matching import Overlap
 from flmm_core.evaluation.metrics import (
     Figure,
     Retrieval,
@@ -22,6 +21,7 @@ from flmm_core.evaluation.metrics import (
     share,
 )
 from flmm_core.evaluation.tabletop import ChatRecord, ImageRecord, MaskPair, PhraseRecord, SpanCounts
+from flmm_core.images.masks import Overlap
 from flmm_core.types import StageSeconds
 
 KEPT_MISTAKES = 100

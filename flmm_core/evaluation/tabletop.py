@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from flmm_core.config import GroundingConfig
 from flmm_core.data.samples import NO_ANSWERS, REFER, REFER_ABSENT, Sample, Turn
-from flmm_core.evaluation.matching import Overlap, Pair, is_right, match_phrases, overlaps
+from flmm_core.evaluation.matching import Pair, is_right, match_phrases, overlaps
 from flmm_core.evaluation.metrics import Range, Retrieval, phrase_retrieval, word_retrieval
-from flmm_core.image_handle import ImageHandle
-from flmm_core.noun_chunks import noun_chunks
+from flmm_core.images.masks import Overlap
+from flmm_core.keywords.noun_chunks import noun_chunks
 from flmm_core.pipeline import GroundingPipeline
+from flmm_core.requests.callbacks import CoarseMaskCallbacks
+from flmm_core.requests.image_handle import ImageHandle
 from flmm_core.types import CoarseMasks, GroundedAnswer, StageSeconds
-from flmm_core.watcher import CoarseWatcher
 
 _REFER = (REFER, REFER_ABSENT)
 
@@ -127,8 +128,8 @@ class ImageEvaluation:
         return chosen
 
     def _chat(self, image: ImageHandle, sample: Sample, turn: Turn) -> ChatRecord:
-        seen = CoarseWatcher()
-        answer = self.pipeline.chat(image, turn.question, watch=seen)
+        seen = CoarseMaskCallbacks()
+        answer = self.pipeline.chat(image, turn.question, callbacks=seen)
         right = is_right(answer.text, turn.answer)
         pairs = match_phrases(answer.phrases, turn, right=right)
         selector, chunks = self._keywords(image, turn)
@@ -148,8 +149,8 @@ class ImageEvaluation:
 
     def _refer(self, image: ImageHandle, sample: Sample, turn: Turn) -> list[ReferRecord]:
         phrases = [turn.answer[span.start : span.end] for span in turn.spans]
-        seen = CoarseWatcher()
-        answer = self.pipeline.refer(image, phrases, watch=seen)
+        seen = CoarseMaskCallbacks()
+        answer = self.pipeline.refer(image, phrases, callbacks=seen)
         records = []
         for index, words in enumerate(phrases):
             pairs: list[Pair] = [(index, index)]
@@ -163,7 +164,7 @@ class ImageEvaluation:
         chunks = _span_counts(turn.answer, noun_chunks(turn.answer), true)
         if self.pipeline.heads.keyword_selector is None:
             return None, chunks
-        trace = self.pipeline.read(image, turn.question, turn.answer)
+        trace = self.pipeline.teacher_force(image, turn.question, turn.answer)
         picked = [(span.start, span.end) for span in self.pipeline.keywords(trace)]
         return _span_counts(turn.answer, picked, true), chunks
 

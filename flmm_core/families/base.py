@@ -66,7 +66,7 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class LoadedLmm:
-    """A model with its tokenizer and family; nothing is frozen or tapped yet."""
+    """A model with its tokenizer and family; not frozen yet, and without the attention recorder."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase

@@ -15,10 +15,10 @@ from transformers import Gemma3ForConditionalGeneration, PreTrainedConfig, PreTr
 
 from flmm_core.families.base import ImageFeatures, PreparedImages
 from flmm_core.families.boxes import JSON_ROWS_FIRST
-from flmm_core.families.stock import StockFamily
+from flmm_core.families.hugging_face import HuggingFaceFamily
 
 
-class Gemma3Family(StockFamily):
+class Gemma3Family(HuggingFaceFamily):
     """Gemma 3 of 4, 12 and 27 billion parameters; the smaller ones see nothing."""
 
     model_type = "gemma3"

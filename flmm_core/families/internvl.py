@@ -15,12 +15,12 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 from flmm_core.families.base import PreparedImages
 from flmm_core.families.boxes import THOUSANDTHS
 from flmm_core.families.checkpoint import Checkpoint
-from flmm_core.families.stock import StockFamily
+from flmm_core.families.hugging_face import HuggingFaceFamily
 from flmm_core.families.tiles import TiledLayout
-from flmm_core.image_geometry import stretched_geometry
+from flmm_core.images.geometry import stretched_geometry
 
 
-class InternVLFamily(StockFamily):
+class InternVLFamily(HuggingFaceFamily):
     """InternVL with any decoder whose attention is a plain softmax: Qwen2, Qwen3, Llama."""
 
     model_type = "internvl"

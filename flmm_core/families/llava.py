@@ -26,7 +26,7 @@ from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, Prepare
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout
 from flmm_core.families.load_options import LoadOptions
-from flmm_core.image_geometry import long_side_geometry, place_in_frame
+from flmm_core.images.geometry import long_side_geometry, place_in_frame
 from flmm_core.types import ImageGeometry
 
 

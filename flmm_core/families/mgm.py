@@ -34,7 +34,7 @@ from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import GridLayout, ImageLayout
 from flmm_core.families.load_options import LoadOptions
 from flmm_core.families.mgm_model import MgmForConditionalGeneration, load_model, tower
-from flmm_core.image_geometry import long_side_geometry, place_in_frame
+from flmm_core.images.geometry import long_side_geometry, place_in_frame
 from flmm_core.types import ImageGeometry
 
 _ONLY = {

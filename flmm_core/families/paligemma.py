@@ -16,10 +16,10 @@ from transformers import PaliGemmaForConditionalGeneration, PreTrainedModel, Pre
 
 from flmm_core.families.base import ImageFeatures, PreparedImages
 from flmm_core.families.boxes import LOCATION_TOKENS
-from flmm_core.families.stock import StockFamily
+from flmm_core.families.hugging_face import HuggingFaceFamily
 
 
-class PaliGemmaFamily(StockFamily):
+class PaliGemmaFamily(HuggingFaceFamily):
     """PaliGemma with either decoder: Gemma, or Gemma 2, whose scores are soft-capped and every second layer of which slides.
 
     All layers give maps: a window of 4096 holds the image, or at 896 pixels nearly all of it.

@@ -14,14 +14,14 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTraine
 
 from flmm_core.families.base import PreparedImages
 from flmm_core.families.checkpoint import Checkpoint
-from flmm_core.families.stock import StockFamily
+from flmm_core.families.hugging_face import HuggingFaceFamily
 from flmm_core.families.tiles import TiledLayout
-from flmm_core.image_geometry import stretched_geometry
+from flmm_core.images.geometry import stretched_geometry
 
 AROUND, WHOLE = "<fake_token_around_image>", "<global-img>"
 
 
-class SmolVlmFamily(StockFamily):
+class SmolVlmFamily(HuggingFaceFamily):
     """SmolVLM and Idefics3: one architecture, of two names."""
 
     model_type = "smolvlm"

@@ -16,12 +16,12 @@ from typing import Any
 import httpx
 import numpy as np
 
+from flmm_core.common.plain_text import one_line
 from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
-from flmm_core.plain_text import one_line
+from flmm_core.requests.callbacks import Callbacks
 from flmm_core.serving.requests import FAILED, UNUSABLE, Mode, Status
 from flmm_core.serving.wire import WireCommand, answer_from_json, image_bytes
 from flmm_core.types import GroundedAnswer
-from flmm_core.watcher import Watcher
 
 PATIENCE = 30.0
 """Seconds for which a command is sent again while no replica answers it."""
@@ -77,22 +77,22 @@ class RemotePipeline:
         *,
         max_new_tokens: int | None = None,
         max_phrases: int | None = None,
-        watch: Watcher | None = None,
+        callbacks: Callbacks | None = None,
     ) -> GroundedAnswer:
         """Answer and ground; see :meth:`flmm_core.pipeline.GroundingPipeline.chat`.
 
         Raises:
             CommandError: the words cannot be used.
-            CommandCancelledError: ``watch`` said so.
+            CommandCancelledError: ``callbacks`` said so.
             MemoryFullError: the replica has too little memory left.
             FleetError: no replica answered.
         """
         command = WireCommand(Mode.CHAT.name, (text,), self._name, max_new_tokens, max_phrases)
-        return self._answer(image, command, watch or Watcher())
+        return self._answer(image, command, callbacks or Callbacks())
 
-    def refer(self, image: RemoteImage, phrases: Sequence[str], *, watch: Watcher | None = None) -> GroundedAnswer:
+    def refer(self, image: RemoteImage, phrases: Sequence[str], *, callbacks: Callbacks | None = None) -> GroundedAnswer:
         """Ground given phrases; raises what :meth:`chat` does."""
-        return self._answer(image, WireCommand(Mode.REFER.name, tuple(phrases), self._name), watch or Watcher())
+        return self._answer(image, WireCommand(Mode.REFER.name, tuple(phrases), self._name), callbacks or Callbacks())
 
     def describe(self) -> Mapping[str, str]:
         """What the replicas run, as one of them says it."""
@@ -108,21 +108,21 @@ class RemotePipeline:
         """0: it has no GPU of its own."""
         return 0
 
-    def _answer(self, image: RemoteImage, command: WireCommand, watch: Watcher) -> GroundedAnswer:
+    def _answer(self, image: RemoteImage, command: WireCommand, callbacks: Callbacks) -> GroundedAnswer:
         limit, pause = time.monotonic() + self._patience, _PAUSE
         while True:
             try:
-                return self._try(image, command, watch)
+                return self._try(image, command, callbacks)
             except (httpx.HTTPError, _TryAgainError) as error:
                 if time.monotonic() + pause > limit:
                     reason = f"no answer for {self._patience:g} s ({_reason(error)})"
                     raise FleetError(f"server {self._server}: expected an answer, got {reason}") from error
-            if watch.cancelled():
+            if callbacks.cancelled():
                 raise CommandCancelledError("command: cancelled before a replica took it")
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _try(self, image: RemoteImage, command: WireCommand, watch: Watcher) -> GroundedAnswer:
+    def _try(self, image: RemoteImage, command: WireCommand, callbacks: Callbacks) -> GroundedAnswer:
         form = {"data": {"command": command.to_json()}, "files": {"image": ("image.png", image.content, "image/png")}}
         with self._client.stream("POST", f"{self._server}/ground", **form) as response:  # type: ignore[arg-type]
             if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
@@ -130,16 +130,16 @@ class RemotePipeline:
             if not response.is_success:
                 raise _TryAgainError(f"HTTP {response.status_code}")
             for line in _lines(response):
-                if watch.cancelled():
+                if callbacks.cancelled():
                     raise CommandCancelledError("command: cancelled")  # the stream is closed, and the replica stops
                 if "answer" in line:
                     return answer_from_json(line["answer"])
                 if "refused" in line:
                     raise _error(Status[line["refused"]], line["reason"])
                 if "stage" in line:
-                    watch.on_stage(line["stage"])
+                    callbacks.on_stage(line["stage"])
                 if "text" in line:
-                    watch.on_text(line["text"])
+                    callbacks.on_text(line["text"])
         raise _TryAgainError("a reply that ends too early")
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from flmm_core.common.plain_text import one_line
 from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
-from flmm_core.plain_text import one_line
+from flmm_core.requests.callbacks import Callbacks
 from flmm_core.types import GroundedAnswer
-from flmm_core.watcher import Watcher
 
 UNUSABLE, FAILED = "the command cannot be used: ", "the model failed: "
 """What stands before the reason of a command that is to blame, and of a model that is."""
@@ -109,7 +109,7 @@ class Request:
         reply: takes the reply, in any thread. If it cannot send it and raises, it is called again with a refusal that says so.
         limits: of the answer. Asked when the command's turn comes; may raise :class:`RefusedError`.
         client: who asks; clients are served in turn.
-        watch: follows the command.
+        callbacks: follows the command.
     """
 
     def __init__(
@@ -121,14 +121,14 @@ class Request:
         reply: Callable[[Reply], None],
         limits: Callable[[], Limits] = Limits,
         client: Hashable = None,
-        watch: Watcher | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self.mode = mode
         self.words = tuple(words)
         self.picture = picture
         self.limits = limits
         self.client = client
-        self.watch = watch or Watcher()
+        self.callbacks = callbacks or Callbacks()
         self.arrived = time.monotonic()
         """Seconds on the monotonic clock."""
         self.replied = threading.Event()

@@ -19,8 +19,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 
-from flmm_core.chat_command import ChatCommand
-from flmm_core.plain_text import one_line
+from flmm_core.common.plain_text import one_line
+from flmm_core.requests.callbacks import Callbacks
+from flmm_core.requests.chat_command import ChatCommand
 from flmm_core.serving.queue import FairQueue
 from flmm_core.serving.requests import (
     Limits,
@@ -33,9 +34,8 @@ from flmm_core.serving.requests import (
     cancelled,
     refusing,
 )
-from flmm_core.serving.standing import Standing, StandingWork
+from flmm_core.serving.standing import WatchRequest, WatchWork
 from flmm_core.types import GroundedAnswer
-from flmm_core.watcher import Watcher
 
 _ENDING = 0.2
 """Seconds in which a thread that has nothing to do any more ends."""
@@ -58,11 +58,11 @@ class Pipeline(Protocol):
         *,
         max_new_tokens: int | None = None,
         max_phrases: int | None = None,
-        watch: Watcher | None = None,
+        callbacks: Callbacks | None = None,
     ) -> GroundedAnswer:
         """Answer and ground."""
 
-    def refer(self, image: Any, phrases: Sequence[str], *, watch: Watcher | None = None) -> GroundedAnswer:
+    def refer(self, image: Any, phrases: Sequence[str], *, callbacks: Callbacks | None = None) -> GroundedAnswer:
         """Ground given phrases."""
 
     def describe(self) -> Mapping[str, str]:
@@ -72,10 +72,10 @@ class Pipeline(Protocol):
         """Bytes that it has on a GPU; 0 without one."""
 
 
-class BatchingPipeline(Pipeline, Protocol):
+class BatchPipeline(Pipeline, Protocol):
     """One that answers several questions in one batch."""
 
-    def chat_together(self, commands: Sequence[ChatCommand]) -> Iterator[GroundedAnswer | Exception]:
+    def chat_batch(self, commands: Sequence[ChatCommand]) -> Iterator[GroundedAnswer | Exception]:
         """Their outcomes in order, each as soon as it is there."""
 
 
@@ -87,7 +87,7 @@ class GroundingServer:
         lost: told once, with the reason, when the worker's thread died; every request got its refusal before. Nothing can be
             served any more until it was unloaded and loaded again.
         together: most chat commands that are answered in one batch, if they wait; above 1, the pipeline is a
-            :class:`BatchingPipeline`.
+            :class:`BatchPipeline`.
     """
 
     def __init__(self, load: Callable[[], Pipeline], *, lost: Callable[[str], None], together: int = 1) -> None:
@@ -101,7 +101,7 @@ class GroundingServer:
         self._serving = False
         self._ending = False
         self._stopped = RefusedError(Status.SHUTTING_DOWN, "the node is not active")
-        self._standing: StandingWork | None = None
+        self._standing: WatchWork | None = None
         self._pipeline: Pipeline | None = None
         self._thread: threading.Thread | None = None
 
@@ -213,17 +213,17 @@ class GroundingServer:
 
     def cancel(self, request: Request) -> None:
         """Its sender does not want it any more: it gets its refusal now, and if it is in work, that ends within a token."""
-        request.watch.cancel()
+        request.callbacks.cancel()
         with self._changed:
             self._queue.remove(request)
         request.refuse(cancelled())
 
-    def watch(self, standing: Standing | None) -> None:
+    def watch(self, standing: WatchRequest | None) -> None:
         """Work on a standing list whenever nothing else waits; None ends that."""
         with self._changed:
             if self._standing is not None:
                 self._standing.cancel()
-            self._standing = None if standing is None else StandingWork(standing, wanted=lambda: len(self._queue) > 0)
+            self._standing = None if standing is None else WatchWork(standing, wanted=lambda: len(self._queue) > 0)
             self._changed.notify_all()
 
     # --- worker's thread --------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ class GroundingServer:
         loaded.set_result(facts)
         try:
             while (work := self._next()) is not None:
-                if isinstance(work, StandingWork):
+                if isinstance(work, WatchWork):
                     work.run(pipeline)
                 else:
                     self._answer(pipeline, work)
@@ -252,7 +252,7 @@ class GroundingServer:
         except BaseException as error:
             self._die(f"cannot serve: {one_line(error)}")
 
-    def _next(self) -> list[Request] | StandingWork | None:
+    def _next(self) -> list[Request] | WatchWork | None:
         """End requests and take up the next, in one step: between the two they would be nowhere."""
         with self._changed:
             self._in_work = []
@@ -276,7 +276,7 @@ class GroundingServer:
             with _replying(request):
                 looks.append(_Look.of(pipeline, request))
         if len(looks) > 1:
-            outcomes = cast(BatchingPipeline, pipeline).chat_together(
+            outcomes = cast(BatchPipeline, pipeline).chat_batch(
                 [ChatCommand(look.image, look.request.words[0], **look.options) for look in looks]
             )
             for look, outcome in zip(looks, outcomes, strict=True):
@@ -288,7 +288,7 @@ class GroundingServer:
         for look in looks:
             with _replying(look.request):
                 if look.request.mode == Mode.REFER:
-                    look.finish(pipeline.refer(look.image, look.request.words, watch=look.request.watch))
+                    look.finish(pipeline.refer(look.image, look.request.words, callbacks=look.request.callbacks))
                 else:
                     look.finish(pipeline.chat(look.image, look.request.words[0], **look.options))
 
@@ -327,7 +327,7 @@ class _Look:
     def options(self) -> dict[str, Any]:
         """Of a chat command."""
         limits = self.limits
-        return {"max_new_tokens": limits.max_new_tokens, "max_phrases": limits.max_phrases, "watch": self.request.watch}
+        return {"max_new_tokens": limits.max_new_tokens, "max_phrases": limits.max_phrases, "callbacks": self.request.callbacks}
 
     def finish(self, answer: GroundedAnswer) -> None:
         """Reply."""
@@ -355,7 +355,7 @@ def _replying(request: Request) -> Iterator[None]:
 
 def _abandon(request: Request, refusal: RefusedError) -> None:
     """Refuse a request that is in work; its answer may be on its way just now, and is out then when this returns."""
-    request.watch.cancel()
+    request.callbacks.cancel()
     request.refuse(refusal)
     request.replied.wait(_SENDING)
 

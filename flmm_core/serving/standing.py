@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from flmm_core.requests.callbacks import Callbacks
 from flmm_core.serving.requests import Picture, RefusedError, Reply, Status, refusing
-from flmm_core.tracking import MaskTracker
+from flmm_core.spatial.tracking import MaskTracker
 from flmm_core.types import GroundedAnswer
-from flmm_core.watcher import Watcher
 
 
 class ReferringPipeline(Protocol):
@@ -24,12 +24,12 @@ class ReferringPipeline(Protocol):
     def encode(self, image: np.ndarray) -> Any:
         """A handle of ``[H, W, 3]`` uint8 RGB."""
 
-    def refer(self, image: Any, phrases: Sequence[str], *, watch: Watcher | None = None) -> GroundedAnswer:
+    def refer(self, image: Any, phrases: Sequence[str], *, callbacks: Callbacks | None = None) -> GroundedAnswer:
         """Ground given phrases."""
 
 
 @dataclass(frozen=True)
-class Standing:
+class WatchRequest:
     """What is watched, and who is told."""
 
     phrases: tuple[str, ...]
@@ -43,7 +43,7 @@ class Standing:
     """Seconds between the beginnings of two passes of the model; between them masks are tracked."""
 
 
-class StandingWork(Watcher):
+class WatchWork(Callbacks):
     """The work on a standing list, one picture at a time.
 
     Args:
@@ -51,7 +51,7 @@ class StandingWork(Watcher):
         wanted: whether somebody waits for the worker: a pass of the model is given up then, and begun anew afterwards.
     """
 
-    def __init__(self, standing: Standing, *, wanted: Callable[[], bool]) -> None:
+    def __init__(self, standing: WatchRequest, *, wanted: Callable[[], bool]) -> None:
         self._standing = standing
         self._wanted = wanted
         self._due = self._refresh_due = 0.0
@@ -95,7 +95,7 @@ class StandingWork(Watcher):
             answer = self._tracker.follow(picture.pixels)
         tracked = answer is not None
         if answer is None:
-            answer = pipeline.refer(pipeline.encode(picture.pixels), self._standing.phrases, watch=self)
+            answer = pipeline.refer(pipeline.encode(picture.pixels), self._standing.phrases, callbacks=self)
             self._tracker = MaskTracker(picture.pixels, answer)
             self._refresh_due = began + self._standing.refresh()
         self._pixels, self._refused = picture.pixels, None

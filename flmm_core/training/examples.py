@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from flmm_core.cache_manifest import require_manifest
 from flmm_core.data.samples import BrokenSampleError, Dataset, Sample
 from flmm_core.errors import CommandError
-from flmm_core.frozen_lmm import FrozenLmm
-from flmm_core.sam_refiner import SamImage, SamRefiner
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.sam.refiner import SamImage, SamRefiner
 from flmm_core.training.traces import AnswerTrace, choose_turns, read_turns
 from flmm_core.types import ImageGeometry
+from flmm_core.weights.cache_manifest import require_manifest
 
 
 @dataclass(frozen=True)

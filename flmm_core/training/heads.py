@@ -21,30 +21,29 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from flmm_core.checkpoints import HeadsOrigin, fingerprints, lmm_shape, load_lmm, save_heads
+from flmm_core.common.devices import resolve_device
 from flmm_core.config import GroundingConfig
 from flmm_core.data.formats import open_dataset
 from flmm_core.data.samples import Dataset
 from flmm_core.data.visit import spread
-from flmm_core.devices import resolve_device
 from flmm_core.drawing.overlay import contact_sheet, draw_overlay
 from flmm_core.drawing.truth import drawn_phrase
-from flmm_core.evaluation.attention_maps import share_on
-from flmm_core.evaluation.matching import Overlap
 from flmm_core.families import LoadedLmm
-from flmm_core.frozen_lmm import FrozenLmm
-from flmm_core.frozen_report import total_checksum, weight_checksums
-from flmm_core.heads import GroundingHeads, HeadsConfig
-from flmm_core.image_geometry import unpad
-from flmm_core.mask_head import UNetConfig
-from flmm_core.sam_checkpoints import load_sam
-from flmm_core.sam_refiner import SamRefiner
+from flmm_core.heads.grounding_heads import GroundingHeads, HeadsConfig
+from flmm_core.heads.unet import UNetConfig
+from flmm_core.images.geometry import unpad
+from flmm_core.images.masks import Overlap, share_on
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.loading.checkpoints import HeadsOrigin, fingerprints, lmm_shape, load_lmm, save_heads
+from flmm_core.sam.checkpoints import load_sam
+from flmm_core.sam.refiner import SamRefiner
 from flmm_core.training.examples import Example, ExampleReader, Phrase, TraceCache
 from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
 from flmm_core.training.settings import HeadsSettings, LoopConfig
 from flmm_core.training.traces import AnswerTrace
 from flmm_core.types import GroundedAnswer
+from flmm_core.verification.frozen_report import total_checksum, weight_checksums
 
 PROBE_WEIGHT = 0.3
 """Of the keyword selector's loss (F-LMM, section 4), and of the presence score's."""

@@ -24,8 +24,8 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from flmm_core.cache_manifest import require_equal, write_record
 from flmm_core.training.settings import LoopConfig
+from flmm_core.weights.cache_manifest import require_equal, write_record
 
 Losses = dict[str, torch.Tensor]
 """Named losses of one step; their sum is minimised. Names that begin with "_" are only logged."""

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from flmm_core.data.samples import DETAIL, MISTAKE, REASON, REFER_KINDS, Sample, Span, Turn, expressions_of, refer_turn
-from flmm_core.frozen_lmm import FrozenLmm
-from flmm_core.lmm_trace import LmmTrace
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.lmm.trace import LmmTrace
 from flmm_core.types import ImageGeometry
 
 
@@ -50,13 +50,14 @@ def read_turns(lmm: FrozenLmm, sample: Sample, turns: Sequence[Turn]) -> tuple[A
     """
     image = lmm.encode_image(Image.fromarray(sample.image()))
     said = [turn for turn in turns if turn.kind not in REFER_KINDS]
+    read = lmm.teacher_force_batch(image, [(turn.question, turn.answer) for turn in said])
     traces = [
         _answer_trace(trace, turn, [trace.span_of(span.start, span.end) for span in turn.spans])
-        for turn, trace in zip(said, lmm.read_answers(image, [(turn.question, turn.answer) for turn in said]), strict=True)
+        for turn, trace in zip(said, read, strict=True)
     ]
     for turn in turns:
         if turn.kind in REFER_KINDS:
-            trace, spans = lmm.read_phrases(image, turn.phrases)
+            trace, spans = lmm.teacher_force_phrases(image, turn.phrases)
             traces.append(_answer_trace(trace, turn, [(span.token_start, span.token_end) for span in spans]))
     return tuple(traces)
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from flmm_core.cache_manifest import require_manifest
 from flmm_core.data.samples import Sample
-from flmm_core.fingerprints import files_fingerprint
-from flmm_core.image_files import read_image
-from flmm_core.image_geometry import long_side_geometry, place_in_frame
+from flmm_core.images.files import read_image
+from flmm_core.images.geometry import long_side_geometry, place_in_frame
+from flmm_core.weights.cache_manifest import require_manifest
+from flmm_core.weights.fingerprints import files_fingerprint
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

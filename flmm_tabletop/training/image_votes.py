@@ -10,9 +10,9 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel
 
-from flmm_core.cache_manifest import require_manifest
 from flmm_core.data.samples import Sample
-from flmm_core.fingerprints import files_fingerprint, lmm_fingerprint
+from flmm_core.weights.cache_manifest import require_manifest
+from flmm_core.weights.fingerprints import files_fingerprint, lmm_fingerprint
 from flmm_tabletop.training.frames import normalised
 from flmm_tabletop.vision_tower import TabletopTower
 

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from flmm_core.data.samples import Sample
 from flmm_core.data.tabletop import read_dataset
-from flmm_core.evaluation.matching import Overlap
 from flmm_core.evaluation.metrics import cumulative_iou
-from flmm_core.sam_refiner import RefinerConfig, SamImage, SamRefiner
-from flmm_core.sam_transformers import TransformersSam
+from flmm_core.images.masks import Overlap
+from flmm_core.sam.refiner import RefinerConfig, SamImage, SamRefiner
+from flmm_core.sam.transformers_sam import TransformersSam
 from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
 from flmm_core.training.settings import LoopConfig

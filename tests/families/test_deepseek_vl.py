@@ -14,7 +14,7 @@ from transformers import AutoProcessor, DeepseekVLHybridForConditionalGeneration
 from flmm_core.families import Checkpoint, LmmShape, deepseek_vl_layout, family_of
 from flmm_core.families.deepseek_vl import DeepseekVlFamily
 from flmm_core.families.deepseek_vl_hybrid import DeepseekVlHybridFamily
-from flmm_core.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape
 
 SETTINGS = {"siglip_entry": tiny.TOWERS}
 
@@ -86,7 +86,7 @@ def test_the_prompt_is_that_of_the_processor(folder, lmm, images):
 def test_phrases_are_read_without_spaces_between(lmm):
     """As the published heads were trained."""
     image = lmm.encode_image(random_image(*SIZES["landscape"]))
-    trace, spans = lmm.read_phrases(image, ["red mug", "bowl"])
+    trace, spans = lmm.teacher_force_phrases(image, ["red mug", "bowl"])
     prompt = lmm.words.prompt_tokens(lmm.refer_prompt, image.layouts).ids
     whole = lmm.words.tokenizer.decode([*prompt, *trace.token_ids])
     assert whole.endswith(f"{lmm.refer_prompt}\n\nAssistant:red mug.bowl.")

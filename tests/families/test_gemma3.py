@@ -1,8 +1,8 @@
 """Gemma 3 on tiny random models: 8 x 8 image tokens, one layer in three with full attention, windows smaller than the image."""
 
 import family_checks
+import hugging_face_models
 import pytest
-import stock_models
 import torch
 from family_checks import ANSWER, QUESTION, REGIONS, SIZES
 from tiny_models import random_image
@@ -15,9 +15,9 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from flmm_core.encoded_image import EncodedImage
 from flmm_core.families import LmmShape
-from flmm_core.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.lmm.encoded_image import EncodedImage
+from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape
 
 TEMPLATE = (
     "{{ bos_token }}{%- for message in messages -%}{{ '<start_of_turn>' + message['role'] + '\n' }}"
@@ -31,15 +31,15 @@ FULL = (2, 5)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     torch.manual_seed(0)
-    words = stock_models.words(
+    words = hugging_face_models.words(
         "<start_of_turn>", "<end_of_turn>", boi_token="<start_of_image>", eoi_token="<end_of_image>",
         image_token="<image_soft_token>",
     )  # fmt: skip
     text = Gemma3TextConfig(
         vocab_size=len(words), num_hidden_layers=6, sliding_window_pattern=3, sliding_window=20, head_dim=8,
-        query_pre_attn_scalar=8, **stock_models.TEXT,
+        query_pre_attn_scalar=8, **hugging_face_models.TEXT,
     )  # fmt: skip
-    vision = SiglipVisionConfig(image_size=64, patch_size=4, vision_use_head=False, **stock_models.TOWER)
+    vision = SiglipVisionConfig(image_size=64, patch_size=4, vision_use_head=False, **hugging_face_models.TOWER)
     begin, end, mark = words.convert_tokens_to_ids(["<start_of_image>", "<end_of_image>", "<image_soft_token>"])
     config = Gemma3Config(
         vision_config=vision, text_config=text, mm_tokens_per_image=64, boi_token_index=begin, eoi_token_index=end,
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
     model = Gemma3ForConditionalGeneration(config)
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # zeros, if nobody trains it
     processor = Gemma3ImageProcessorPil(size={"height": 64, "width": 64})
-    return stock_models.save(tmp_path_factory.mktemp("gemma3"), model, words, processor, TEMPLATE)
+    return hugging_face_models.save(tmp_path_factory.mktemp("gemma3"), model, words, processor, TEMPLATE)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def processor_of(lmm):
 def test_only_layers_of_full_attention_give_maps(folder, lmm):
     assert lmm_shape(folder) == LmmShape(6, 4, 32, mapless_layers=4)
     assert lmm.shape.channels == 8
-    trace = lmm.read_answer(lmm.encode_image(random_image()), QUESTION, ANSWER)
-    assert tuple(layer.layer for layer in trace.kept.layers) == FULL
+    trace = lmm.teacher_force(lmm.encode_image(random_image()), QUESTION, ANSWER)
+    assert tuple(layer.layer for layer in trace.attention.layers) == FULL
     assert trace.states.shape[0] == 6
 
 
@@ -90,8 +90,8 @@ def test_image_tokens_see_each_other_also_in_the_cached_prefix(lmm):
     """The first cell's state depends on the last cell's features; and the prefix is what the whole sequence computes."""
     image = lmm.encode_image(random_image())
     whole = FrozenLmm(model=lmm.model, tokenizer=lmm.words.tokenizer, family=lmm.family, reuse_prefix=False)
-    behind = lmm.read_answer(image, QUESTION, ANSWER)
-    at_once = whole.read_answer(whole.encode_image(random_image()), QUESTION, ANSWER)
+    behind = lmm.teacher_force(image, QUESTION, ANSWER)
+    at_once = whole.teacher_force(whole.encode_image(random_image()), QUESTION, ANSWER)
     torch.testing.assert_close(behind.states, at_once.states, atol=1e-4, rtol=1e-4)
     prefix = one_prefix(lmm, image)
     image.features.given.pooler_output[:, -1] += 1
@@ -109,7 +109,7 @@ def test_greedy_answers_are_those_of_the_plain_model(folder):
 def test_answers_are_those_of_the_processors_inputs(folder, lmm):
     image = random_image(*SIZES["landscape"])
     processor = processor_of(lmm)
-    text = processor.apply_chat_template(stock_models.turn(QUESTION), add_generation_prompt=True)
+    text = processor.apply_chat_template(hugging_face_models.turn(QUESTION), add_generation_prompt=True)
     theirs = processor(images=[image], text=text, add_special_tokens=False, return_tensors="pt")
     plain = Gemma3ForConditionalGeneration.from_pretrained(folder).eval()
     family_checks.check_own_inputs(lmm, plain, image, QUESTION, theirs)
@@ -123,7 +123,7 @@ def test_a_tiny_head_trains(folder):
 def test_prompt_and_images_are_the_processors(lmm, names):
     images = [random_image(*SIZES[name], seed=i) for i, name in enumerate(names)]
     processor = processor_of(lmm)
-    text = processor.apply_chat_template(stock_models.turn("where is it?", len(images)), add_generation_prompt=True)
+    text = processor.apply_chat_template(hugging_face_models.turn("where is it?", len(images)), add_generation_prompt=True)
     theirs = processor(images=[images], text=text, add_special_tokens=False, return_tensors="pt")
     prepared = lmm.family.prepare(images)
     ids = lmm.words.prompt_tokens("where is it?", prepared.layouts).ids
@@ -134,4 +134,4 @@ def test_prompt_and_images_are_the_processors(lmm, names):
 
 
 def test_later_turns_are_those_of_the_chat_template(lmm):
-    stock_models.check_turns(lmm, TEMPLATE, kept=("<start_of_turn>assistant\n", "<start_of_turn>model\n"))
+    hugging_face_models.check_turns(lmm, TEMPLATE, kept=("<start_of_turn>assistant\n", "<start_of_turn>model\n"))

@@ -24,8 +24,8 @@ from transformers import (
 
 from flmm_core.families import Checkpoint, family_of
 from flmm_core.families.hpt import HptAir15Family, HptAirFamily
-from flmm_core.fingerprints import lmm_fingerprint
-from flmm_core.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.weights.fingerprints import lmm_fingerprint
 
 KINDS = {"air": HptAirFamily, "air-1.5": HptAir15Family}
 ENDS = {"air": "<|im_end|>", "air-1.5": "<|eot_id|>"}
@@ -232,12 +232,12 @@ def test_the_image_takes_the_place_of_its_mark(lmm, kind, size):
 
 def test_phrases_are_tokenised_apart(lmm):
     phrases = ["the lemon", "green can", "mug"]
-    trace, spans = lmm.read_phrases(lmm.encode_image(random_image()), phrases)
+    trace, spans = lmm.teacher_force_phrases(lmm.encode_image(random_image()), phrases)
     parts = [lmm.words.tokenizer(phrase + ".", add_special_tokens=False).input_ids for phrase in phrases]
     assert trace.token_ids == tuple(token for part in parts for token in part)
     assert [lmm.words.decode(trace.token_ids[span.token_start : span.token_end]) for span in spans] == phrases
     with pytest.raises(ValueError, match="answer: expected at least one word"):
-        lmm.read_answer(lmm.encode_image(random_image()), "where?", " ")
+        lmm.teacher_force(lmm.encode_image(random_image()), "where?", " ")
 
 
 def test_the_end_of_a_turn_ends_an_answer(lmm, kind, tmp_path):

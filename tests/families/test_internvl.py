@@ -3,8 +3,8 @@
 import json
 
 import family_checks
+import hugging_face_models
 import pytest
-import stock_models
 import torch
 from family_checks import REGIONS, SIZES
 from tiny_models import random_image
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from flmm_core.families import Checkpoint, family_of
-from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.lmm.frozen_lmm import FrozenLmm
 
 TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% if message['content'] is string %}"
@@ -34,17 +34,17 @@ TILES = {"landscape": (2, 3), "portrait": (3, 2), "square": (2, 2), "small": (1,
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     torch.manual_seed(0)
-    words = stock_models.words(
+    words = hugging_face_models.words(
         "<|im_start|>", "<|im_end|>", start_image_token="<img>", end_image_token="</img>",
         context_image_token="<IMG_CONTEXT>", video_token="<video>",
     )  # fmt: skip
-    text = Qwen2Config(vocab_size=len(words), num_hidden_layers=3, **stock_models.TEXT)
-    vision = InternVLVisionConfig(image_size=[64, 64], patch_size=[4, 4], **stock_models.TOWER)
+    text = Qwen2Config(vocab_size=len(words), num_hidden_layers=3, **hugging_face_models.TEXT)
+    vision = InternVLVisionConfig(image_size=[64, 64], patch_size=[4, 4], **hugging_face_models.TOWER)
     mark = words.convert_tokens_to_ids("<IMG_CONTEXT>")
     config = InternVLConfig(vision_config=vision, text_config=text, image_token_id=mark, image_seq_length=64)
     processor = GotOcr2ImageProcessorPil(size={"height": 64, "width": 64}, max_patches=6)
     model = InternVLForConditionalGeneration(config)
-    return stock_models.save(tmp_path_factory.mktemp("internvl"), model, words, processor, TEMPLATE)
+    return hugging_face_models.save(tmp_path_factory.mktemp("internvl"), model, words, processor, TEMPLATE)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_a_region_of_the_image_is_the_same_region_of_the_maps(lmm, name, region)
 
 
 def test_coarse_and_fine_maps_hold_all_attention_to_the_image(lmm):
-    trace = lmm.read_answer(lmm.encode_image(random_image(*SIZES["landscape"])), family_checks.QUESTION, family_checks.ANSWER)
-    rows = trace.kept.merged_rows([(0, 2)], trace.image_columns())
+    trace = lmm.teacher_force(lmm.encode_image(random_image(*SIZES["landscape"])), family_checks.QUESTION, family_checks.ANSWER)
+    rows = trace.attention.merged_rows([(0, 2)], trace.image_columns())
     maps = trace.merged_attention([(0, 2)])
     torch.testing.assert_close(maps.unflatten(1, (2, -1)).sum(dim=(1, 3, 4)).flatten(), rows.sum(dim=-1).flatten())
 
@@ -89,7 +89,7 @@ def test_prompt_and_images_are_the_processors(lmm, names):
     processor = InternVLProcessor(
         lmm.family.image_processor, words, InternVLVideoProcessor(), image_seq_length=64, chat_template=TEMPLATE
     )
-    text = processor.apply_chat_template(stock_models.turn("where is it?", len(images)), add_generation_prompt=True)
+    text = processor.apply_chat_template(hugging_face_models.turn("where is it?", len(images)), add_generation_prompt=True)
     theirs = processor(images=images, text=text, return_tensors="pt")
     prepared = lmm.family.prepare(images)
     assert theirs["input_ids"][0].tolist() == list(lmm.words.prompt_tokens("where is it?", prepared.layouts).ids)
@@ -108,4 +108,4 @@ def test_other_layouts_and_decoders_are_refused(tmp_path):
 
 
 def test_later_turns_are_those_of_the_chat_template(lmm):
-    stock_models.check_turns(lmm, TEMPLATE)
+    hugging_face_models.check_turns(lmm, TEMPLATE)

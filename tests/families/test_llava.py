@@ -5,7 +5,7 @@ import pytest
 from family_checks import REGIONS, SIZES
 from tiny_models import random_image, save_llava
 
-from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.lmm.frozen_lmm import FrozenLmm
 
 
 @pytest.fixture(scope="module")

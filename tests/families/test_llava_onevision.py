@@ -4,8 +4,8 @@ import copy
 import json
 
 import family_checks
+import hugging_face_models
 import pytest
-import stock_models
 import torch
 from family_checks import REGIONS, SIZES
 from tiny_models import random_image, tokenizer
@@ -21,7 +21,7 @@ from transformers import (
 
 from flmm_core.families import Checkpoint, family_of
 from flmm_core.families.llava_onevision import LlavaOnevisionFamily
-from flmm_core.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape
 
 WHOLE_CELLS = {"landscape": (87, 131), "portrait": (131, 87), "square": (131, 131)}
 """Odd sizes whose un-padded cells are the image to a pixel; of others, half a cell may be missing or too much."""
@@ -146,4 +146,4 @@ def test_the_prompt_decides(saved, tmp_path):
 
 
 def test_later_turns_are_those_of_the_chat_template(lmms):
-    stock_models.check_turns(lmms[9], TEMPLATE, kept=("assistant \n", "assistant\n"))
+    hugging_face_models.check_turns(lmms[9], TEMPLATE, kept=("assistant \n", "assistant\n"))

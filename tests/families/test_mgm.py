@@ -24,7 +24,7 @@ from transformers import (
 from flmm_core.errors import LoadError
 from flmm_core.families import Checkpoint, family_of
 from flmm_core.families.mgm import MgmFamily, MgmGemmaFamily, MgmHdFamily
-from flmm_core.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape
 
 KINDS = {"mgm": MgmFamily, "mgm_hd": MgmHdFamily, "mgm_gemma": MgmGemmaFamily}
 LAYERS, HEADS, CELLS = 3, 4, 8
@@ -278,8 +278,8 @@ def test_gemmas_prompt_is_that_of_its_chat_template(lmm, kind):
 @torch.no_grad()
 def test_two_images_keep_apart(lmm):
     images = [random_image(60, 90), random_image(70, 50, seed=1)]
-    both = lmm.read_answer(lmm.encode_images(images), "where?", "The lemon.")
-    other = lmm.read_answer(lmm.encode_images([images[0], random_image(70, 50, seed=2)]), "where?", "The lemon.")
+    both = lmm.teacher_force(lmm.encode_images(images), "where?", "The lemon.")
+    other = lmm.teacher_force(lmm.encode_images([images[0], random_image(70, 50, seed=2)]), "where?", "The lemon.")
     assert len(both.image_columns(0)) == len(both.image_columns(1)) == len(both.layouts[0].ids)
     second = [trace.merged_attention([(0, 1)], image=1) for trace in (both, other)]
     assert (second[0] / second[1]).log().std() > 1e-2
@@ -317,7 +317,7 @@ def test_gemma_scales_images_like_words(lmm, kind):
     try:
         whole = FrozenLmm(model=lmm.model, tokenizer=lmm.words.tokenizer, family=lmm.family, reuse_prefix=False)
         encoded = whole.encode_image(random_image(60, 90))
-        trace = whole.read_answer(encoded, "where?", "The lemon.")
+        trace = whole.teacher_force(encoded, "where?", "The lemon.")
     finally:
         hook.remove()
     torch.testing.assert_close(seen[0][0, trace.image_columns()], torch.cat(encoded.features.views) * math.sqrt(32))

@@ -1,8 +1,8 @@
 """PaliGemma 2 and 1 on tiny random models: soft-capped scores, a sliding window, a prompt that sees all of itself."""
 
 import family_checks
+import hugging_face_models
 import pytest
-import stock_models
 import torch
 from family_checks import ANSWER, QUESTION, REGIONS, SIZES
 from tiny_models import random_image
@@ -16,24 +16,24 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.lmm.frozen_lmm import FrozenLmm
 
 PROMPTS = [QUESTION, "two\nlines\r\nof words", ""]
 
 
 def save(folder, *, second=True, window=4096):
     torch.manual_seed(0)
-    words = stock_models.words(image_token="<image>")
-    sizes = {"vocab_size": len(words), "num_hidden_layers": 4, "head_dim": 8, **stock_models.TEXT}
+    words = hugging_face_models.words(image_token="<image>")
+    sizes = {"vocab_size": len(words), "num_hidden_layers": 4, "head_dim": 8, **hugging_face_models.TEXT}
     soft = {"attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 8, "sliding_window": window}
     text = Gemma2Config(**sizes, **soft) if second else GemmaConfig(**sizes)
-    vision = SiglipVisionConfig(image_size=64, patch_size=8, vision_use_head=False, **stock_models.TOWER)
+    vision = SiglipVisionConfig(image_size=64, patch_size=8, vision_use_head=False, **hugging_face_models.TOWER)
     config = PaliGemmaConfig(
         vision_config=vision, text_config=text, image_token_index=words.convert_tokens_to_ids("<image>"), projection_dim=32,
         hidden_size=32,
     )  # fmt: skip
     processor = SiglipImageProcessorPil(size={"height": 64, "width": 64}, image_seq_length=64)
-    return stock_models.save(folder, PaliGemmaForConditionalGeneration(config), words, processor)
+    return hugging_face_models.save(folder, PaliGemmaForConditionalGeneration(config), words, processor)
 
 
 @pytest.fixture(scope="module", params=["second", "first"])
@@ -56,8 +56,8 @@ def test_rows_behind_a_window_that_does_not_hold_the_image(tmp_path):
     folder = save(tmp_path, window=24)
     family_checks.check_rows(folder, random_image(*SIZES["landscape"]))
     lmm = FrozenLmm.from_pretrained(folder)
-    trace = lmm.read_answer(lmm.encode_image(random_image()), QUESTION, ANSWER)
-    assert [layer.window for layer in trace.kept.layers] == [24, None, 24, None]
+    trace = lmm.teacher_force(lmm.encode_image(random_image()), QUESTION, ANSWER)
+    assert [layer.window for layer in trace.attention.layers] == [24, None, 24, None]
     seen = trace.merged_attention([(0, 1)]).reshape(4, 4, 64) > 0
     assert not seen[::2, :, 0].any() and seen[1::2].all()
 
@@ -73,8 +73,9 @@ def test_the_prompt_sees_all_of_itself_and_the_answer_what_is_before_it(lmm):
     """So nothing of an image may serve two prompts, and words that are read later change nothing."""
     image = lmm.encode_image(random_image())
     assert not lmm.reuse_prefix
-    read = {(q, a): lmm.read_answer(image, q, a) for q in (QUESTION, "where is the mug?") for a in (ANSWER, "The yellow mug.")}
-    keys = {asked: trace.kept.layers[1].keys[:, :64] for asked, trace in read.items()}
+    questions = (QUESTION, "where is the mug?")
+    read = {(q, a): lmm.teacher_force(image, q, a) for q in questions for a in (ANSWER, "The yellow mug.")}
+    keys = {asked: trace.attention.layers[1].keys[:, :64] for asked, trace in read.items()}
     assert torch.allclose(keys[QUESTION, ANSWER], keys[QUESTION, "The yellow mug."], atol=1e-5)
     assert not torch.allclose(keys[QUESTION, ANSWER], keys["where is the mug?", ANSWER], atol=1e-2)
     first, other = (read[QUESTION, answer].states[:, :2] for answer in (ANSWER, "The yellow mug."))

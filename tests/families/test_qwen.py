@@ -1,7 +1,7 @@
 """Qwen2.5-VL, Qwen3-VL and Qwen3.5: grids that follow the image, positions that the model keeps, deepstack, linear layers."""
 
+import hugging_face_models
 import pytest
-import stock_models
 import tiny_qwen
 import torch
 from family_checks import (
@@ -19,10 +19,10 @@ from tiny_models import random_image
 from tiny_qwen import KINDS, save_qwen
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from flmm_core.checkpoints import lmm_shape
 from flmm_core.families import Checkpoint, family_of
 from flmm_core.families.qwen2_5_vl import ASSISTANT
-from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.loading.checkpoints import lmm_shape
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -94,13 +94,13 @@ def test_positions_belong_to_the_encoded_image(folder, lmm):
     alone = []
     for image in images:
         one = FrozenLmm.from_pretrained(folder, reuse_prefix=False)
-        alone.append(one.read_answer(one.encode_image(image), QUESTION, ANSWER))
+        alone.append(one.teacher_force(one.encode_image(image), QUESTION, ANSWER))
     encoded = [lmm.encode_image(image) for image in images]
     deltas = {int(lmm.read_prefix(image, lmm.words.prompt_tokens("", image.layouts)).state) for image in encoded}
     assert len(deltas) > 1
     for _ in range(2):
         for image, expected in zip(encoded, alone, strict=True):
-            got = lmm.read_answer(image, QUESTION, ANSWER)
+            got = lmm.teacher_force(image, QUESTION, ANSWER)
             spans = [(0, len(got.token_ids))]
             torch.testing.assert_close(got.states, expected.states, atol=states, rtol=0)
             torch.testing.assert_close(got.merged_attention(spans), expected.merged_attention(spans), atol=maps, rtol=0)
@@ -111,7 +111,7 @@ def test_an_encoded_image_is_left_alone(lmm):
     """Also the states of linear layers, which are written in place."""
     image = lmm.encode_image(random_image())
     first = lmm.generate(image, QUESTION, max_new_tokens=6)
-    lmm.read_answer(image, QUESTION, ANSWER)
+    lmm.teacher_force(image, QUESTION, ANSWER)
     again = lmm.generate(image, QUESTION, max_new_tokens=6)
     assert torch.equal(first.states, again.states)
 
@@ -125,12 +125,12 @@ def test_deepstack_features_reach_the_decoder(tmp_path):
     """Hidden states with the tower's middle features differ from those without."""
     lmm = FrozenLmm.from_pretrained(save_qwen(tmp_path, "qwen3_vl"), reuse_prefix=False)
     image = lmm.encode_image(random_image())
-    before = lmm.read_answer(image, QUESTION, ANSWER)
+    before = lmm.teacher_force(image, QUESTION, ANSWER)
     output, _ = image.features.given
     assert len(output.deepstack_features) == 2
     for features in output.deepstack_features:
         features[0].zero_()
-    after = lmm.read_answer(image, QUESTION, ANSWER)
+    after = lmm.teacher_force(image, QUESTION, ANSWER)
     assert torch.equal(after.states[0], before.states[0])
     assert (after.states[1] - before.states[1]).abs().max() > 1e-3
 
@@ -162,4 +162,4 @@ def test_boxes_are_in_the_units_of_the_kind(kind, tmp_path):
 
 def test_later_turns_are_those_of_the_chat_template(lmm):
     thought = ASSISTANT + "<think>\n\n</think>\n\n" if lmm.family.model_type == "qwen3_5" else ASSISTANT
-    stock_models.check_turns(lmm, lmm.words.tokenizer.chat_template, kept=(ASSISTANT, thought))
+    hugging_face_models.check_turns(lmm, lmm.words.tokenizer.chat_template, kept=(ASSISTANT, thought))

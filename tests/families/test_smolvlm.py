@@ -1,8 +1,8 @@
 """SmolVLM and Idefics3 on tiny random models: tiles of 8 x 8 cells with row and column tokens, the whole image last."""
 
 import family_checks
+import hugging_face_models
 import pytest
-import stock_models
 import torch
 from family_checks import REGIONS, SIZES
 from tiny_models import random_image
@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-from flmm_core.frozen_lmm import FrozenLmm
+from flmm_core.lmm.frozen_lmm import FrozenLmm
 
 TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if message['content'][0]['type'] == 'image' %}"
@@ -38,15 +38,15 @@ def save(folder, kind, *, split=True):
     torch.manual_seed(0)
     config_class, model_class, processor_class, start = KINDS[kind]
     special = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
-    words = stock_models.words(*special, *ROWS, start=start, begins=kind == "idefics3")
-    text = LlamaConfig(vocab_size=len(words), num_hidden_layers=3, **stock_models.TEXT)
-    vision = {"image_size": 64, "patch_size": 4, **stock_models.TOWER}
+    words = hugging_face_models.words(*special, *ROWS, start=start, begins=kind == "idefics3")
+    text = LlamaConfig(vocab_size=len(words), num_hidden_layers=3, **hugging_face_models.TEXT)
+    vision = {"image_size": 64, "patch_size": 4, **hugging_face_models.TOWER}
     mark = words.convert_tokens_to_ids("<image>")
     config = config_class(vision_config=vision, text_config=text, image_token_id=mark, scale_factor=2)
     sizes = {"size": {"longest_edge": 192}, "max_image_size": {"longest_edge": 64}}
     template = TEMPLATE.replace("<|im_start|>", start)
     processor = processor_class(**sizes, do_image_splitting=split)
-    return stock_models.save(folder, model_class(config), words, processor, template)
+    return hugging_face_models.save(folder, model_class(config), words, processor, template)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -96,7 +96,7 @@ def test_prompt_and_images_are_the_processors(lmm, names):
     images = [random_image(*sizes[name], seed=i) for i, name in enumerate(names)]
     words, family = lmm.words.tokenizer, lmm.family
     processor = Idefics3Processor(family.image_processor, words, image_seq_len=64, chat_template=words.chat_template)
-    text = processor.apply_chat_template(stock_models.turn("where is it?", len(images)), add_generation_prompt=True)
+    text = processor.apply_chat_template(hugging_face_models.turn("where is it?", len(images)), add_generation_prompt=True)
     theirs = processor(images=images, text=text, add_special_tokens=False, return_tensors="pt")
     prepared = family.prepare(images)
     assert theirs["input_ids"][0].tolist() == list(lmm.words.prompt_tokens("where is it?", prepared.layouts).ids)
@@ -108,4 +108,4 @@ def test_prompt_and_images_are_the_processors(lmm, names):
 
 
 def test_later_turns_are_those_of_the_chat_template(lmm):
-    stock_models.check_turns(lmm, lmm.words.tokenizer.chat_template)
+    hugging_face_models.check_turns(lmm, lmm.words.tokenizer.chat_template)

@@ -19,8 +19,8 @@ from tiny_models import random_image, save_llava
 
 from flmm_core.families import FAMILIES, Checkpoint, family_of
 from flmm_core.families.load_options import LoadOptions
-from flmm_core.model_info import model_info
-from flmm_core.weight_files import stored_tensors
+from flmm_core.loading.model_info import model_info
+from flmm_core.weights.files import stored_tensors
 
 gemma3, internvl = test_gemma3.folder, test_internvl.folder
 """Fixtures."""

@@ -12,7 +12,7 @@ from flmm_core.engines import parity
 from flmm_core.engines.export import export_networks
 from flmm_core.engines.tensorrt_engine import TensorrtEngine
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sources import registered_parts
+from flmm_core.weights.sources import registered_parts
 
 THERE = {
     "onnx": "CUDAExecutionProvider" in onnxruntime.get_available_providers(),

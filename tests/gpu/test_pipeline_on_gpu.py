@@ -6,13 +6,13 @@ import torch
 from PIL import Image, ImageDraw
 
 import flmm_tabletop
-from flmm_core.chat_command import ChatCommand
 from flmm_core.errors import MemoryFullError
 from flmm_core.families import Checkpoint
-from flmm_core.frozen_lmm import FrozenLmm, load_plain
-from flmm_core.frozen_report import verify_frozen
+from flmm_core.lmm.frozen_lmm import FrozenLmm, load_plain
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sources import registered_parts
+from flmm_core.requests.chat_command import ChatCommand
+from flmm_core.verification.frozen_report import verify_frozen
+from flmm_core.weights.sources import registered_parts
 
 PHRASES = ["the red mug", "the yellow lemon", "the green can", "the table"]
 
@@ -71,7 +71,7 @@ def test_answers_that_are_written_together_are_those_that_are_written_alone(part
         (one.encode(picture(seed=i)), text) for i, text in enumerate(("what is on the table?", "what is there?", "where?"))
     ]
     alone = [one.chat(image, text) for image, text in asked]
-    together = one.chat_together([ChatCommand(image, text) for image, text in asked])
+    together = one.chat_batch([ChatCommand(image, text) for image, text in asked])
     for expected, got in zip(alone, together, strict=True):
         assert got.text == expected.text
         assert min(overlaps(expected, got), default=1.0) >= 0.98
@@ -103,7 +103,7 @@ def test_rows_are_those_of_eager_attention(parts, dtype):
     prompt = lmm.words.prompt_tokens("what is on the table?", image.layouts, chat=True).ids
     ids = torch.tensor([[*prompt, *trace.token_ids]], device="cuda")
     columns, tokens = torch.arange(ids.shape[1], device="cuda"), range(len(trace.token_ids))
-    rows = torch.stack([trace.kept.rows(i, tokens, columns).float() for i in range(lmm.shape.layers)])
+    rows = torch.stack([trace.attention.rows(i, tokens, columns).float() for i in range(lmm.shape.layers)])
     eager = eager_rows(parts, lmm, image, ids, len(prompt), dtype)
     if dtype == torch.float32:
         torch.testing.assert_close(rows, eager, atol=1e-5, rtol=0)
@@ -116,12 +116,12 @@ def test_rows_are_those_of_eager_attention(parts, dtype):
 def test_graphs_decode_as_the_model_does(parts):
     whole = FrozenLmm.from_pretrained(parts["lmm"], device="cuda", cuda_graphs=False)
     graphs = FrozenLmm.from_pretrained(parts["lmm"], device="cuda")
-    mixes = torch.rand(3, whole.shape.layers, device="cuda")
+    layer_weights = torch.rand(3, whole.shape.layers, device="cuda")
     for seed in range(2):
         images = [lmm.encode_image(picture(seed=seed)) for lmm in (whole, graphs)]
         for question in ("what is on the table?", "where is the red mug?"):
             expected, got = (
-                lmm.generate(image, question, max_new_tokens=40, mixes=mixes)
+                lmm.generate(image, question, max_new_tokens=40, layer_weights=layer_weights)
                 for lmm, image in zip((whole, graphs), images, strict=True)
             )
             assert got.token_ids == expected.token_ids
@@ -131,7 +131,7 @@ def test_graphs_decode_as_the_model_does(parts):
     decoder = graphs._static
     assert decoder and decoder._usable and decoder._step and decoder._step._graph is not None, "expected a graph in use"
     short = decoder._step
-    graphs.generate(images[1], "what is on the table?", max_new_tokens=500, mixes=mixes)
+    graphs.generate(images[1], "what is on the table?", max_new_tokens=500, layer_weights=layer_weights)
     assert decoder._step is not short, "expected a larger room"
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
+from flmm_core.requests.callbacks import Callbacks
 from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
-from flmm_core.watcher import Watcher
 from flmm_ros.grounding_node import main
 
 
@@ -33,9 +33,9 @@ class ScriptedPipeline:
         self.images += 1
         return image
 
-    def chat(self, image, text, *, max_new_tokens=None, max_phrases=None, watch=None):
-        watch = watch or Watcher()
-        watch.on_stage("lmm")
+    def chat(self, image, text, *, max_new_tokens=None, max_phrases=None, callbacks=None):
+        callbacks = callbacks or Callbacks()
+        callbacks.on_stage("lmm")
         self.history.append(f"chat {text}")
         word, _, argument = text.partition(" ")
         if word == "history":
@@ -49,10 +49,10 @@ class ScriptedPipeline:
         if word == "write":  # a word every 50 ms
             for i in range(int(argument)):
                 time.sleep(0.05)
-                if watch.cancelled():
+                if callbacks.cancelled():
                     self.history.append(f"stopped after {i}")
                     raise CommandCancelledError("command: cancelled")
-                watch.on_text(" ".join(["word"] * (i + 1)))
+                callbacks.on_text(" ".join(["word"] * (i + 1)))
         if word == "forbidden":
             raise CommandError("text: expected other words")
         if word == "memory":
@@ -84,7 +84,7 @@ class ScriptedPipeline:
     def device_memory(self):
         return 5_000_000
 
-    def refer(self, image, phrases, *, watch=None):
+    def refer(self, image, phrases, *, callbacks=None):
         self.history.append(f"refer {phrases[0]}")
         return self._answer(phrases[0], 1, len(phrases[0]))
 

@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 from visualization_msgs.msg import Marker, MarkerArray
 
 from flmm_cli.ask_client import AskClient
-from flmm_core.grasp import NoGraspError
+from flmm_core.spatial.grasp import NoGraspError
 from flmm_ros import qos
 from flmm_ros.conversions import location_from_message, location_message
 from flmm_ros.msg import GroundedAnswer, GroundedPhrase, Location
@@ -16,7 +16,7 @@ from flmm_ros.pick import thing_of
 
 
 def test_locations_there_and_back():
-    from flmm_core.location import locate
+    from flmm_core.spatial.location import locate
 
     depth = np.full(IMAGE.shape[:2], 0.5, np.float32)
     place = locate(np.ones(IMAGE.shape[:2], bool), depth, np.array([[20.0, 0, 16], [0, 20, 12], [0, 0, 1]]))

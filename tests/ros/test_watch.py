@@ -1,4 +1,4 @@
-"""Standing lists: grounded again and again on the newest image, followed between two passes of the model."""
+"""WatchRequest lists: grounded again and again on the newest image, followed between two passes of the model."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ TEXTURE = np.repeat(
 )
 
 
-class Watcher:
+class Callbacks:
     """Sets lists, and collects results."""
 
     def __init__(self, bench):
@@ -46,7 +46,7 @@ class Watcher:
 
 @pytest.fixture(scope="module")
 def watcher(start_scripted):
-    return Watcher(start_scripted("watches", "watch_rate:=50.0", "watch_refresh:=3600.0"))
+    return Callbacks(start_scripted("watches", "watch_rate:=50.0", "watch_refresh:=3600.0"))
 
 
 def test_each_new_image_gives_a_result(watcher):

@@ -1,0 +1,1 @@
+"""Above the pipeline: conversations, batches of questions, the second look."""

@@ -1,0 +1,121 @@
+"""Several questions about one image: the LMM reads what was said before, and things keep their labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flmm_core.errors import CommandError
+from flmm_core.lmm.tokens import Exchange
+from flmm_core.pipeline import GroundingPipeline
+from flmm_core.requests.callbacks import Callbacks
+from flmm_core.requests.image_handle import ImageHandle
+from flmm_core.types import GroundedAnswer, GroundedPhrase
+
+SAME_THING = 0.5
+"""Least IoU of two masks that are taken for one thing."""
+
+_LABEL = re.compile(r"\[(\d+)\]")
+
+
+@dataclass(frozen=True)
+class LabelledAnswer:
+    """An answer, and under which labels its things are kept."""
+
+    answer: GroundedAnswer
+    labels: tuple[int, ...]
+    """One for each phrase, from 1; 0 for a phrase without a mask."""
+
+
+class Conversation:
+    """A conversation about one image.
+
+    Things that answers name are kept by label: one that was named before keeps its label, whatever it is called now.
+    ``[2]`` in a question stands for the words of thing 2.
+
+    Args:
+        pipeline: answers.
+        image: from its ``encode``.
+        remember: earlier questions, with their answers, that the LMM reads again; fewer where its context is too short,
+            none where it is a model of single questions.
+    """
+
+    def __init__(self, pipeline: GroundingPipeline, image: ImageHandle, *, remember: int) -> None:
+        if remember < 0:
+            raise ValueError(f"remember: expected 0 or more, got {remember}")
+        self._pipeline = pipeline
+        self._image = image
+        self._remember = remember if pipeline.lmm.family.turn_end is not None else 0
+        self._said: list[Exchange] = []
+        self.things: dict[int, GroundedPhrase] = {}
+        """By label, each as it was named last."""
+
+    def ask(self, text: str, *, callbacks: Callbacks | None = None) -> LabelledAnswer:
+        """Answer a question and ground the answer.
+
+        Args:
+            text: the user's words.
+            callbacks: follows the command.
+
+        Raises:
+            CommandError: as for :meth:`GroundingPipeline.chat`; or a label means nothing.
+            MemoryFullError: the device has too little memory left.
+        """
+        words = self.named(text)
+        answer = self._pipeline.chat(self._image, words, history=self._history(words), callbacks=callbacks)
+        if answer.text:
+            self._said.append((words, answer.text))
+        return self.labelled(answer)
+
+    def refer(self, phrases: Sequence[str]) -> LabelledAnswer:
+        """Ground given phrases; the LMM does not read what was said before.
+
+        Raises:
+            CommandError: as for :meth:`GroundingPipeline.refer`; or a label means nothing.
+            MemoryFullError: the device has too little memory left.
+        """
+        return self.labelled(self._pipeline.refer(self._image, [self.named(phrase) for phrase in phrases]))
+
+    def _history(self, words: str) -> list[Exchange]:
+        """The last exchanges that fit before a question."""
+        history = self._said[-self._remember :] if self._remember else []
+        longest = self._pipeline.config.max_new_tokens
+        while history and not self._pipeline.lmm.fits(self._image.lmm(), words, max_new_tokens=longest, history=history):
+            del history[0]
+        return history
+
+    def named(self, text: str) -> str:
+        """A text with the words of things in place of their labels.
+
+        Raises:
+            CommandError: a label means nothing.
+        """
+
+        def words(match: re.Match[str]) -> str:
+            if (thing := self.things.get(int(match[1]))) is None:
+                known = ", ".join(map(str, self.things)) or "none yet"
+                raise CommandError(f"label: expected one of those given ({known}), got {match[1]}")
+            return thing.text
+
+        return _LABEL.sub(words, text)
+
+    def labelled(self, answer: GroundedAnswer) -> LabelledAnswer:
+        """Keep the things of an answer about this image, and give them their labels."""
+        labels: list[int] = []
+        for phrase in answer.phrases:
+            if not phrase.mask.any():
+                labels.append(0)
+                continue
+            alike = {label: _iou(phrase.mask, thing.mask) for label, thing in self.things.items()}
+            best = max(alike, key=lambda label: alike[label], default=0)
+            label = best if alike.get(best, 0.0) >= SAME_THING else len(self.things) + 1
+            self.things[label] = phrase
+            labels.append(label)
+        return LabelledAnswer(answer, tuple(labels))
+
+
+def _iou(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first & second).sum() / max(1, (first | second).sum()))

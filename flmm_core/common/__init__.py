@@ -1,0 +1,1 @@
+"""What every room uses: devices, plain text, memory of tensors."""

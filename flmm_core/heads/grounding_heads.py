@@ -1,0 +1,97 @@
+"""Everything that is trained on top of the frozen LMM, with the parameter names of the published heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flmm_core.heads.keyword_selector import KeywordSelector
+from flmm_core.heads.presence import PresenceHead
+from flmm_core.heads.unet import UNetConfig, UNetHead
+from flmm_core.images.geometry import unpad
+from flmm_core.sam.refiner import SamRefiner
+from flmm_core.types import CoarseMasks, ImageGeometry
+
+_TEXT, _SELECTOR, _PRESENCE = range(3)
+"""Rows of :meth:`GroundingHeads.layer_weights`."""
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """Which LMM the heads fit, and their size."""
+
+    unet: UNetConfig
+    layers: int
+    """Decoder layers of the LMM."""
+    hidden_size: int
+    """Hidden size of the LMM."""
+    keyword_selector: bool = True
+    """Whether a trained keyword selector belongs to the heads; the published ones have none."""
+    presence: bool = True
+    """Whether a presence score belongs to the heads; the published ones have none."""
+
+
+class GroundingHeads(nn.Module):
+    """U-Net, text projection, SAM refiner, keyword selector and presence score. Always float32."""
+
+    def __init__(self, *, config: HeadsConfig, sam: SamRefiner) -> None:
+        super().__init__()
+        self.config = config
+        self.mask_head = UNetHead(config.unet)
+        self.text_layer_weights = nn.Parameter(torch.ones(config.layers))
+        self.text_proj = nn.Linear(config.hidden_size, sam.text_size)
+        self.sam = sam
+        size = (config.layers, config.hidden_size)
+        self.keyword_selector = KeywordSelector(*size) if config.keyword_selector else None
+        self.presence = PresenceHead(*size, config.unet.in_channels) if config.presence else None
+
+    def coarse_masks(self, maps: Tensor, geometry: ImageGeometry) -> CoarseMasks:
+        """Coarse masks that cover exactly the image.
+
+        Args:
+            maps: ``[n, c, h, w]`` attention merged over each phrase's tokens, over the padded frame.
+            geometry: of the image in that frame.
+        """
+        return CoarseMasks(logits=unpad(self.mask_head(maps), geometry), geometry=geometry)
+
+    def layer_weights(self) -> Tensor:
+        """What each decoder layer counts for text prompt, keyword selector and presence score: ``[3, l]`` float32.
+
+        Rows of what these heads do not have are zero.
+        """
+        text = self.text_layer_weights.softmax(dim=0)
+        probes = (self.keyword_selector, self.presence)
+        rows = (torch.zeros_like(text) if probe is None else probe.layer_weights.softmax(dim=0) for probe in probes)
+        return torch.stack([text, *rows])
+
+    def mix(self, states: Tensor) -> Tensor:
+        """Mixed states ``[3, t, d]`` from those of all layers ``[l, t, d]``, any float dtype."""
+        return torch.einsum("kl,ltd->ktd", self.layer_weights(), states.float())
+
+    def text_tokens(self, states: Tensor) -> Tensor:
+        """Text prompt tokens ``[t, 256]`` from a phrase's states ``[3, t, d]``, mixed by :meth:`layer_weights`."""
+        return self.text_proj(states[_TEXT])
+
+    def keyword_logits(self, states: Tensor) -> Tensor | None:
+        """Logit of each of ``t`` tokens to be part of a phrase, ``[t]``; None without a keyword selector.
+
+        Args:
+            states: ``[3, t, d]``, mixed by :meth:`layer_weights`.
+        """
+        return None if self.keyword_selector is None else self.keyword_selector(states[_SELECTOR])
+
+    def presence_logits(self, states: Sequence[Tensor], maps: Tensor) -> Tensor | None:
+        """Logit ``[n]`` that what each phrase names is there; None without a presence score.
+
+        Args:
+            states: ``n`` tensors ``[3, t, d]``, mixed by :meth:`layer_weights`, of each phrase's tokens.
+            maps: ``[n, c, h, w]`` attention merged over each phrase's tokens.
+        """
+        return None if self.presence is None else self.presence([phrase[_PRESENCE] for phrase in states], maps)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """State dict without the frozen image encoder, as heads are saved."""
+        return {key: value for key, value in self.state_dict().items() if ".image_encoder." not in key}

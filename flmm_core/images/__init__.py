@@ -1,0 +1,1 @@
+"""Images: files as people see them, and the arithmetic of frames."""

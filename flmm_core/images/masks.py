@@ -1,0 +1,48 @@
+"""Masks and maps over one image: overlap, peaks, and how much of a map lies on a mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Pixels of a found and a true mask. One of them may be empty: a thing without a mask, a mask without a thing."""
+
+    shared: int
+    union: int
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union; 0 for two empty masks."""
+        return self.shared / self.union if self.union else 0.0
+
+    @classmethod
+    def of(cls, found: np.ndarray | None, true: np.ndarray | None) -> Overlap:
+        """Compare masks ``[H, W]`` bool; None for one that is not there."""
+        if found is None or true is None:
+            only = true if found is None else found
+            return cls(0, 0 if only is None else int(only.sum()))
+        return cls(int((found & true).sum()), int((found | true).sum()))
+
+
+def peaks(maps: np.ndarray, height: int, width: int) -> list[tuple[int, int]]:
+    """Centres ``(x, y)`` of the largest cells of maps ``[k, h, w]``, in pixels of the image that they cover."""
+    rows, columns = maps.shape[-2:]
+    largest = maps.reshape(len(maps), -1).argmax(1)
+    return [(int((at % columns + 0.5) * width / columns), int((at // columns + 0.5) * height / rows)) for at in largest]
+
+
+def touched_cells(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """``[rows, columns]`` bool: cells of a grid over a mask ``[H, W]`` that hold any of its pixels."""
+    pixels = torch.from_numpy(mask)[None, None].float()
+    return (torch.nn.functional.adaptive_max_pool2d(pixels, (rows, columns))[0, 0] > 0).numpy()
+
+
+def share_on(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Share ``[k]`` of each map ``[k, h, w]`` on the cells that a mask ``[H, W]`` of the same image touches."""
+    cells = touched_cells(mask, *maps.shape[-2:])
+    return maps[:, cells].sum(axis=1) / np.maximum(maps.sum(axis=(1, 2)), 1e-12)

@@ -1,0 +1,1 @@
+"""Which words of an answer get a mask."""

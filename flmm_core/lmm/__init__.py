@@ -1,0 +1,1 @@
+"""The frozen LMM: tokens, prefix cache, generation, recorded attention and hidden states."""

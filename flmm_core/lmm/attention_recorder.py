@@ -1,0 +1,390 @@
+"""Records what word-to-image attention needs while scaled-dot-product attention (SDPA) runs.
+
+The recorder is an attention function registered with transformers under its own name. It delegates to transformers' SDPA,
+so the model's output is the same to the bit, and keeps aside the queries (after rotary embedding) of the tokens from a
+given position on and a reference to the keys, which the key/value cache holds anyway. Attention is computed from them
+later, layer by layer, for the wanted tokens only: no attention matrix of the whole sequence ever exists, and nothing is
+added to the decoding loop.
+
+Rows are what the model computed, or there are none: masks (windows, padding) are kept with the queries, soft caps applied,
+unused room of static caches cut off, and a layer whose cache has dropped positions is refused.
+
+This file knows attention layers and positions. It knows nothing of images, words or tokenizers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION_NAME = "flmm_recorder"
+"""Name of the attention implementation, as in ``config._attn_implementation``."""
+
+Merge = Literal["mean", "max"]
+
+
+@dataclass(frozen=True)
+class LayerQueries:
+    """What one decoder layer leaves behind: ``k`` key/value heads, ``q`` query heads, ``s`` positions, ``e`` head size."""
+
+    queries: Tensor
+    """``[q, t, e]`` of the kept tokens, after rotary embedding."""
+    key_parts: tuple[Tensor, ...]
+    """``[k, ..., e]`` each, together of all positions up to the last kept token."""
+    scaling: float
+    layer: int
+    """Which decoder layer it is."""
+    visible: Tensor | None = None
+    """``[t, s]`` bool, which positions each token may see; None if all before it and itself."""
+    window: int | None = None
+    """How many positions a token of a sliding layer sees, itself included; None for full attention."""
+    softcap: float | None = None
+    """Largest size of a score, which a tanh bends towards it; None for plain scores."""
+
+    @property
+    def keys(self) -> Tensor:
+        """``[k, s, e]`` of all positions up to the last kept token; put together anew each time."""
+        return self.key_parts[0] if len(self.key_parts) == 1 else torch.cat(self.key_parts, dim=1)
+
+
+@dataclass(frozen=True)
+class RecordedAttention:
+    """Queries of the tokens at positions ``start ... start + t - 1`` and the keys that they saw; of layers that give maps."""
+
+    start: int
+    layers: tuple[LayerQueries, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Number of kept tokens."""
+        return self.layers[0].queries.shape[1] if self.layers else 0
+
+    def rows(self, layer: int, tokens: Sequence[int], columns: Tensor) -> Tensor:
+        """Attention of one layer, each row a softmax over all that its token may see.
+
+        Args:
+            layer: which one, counted among the kept layers.
+            tokens: which tokens, counted from the first kept one.
+            columns: ``[m]`` int64, which positions of the sequence are wanted.
+
+        Returns:
+            ``[q, len(tokens), m]`` in the model's dtype, one row for each *query* head also with grouped keys.
+        """
+        kept = self.layers[layer]
+        index = torch.as_tensor(tokens, device=kept.queries.device)
+        queries = kept.queries[:, index]
+        heads, count, size = queries.shape
+        keys = kept.keys
+        key_heads, positions = keys.shape[:2]
+        grouped = queries.reshape(key_heads, heads // key_heads * count, size)
+        scores = (grouped @ keys.transpose(1, 2) * kept.scaling).reshape(heads, count, positions)
+        if kept.softcap is not None:
+            scores = (scores / kept.softcap).tanh() * kept.softcap
+        if kept.visible is None:
+            hidden = torch.arange(positions, device=index.device)[None] > (self.start + index)[:, None]
+        else:
+            hidden = ~kept.visible[index]
+        scores = scores.masked_fill(hidden, float("-inf"))
+        return scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)[..., columns]
+
+    def merged_rows(self, spans: Sequence[tuple[int, int]], columns: Tensor, *, merge: Merge = "mean") -> Tensor:
+        """Attention merged over the tokens of each span, one layer at a time.
+
+        Args:
+            spans: half-open token ranges, counted from the first kept token; none may be empty.
+            columns: ``[m]`` int64, which positions of the sequence are wanted.
+            merge: ``mean`` or ``max`` over the tokens, computed in the model's dtype.
+
+        Returns:
+            ``[l, q, n, m]`` float32, of the kept layers.
+
+        Raises:
+            ValueError: if a span is empty or reaches outside the kept tokens.
+        """
+        for start, end in spans:
+            if not 0 <= start < end <= self.tokens:
+                raise ValueError(f"token span: expected 0 <= start < end <= {self.tokens}, got ({start}, {end})")
+        if not spans:
+            return torch.zeros(len(self.layers), self.layers[0].queries.shape[0], 0, len(columns), device=columns.device)
+        tokens = sorted({token for start, end in spans for token in range(start, end)})
+        place = {token: i for i, token in enumerate(tokens)}
+        layers = []
+        for layer in range(len(self.layers)):
+            rows = self.rows(layer, tokens, columns)
+            parts = [rows[:, place[start] : place[end - 1] + 1] for start, end in spans]
+            merged = [part.mean(dim=1) if merge == "mean" else part.amax(dim=1) for part in parts]
+            layers.append(torch.stack(merged, dim=1).float())
+        return torch.stack(layers)
+
+
+@dataclass
+class _LayerRecord:
+    """One layer's passes so far, of ``b`` sequences."""
+
+    queries: list[Tensor]
+    """``[b, q, rows, e]`` of each pass."""
+    visible: list[Tensor | None]
+    """``[b, rows, positions then]`` of each pass; ``[1, ...]`` if alike for all sequences."""
+    keys: tuple[Tensor, ...]
+    """``[b, k, ..., e]`` each."""
+    seen: int
+    """Positions that the layer has been through, those in the cache at the beginning included."""
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+
+@dataclass
+class _Recording:
+    """Collects queries during forward passes; turned into :class:`RecordedAttention` at the end."""
+
+    start: int
+    seen: int
+    layers: Collection[int] | None
+    records: dict[int, _LayerRecord] = field(default_factory=dict)
+    _pass: int = -1
+    """Positions before the pass that :attr:`_masks` are of."""
+    _masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Masks of that pass, by identity, and what is kept of them."""
+
+    def add(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
+        """Keep the rows at or after ``start``.
+
+        Args:
+            layer: index of the decoder layer.
+            query: ``[b, q, rows, e]``.
+            key: ``[b, k, s, e]``, of all positions; of a static cache, with unused room behind them.
+            mask: ``[b, 1, rows, s]`` bool, or None where nothing but the future is hidden.
+            options: ``scaling``, ``sliding_window``, ``softcap`` and ``s_aux`` of the attention function, where given.
+        """
+        if self.layers is not None and layer not in self.layers:
+            return
+        rows = query.shape[2]
+        before = self.records[layer].seen if layer in self.records else self.seen
+        seen = before + rows
+        window = options.get("sliding_window")
+        if options.get("s_aux") is not None:
+            raise ValueError(
+                f"attention recorder, layer {layer}: expected rows that the keys share, got attention sinks (s_aux)"
+            )
+        if key.shape[2] < seen:
+            kind = f"a sliding window of {window}" if window else "a cache that drops positions"
+            raise ValueError(
+                f"attention recorder, layer {layer}: expected keys of {seen} positions, got {key.shape[2]}; a layer with {kind}"
+                " gives no maps"
+            )
+        if mask is None and window is not None and seen > window:
+            raise ValueError(f"attention recorder, layer {layer}: expected a mask for its sliding window of {window}, got none")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
+            raise ValueError(f"attention recorder: expected a bool mask for all heads, got {mask.dtype} {list(mask.shape)}")
+        skip = min(rows, max(0, self.start - before))
+        # A clone of a part, so that a view of its last rows does not keep a long prompt alive.
+        kept = query[:, :, skip:].clone() if skip else query
+        visible = None if mask is None else self._visible_of(mask, before, slice(skip, None), seen)
+        record = self.records.get(layer)
+        if record is None:
+            scaling = options.get("scaling")
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            record = _LayerRecord([], [], (key,), seen, scaling, window, options.get("softcap"))
+            self.records[layer] = record
+        record.queries.append(kept)
+        record.visible.append(visible)
+        record.keys, record.seen = (key[:, :, :seen],), seen
+
+    def _visible_of(self, mask: Tensor, before: int, rows: slice, seen: int) -> Tensor:
+        """A copy of the wanted part of a mask; layers that are given the same mask in a pass share it."""
+        if self._pass != before:
+            self._pass = before
+            self._masks.clear()
+        if id(mask) not in self._masks:
+            self._masks[id(mask)] = (mask, mask[:, 0, rows, :seen].clone())
+        return self._masks[id(mask)][1]
+
+    def take(self) -> Tensor:
+        """Queries of the last pass, of all layers one behind the other, flat; the pass, of one token, is forgotten."""
+        taken = []
+        for _, record in sorted(self.records.items()):
+            taken.append(record.queries.pop().flatten())
+            record.visible.pop()
+            record.seen -= 1
+        self._masks.clear()
+        return torch.cat(taken)
+
+    def put(self, queries: Tensor, keys: Sequence[tuple[Tensor, ...]]) -> None:
+        """Add what was taken of passes of one token each.
+
+        Args:
+            queries: ``[t, ...]``, each as taken.
+            keys: of every decoder layer, parts ``[1, k, ..., e]``, together of all positions.
+        """
+        records = sorted(self.records.items())
+        shapes = [record.queries[0].shape for _, record in records]
+        parts = queries.split([heads * size for _, heads, _, size in shapes], dim=1)
+        for (layer, record), (_, heads, _, size), part in zip(records, shapes, parts, strict=True):
+            record.queries.append(part.reshape(1, -1, heads, size).transpose(1, 2))
+            record.visible.append(None)
+            record.seen += len(queries)
+            record.keys = keys[layer]
+
+    def split(self, ranges: Sequence[tuple[int, int]], paddings: Sequence[int]) -> tuple[RecordedAttention, ...]:
+        """What was kept of each sequence; see :meth:`AttentionRecorder.split`."""
+        wanted = self.records if self.layers is None else self.layers
+        silent = sorted(set(wanted) - set(self.records))
+        if silent:
+            raise ValueError(
+                f"attention recorder: expected softmax attention in layers {sorted(wanted)}, got none from {silent};"
+                " layers with linear attention give no maps"
+            )
+        layers: list[list[LayerQueries]] = []
+        for layer, record in sorted(self.records.items()):
+            queries, visible = torch.cat(record.queries, dim=2), self._visible(record)
+            if self.start + queries.shape[2] != record.seen:
+                raise ValueError(
+                    f"attention recorder, layer {layer}: expected queries of positions {self.start} to {record.seen}, got"
+                    f" {queries.shape[2]}: passes must begin where the cache ends"
+                )
+            if len(queries) != len(ranges):
+                raise ValueError(f"attention recorder: expected {len(ranges)} sequences, got a batch of {len(queries)}")
+            layers.append([])
+            for i, ((first, last), begin) in enumerate(zip(ranges, paddings, strict=True)):
+                rows = slice(first - self.start, last - self.start)
+                layers[-1].append(
+                    LayerQueries(
+                        queries=queries[i, :, rows],
+                        key_parts=_between(tuple(keys[i] for keys in record.keys), begin, last),
+                        scaling=record.scaling,
+                        layer=layer,
+                        visible=None if visible is None else visible[i % len(visible), rows, begin:last],
+                        window=record.window,
+                        softcap=record.softcap,
+                    )
+                )
+        starts = [first - begin for (first, _), begin in zip(ranges, paddings, strict=True)]
+        return tuple(
+            RecordedAttention(start, tuple(kept)) for start, kept in zip(starts, zip(*layers, strict=True), strict=True)
+        )
+
+    def _visible(self, record: _LayerRecord) -> Tensor | None:
+        """Masks ``[b, t, s]`` of all passes under each other, as wide as the last; None if there was none."""
+        masks = [mask for mask in record.visible if mask is not None]
+        if not masks:
+            return None
+        device = record.keys[0].device
+        position, parts = self.start, []
+        columns = torch.arange(record.seen, device=device)
+        for queries, mask in zip(record.queries, record.visible, strict=True):
+            rows = torch.arange(position, position + queries.shape[2], device=device)
+            part = (columns[None] <= rows[:, None]).repeat(max(map(len, masks)), 1, 1)
+            if mask is not None:
+                part = torch.zeros_like(part)
+                part[:, :, : mask.shape[2]] = mask
+            parts.append(part)
+            position += queries.shape[2]
+        return torch.cat(parts, dim=1)
+
+
+def _between(parts: tuple[Tensor, ...], first: int, last: int) -> tuple[Tensor, ...]:
+    """Of tensors ``[k, ..., e]``, the positions ``[first, last)``."""
+    cut = []
+    for part in parts:
+        cut.append(part[:, max(0, first) : max(0, last)])
+        first, last = first - part.shape[1], last - part.shape[1]
+    return tuple(cut)
+
+
+_RECORDING: ContextVar[_Recording | None] = ContextVar("flmm_recording", default=None)
+
+
+def _recorded_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    recording = _RECORDING.get()
+    if recording is not None:
+        recording.add(int(module.layer_idx), query, key, attention_mask, options)  # type: ignore[arg-type]
+    if options.get("softcap") is not None:
+        return _own_attention(module, query, key, value, attention_mask, options)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def _own_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """The eager attention of the model's own file: SDPA refuses soft-capped scores."""
+    if mask is None:
+        rows, positions = query.shape[2], key.shape[2]
+        mask = torch.ones(1, 1, rows, positions, dtype=torch.bool, device=query.device).tril(positions - rows)
+    lowest = torch.finfo(query.dtype).min
+    added = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return eager(module, query, key, value, added, **options)
+
+
+AttentionInterface.register(ATTENTION_NAME, _recorded_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+
+
+def install(model: PreTrainedModel) -> None:
+    """Let the text part of ``model`` run through the recorder; the vision part keeps what it has."""
+    text = model.config.get_text_config()
+    names = [name for name in model.config.sub_configs if getattr(model.config, name, None) is text]
+    model.set_attn_implementation({names[0]: ATTENTION_NAME} if names else ATTENTION_NAME)
+    used = model.config.get_text_config()._attn_implementation
+    if used != ATTENTION_NAME:
+        raise ValueError(f"attention of the text model: expected {ATTENTION_NAME!r}, got {used!r}")
+
+
+class AttentionRecorder:
+    """Handle of a finished or running recording."""
+
+    def __init__(self, recording: _Recording) -> None:
+        self._recording = recording
+
+    def take(self) -> Tensor:
+        """See :meth:`_Recording.take`."""
+        return self._recording.take()
+
+    def put(self, queries: Tensor, keys: Sequence[tuple[Tensor, ...]]) -> None:
+        """See :meth:`_Recording.put`."""
+        self._recording.put(queries, keys)
+
+    def split(self, ranges: Sequence[tuple[int, int]], paddings: Sequence[int] | None = None) -> tuple[RecordedAttention, ...]:
+        """What was recorded of each sequence of a batch.
+
+        Args:
+            ranges: half-open ranges of columns to keep, one for each sequence; their ends leave out padding at the right.
+            paddings: columns of padding at the left of each sequence, from behind which positions are counted; None for none.
+        """
+        return self._recording.split(ranges, [0] * len(ranges) if paddings is None else paddings)
+
+
+@contextmanager
+def record(start: int, *, seen: int = 0, layers: Collection[int] | None = None) -> Iterator[AttentionRecorder]:
+    """Keep the queries of the tokens from position ``start`` on, in every recorded forward pass inside the block.
+
+    The passes must be of the same sequences, in order, with a key/value cache that keeps all positions.
+
+    Args:
+        start: first position that is kept.
+        seen: positions that are in the cache at the beginning.
+        layers: decoder layers that give maps; None for all that come by.
+
+    Raises:
+        ValueError: (inside the block or from ``split``) a layer cannot give maps: positions are missing from its cache, or
+            it has no softmax attention.
+    """
+    recording = _Recording(start=start, seen=seen, layers=layers)
+    token = _RECORDING.set(recording)
+    try:
+        yield AttentionRecorder(recording)
+    finally:
+        _RECORDING.reset(token)

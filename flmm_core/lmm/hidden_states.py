@@ -1,0 +1,121 @@
+"""Mixes the hidden states of the decoder's layers while the model runs: nothing but the mixtures is ever kept.
+
+What reads hidden states (text prompt, keyword selector, presence score) reads weighted sums over the layers. They are
+accumulated by forward hooks, for the tokens from a given position on; the states of a long prompt are not touched.
+
+This file knows decoder layers and positions. It knows nothing of images, words or heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_TOGETHER = 16
+"""Passes of one row each that are mixed at once: for each alone, the calls would cost more than the sums."""
+
+
+class StateMixer:
+    """Collects mixtures during forward passes of the same sequences, ``b`` of them.
+
+    Args:
+        start: first position that is kept.
+        seen: positions that are in the cache at the beginning.
+        layer_weights: ``[k, l]`` float32, what each layer counts in each mixture.
+    """
+
+    def __init__(self, *, start: int, seen: int, layer_weights: Tensor) -> None:
+        self._start = start
+        self._seen = seen
+        self.layer_weights = layer_weights
+        self._states: list[Tensor] = []
+        """Of the layers of the pass that runs, the kept rows."""
+        self._waiting: list[Tensor] = []
+        """Of the layers of passes of one row each, one behind the other; they are mixed together."""
+        self._passes: list[Tensor] = []
+
+    def add(self, layer: int, states: Tensor) -> None:
+        """Add the states of one layer, ``[b, rows, d]``; the layers of a pass come in order."""
+        rows, last = states.shape[1], layer == self.layer_weights.shape[1] - 1
+        skip = max(0, self._start - self._seen)
+        if last:
+            self._seen += rows
+        if skip >= rows:
+            return
+        # A clone of a part, so that a view of its last rows does not keep a long prompt alive.
+        self._states.append(states[:, skip:].clone() if skip else states)
+        if not last:
+            return
+        if rows - skip > 1:
+            self._mix()
+            self._passes.append(torch.einsum("kl,lbtd->bktd", self.layer_weights, torch.stack(self._states).float()))
+        else:
+            self._waiting += self._states
+            if len(self._waiting) >= _TOGETHER * len(self._states):
+                self._mix()
+        self._states.clear()
+
+    def _mix(self) -> None:
+        """Mix what waits."""
+        if self._waiting:
+            layers = torch.cat(self._waiting, dim=1).float().unflatten(1, (-1, self.layer_weights.shape[1]))
+            self._passes.append(torch.einsum("kl,btld->bktd", self.layer_weights, layers))
+            self._waiting.clear()
+
+    def take(self) -> Tensor:
+        """Mixtures ``[b, k, 1, d]`` of the last pass, of one row, which is forgotten."""
+        self._mix()
+        states = self._passes.pop()
+        self._seen -= states.shape[2]
+        return states
+
+    def put(self, states: Tensor) -> None:
+        """Add what was taken of passes, ``[b, k, rows, d]``."""
+        self._mix()
+        self._passes.append(states)
+        self._seen += states.shape[2]
+
+    def split(self, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """Mixtures ``[k, t, d]`` float32 of each sequence, of half-open ranges of positions; of no size if none were kept."""
+        self._mix()
+        if not self._passes:
+            return tuple(self.layer_weights.new_zeros(len(self.layer_weights), 0, 0) for _ in ranges)
+        states = torch.cat(self._passes, dim=2)
+        return tuple(
+            own[:, first - self._start : last - self._start] for own, (first, last) in zip(states, ranges, strict=True)
+        )
+
+
+@contextmanager
+def mixing(model: PreTrainedModel, *, start: int, seen: int, layer_weights: Tensor) -> Iterator[StateMixer]:
+    """Mix the hidden states of the tokens from position ``start`` on, in every forward pass inside the block.
+
+    A layer's state is its output; the last one's is what the final norm makes of it, as transformers has it.
+
+    Args:
+        model: has a decoder of ``layers`` and a final ``norm``.
+        start: first position that is kept.
+        seen: positions that are in the cache at the beginning.
+        layer_weights: ``[k, l]`` float32 on the model's device.
+    """
+    decoder: Any = model.get_decoder()
+    parts: list[nn.Module] = [*decoder.layers[:-1], decoder.norm]
+    if layer_weights.ndim != 2 or layer_weights.shape[1] != len(parts):
+        raise ValueError(f"layer layer_weights: expected [k, {len(parts)}], got {list(layer_weights.shape)}")
+    mixer = StateMixer(start=start, seen=seen, layer_weights=layer_weights)
+    hooks = [part.register_forward_hook(partial(_add, mixer, layer)) for layer, part in enumerate(parts)]
+    try:
+        yield mixer
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _add(mixer: StateMixer, layer: int, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    mixer.add(layer, output[0] if isinstance(output, tuple) else output)

@@ -1,0 +1,74 @@
+"""What the frozen LMM leaves behind for an answer: its words, hidden states, and attention on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flmm_core.families import ImageLayout
+from flmm_core.lmm.attention_recorder import Merge, RecordedAttention
+from flmm_core.types import ImageGeometry
+
+
+@dataclass(frozen=True)
+class LmmTrace:
+    """An answer that the LMM wrote (chat) or read (refer). Tokens are counted from the answer's first token."""
+
+    text: str
+    """The answer, without special tokens and outer white space."""
+    token_ids: tuple[int, ...]
+    """Ids of the ``t`` tokens of the answer, without the end-of-sequence token."""
+    token_offsets: tuple[tuple[int, int], ...]
+    """Half-open character range of each token in ``text``; may be empty, for special tokens and white space."""
+    ended: bool
+    """Whether the LMM ended the answer itself, rather than at the length limit. True for an answer that was read."""
+    states: Tensor
+    """``[k, t, d]`` float32 mixtures of the hidden states of the decoder's layers, the last one normed; by default each layer
+    for itself, ``k = l``."""
+    layouts: tuple[ImageLayout, ...]
+    """Of the images of the prompt."""
+    image_starts: tuple[int, ...]
+    """First column of each image in the sequence."""
+    attention: RecordedAttention
+    """Word-to-image attention, recomputed from saved queries when it is asked for."""
+
+    @property
+    def geometry(self) -> ImageGeometry:
+        """Of the first image, which commands are about."""
+        return self.layouts[0].geometry
+
+    def image_columns(self, image: int = 0) -> Tensor:
+        """``[m]`` int64 positions of an image in the sequence."""
+        start = self.image_starts[image]
+        return torch.arange(start, start + len(self.layouts[image].ids), device=self.states.device)
+
+    def merged_attention(self, spans: Sequence[tuple[int, int]], *, merge: Merge = "mean", image: int = 0) -> Tensor:
+        """Word-to-image attention, merged over the tokens of each span.
+
+        Args:
+            spans: ``n`` half-open token ranges.
+            merge: how to merge over tokens; the published heads expect ``mean``.
+            image: to which of the prompt's images.
+
+        Returns:
+            ``[n, c, h, w]`` float32, channels in the order that the heads expect.
+        """
+        rows = self.attention.merged_rows(spans, self.image_columns(image), merge=merge)
+        if not spans:  # the layout alone knows channels and size, so it arranges one phrase's nothing
+            layers, heads, _, columns = rows.shape
+            rows = rows.new_zeros(layers, heads, 1, columns)
+        return self.layouts[image].maps(rows)[: len(spans)]
+
+    def span_of(self, start: int, end: int) -> tuple[int, int]:
+        """Tokens that touch the characters ``[start, end)`` of the answer, as a half-open token range.
+
+        Raises:
+            ValueError: if no token does.
+        """
+        touched = [i for i, (a, b) in enumerate(self.token_offsets) if a < end and b > start]
+        if not touched:
+            raise ValueError(f"characters: expected a range inside the answer's {len(self.text)}, got ({start}, {end})")
+        return touched[0], touched[-1] + 1

@@ -1,0 +1,259 @@
+"""SAM as a refiner: coarse mask, box and words in, sharp mask out. Built from the parts of ``segment_anything``.
+
+The image is encoded once; each phrase then costs one pass of the small mask decoder. This file knows SAM's frames and
+prompts; it knows nothing of LMMs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flmm_core.images.geometry import mask_box
+from flmm_core.sam.transformers_sam import TransformersSam
+
+DECODER_BATCH = 8
+"""Phrases that go through the mask decoder together; bounds memory on long answers."""
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    """Which prompts are used; the published method uses all three and a single mask."""
+
+    use_mask: bool = True
+    use_box: bool = True
+    use_text: bool = True
+    multimask: bool = False
+    """Let SAM propose three masks and keep the one closest to the coarse mask."""
+
+
+@dataclass(frozen=True)
+class SamImage:
+    """An image that SAM's image encoder has seen."""
+
+    embedding: Tensor
+    """``[1, 256, eh, ew]``; SAM 2 and HQ-SAM keep more of the image behind these channels."""
+    image_height: int
+    image_width: int
+    input_height: int
+    """The image's height inside SAM's square input, which is padded at the right and the bottom."""
+    input_width: int
+
+    def to(self, device: torch.device) -> SamImage:
+        """With its embedding in float32 on a device."""
+        return replace(self, embedding=self.embedding.to(device, torch.float32))
+
+
+@dataclass(frozen=True)
+class SamPrompts:
+    """Prompts of ``n`` phrases in SAM's frame."""
+
+    masks: Tensor
+    """``[n, 1, mh, mw]`` logits."""
+    boxes: Tensor
+    """``[n, 4]`` XYXY pixels of SAM's input."""
+    texts: tuple[Tensor, ...]
+    """``n`` tensors ``[t, 256]``, one row for each token of the phrase."""
+
+
+@dataclass(frozen=True)
+class RefinedMasks:
+    """Answers of the mask decoder, before they are enlarged to the image."""
+
+    low_res: Tensor
+    """``[n, m, m]`` logits over SAM's padded input."""
+    iou: Tensor
+    """``[n]`` quality that SAM predicts for each mask."""
+
+
+class SamRefiner(nn.Module):
+    """SAM with a frozen image encoder; prompt encoder and mask decoder may be trained."""
+
+    def __init__(self, *, sam: Sam | TransformersSam, config: RefinerConfig | None = None) -> None:
+        super().__init__()
+        self.model = sam
+        self._stretches = isinstance(sam, TransformersSam) and sam.stretches
+        self.config = config or RefinerConfig()
+        self.model.image_encoder.requires_grad_(False)
+        self.encoder_engine: Callable[[Tensor], Tensor] | None = None
+        """Stands in for :meth:`encoder_network`."""
+        self.decoder_engine: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+        """Stands in for :meth:`decoder_network`."""
+
+    @property
+    def text_size(self) -> int:
+        """Width of the text prompt's tokens."""
+        return int(self.model.prompt_encoder.embed_dim)
+
+    @property
+    def frame(self) -> int:
+        """Side of SAM's square input, pixels."""
+        return int(self.model.image_encoder.img_size)  # type: ignore[arg-type]
+
+    def preprocess(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        """SAM's own preprocessing.
+
+        Args:
+            image: ``[H, W, 3]`` uint8 RGB.
+
+        Returns:
+            Normalised and padded pixels ``[1, 3, frame, frame]``, and the image's height and width in there.
+        """
+        height, width = self.input_size(*image.shape[:2])
+        resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        pixels = torch.as_tensor(resized, device=self.model.device).permute(2, 0, 1)[None]
+        return self.model.preprocess(pixels), (height, width)
+
+    def input_size(self, image_height: int, image_width: int) -> tuple[int, int]:
+        """Height and width of an image inside SAM's input, pixels."""
+        if self._stretches:
+            return self.frame, self.frame
+        height, width = ResizeLongestSide.get_preprocess_shape(image_height, image_width, self.frame)
+        return max(1, height), max(1, width)  # SAM's own rounding leaves nothing of a one-pixel line
+
+    @torch.no_grad()
+    def encode_image(self, image: np.ndarray) -> SamImage:
+        """Run the image encoder.
+
+        Args:
+            image: ``[H, W, 3]`` uint8 RGB.
+        """
+        pixels, size = self.preprocess(image)
+        run = self.encoder_network if self.encoder_engine is None else self.encoder_engine
+        return SamImage(run(pixels), image.shape[0], image.shape[1], size[0], size[1])
+
+    def encoder_network(self, pixels: Tensor) -> Tensor:
+        """The image encoder itself, which an engine may stand in for: ``[1, 3, frame, frame]`` to ``[1, 256, eh, ew]``."""
+        embedding: Tensor = self.model.image_encoder(pixels)
+        return embedding
+
+    def decoder_network(self, embedding: Tensor, masks: Tensor, boxes: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Prompt encoder and mask decoder themselves, which an engine may stand in for.
+
+        Args:
+            embedding: ``[1, 256, eh, ew]`` of the image.
+            masks: ``[n, 1, mh, mw]`` logits.
+            boxes: ``[n, 4]`` float32, XYXY pixels of SAM's input.
+            texts: ``[n, t, 256]``.
+
+        Returns:
+            Logits ``[n, k, m, m]`` over SAM's padded input, and the quality ``[n, k]`` that SAM predicts; ``k`` is 1, or 3 with
+            ``multimask``.
+        """
+        config, encoder = self.config, self.model.prompt_encoder
+        sparse, dense = encoder(points=None, boxes=boxes if config.use_box else None, masks=masks if config.use_mask else None)
+        if not (config.use_box or config.use_mask):  # SAM assumes a single prompt then
+            sparse, dense = sparse.expand(len(texts), -1, -1), dense.expand(len(texts), -1, -1, -1)
+        if config.use_text:
+            sparse = torch.cat([sparse, texts], dim=1)
+        low_res, iou = self.model.mask_decoder(
+            image_embeddings=embedding,
+            image_pe=encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=config.multimask,
+        )
+        return low_res, iou
+
+    def prompts(self, image: SamImage, coarse: Tensor, texts: Sequence[Tensor]) -> SamPrompts:
+        """Prompts from coarse masks and words.
+
+        The value that pads the mask prompt is ``min(-1, minimum over all phrases of this call)``, as in the published
+        method: a phrase's prompt therefore depends, outside the image only, on the phrases it comes with.
+
+        Args:
+            image: from :meth:`encode_image`.
+            coarse: ``[n, h, w]`` logits that cover exactly the image.
+            texts: ``n`` tensors ``[t, 256]``.
+        """
+        if coarse.shape[0] != len(texts):
+            raise ValueError(f"text prompts: expected one for each of {coarse.shape[0]} masks, got {len(texts)}")
+        inner = F.interpolate(coarse[:, None], (image.input_height, image.input_width), mode="bilinear")
+        if not len(texts):
+            return SamPrompts(coarse.new_zeros(0, 1, *self.mask_size), coarse.new_zeros(0, 4), ())
+        outside = coarse.detach().amin().clamp_max(-1.0)
+        padded = outside.expand(len(texts), 1, self.frame, self.frame).clone()
+        padded[..., : image.input_height, : image.input_width] = inner
+        masks = F.interpolate(padded, self.mask_size, mode="bilinear")
+        # One mask at a time: at image size a batch of them can be large.
+        boxes = torch.stack([self._box(one, image) for one in coarse.detach()])
+        return SamPrompts(masks, boxes, tuple(texts))
+
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """Height and width of a mask prompt."""
+        height, width = self.model.prompt_encoder.mask_input_size
+        return height, width
+
+    def _box(self, coarse: Tensor, image: SamImage) -> Tensor:
+        """Box prompt of one coarse mask ``[h, w]``, ``[4]`` float32, or the whole image if no cell is positive."""
+        mask = self._image_mask(coarse, image)
+        whole = torch.tensor([0, 0, image.image_width, image.image_height], device=coarse.device)
+        x = image.input_width / image.image_width
+        y = image.input_height / image.image_height
+        scale = torch.tensor([x, y, x, y], dtype=torch.float64, device=coarse.device)
+        return (torch.where(mask.any(), mask_box(mask), whole) * scale).float()
+
+    def _image_mask(self, coarse: Tensor, image: SamImage) -> Tensor:
+        """A coarse mask ``[h, w]`` thresholded at image size, ``[H, W]`` bool."""
+        size = (image.image_height, image.image_width)
+        return F.interpolate(coarse.sigmoid()[None, None], size, mode="bilinear")[0, 0] > 0.5
+
+    def forward(self, image: SamImage, coarse: Tensor, texts: Sequence[Tensor]) -> RefinedMasks:
+        """Refine coarse masks.
+
+        The decoder has no padding mask for prompt tokens, so only phrases of equal token count share a batch; results are
+        in the order of the phrases and do not depend on the grouping, but see :meth:`prompts` for the padding.
+
+        Args:
+            image: from :meth:`encode_image`.
+            coarse: ``[n, h, w]`` logits that cover exactly the image.
+            texts: ``n`` tensors ``[t, 256]``, tokens of each phrase after the text projection.
+        """
+        prompts = self.prompts(image, coarse, texts)
+        groups: dict[int, list[int]] = {}
+        for i, text in enumerate(prompts.texts):
+            groups.setdefault(len(text) if self.config.use_text else 0, []).append(i)
+        batches = [part[i : i + DECODER_BATCH] for part in groups.values() for i in range(0, len(part), DECODER_BATCH)]
+        if not batches:
+            return RefinedMasks(coarse.new_zeros(0, *self.mask_size), coarse.new_zeros(0))
+        results = [self._decode(image, prompts, batch, coarse) for batch in batches]
+        order = torch.tensor([i for batch in batches for i in batch], device=coarse.device).argsort()
+        low_res = torch.cat([result.low_res for result in results])[order]
+        return RefinedMasks(low_res, torch.cat([result.iou for result in results])[order])
+
+    def _decode(self, image: SamImage, prompts: SamPrompts, batch: list[int], coarse: Tensor) -> RefinedMasks:
+        """Run the decoder on phrases ``batch``, which have equally many tokens."""
+        texts = torch.stack([prompts.texts[i][: None if self.config.use_text else 0] for i in batch])
+        run = self.decoder_network if self.decoder_engine is None else self.decoder_engine
+        low_res, iou = run(image.embedding, prompts.masks[batch], prompts.boxes[batch], texts)
+        if not self.config.multimask:
+            return RefinedMasks(low_res[:, 0], iou[:, 0])
+        best = [self._closest(image, masks, coarse[i]) for masks, i in zip(low_res, batch, strict=True)]
+        rows = torch.arange(len(batch), device=low_res.device)
+        return RefinedMasks(low_res[rows, best], iou[rows, best])
+
+    @torch.no_grad()
+    def _closest(self, image: SamImage, candidates: Tensor, coarse: Tensor) -> int:
+        """Which of the candidates ``[k, m, m]`` overlaps best with the thresholded coarse mask ``[h, w]``."""
+        masks = self.to_image(candidates, image) > 0
+        target = self._image_mask(coarse, image)[None]
+        shared = (masks & target).sum(dim=(1, 2)).float()
+        union = (masks | target).sum(dim=(1, 2)).float()
+        return int((shared / union.clamp_min(1)).argmax())
+
+    def to_image(self, low_res: Tensor, image: SamImage) -> Tensor:
+        """SAM's standard postprocessing: logits ``[n, m, m]`` over its padded input to ``[n, H, W]`` image pixels."""
+        return self.model.postprocess_masks(
+            low_res[:, None],
+            (image.input_height, image.input_width),
+            (image.image_height, image.image_width),
+        )[:, 0]

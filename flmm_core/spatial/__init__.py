@@ -1,0 +1,1 @@
+"""From masks and depth to space: place, support plane, grasp, tracking."""

@@ -1,0 +1,1 @@
+"""Parity with reference data, and the proof that the LMM stays frozen."""
