@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flmm_core.common.plain_text import printable
 
 if TYPE_CHECKING:
-    from flmm_cli.ask_client import AskClient
+    from flmm_ros.client import AskClient
     from flmm_ros.msg import GroundedAnswer
 
 
@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Ask; exit status 1 if the node refused."""
-    from flmm_cli.ask_client import AskClient
+    from flmm_ros.client import AskClient
     from flmm_ros.msg import GroundedAnswer
 
     if not args.node.startswith("/"):

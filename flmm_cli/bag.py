@@ -12,7 +12,7 @@ from flmm_cli.counts import require_counts
 from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline, model_names
 
 if TYPE_CHECKING:
-    from flmm_cli.bag_files import BagWriter
+    from flmm_ros.bag.files import BagWriter
 
 _NAME = "flmm bag"
 """Of the metadata that say how a bag was made."""
@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
     config = grounding_config(args)
     from tqdm import tqdm
 
-    from flmm_cli import bag_grounding
-    from flmm_cli.bag_files import BagWriter
     from flmm_core.serving.requests import Mode, Status
+    from flmm_ros.bag import grounding as bag_grounding
+    from flmm_ros.bag.files import BagWriter
     from flmm_ros.commands import Command
 
     topic, count = bag_grounding.image_topic(args.bag, args.image, lambda text: print(f"flmm bag: {text}"))
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _earlier(partial: Path, asked: dict[str, str]) -> Callable[[BagWriter], int]:
     """What an interrupted run has left: a function that copies it into a new bag and says how many images it is about."""
-    from flmm_cli.bag_files import BagError, Recorded, metadata, read
+    from flmm_ros.bag.files import BagError, Recorded, metadata, read
 
     groups: list[list[Recorded]] = []
     group: list[Recorded] = []

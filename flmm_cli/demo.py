@@ -18,7 +18,7 @@ from flmm_cli.table import format_table
 from flmm_core.common.plain_text import printable
 
 if TYPE_CHECKING:
-    from flmm_cli.demo_run import Outcome, Pointing
+    from flmm_demo.demo_run import Outcome, Pointing
 
 STAGES = {
     "waiting": "wait",
@@ -64,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, print, and draw; exit status 0 if every command was answered."""
-    from flmm_cli import demo_run
+    from flmm_demo import demo_run
 
     require_counts(args, "count", "scenes")
     os.environ.update(demo_run.demo_environment())

@@ -59,7 +59,7 @@ def _run_picking(args: argparse.Namespace) -> int:
     require_counts(args, "count")
     config = grounding_config(args)
 
-    from flmm_cli.picking import attempts, record, rows
+    from flmm_demo.picking import attempts, record, rows
 
     context = provenance(args, config)
     found = attempts(load_pipeline(config), args.count, args.seed)

@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the nodes until Ctrl-C, or until one of them ends."""
-    from flmm_cli.node_processes import NodeProcesses, start_camera_and_node
+    from flmm_ros.node_processes import NodeProcesses, start_camera_and_node
 
     with NodeProcesses() as processes:
         start_camera_and_node(processes, node_arguments(args), args.seed)

@@ -27,14 +27,14 @@ def run(args: argparse.Namespace) -> int:
     """Stress, and print what was found."""
     if not args.minutes > 0:
         raise ValueError(f"--minutes: expected more than 0, got {args.minutes:g}")
-    from flmm_cli.demo_run import demo_environment
+    from flmm_demo.demo_run import demo_environment
 
     os.environ.update(demo_environment())
     from tqdm import tqdm
 
+    from flmm_bench.stress.report import figures, fine, table
+    from flmm_bench.stress.run import soak
     from flmm_cli.json_files import write_json
-    from flmm_cli.soaking.report import figures, fine, table
-    from flmm_cli.soaking.run import soak
 
     with tqdm(total=1.0, unit="", bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
         found = soak(args.minutes, args.logs, seed=args.seed, on_progress=lambda share: bar.update(share - bar.n))

@@ -23,7 +23,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from flmm_bench.machine import processor
-from flmm_cli.demo_run import demo_environment
+from flmm_demo.demo_run import demo_environment
 from flmm_ros import qos
 from flmm_ros.conversions import image_message
 from flmm_ros.middleware import LARGE_IMAGES, PROFILES_VARIABLE

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flmm_cli.soaking.report import table
+from flmm_bench.stress.report import table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (

@@ -1,5 +1,6 @@
 """Reads the documents: sections, tables, code blocks, links, commands, the file tree."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -87,23 +88,17 @@ def anchors(name):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def tree_entries():
-    """Paths of the file tree, in its order."""
-    parents, paths = [], []
-    for line in tree_lines():
-        depth, entry = (len(line) - len(line.lstrip())) // 2, line.split()[0]
-        parents = [*parents[:depth], entry]
-        paths.append("".join(parents))
-    return paths
-
-
-def tree_lines():
-    return code_blocks(section(document(REFERENCE), "File tree"), "text")[0].splitlines()
-
-
 def tracked():
     """Files of the repository; without git, those on disk."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode == 0 and listed.stdout:
         return [path for path in listed.stdout.splitlines() if (ROOT / path).exists()]
     return [str(path.relative_to(ROOT)) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def loaded_script(name):
+    """A module of scripts/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

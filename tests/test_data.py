@@ -1,13 +1,12 @@
 """Readers of published data sets, on tiny ones in the true layouts."""
 
-import importlib.util
 import json
 import pickle
 
 import numpy as np
 import pytest
 import tiny_public_data as tiny
-from documents import ROOT
+from documents import loaded_script
 from tiny_dataset import write_tiny_dataset
 
 from flmm_cli.main import main
@@ -280,9 +279,7 @@ def test_truth_is_drawn_as_an_answer(tmp_path):
 
 def test_table_top_scenes_in_every_published_layout(tmp_path):
     """The script that documents use: what its layouts say is what the scenes say."""
-    spec = importlib.util.spec_from_file_location("layouts", ROOT / "scripts" / "write_published_layouts.py")
-    layouts = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(layouts)
+    layouts = loaded_script("write_published_layouts")
     source = open_dataset(str(write_tiny_dataset(tmp_path / "table")))
     layouts.write_layouts(tmp_path / "table", tmp_path / "out")
     for name, kind in (

@@ -1,11 +1,10 @@
 """The figures in README.md and MODEL_CARD.md: written by scripts/write_figures.py from measured files, and by nobody else."""
 
-import importlib.util
 import json
 import re
 
 import pytest
-from documents import CARD, README, REFERENCE, ROOT, document, tables
+from documents import CARD, README, REFERENCE, ROOT, document, loaded_script, tables
 
 from flmm_core.config import DEFAULT_MODEL
 from flmm_core.loading.checkpoints import fingerprints
@@ -59,10 +58,7 @@ MADE_UP = {
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("write_figures", ROOT / "scripts" / "write_figures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded_script("write_figures")
 
 
 def block(name):

@@ -15,13 +15,13 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
-from flmm_cli.ask_client import NoReplyError
-from flmm_cli.soaking.books import Books, Entry
-from flmm_cli.soaking.fuzz import fuzzed, wild
-from flmm_cli.soaking.report import figures, fine, table
-from flmm_cli.soaking.run import Findings, Life, _Course
+from flmm_bench.stress.delivery_log import Books, Entry
+from flmm_bench.stress.fuzz import fuzzed, wild
+from flmm_bench.stress.report import figures, fine, table
+from flmm_bench.stress.run import Findings, Life, _Course
 from flmm_core.serving.requests import RefusedError
 from flmm_ros import commands, conversions
+from flmm_ros.client import NoReplyError
 from flmm_ros.msg import GroundedAnswer, Watch
 from flmm_ros.space import Space
 

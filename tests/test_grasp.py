@@ -72,8 +72,8 @@ def test_a_grasp_beside_or_above_the_thing_lifts_nothing(scene):
 
 def test_words_become_a_lifted_thing(open_renderer):
     from flmm_cli.model_options import load_pipeline
-    from flmm_cli.picking import LIFTED, attempts, record, rows
     from flmm_core.config import GroundingConfig
+    from flmm_demo.picking import LIFTED, attempts, record, rows
 
     pipeline = load_pipeline(GroundingConfig())
     open_renderer().close()

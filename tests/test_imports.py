@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("flmm_core", "flmm_tabletop", "flmm_ros", "flmm_sim", "flmm_cli", "flmm_bench", "flmm_fleet")
+PACKAGES = ("flmm_core", "flmm_tabletop", "flmm_ros", "flmm_sim", "flmm_cli", "flmm_bench", "flmm_fleet", "flmm_demo")
 
 
 def modules(root: Path, packages: tuple[str, ...] = PACKAGES) -> dict[str, Path]:

@@ -110,7 +110,7 @@ def without(blocked, code):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "module", ["flmm_core.pipeline", "flmm_core.drawing.overlay", "flmm_ros.grounding_node", "flmm_cli.ask_client"]
+    "module", ["flmm_core.pipeline", "flmm_core.drawing.overlay", "flmm_ros.grounding_node", "flmm_ros.client"]
 )
 def test_a_robot_needs_neither_simulation_nor_training(module):
     if module.startswith("flmm_ros."):
@@ -193,9 +193,10 @@ MAY_IMPORT = {
     "flmm_tabletop": {"flmm_core", "flmm_sim"},
     "flmm_sim": {"flmm_core"},
     "flmm_ros": {"flmm_core", "flmm_tabletop", "flmm_sim", *ROS},
-    "flmm_bench": {"flmm_core", "flmm_tabletop"},
+    "flmm_bench": {"flmm_core", "flmm_tabletop", "flmm_sim", "flmm_ros", *ROS},
+    "flmm_demo": {"flmm_core", "flmm_tabletop", "flmm_sim", "flmm_ros", *ROS},
     "flmm_fleet": {"flmm_core"},
-    "flmm_cli": {"flmm_core", "flmm_tabletop", "flmm_sim", "flmm_ros", "flmm_bench", "flmm_fleet", *ROS},
+    "flmm_cli": {"flmm_core", "flmm_tabletop", "flmm_sim", "flmm_ros", "flmm_bench", "flmm_fleet", "flmm_demo", *ROS},
 }
 """What each package may import of the others and of ROS; nothing imports what is above it."""
 

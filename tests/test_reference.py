@@ -3,12 +3,16 @@
 import argparse
 import ast
 import re
-from pathlib import Path
 
 import pytest
-from documents import PACKAGES, REFERENCE, ROOT, document, names, section, table, tables, tracked, tree_entries, tree_lines
+from documents import REFERENCE, ROOT, document, loaded_script, names, section, table, tables, tracked
 
 from flmm_core.config import tunables
+
+
+@pytest.fixture(scope="module")
+def file_tree():
+    return loaded_script("write_file_tree")
 
 
 def reference(*titles):
@@ -152,21 +156,13 @@ def test_messages():
 # --- file tree ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", tree_entries())
-def test_tree_entry_exists(path):
-    assert (ROOT / path).exists(), f"no {path}"
-    assert (ROOT / path).is_dir() == path.endswith("/"), path
+def test_tree_is_up_to_date(file_tree):
+    assert file_tree.with_tree(document(REFERENCE)) == document(REFERENCE), "run scripts/write_file_tree.py"
 
 
-def test_tree_is_complete():
-    entries = tree_entries()
-    assert len(set(entries)) == len(entries)
+def test_tree_has_everything_at_the_top(file_tree):
+    listed = {line.split()[0] for line in file_tree.lines() if not line.startswith(" ")}
     top = {path.split("/")[0] + ("/" if "/" in path else "") for path in tracked()}
-    assert not sorted(top - set(entries)), "top-level entries missing in the file tree"
-    modules = {path for path in tracked() if path.split("/")[0] in PACKAGES and path.endswith(".py")}
-    missing = {path for path in modules if Path(path).name != "__init__.py"} - set(entries)
-    assert not sorted(missing), "modules missing in the file tree"
-
-
-def test_tree_has_notes():
-    assert not [line for line in tree_lines() if len(line.split()) < 2]
+    extras = {name for name in top if re.fullmatch(r"requirements-\w+\.txt", name)}
+    assert not sorted(top - extras - listed), "top-level entries missing in OTHERS of scripts/write_file_tree.py"
+    assert not sorted(listed - top), "entries of OTHERS that are not there"

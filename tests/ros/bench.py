@@ -11,8 +11,8 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
-from flmm_cli.ask_client import AskClient
 from flmm_ros import qos
+from flmm_ros.client import AskClient
 from flmm_ros.msg import GroundedAnswer
 
 IMAGE = np.full((24, 32, 3), (200, 100, 50), np.uint8)

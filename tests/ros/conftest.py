@@ -16,8 +16,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from bench import Bench
 
-from flmm_cli.ask_client import AskClient
-from flmm_cli.node_processes import NodeProcesses
+from flmm_ros.client import AskClient
+from flmm_ros.node_processes import NodeProcesses
 
 SCRIPTED = str(Path(__file__).parent / "scripted_node.py")
 

@@ -10,7 +10,7 @@ from bench import IMAGE, image_of
 from rclpy.serialization import serialize_message
 from std_msgs.msg import String
 
-from flmm_cli.ask_client import NoReplyError
+from flmm_ros.client import NoReplyError
 from flmm_ros.conversions import SUPPORTED_ENCODINGS
 from flmm_ros.msg import GroundedAnswer
 

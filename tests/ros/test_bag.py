@@ -11,8 +11,8 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 
-from flmm_cli.bag_files import BagError, BagWriter, definition_of, metadata, read
 from flmm_cli.main import main
+from flmm_ros.bag.files import BagError, BagWriter, definition_of, metadata, read
 from flmm_ros.conversions import phrase_from_message
 from flmm_ros.msg import GroundedAnswer
 

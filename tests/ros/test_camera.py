@@ -7,7 +7,7 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 
-from flmm_cli.ask_client import AskClient
+from flmm_ros.client import AskClient
 
 
 @pytest.fixture(scope="module")

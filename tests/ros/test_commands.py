@@ -19,12 +19,12 @@ from bench import image_of
 from std_msgs.msg import String
 from test_start import models  # noqa: F401
 
-from flmm_cli import camera_images
-from flmm_cli.ask_client import AskClient, NoReplyError
 from flmm_cli.demo import lead_answers, remove_earlier
-from flmm_cli.demo_run import KINDS, Ask, Demo, Outcome, Pointing, compare, plan
 from flmm_core.data.samples import MISTAKE, REFER_ABSENT, Span, Turn
 from flmm_core.types import GroundedAnswer, GroundedPhrase
+from flmm_demo.demo_run import KINDS, Ask, Demo, Outcome, Pointing, compare, plan
+from flmm_ros import camera_images
+from flmm_ros.client import AskClient, NoReplyError
 from flmm_ros.msg import GroundedAnswer as Reply
 from flmm_sim.language import TURNS
 

@@ -9,9 +9,9 @@ from conftest import SCRIPTED
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-from flmm_cli.ask_client import AskClient
-from flmm_cli.node_processes import NodeProcesses
+from flmm_ros.client import AskClient
 from flmm_ros.msg import GroundedAnswer
+from flmm_ros.node_processes import NodeProcesses
 
 HEIGHT, WIDTH = IMAGE.shape[:2]
 K = [20.0, 0.0, 16.0, 0.0, 20.0, 12.0, 0.0, 0.0, 1.0]

@@ -10,9 +10,9 @@ from bench import Bench, image_of
 from diagnostic_msgs.msg import DiagnosticArray
 from tiny_models import save_model
 
-from flmm_cli.ask_client import AskClient
-from flmm_cli.node_processes import NodeProcesses
+from flmm_ros.client import AskClient
 from flmm_ros.msg import GroundedAnswer
+from flmm_ros.node_processes import NodeProcesses
 
 pytest.importorskip("ray", reason="Ray is not installed")
 

@@ -10,7 +10,7 @@ from documents import REFERENCE, ROOT, document, names, table
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
-from flmm_cli.ask_client import AskClient
+from flmm_ros.client import AskClient
 
 OF_EVERY_NODE = {"/rosout", "/parameter_events"}
 OF_LIFECYCLES = {"transition_event"}

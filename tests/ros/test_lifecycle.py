@@ -12,8 +12,8 @@ from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from std_msgs.msg import String
 
-from flmm_cli.ask_client import AskClient
 from flmm_ros import qos
+from flmm_ros.client import AskClient
 from flmm_ros.msg import GroundedAnswer, NodeStatus
 
 CONFIGURE, CLEANUP = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_CLEANUP

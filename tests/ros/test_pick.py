@@ -7,9 +7,9 @@ from geometry_msgs.msg import PoseStamped
 from scipy.spatial.transform import Rotation
 from visualization_msgs.msg import Marker, MarkerArray
 
-from flmm_cli.ask_client import AskClient
 from flmm_core.spatial.grasp import NoGraspError
 from flmm_ros import qos
+from flmm_ros.client import AskClient
 from flmm_ros.conversions import location_from_message, location_message
 from flmm_ros.msg import GroundedAnswer, GroundedPhrase, Location
 from flmm_ros.pick import thing_of

@@ -12,11 +12,11 @@ import pytest
 from bench import Bench, image_of
 from tiny_models import save_model, tiny_heads
 
-from flmm_cli.ask_client import AskClient
-from flmm_cli.node_processes import NodeProcesses
 from flmm_core.loading.checkpoints import save_heads
+from flmm_ros.client import AskClient
 from flmm_ros.conversions import phrase_from_message
 from flmm_ros.msg import GroundedAnswer
+from flmm_ros.node_processes import NodeProcesses
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from std_msgs.msg import String
 
 pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed (requirements-voice.txt)")
 
-from flmm_cli.ask_client import AskClient
-from flmm_cli.node_processes import NodeProcesses
 from flmm_ros import qos
+from flmm_ros.client import AskClient
 from flmm_ros.msg import GroundedAnswer
+from flmm_ros.node_processes import NodeProcesses
 from flmm_ros.recognisers import (
     Microphone,
     PocketsphinxRecogniser,

@@ -12,7 +12,7 @@ import numpy as np
 from flmm_bench.machine import processor
 
 if TYPE_CHECKING:
-    from flmm_cli.soaking.run import Findings, Life
+    from flmm_bench.stress.run import Findings, Life
 
 _SETTLED = 20
 """Seconds after a start that count as warming up."""

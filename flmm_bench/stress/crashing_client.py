@@ -14,7 +14,7 @@ from flmm_ros.action import Ground
 def main() -> None:
     """Die with status 3 as soon as the goal was taken; 4 if nobody takes it."""
     rclpy.init()
-    node = rclpy.create_node("soak_leaver")
+    node = rclpy.create_node("crashing_client")
     client: Any = ActionClient(node, Ground, "/grounding/ground")
     if not client.wait_for_server(10.0):
         os._exit(4)

@@ -16,10 +16,10 @@ from typing import Any
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 
-from flmm_cli.ask_client import AskClient, NoReplyError
-from flmm_cli.node_processes import NodeProcesses
-from flmm_cli.soaking.books import Books
-from flmm_cli.soaking.traffic import Traffic
+from flmm_bench.stress.delivery_log import Books
+from flmm_bench.stress.traffic import Traffic
+from flmm_ros.client import AskClient, NoReplyError
+from flmm_ros.node_processes import NodeProcesses
 
 _START = 180.0
 """Seconds for a node to start."""
@@ -85,7 +85,7 @@ def soak(minutes: float, log_dir: Path, *, seed: int, on_progress: Callable[[flo
         on_progress: told the share of the time that has passed.
     """
     with NodeProcesses(log_dir) as processes, AskClient() as client:
-        processes.start("camera", "flmm_cli.soaking.camera")
+        processes.start("camera", "flmm_bench.stress.camera")
         course = _Course(processes, client, seed, log_dir)
         course.run(60 * minutes, on_progress)
         return course.end()
@@ -108,7 +108,7 @@ class _Course:
 
     def _start(self, patience: float) -> None:
         arguments = ["--ros-args", "-p", f"image_cache:={_CACHE}"]
-        self._node = self._processes.start(self._name, "flmm_cli.soaking.node", arguments)
+        self._node = self._processes.start(self._name, "flmm_bench.stress.node", arguments)
         self._traffic.connect(patience)
         self._lives.append(Life())
         self._born = time.monotonic()
@@ -159,7 +159,7 @@ class _Course:
                 self._cycle(free=self._cycles % 2 == 1)
                 cycle = now + _CYCLE
             if now >= leaver:
-                subprocess.Popen([sys.executable, "-m", "flmm_cli.soaking.leaver"], stderr=subprocess.DEVNULL)
+                subprocess.Popen([sys.executable, "-m", "flmm_bench.stress.crashing_client"], stderr=subprocess.DEVNULL)
                 self._leavers += 1
                 leaver = now + _LEAVER
         self._seconds = now

@@ -20,16 +20,16 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 
-from flmm_cli.ask_client import AskClient, NoReplyError
-from flmm_cli.camera_images import CameraImages, Stamp
-from flmm_cli.node_processes import NodeProcesses, start_camera_and_node
 from flmm_core.data.samples import REFER, REFER_ABSENT, Span, Turn
 from flmm_core.evaluation.matching import is_right, match_phrases, true_masks
 from flmm_core.images.masks import Overlap
 from flmm_core.spatial.grasp import NoGraspError, top_grasp
 from flmm_core.types import GroundedAnswer, GroundedPhrase
+from flmm_ros.camera_images import CameraImages, Stamp
+from flmm_ros.client import AskClient, NoReplyError
 from flmm_ros.conversions import location_from_message, phrase_from_message
 from flmm_ros.msg import GroundedAnswer as Reply
+from flmm_ros.node_processes import NodeProcesses, start_camera_and_node
 from flmm_ros.pick import thing_of
 from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS
 from flmm_sim.gripper import WIDEST, try_pick

@@ -11,10 +11,10 @@ from rclpy.serialization import deserialize_message
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 
-from flmm_cli.bag_files import BagError, BagWriter, Recorded, read
 from flmm_core.serving.requests import Mode, Picture, RefusedError, Reply, Status, refusing
 from flmm_core.serving.server import Pipeline
 from flmm_ros import conversions
+from flmm_ros.bag.files import BagError, BagWriter, Recorded, read
 from flmm_ros.commands import Command, Located, reply_message
 from flmm_ros.msg import GroundedAnswer
 from flmm_ros.outputs import makers

@@ -13,12 +13,12 @@ from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Float32MultiArray, String
 
-from flmm_cli.ask_client import AskClient
-from flmm_cli.soaking.books import Books, Entry
-from flmm_cli.soaking.fuzz import fuzzed
-from flmm_cli.soaking.node import LATENESS
+from flmm_bench.stress.delivery_log import Books, Entry
+from flmm_bench.stress.fuzz import fuzzed
+from flmm_bench.stress.node import LATENESS
 from flmm_ros import qos
 from flmm_ros.action import Ground
+from flmm_ros.client import AskClient
 from flmm_ros.msg import GroundedAnswer, Watch
 
 QUESTIONS = (
@@ -51,7 +51,7 @@ class Traffic:
         self.client, self.books = client, Books()
         self.chance = random.Random(seed)
         self.late: list[float] = []
-        """Lateness of the node's timer, see :mod:`flmm_cli.soaking.node`."""
+        """Lateness of the node's timer, see :mod:`flmm_bench.stress.node`."""
         self.fuzzed = 0
         self.pauses = 0.0
         node = client.node
