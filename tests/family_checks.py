@@ -18,7 +18,8 @@ from flmm_core.heads.unet import UNetConfig, UNetHead
 from flmm_core.images.geometry import unpad
 from flmm_core.lmm import attention_recorder
 from flmm_core.lmm.encoded_image import EncodedImage
-from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape, load_plain
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.lmm.loading import lmm_shape, load_plain
 from flmm_core.lmm.trace import LmmTrace
 from flmm_core.training.losses import mask_losses
 from flmm_core.verification.frozen_report import ANEW, KEPT, verify_frozen
@@ -52,7 +53,7 @@ def check_rows(source, image: Image.Image, *, tolerance: float = 1e-5) -> None:
             assert trace.attention.start == len(prompt.ids)
             eager = eager_attention(lmm, encoded, [*prompt.ids, *trace.token_ids])
             tokens = range(len(trace.token_ids))
-            assert len(eager) == len(trace.attention.layers) == len(lmm.map_layers)
+            assert len(eager) == len(trace.attention.layers) == len(lmm.decoder.map_layers)
             own = torch.stack([layer[0, :, len(prompt.ids) :] for layer in eager])
             everywhere = torch.arange(own.shape[-1])
             rows = torch.stack([trace.attention.rows(i, tokens, everywhere) for i in range(len(eager))])
@@ -110,9 +111,9 @@ def eager_attention(lmm: FrozenLmm, encoded, ids) -> list[torch.Tensor]:
         attentions = lmm.model(**inputs, use_cache=False, output_attentions=True).attentions
     finally:
         attention_recorder.install(lmm.model)
-    if len(attentions) == len(lmm.map_layers):  # linear layers have none
+    if len(attentions) == len(lmm.decoder.map_layers):  # linear layers have none
         return list(attentions)
-    return [attentions[layer] for layer in lmm.map_layers]
+    return [attentions[layer] for layer in lmm.decoder.map_layers]
 
 
 # --- (b) position truth ---

@@ -38,8 +38,8 @@ def check_rows(lmm: FrozenLmm, images, *, tolerance: float = 1e-5) -> None:
             with torch.no_grad():
                 inputs = one.family.model_inputs(eager, ids, encoded.features)
                 attentions = eager(**inputs, cache=one.family.new_cache(eager), output_attentions=True).attentions
-            assert [layer.layer for layer in trace.attention.layers] == list(one.map_layers)
-            for i, layer in enumerate(one.map_layers):
+            assert [layer.layer for layer in trace.attention.layers] == list(one.decoder.map_layers)
+            for i, layer in enumerate(one.decoder.map_layers):
                 got = trace.attention.rows(i, range(len(trace.token_ids)), torch.arange(ids.shape[1]))
                 expected = attentions[layer][0, :, len(prompt.ids) :]
                 torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)

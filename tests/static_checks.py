@@ -13,9 +13,13 @@ def check_static(lmm: FrozenLmm, images, *, tokens: int = 6) -> None:
     if not allows_static_decoding(lmm.model):
         return
     static = FrozenLmm(
-        model=lmm.model, tokenizer=lmm.words.tokenizer, family=lmm.family, reuse_prefix=lmm.reuse_prefix, cuda_graphs=False
+        model=lmm.model,
+        tokenizer=lmm.words.tokenizer,
+        family=lmm.family,
+        reuse_prefix=lmm.decoder.reuse_prefix,
+        cuda_graphs=False,
     )
-    decoder = static._static = StaticDecoder(lmm.model)
+    decoder = static.decoder.static = StaticDecoder(lmm.model)
     layer_weights = torch.rand(2, lmm.shape.layers)
     for _ in range(2):
         encoded, other = lmm.encode_images(images), static.encode_images(images)

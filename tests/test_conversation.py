@@ -11,7 +11,7 @@ from flmm_core.chat.closer_look import FIRST_QUESTION, enlarged_part, look_close
 from flmm_core.chat.conversation import Conversation
 from flmm_core.config import GroundingConfig
 from flmm_core.errors import CommandError
-from flmm_core.lmm.frozen_lmm import load_plain
+from flmm_core.lmm.loading import load_plain
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import Callbacks
 from flmm_core.types import GroundedAnswer, GroundedPhrase, KeywordSpan

@@ -10,7 +10,8 @@ from transformers import AddedToken, LlavaForConditionalGeneration
 
 from flmm_core.errors import CommandError
 from flmm_core.families import LmmShape
-from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.lmm.loading import lmm_shape
 from flmm_core.lmm.tokens import AnswerTokens, LmmWords
 
 QUESTIONS = ["where is the lemon?", "what is there", "pick up the banana, please", "Où est l'été? 柠檬", "a"]
@@ -78,7 +79,7 @@ def test_reading_an_answer_matches_having_written_it(folder, monkeypatch):
 def test_commands_leave_the_encoded_image_alone(folder):
     lmm = FrozenLmm.from_pretrained(folder)
     image = lmm.encode_image(random_image())
-    layers = lmm.read_prefix(image, lmm.words.prompt_tokens("", image.layouts, chat=True)).cache.layers
+    layers = lmm.decoder.read_prefix(image, lmm.words.prompt_tokens("", image.layouts, chat=True)).cache.layers
     before = [(layer.keys.clone(), layer.values.clone()) for layer in layers]
     first = lmm.generate(image, QUESTIONS[0], max_new_tokens=6)
     lmm.teacher_force(image, QUESTIONS[1], "The lemon.")
@@ -97,7 +98,7 @@ def test_a_first_command_reads_its_prompt_in_one_pass_and_keeps_the_beginning(fo
     prompt = lmm.words.prompt_tokens(QUESTIONS[0], image.layouts, chat=True)
     first = lmm.generate(image, QUESTIONS[0], max_new_tokens=3)
     assert lengths[0] == len(prompt.ids) and lengths[1:] == [1, 1, 1]
-    kept, read = lmm.read_prefix(image, prompt), lmm.read_prefix(alone, prompt)
+    kept, read = lmm.decoder.read_prefix(image, prompt), lmm.decoder.read_prefix(alone, prompt)
     assert kept.ids == read.ids
     for layer, other in zip(kept.cache.layers, read.cache.layers, strict=True):
         torch.testing.assert_close(layer.keys, other.keys, atol=1e-5, rtol=1e-4)

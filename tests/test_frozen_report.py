@@ -10,7 +10,8 @@ from transformers import LlavaForConditionalGeneration
 from flmm_cli import main as cli
 from flmm_cli.verify_frozen import QUESTIONS, SIZES, drawn_images
 from flmm_core.lmm.attention_recorder import ATTENTION_NAME
-from flmm_core.lmm.frozen_lmm import FrozenLmm, load_plain
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.lmm.loading import load_plain
 from flmm_core.verification.frozen_report import (
     ANEW,
     BATCH,
@@ -78,7 +79,7 @@ def test_a_changed_token_is_found(folder, monkeypatch):
     generate = FrozenLmm.generate
 
     def other(self, image, text, **options):
-        return generate(self, image, "b" if text == "a" and self.reuse_prefix else text, **options)
+        return generate(self, image, "b" if text == "a" and self.decoder.reuse_prefix else text, **options)
 
     monkeypatch.setattr(FrozenLmm, "generate", other)
     report = verified(folder)

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,104 +27,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from flmm_core.lmm.attention_rows import LayerQueries, RecordedAttention
+
 ATTENTION_NAME = "flmm_recorder"
 """Name of the attention implementation, as in ``config._attn_implementation``."""
-
-Merge = Literal["mean", "max"]
-
-
-@dataclass(frozen=True)
-class LayerQueries:
-    """What one decoder layer leaves behind: ``k`` key/value heads, ``q`` query heads, ``s`` positions, ``e`` head size."""
-
-    queries: Tensor
-    """``[q, t, e]`` of the kept tokens, after rotary embedding."""
-    key_parts: tuple[Tensor, ...]
-    """``[k, ..., e]`` each, together of all positions up to the last kept token."""
-    scaling: float
-    layer: int
-    """Which decoder layer it is."""
-    visible: Tensor | None = None
-    """``[t, s]`` bool, which positions each token may see; None if all before it and itself."""
-    window: int | None = None
-    """How many positions a token of a sliding layer sees, itself included; None for full attention."""
-    softcap: float | None = None
-    """Largest size of a score, which a tanh bends towards it; None for plain scores."""
-
-    @property
-    def keys(self) -> Tensor:
-        """``[k, s, e]`` of all positions up to the last kept token; put together anew each time."""
-        return self.key_parts[0] if len(self.key_parts) == 1 else torch.cat(self.key_parts, dim=1)
-
-
-@dataclass(frozen=True)
-class RecordedAttention:
-    """Queries of the tokens at positions ``start ... start + t - 1`` and the keys that they saw; of layers that give maps."""
-
-    start: int
-    layers: tuple[LayerQueries, ...]
-
-    @property
-    def tokens(self) -> int:
-        """Number of kept tokens."""
-        return self.layers[0].queries.shape[1] if self.layers else 0
-
-    def rows(self, layer: int, tokens: Sequence[int], columns: Tensor) -> Tensor:
-        """Attention of one layer, each row a softmax over all that its token may see.
-
-        Args:
-            layer: which one, counted among the kept layers.
-            tokens: which tokens, counted from the first kept one.
-            columns: ``[m]`` int64, which positions of the sequence are wanted.
-
-        Returns:
-            ``[q, len(tokens), m]`` in the model's dtype, one row for each *query* head also with grouped keys.
-        """
-        kept = self.layers[layer]
-        index = torch.as_tensor(tokens, device=kept.queries.device)
-        queries = kept.queries[:, index]
-        heads, count, size = queries.shape
-        keys = kept.keys
-        key_heads, positions = keys.shape[:2]
-        grouped = queries.reshape(key_heads, heads // key_heads * count, size)
-        scores = (grouped @ keys.transpose(1, 2) * kept.scaling).reshape(heads, count, positions)
-        if kept.softcap is not None:
-            scores = (scores / kept.softcap).tanh() * kept.softcap
-        if kept.visible is None:
-            hidden = torch.arange(positions, device=index.device)[None] > (self.start + index)[:, None]
-        else:
-            hidden = ~kept.visible[index]
-        scores = scores.masked_fill(hidden, float("-inf"))
-        return scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)[..., columns]
-
-    def merged_rows(self, spans: Sequence[tuple[int, int]], columns: Tensor, *, merge: Merge = "mean") -> Tensor:
-        """Attention merged over the tokens of each span, one layer at a time.
-
-        Args:
-            spans: half-open token ranges, counted from the first kept token; none may be empty.
-            columns: ``[m]`` int64, which positions of the sequence are wanted.
-            merge: ``mean`` or ``max`` over the tokens, computed in the model's dtype.
-
-        Returns:
-            ``[l, q, n, m]`` float32, of the kept layers.
-
-        Raises:
-            ValueError: if a span is empty or reaches outside the kept tokens.
-        """
-        for start, end in spans:
-            if not 0 <= start < end <= self.tokens:
-                raise ValueError(f"token span: expected 0 <= start < end <= {self.tokens}, got ({start}, {end})")
-        if not spans:
-            return torch.zeros(len(self.layers), self.layers[0].queries.shape[0], 0, len(columns), device=columns.device)
-        tokens = sorted({token for start, end in spans for token in range(start, end)})
-        place = {token: i for i, token in enumerate(tokens)}
-        layers = []
-        for layer in range(len(self.layers)):
-            rows = self.rows(layer, tokens, columns)
-            parts = [rows[:, place[start] : place[end - 1] + 1] for start, end in spans]
-            merged = [part.mean(dim=1) if merge == "mean" else part.amax(dim=1) for part in parts]
-            layers.append(torch.stack(merged, dim=1).float())
-        return torch.stack(layers)
 
 
 @dataclass
@@ -145,8 +51,11 @@ class _LayerRecord:
 
 
 @dataclass
-class _Recording:
-    """Collects queries during forward passes; turned into :class:`RecordedAttention` at the end."""
+class AttentionRecorder:
+    """Collects queries during forward passes of the same sequences; :meth:`split` turns them into :class:`RecordedAttention`.
+
+    :func:`record` makes it.
+    """
 
     start: int
     seen: int
@@ -236,8 +145,14 @@ class _Recording:
             record.seen += len(queries)
             record.keys = keys[layer]
 
-    def split(self, ranges: Sequence[tuple[int, int]], paddings: Sequence[int]) -> tuple[RecordedAttention, ...]:
-        """What was kept of each sequence; see :meth:`AttentionRecorder.split`."""
+    def split(self, ranges: Sequence[tuple[int, int]], paddings: Sequence[int] | None = None) -> tuple[RecordedAttention, ...]:
+        """What was recorded of each sequence of a batch.
+
+        Args:
+            ranges: half-open ranges of columns to keep, one for each sequence; their ends leave out padding at the right.
+            paddings: columns of padding at the left of each sequence, from behind which positions are counted; None for none.
+        """
+        paddings = [0] * len(ranges) if paddings is None else paddings
         wanted = self.records if self.layers is None else self.layers
         silent = sorted(set(wanted) - set(self.records))
         if silent:
@@ -302,15 +217,15 @@ def _between(parts: tuple[Tensor, ...], first: int, last: int) -> tuple[Tensor, 
     return tuple(cut)
 
 
-_RECORDING: ContextVar[_Recording | None] = ContextVar("flmm_recording", default=None)
+_RECORDER: ContextVar[AttentionRecorder | None] = ContextVar("flmm_attention_recorder", default=None)
 
 
 def _recorded_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    recording = _RECORDING.get()
-    if recording is not None:
-        recording.add(int(module.layer_idx), query, key, attention_mask, options)  # type: ignore[arg-type]
+    recorder = _RECORDER.get()
+    if recorder is not None:
+        recorder.add(int(module.layer_idx), query, key, attention_mask, options)  # type: ignore[arg-type]
     if options.get("softcap") is not None:
         return _own_attention(module, query, key, value, attention_mask, options)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -343,30 +258,6 @@ def install(model: PreTrainedModel) -> None:
         raise ValueError(f"attention of the text model: expected {ATTENTION_NAME!r}, got {used!r}")
 
 
-class AttentionRecorder:
-    """Handle of a finished or running recording."""
-
-    def __init__(self, recording: _Recording) -> None:
-        self._recording = recording
-
-    def take(self) -> Tensor:
-        """See :meth:`_Recording.take`."""
-        return self._recording.take()
-
-    def put(self, queries: Tensor, keys: Sequence[tuple[Tensor, ...]]) -> None:
-        """See :meth:`_Recording.put`."""
-        self._recording.put(queries, keys)
-
-    def split(self, ranges: Sequence[tuple[int, int]], paddings: Sequence[int] | None = None) -> tuple[RecordedAttention, ...]:
-        """What was recorded of each sequence of a batch.
-
-        Args:
-            ranges: half-open ranges of columns to keep, one for each sequence; their ends leave out padding at the right.
-            paddings: columns of padding at the left of each sequence, from behind which positions are counted; None for none.
-        """
-        return self._recording.split(ranges, [0] * len(ranges) if paddings is None else paddings)
-
-
 @contextmanager
 def record(start: int, *, seen: int = 0, layers: Collection[int] | None = None) -> Iterator[AttentionRecorder]:
     """Keep the queries of the tokens from position ``start`` on, in every recorded forward pass inside the block.
@@ -382,9 +273,9 @@ def record(start: int, *, seen: int = 0, layers: Collection[int] | None = None) 
         ValueError: (inside the block or from ``split``) a layer cannot give maps: positions are missing from its cache, or
             it has no softmax attention.
     """
-    recording = _Recording(start=start, seen=seen, layers=layers)
-    token = _RECORDING.set(recording)
+    recorder = AttentionRecorder(start=start, seen=seen, layers=layers)
+    token = _RECORDER.set(recorder)
     try:
-        yield AttentionRecorder(recording)
+        yield recorder
     finally:
-        _RECORDING.reset(token)
+        _RECORDER.reset(token)

@@ -22,8 +22,8 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 from flmm_core.lmm.attention_recorder import AttentionRecorder
-from flmm_core.lmm.encoded_image import can_be_cut
 from flmm_core.lmm.hidden_states import StateMixer
+from flmm_core.lmm.prefix_cache import can_be_cut
 
 _ROOM = 512
 """Rooms hold a multiple of this many positions, so that one serves many prompts."""

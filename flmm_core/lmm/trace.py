@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flmm_core.families import ImageLayout
-from flmm_core.lmm.attention_recorder import Merge, RecordedAttention
+from flmm_core.lmm.attention_rows import Merge, RecordedAttention
 from flmm_core.types import ImageGeometry
 
 

@@ -21,7 +21,7 @@ from flmm_core.errors import LoadError, explained
 from flmm_core.families import LmmShape, LoadedLmm
 from flmm_core.heads.grounding_heads import GroundingHeads, HeadsConfig
 from flmm_core.heads.unet import UNetConfig, UNetHead
-from flmm_core.lmm import frozen_lmm
+from flmm_core.lmm import loading as lmm_loading
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.sam.checkpoints import load_sam
 from flmm_core.sam.refiner import SamRefiner
@@ -117,7 +117,7 @@ def load_plain_lmm(source: str | Path, *, device: torch.device, dtype: torch.dty
     check_device(device)
     source = sources.located("lmm", source)
     with explained("LMM", source), _quiet():
-        return frozen_lmm.load_plain(source, device=device, dtype=dtype, quantization=quantization)
+        return lmm_loading.load_plain(source, device=device, dtype=dtype, quantization=quantization)
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def lmm_shape(source: str | Path) -> LmmShape:
     """Numbers of an LMM from its config alone, so that unfit heads are refused before gigabytes are read."""
     source = sources.located("lmm", source)
     with explained("LMM", source):
-        return frozen_lmm.lmm_shape(source)
+        return lmm_loading.lmm_shape(source)
 
 
 def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHeads:

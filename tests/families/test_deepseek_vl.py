@@ -14,7 +14,8 @@ from transformers import AutoProcessor, DeepseekVLHybridForConditionalGeneration
 from flmm_core.families import Checkpoint, LmmShape, deepseek_vl_layout, family_of
 from flmm_core.families.deepseek_vl import DeepseekVlFamily
 from flmm_core.families.deepseek_vl_hybrid import DeepseekVlHybridFamily
-from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.lmm.loading import lmm_shape
 
 SETTINGS = {"siglip_entry": tiny.TOWERS}
 

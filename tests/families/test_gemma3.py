@@ -17,7 +17,8 @@ from transformers import (
 
 from flmm_core.families import LmmShape
 from flmm_core.lmm.encoded_image import EncodedImage
-from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.lmm.loading import lmm_shape
 
 TEMPLATE = (
     "{{ bos_token }}{%- for message in messages -%}{{ '<start_of_turn>' + message['role'] + '\n' }}"
@@ -82,7 +83,7 @@ def test_a_region_of_the_image_is_the_same_region_of_the_maps(lmm, name, region)
 
 
 def one_prefix(lmm, image):
-    return lmm.read_prefix(image, lmm.words.prompt_tokens("", image.layouts))
+    return lmm.decoder.read_prefix(image, lmm.words.prompt_tokens("", image.layouts))
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ from transformers import (
 
 from flmm_core.families import Checkpoint, family_of
 from flmm_core.families.hpt import HptAir15Family, HptAirFamily
-from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.lmm.loading import lmm_shape
 from flmm_core.weights.fingerprints import lmm_fingerprint
 
 KINDS = {"air": HptAirFamily, "air-1.5": HptAir15Family}

@@ -20,7 +20,8 @@ from transformers import (
 
 from flmm_core.families import Checkpoint, family_of
 from flmm_core.families.llava_next import LlavaNextMistralFamily, LlavaNextVicunaFamily
-from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.lmm.loading import lmm_shape
 
 WHOLE_CELLS = {"landscape": (87, 131), "portrait": (131, 87), "square": (131, 131)}
 """Odd sizes whose un-padded cells are the image to a pixel; of others, half a cell may be missing or too much."""

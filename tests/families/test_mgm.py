@@ -24,7 +24,8 @@ from transformers import (
 from flmm_core.errors import LoadError
 from flmm_core.families import Checkpoint, family_of
 from flmm_core.families.mgm import MgmFamily, MgmGemmaFamily, MgmHdFamily
-from flmm_core.lmm.frozen_lmm import FrozenLmm, lmm_shape
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.lmm.loading import lmm_shape
 
 KINDS = {"mgm": MgmFamily, "mgm_hd": MgmHdFamily, "mgm_gemma": MgmGemmaFamily}
 LAYERS, HEADS, CELLS = 3, 4, 8

@@ -72,7 +72,7 @@ def test_a_region_of_the_image_is_the_same_region_of_the_maps(lmm, name, region)
 def test_the_prompt_sees_all_of_itself_and_the_answer_what_is_before_it(lmm):
     """So nothing of an image may serve two prompts, and words that are read later change nothing."""
     image = lmm.encode_image(random_image())
-    assert not lmm.reuse_prefix
+    assert not lmm.decoder.reuse_prefix
     questions = (QUESTION, "where is the mug?")
     read = {(q, a): lmm.teacher_force(image, q, a) for q in questions for a in (ANSWER, "The yellow mug.")}
     keys = {asked: trace.attention.layers[1].keys[:, :64] for asked, trace in read.items()}

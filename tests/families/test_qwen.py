@@ -96,7 +96,7 @@ def test_positions_belong_to_the_encoded_image(folder, lmm):
         one = FrozenLmm.from_pretrained(folder, reuse_prefix=False)
         alone.append(one.teacher_force(one.encode_image(image), QUESTION, ANSWER))
     encoded = [lmm.encode_image(image) for image in images]
-    deltas = {int(lmm.read_prefix(image, lmm.words.prompt_tokens("", image.layouts)).state) for image in encoded}
+    deltas = {int(lmm.decoder.read_prefix(image, lmm.words.prompt_tokens("", image.layouts)).state) for image in encoded}
     assert len(deltas) > 1
     for _ in range(2):
         for image, expected in zip(encoded, alone, strict=True):

@@ -8,7 +8,8 @@ from PIL import Image, ImageDraw
 import flmm_tabletop
 from flmm_core.errors import MemoryFullError
 from flmm_core.families import Checkpoint
-from flmm_core.lmm.frozen_lmm import FrozenLmm, load_plain
+from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.lmm.loading import load_plain
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.chat_command import ChatCommand
 from flmm_core.verification.frozen_report import verify_frozen
@@ -128,7 +129,7 @@ def test_graphs_decode_as_the_model_does(parts):
             torch.testing.assert_close(got.states, expected.states, atol=1e-3, rtol=1e-3)
             spans = [(i, i + 1) for i in range(len(got.token_ids))]
             torch.testing.assert_close(got.merged_attention(spans), expected.merged_attention(spans), atol=1e-5, rtol=0)
-    decoder = graphs._static
+    decoder = graphs.decoder.static
     assert decoder and decoder._usable and decoder._step and decoder._step._graph is not None, "expected a graph in use"
     short = decoder._step
     graphs.generate(images[1], "what is on the table?", max_new_tokens=500, layer_weights=layer_weights)
@@ -140,7 +141,7 @@ def test_a_graph_is_captured_while_sam_works(parts):
     for seed in range(3):
         one.lmm.forget()
         answer = one.chat(one.encode(picture(1280, 960, seed)), "what is on the table?")
-        assert one.lmm._static and one.lmm._static._usable and answer.text
+        assert one.lmm.decoder.static and one.lmm.decoder.static._usable and answer.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

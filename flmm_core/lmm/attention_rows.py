@@ -1,0 +1,110 @@
+"""Rows of word-to-image attention, recomputed from recorded queries and the keys of the key/value cache.
+
+Rows are what the model computed: each is a softmax over all positions that its token may see, with the model's scaling,
+masks and soft caps. This file knows attention layers and positions. It knows nothing of images, words or tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Merge = Literal["mean", "max"]
+
+
+@dataclass(frozen=True)
+class LayerQueries:
+    """What one decoder layer leaves behind: ``k`` key/value heads, ``q`` query heads, ``s`` positions, ``e`` head size."""
+
+    queries: Tensor
+    """``[q, t, e]`` of the kept tokens, after rotary embedding."""
+    key_parts: tuple[Tensor, ...]
+    """``[k, ..., e]`` each, together of all positions up to the last kept token."""
+    scaling: float
+    layer: int
+    """Which decoder layer it is."""
+    visible: Tensor | None = None
+    """``[t, s]`` bool, which positions each token may see; None if all before it and itself."""
+    window: int | None = None
+    """How many positions a token of a sliding layer sees, itself included; None for full attention."""
+    softcap: float | None = None
+    """Largest size of a score, which a tanh bends towards it; None for plain scores."""
+
+    @property
+    def keys(self) -> Tensor:
+        """``[k, s, e]`` of all positions up to the last kept token; put together anew each time."""
+        return self.key_parts[0] if len(self.key_parts) == 1 else torch.cat(self.key_parts, dim=1)
+
+
+@dataclass(frozen=True)
+class RecordedAttention:
+    """Queries of the tokens at positions ``start ... start + t - 1`` and the keys that they saw; of layers that give maps."""
+
+    start: int
+    layers: tuple[LayerQueries, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Number of kept tokens."""
+        return self.layers[0].queries.shape[1] if self.layers else 0
+
+    def rows(self, layer: int, tokens: Sequence[int], columns: Tensor) -> Tensor:
+        """Attention of one layer, each row a softmax over all that its token may see.
+
+        Args:
+            layer: which one, counted among the kept layers.
+            tokens: which tokens, counted from the first kept one.
+            columns: ``[m]`` int64, which positions of the sequence are wanted.
+
+        Returns:
+            ``[q, len(tokens), m]`` in the model's dtype, one row for each *query* head also with grouped keys.
+        """
+        kept = self.layers[layer]
+        index = torch.as_tensor(tokens, device=kept.queries.device)
+        queries = kept.queries[:, index]
+        heads, count, size = queries.shape
+        keys = kept.keys
+        key_heads, positions = keys.shape[:2]
+        grouped = queries.reshape(key_heads, heads // key_heads * count, size)
+        scores = (grouped @ keys.transpose(1, 2) * kept.scaling).reshape(heads, count, positions)
+        if kept.softcap is not None:
+            scores = (scores / kept.softcap).tanh() * kept.softcap
+        if kept.visible is None:
+            hidden = torch.arange(positions, device=index.device)[None] > (self.start + index)[:, None]
+        else:
+            hidden = ~kept.visible[index]
+        scores = scores.masked_fill(hidden, float("-inf"))
+        return scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)[..., columns]
+
+    def merged_rows(self, spans: Sequence[tuple[int, int]], columns: Tensor, *, merge: Merge = "mean") -> Tensor:
+        """Attention merged over the tokens of each span, one layer at a time.
+
+        Args:
+            spans: half-open token ranges, counted from the first kept token; none may be empty.
+            columns: ``[m]`` int64, which positions of the sequence are wanted.
+            merge: ``mean`` or ``max`` over the tokens, computed in the model's dtype.
+
+        Returns:
+            ``[l, q, n, m]`` float32, of the kept layers.
+
+        Raises:
+            ValueError: if a span is empty or reaches outside the kept tokens.
+        """
+        for start, end in spans:
+            if not 0 <= start < end <= self.tokens:
+                raise ValueError(f"token span: expected 0 <= start < end <= {self.tokens}, got ({start}, {end})")
+        if not spans:
+            return torch.zeros(len(self.layers), self.layers[0].queries.shape[0], 0, len(columns), device=columns.device)
+        tokens = sorted({token for start, end in spans for token in range(start, end)})
+        place = {token: i for i, token in enumerate(tokens)}
+        layers = []
+        for layer in range(len(self.layers)):
+            rows = self.rows(layer, tokens, columns)
+            parts = [rows[:, place[start] : place[end - 1] + 1] for start, end in spans]
+            merged = [part.mean(dim=1) if merge == "mean" else part.amax(dim=1) for part in parts]
+            layers.append(torch.stack(merged, dim=1).float())
+        return torch.stack(layers)
