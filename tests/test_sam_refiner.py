@@ -137,6 +137,30 @@ def test_to_image_is_sams_postprocessing(refiner, encoded):
         np.testing.assert_allclose(got, resize(resize(one, 64, 64)[:38], 48, 80), atol=1e-4)
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.7])
+def test_masks_at_image_size_have_their_boxes_and_scores(refiner, encoded, threshold):
+    coarse, texts = coarse_masks(), text_tokens(1, 2, 2)
+    with torch.no_grad():
+        logits = refiner.to_image(refiner(encoded, coarse, texts).low_res, encoded).numpy()
+    refined = refiner.masks(encoded, coarse, texts, threshold=threshold)
+    assert len(refined) == 3
+    for one, wanted in zip(refined, logits, strict=True):
+        mask = wanted > np.log(threshold / (1 - threshold))
+        np.testing.assert_array_equal(one.mask.numpy(), mask)
+        ys, xs = np.nonzero(mask)
+        assert one.box == ((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else (0, 0, 0, 0))
+        probability = 1 / (1 + np.exp(-wanted.astype(float)))
+        assert one.score == pytest.approx(probability[mask].mean() if len(xs) else 0.0, abs=1e-5)
+    assert refiner.masks(encoded, coarse[:0], [], threshold=threshold) == ()
+
+
+def test_an_empty_mask_at_image_size(refiner, encoded, monkeypatch):
+    monkeypatch.setattr(refiner, "to_image", lambda low_res, image: torch.full((1, 48, 80), -5.0))
+    (refined,) = refiner.masks(encoded, coarse_masks()[:1], text_tokens(2), threshold=0.5)
+    assert refined.mask.shape == (48, 80) and not refined.mask.any()
+    assert refined.box == (0, 0, 0, 0) and refined.score == 0.0
+
+
 @pytest.mark.parametrize("off", ["use_mask", "use_box", "use_text"])
 def test_each_prompt_matters(refiner, encoded, off):
     with torch.no_grad():

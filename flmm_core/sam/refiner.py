@@ -74,6 +74,18 @@ class RefinedMasks:
     """``[n]`` quality that SAM predicts for each mask."""
 
 
+@dataclass(frozen=True)
+class RefinedMask:
+    """One phrase's mask at image size, with what is measured on it."""
+
+    mask: Tensor
+    """``[H, W]`` bool in image pixels, on the device that computed it."""
+    box: tuple[int, int, int, int]
+    """XYXY pixels around the mask, ends exclusive; ``(0, 0, 0, 0)`` if the mask is empty."""
+    score: float
+    """Mean of the mask's probability over its own pixels, in [0, 1]; 0 if the mask is empty."""
+
+
 class SamRefiner(nn.Module):
     """SAM with a frozen image encoder; prompt encoder and mask decoder may be trained."""
 
@@ -249,6 +261,35 @@ class SamRefiner(nn.Module):
         shared = (masks & target).sum(dim=(1, 2)).float()
         union = (masks | target).sum(dim=(1, 2)).float()
         return int((shared / union.clamp_min(1)).argmax())
+
+    @torch.no_grad()
+    def masks(self, image: SamImage, coarse: Tensor, texts: Sequence[Tensor], *, threshold: float) -> tuple[RefinedMask, ...]:
+        """Refine coarse masks and enlarge them to the image.
+
+        Args:
+            image: from :meth:`encode_image`.
+            coarse: ``[n, h, w]`` logits that cover exactly the image.
+            texts: ``n`` tensors ``[t, 256]``, tokens of each phrase after the text projection.
+            threshold: probability above which a pixel belongs to a mask, in (0, 1).
+
+        Returns:
+            ``n`` masks in the order of the phrases.
+        """
+        masks, figures = [], []
+        logit = float(np.log(threshold / (1 - threshold)))
+        for low_res in self(image, coarse, texts).low_res:  # one by one: a batch of logits at image size can be large
+            logits = self.to_image(low_res[None], image)[0]
+            masks.append(logits > logit)
+            total = logits.sigmoid_().masked_fill_(~masks[-1], 0).sum()
+            score = total.double() / masks[-1].sum().clamp_min(1)
+            figures.append(torch.cat([mask_box(masks[-1]).double(), score[None]]))
+        if not masks:
+            return ()
+        refined = []
+        # One synchronisation with the device for the boxes and scores of all phrases; the masks stay on it.
+        for mask, (left, top, right, bottom, score) in zip(masks, torch.stack(figures).tolist(), strict=True):
+            refined.append(RefinedMask(mask, (int(left), int(top), int(right), int(bottom)), score))
+        return tuple(refined)
 
     def to_image(self, low_res: Tensor, image: SamImage) -> Tensor:
         """SAM's standard postprocessing: logits ``[n, m, m]`` over its padded input to ``[n, H, W]`` image pixels."""
