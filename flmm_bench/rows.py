@@ -99,7 +99,7 @@ def capture_rows(subject: str, pipeline: GroundingPipeline, image: np.ndarray, *
         return seen.parts(began)
 
     def captured() -> Mapping[str, float]:
-        pipeline.forget()
+        pipeline.images.forget()
         seen, began = _Tokens(tokens), time.perf_counter()
         pipeline.chat(pipeline.encode(image), QUESTION, max_new_tokens=tokens, masks=False, callbacks=seen)
         return seen.parts(began)
@@ -253,7 +253,7 @@ def mask_rows(
     tokens = pipeline.config.max_new_tokens
 
     def masks() -> list[list[np.ndarray]]:
-        pipeline.forget()
+        pipeline.images.forget()
         return [[phrase.mask for phrase in pipeline.chat(pipeline.encode(image), QUESTION).phrases] for image in images]
 
     ours = masks()

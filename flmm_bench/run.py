@@ -125,7 +125,7 @@ def _subject(
         for backend, engine in engines[-1:]:
             heads = backend.name
             attach(pipeline.heads, engine)
-        pipeline.forget()
+        pipeline.images.forget()
         rows += command_rows(name, pipeline, images, tokens=tokens, heads=heads)
         rows += refer_rows(name, pipeline, images[0], rounds=rounds, heads=heads)
     found.rows += rows

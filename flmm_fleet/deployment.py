@@ -19,12 +19,14 @@ from starlette import requests
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from flmm_core.chat.batching import chat_batch
 from flmm_core.config import GroundingConfig
 from flmm_core.images.files import read_image_bytes
+from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import Callbacks, Stage
 from flmm_core.serving.health import Health, HealthReport, Level
 from flmm_core.serving.requests import Limits, Mode, Picture, Reply, Request, Status
-from flmm_core.serving.server import BatchPipeline, GroundingServer
+from flmm_core.serving.server import GroundingServer
 from flmm_core.serving.wire import WireCommand, answer_to_json
 from flmm_fleet.settings import FleetSettings
 
@@ -34,7 +36,7 @@ _ALIVE = 0.5
 _STOPPING = 5.0
 """Seconds in which the command in work may finish when a replica ends."""
 
-Load = Callable[[GroundingConfig], BatchPipeline]
+Load = Callable[[GroundingConfig], GroundingPipeline]
 
 
 def start_fleet(config: GroundingConfig, load: Load, settings: FleetSettings) -> str:
@@ -89,7 +91,9 @@ class Replica:
     def __init__(self, config: GroundingConfig, load: Load, settings: FleetSettings) -> None:
         self._health = Health(camera=False)
         self._waiting = settings.waiting
-        self._server = GroundingServer(lambda: load(config), lost=self._on_lost, together=settings.batch)
+        self._server = GroundingServer(
+            lambda: load(config), lost=self._on_lost, chat_batch=chat_batch, batch_size=settings.batch
+        )
         self._facts = dict(self._server.load().result())
         self._health.loaded(self._facts)
         self._server.start(settings.waiting)

@@ -99,7 +99,7 @@ def test_onnx_heads_are_measured_and_compared(shipped):
             *mask_rows("tiny", shipped, images, [(ONNX, engine)]),
         ]
     shipped.heads.mask_head.engine = shipped.heads.sam.encoder_engine = shipped.heads.sam.decoder_engine = None
-    shipped.forget()
+    shipped.images.forget()
     assert [row.what.rsplit(": ")[-1] for row in rows[:4]] == ["all", "unet", "sam_encoder", "sam_decoder"]
     assert [row.met for row in rows[4:]] == [True, True]
 

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 from tiny_models import random_image
 
-from flmm_core.images.files import as_seen, read_image
-from flmm_core.pipeline import rgb_array
+from flmm_core.images.files import as_seen, read_image, rgb_array
 
 ORIENTATION = 0x0112
 

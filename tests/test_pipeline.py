@@ -10,11 +10,13 @@ from PIL import Image
 from tiny_models import random_image, save_model, tiny_heads
 
 from flmm_core import pipeline as pipeline_module
+from flmm_core.chat.batching import chat_batch
 from flmm_core.config import GroundingConfig, tunables
 from flmm_core.errors import CommandCancelledError, CommandError, LoadError, MemoryFullError
+from flmm_core.images.files import rgb_array
 from flmm_core.keywords.repetition import loop_start
 from flmm_core.loading.checkpoints import save_heads
-from flmm_core.pipeline import GroundingPipeline, rgb_array
+from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import Callbacks
 from flmm_core.requests.chat_command import ChatCommand
 from flmm_core.types import GroundedAnswer, KeywordSpan
@@ -309,7 +311,7 @@ def test_commands_about_several_images_are_answered_together(pipeline, every_wor
         ChatCommand(handles[2], "what?", max_phrases=1, callbacks=Follower("three")),
         ChatCommand(handles[2], "why?", masks=False),
     ]
-    outcomes = list(pipeline.chat_batch(commands))
+    outcomes = list(chat_batch(pipeline, commands))
     assert [type(outcome) for outcome in outcomes] == [
         GroundedAnswer, CommandError, GroundedAnswer, CommandCancelledError, GroundedAnswer, GroundedAnswer,
     ]  # fmt: skip
@@ -336,7 +338,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_answered_one_by_one(pipeline, 
         return generate(questions, **options)
 
     monkeypatch.setattr(pipeline.lmm, "generate_batch", full)
-    outcomes = list(pipeline.chat_batch([ChatCommand(handle, "what is there?") for handle in handles]))
+    outcomes = list(chat_batch(pipeline, [ChatCommand(handle, "what is there?") for handle in handles]))
     assert sizes == [2, 1, 1]
     for outcome, one in zip(outcomes, alone, strict=True):
         alike(outcome, one)

@@ -94,7 +94,12 @@ class Bench:
     def __init__(self, capacity=3, *, start=True, together=1):
         self.pipeline = Scripted()
         self.losses, self.replies = [], []
-        self.server = GroundingServer(lambda: self.pipeline, lost=self.losses.append, together=together)
+        self.server = GroundingServer(
+            lambda: self.pipeline,
+            lost=self.losses.append,
+            chat_batch=lambda pipeline, commands: pipeline.chat_batch(commands),
+            batch_size=together,
+        )
         self.facts = self.server.load().result(10)
         self.capacity = capacity
         if start:

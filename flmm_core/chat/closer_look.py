@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from PIL import Image
+
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.image_handle import ImageHandle
 from flmm_core.types import GroundedAnswer, GroundedPhrase
@@ -53,7 +56,24 @@ def look_closer(pipeline: GroundingPipeline, image: ImageHandle, question: str) 
         return CloserLook(first, None, None, pipeline.chat(image, question))
     phrase = max(found, key=lambda one: one.score)
     box = enlarged_part(phrase.box, first.image_height, first.image_width)
-    return CloserLook(first, phrase, box, pipeline.chat(pipeline.with_detail(image, box), question))
+    return CloserLook(first, phrase, box, pipeline.chat(with_detail(pipeline, image, box), question))
+
+
+def with_detail(pipeline: GroundingPipeline, image: ImageHandle, box: tuple[int, int, int, int]) -> ImageHandle:
+    """A handle of the same image that shows the LMM a part of it as a second image; masks lie in the whole image.
+
+    Args:
+        pipeline: encodes both.
+        image: from its ``encode``.
+        box: XYXY pixels of the part, ends exclusive.
+    """
+    x0, y0, x1, y1 = box
+    part = Image.fromarray(np.ascontiguousarray(image.pixels[y0:y1, x0:x1]))
+    return ImageHandle(
+        image.pixels,
+        encode=lambda whole: pipeline.lmm.encode_images([whole, part]),
+        start_sam=lambda _: image.start_sam(),
+    )
 
 
 def enlarged_part(box: tuple[int, int, int, int], height: int, width: int) -> tuple[int, int, int, int]:

@@ -92,6 +92,13 @@ class GroundingHeads(nn.Module):
         """
         return None if self.presence is None else self.presence([phrase[_PRESENCE] for phrase in states], maps)
 
+    def presence_probabilities(self, states: Sequence[Tensor], maps: Tensor) -> list[float]:
+        """Probability that what each phrase names is in the image; 1 without a presence score. Arguments as of
+        :meth:`presence_logits`.
+        """
+        logits = self.presence_logits(states, maps)
+        return [1.0] * len(states) if logits is None else logits.sigmoid().tolist()
+
     def trained_state(self) -> dict[str, Tensor]:
         """State dict without the frozen image encoder, as heads are saved."""
         return {key: value for key, value in self.state_dict().items() if ".image_encoder." not in key}

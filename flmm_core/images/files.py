@@ -65,6 +65,18 @@ def as_seen(image: Image.Image) -> np.ndarray:
     return np.array(colours)
 
 
+def rgb_array(image: np.ndarray | Image.Image) -> np.ndarray:
+    """Check an image and return it as contiguous ``[H, W, 3]`` uint8 RGB; a PIL image :func:`as people see it <as_seen>`."""
+    if isinstance(image, Image.Image):
+        image = as_seen(image)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"image: expected uint8 RGB of shape [H, W, 3] or a PIL image, got {got}")
+    if 0 in image.shape:
+        raise ValueError(f"image: expected at least one pixel, got {list(image.shape)}")
+    return np.ascontiguousarray(image)
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The image in L, LA, RGB, RGBA, CMYK, LAB or YCbCr."""
     if image.mode == "F":

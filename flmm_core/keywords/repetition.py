@@ -12,6 +12,10 @@ TIMES = 3
 _WORD = re.compile(r"\w+")
 
 
+CUT = " ..."
+"""Stands for what an answer repeated."""
+
+
 def loop_start(text: str) -> int:
     """Where an answer begins to say what it has just said, again and again.
 

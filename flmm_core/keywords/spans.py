@@ -84,3 +84,20 @@ def spans_from_ranges(
         scores = probabilities[first:last] if probabilities is not None else [1.0]
         spans.append(KeywordSpan(trace.text[start:end], start, end, first, last, sum(scores) / len(scores)))
     return tuple(spans)
+
+
+def surest_spans(spans: Sequence[KeywordSpan], most: int) -> tuple[list[KeywordSpan], tuple[str, ...]]:
+    """The ``most`` spans of the highest score, and the texts of the others; both in the order of the answer."""
+    best = sorted(sorted(range(len(spans)), key=lambda i: -spans[i].score)[:most])
+    return [spans[i] for i in best], tuple(span.text for i, span in enumerate(spans) if i not in set(best))
+
+
+def check_ranges(answer: str, ranges: Sequence[Range]) -> None:
+    """Refuse character ranges ``[start, end)`` that lie outside an answer or are empty.
+
+    Raises:
+        ValueError: names the range.
+    """
+    for start, end in ranges:
+        if not 0 <= start < end <= len(answer):
+            raise ValueError(f"ranges: expected characters of an answer of {len(answer)}, got {start} to {end}")

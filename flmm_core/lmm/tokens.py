@@ -67,6 +67,23 @@ class LmmWords:
             if mark in text:
                 raise CommandError(f"text: expected no special tokens of the LMM, got {mark!r}")
 
+    def check_command(self, text: str) -> None:
+        """Refuse a user's words that cannot be a command.
+
+        Raises:
+            CommandError: no letter or digit, or a special token of the LMM.
+        """
+        if not isinstance(text, str) or not any(sign.isalnum() for sign in text):
+            raise CommandError(f"text: expected at least one letter or digit, got {text!r:.80}")
+        self.check(text)
+
+    def check_phrases(self, phrases: Sequence[str]) -> None:
+        """Refuse phrases as :meth:`check_command` does; ValueError if there are none."""
+        if not phrases:
+            raise ValueError("phrases: expected at least one, got none")
+        for phrase in phrases:
+            self.check_command(phrase)
+
     def prompt_tokens(
         self, text: str, layouts: Sequence[ImageLayout], *, chat: bool = False, history: Sequence[Exchange] = ()
     ) -> PromptTokens:

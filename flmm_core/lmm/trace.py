@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flmm_core.families import ImageLayout
 from flmm_core.lmm.attention_rows import Merge, RecordedAttention
-from flmm_core.types import ImageGeometry
+from flmm_core.types import ImageGeometry, KeywordSpan
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,14 @@ class LmmTrace:
             layers, heads, _, columns = rows.shape
             rows = rows.new_zeros(layers, heads, 1, columns)
         return self.layouts[image].maps(rows)[: len(spans)]
+
+    def phrase_attention(self, spans: Sequence[KeywordSpan]) -> Tensor:
+        """Word-to-image attention ``[n, c, h, w]`` float32 of phrases; see :meth:`merged_attention`."""
+        return self.merged_attention([(span.token_start, span.token_end) for span in spans])
+
+    def phrase_states(self, spans: Sequence[KeywordSpan]) -> list[Tensor]:
+        """Mixed hidden states ``[k, t, d]`` of each phrase's tokens."""
+        return [self.states[:, span.token_start : span.token_end] for span in spans]
 
     def span_of(self, start: int, end: int) -> tuple[int, int]:
         """Tokens that touch the characters ``[start, end)`` of the answer, as a half-open token range.

@@ -1,8 +1,8 @@
-"""What a caller may see and say while a command runs."""
+"""Callbacks of a command while it runs: progress, text, masks, and its cancellation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from flmm_core.types import CoarseMasks, KeywordSpan
@@ -12,7 +12,7 @@ Stage = Literal["image", "lmm", "keywords", "mask_head", "refiner"]
 
 
 class Callbacks:
-    """Follows one command; all but :meth:`cancel` is called in the thread that runs it. Override what is of interest."""
+    """Follows one command; override what is of interest. All but :meth:`cancel` are called in the thread that runs it."""
 
     def on_stage(self, stage: Stage) -> None:
         """A stage begins."""
@@ -21,23 +21,33 @@ class Callbacks:
         """The whole answer so far, after each token."""
 
     def on_phrases(self, spans: Sequence[KeywordSpan], coarse: CoarseMasks) -> None:
-        """Phrases that are complete while the answer is still being written, and their masks before they are refined.
+        """Phrases that are complete while the answer is still being generated, with their masks before refinement.
 
-        Each comes once. Looking costs time; the answer and its masks are the same with it.
+        Each comes once. Overriding this costs time; the answer and its masks are the same with it.
         """
 
     def on_coarse(self, coarse: CoarseMasks) -> None:
-        """The phrases' masks before they are refined."""
+        """The masks of all phrases before refinement."""
 
     _cancelled = False
 
     def cancel(self) -> None:
-        """The answer is not wanted any more; from any thread."""
+        """Cancel the command; from any thread."""
         self._cancelled = True
 
     def cancelled(self) -> bool:
-        """Whether to stop; asked before every token and every stage."""
+        """Whether the command is cancelled; asked before every token and every stage."""
         return self._cancelled
+
+    @property
+    def text_callback(self) -> Callable[[str], None] | None:
+        """:meth:`on_text` if it is overridden: decoding the text of every token costs time."""
+        return None if type(self).on_text is Callbacks.on_text else self.on_text
+
+    @property
+    def phrases_callback(self) -> Callable[[Sequence[KeywordSpan], CoarseMasks], None] | None:
+        """:meth:`on_phrases` if it is overridden: masks while the answer is generated cost time."""
+        return None if type(self).on_phrases is Callbacks.on_phrases else self.on_phrases
 
 
 class CoarseMaskCallbacks(Callbacks):

@@ -1,4 +1,4 @@
-"""A question to a pipeline, with all that belongs to it."""
+"""A question to a pipeline with its options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flmm_core.requests.callbacks import Callbacks
 
 @dataclass(frozen=True)
 class ChatCommand:
-    """What :meth:`~flmm_core.pipeline.GroundingPipeline.chat_batch` answers."""
+    """What :func:`~flmm_core.chat.batching.chat_batch` answers."""
 
     image: Any
     """The pipeline's handle of an image."""
@@ -22,10 +22,10 @@ class ChatCommand:
     """Questions about the image and their answers before this one, the oldest first; see
     :class:`~flmm_core.chat.conversation.Conversation`."""
     max_new_tokens: int | None = None
-    """Longest answer; None for the configured one."""
+    """Longest answer in tokens; None for the configured length."""
     max_phrases: int | None = None
     """Most phrases that get a mask; None for the configured number."""
     masks: bool = True
-    """Whether to ground; without, the answer has no phrases and costs no more than the words."""
+    """Whether to ground the answer; without, it has no phrases and costs only its words."""
     callbacks: Callbacks | None = None
-    """Follows the command, and may cancel it."""
+    """Follow the command, and may cancel it."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -72,11 +72,8 @@ class Pipeline(Protocol):
         """Bytes that it has on a GPU; 0 without one."""
 
 
-class BatchPipeline(Pipeline, Protocol):
-    """One that answers several questions in one batch."""
-
-    def chat_batch(self, commands: Sequence[ChatCommand]) -> Iterator[GroundedAnswer | Exception]:
-        """Their outcomes in order, each as soon as it is there."""
+ChatBatch = Callable[[Any, Sequence[ChatCommand]], Iterator[GroundedAnswer | Exception]]
+"""As :func:`flmm_core.chat.batching.chat_batch`."""
 
 
 class GroundingServer:
@@ -86,14 +83,22 @@ class GroundingServer:
         load: builds the pipeline, in the worker's thread.
         lost: told once, with the reason, when the worker's thread died; every request got its refusal before. Nothing can be
             served any more until it was unloaded and loaded again.
-        together: most chat commands that are answered in one batch, if they wait; above 1, the pipeline is a
-            :class:`BatchPipeline`.
+        chat_batch: answers several chat commands in one batch; None to answer them one by one.
+        batch_size: most chat commands that are answered in one batch, if they wait.
     """
 
-    def __init__(self, load: Callable[[], Pipeline], *, lost: Callable[[str], None], together: int = 1) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Pipeline],
+        *,
+        lost: Callable[[str], None],
+        chat_batch: ChatBatch | None = None,
+        batch_size: int = 1,
+    ) -> None:
         self._load = load
         self._lost = lost
-        self._together = together
+        self._chat_batch = chat_batch
+        self._batch_size = batch_size if chat_batch is not None else 1
         self._changed = threading.Condition()
         self._queue = FairQueue()
         self._capacity = 0
@@ -261,7 +266,7 @@ class GroundingServer:
                 if self._ending:
                     return None
                 if (request := self._queue.get()) is not None:
-                    others = self._together - 1 if request.mode == Mode.CHAT else 0
+                    others = self._batch_size - 1 if request.mode == Mode.CHAT else 0
                     self._in_work = [request, *self._queue.get_like(Mode.CHAT, others)]
                     return self._in_work
                 pause = None if self._standing is None else self._standing.pause()
@@ -275,9 +280,9 @@ class GroundingServer:
         for request in requests:
             with _replying(request):
                 looks.append(_Look.of(pipeline, request))
-        if len(looks) > 1:
-            outcomes = cast(BatchPipeline, pipeline).chat_batch(
-                [ChatCommand(look.image, look.request.words[0], **look.options) for look in looks]
+        if len(looks) > 1 and self._chat_batch is not None:
+            outcomes = self._chat_batch(
+                pipeline, [ChatCommand(look.image, look.request.words[0], **look.options) for look in looks]
             )
             for look, outcome in zip(looks, outcomes, strict=True):
                 with _replying(look.request):

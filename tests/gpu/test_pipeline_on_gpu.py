@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import flmm_tabletop
+from flmm_core.chat.batching import chat_batch
 from flmm_core.errors import MemoryFullError
 from flmm_core.families import Checkpoint
 from flmm_core.lmm.frozen_lmm import FrozenLmm
@@ -72,7 +73,7 @@ def test_answers_that_are_written_together_are_those_that_are_written_alone(part
         (one.encode(picture(seed=i)), text) for i, text in enumerate(("what is on the table?", "what is there?", "where?"))
     ]
     alone = [one.chat(image, text) for image, text in asked]
-    together = one.chat_batch([ChatCommand(image, text) for image, text in asked])
+    together = chat_batch(one, [ChatCommand(image, text) for image, text in asked])
     for expected, got in zip(alone, together, strict=True):
         assert got.text == expected.text
         assert min(overlaps(expected, got), default=1.0) >= 0.98
@@ -155,7 +156,7 @@ def test_greedy_text_is_that_of_the_plain_model(parts, dtype):
 def test_full_memory_refuses_the_command_and_the_next_one_works(parts):
     one = pipeline(parts, "cuda", image_cache=0)
     expected = one.refer(one.encode(picture()), PHRASES)
-    one.forget()
+    one.images.forget()
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     hog = torch.empty(free - 2**25, dtype=torch.uint8, device="cuda")

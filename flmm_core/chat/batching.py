@@ -1,0 +1,87 @@
+"""Several questions in one batch of the LMM: the answers are those that each question gets alone, but for rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
+
+from flmm_core.errors import MemoryFullError
+from flmm_core.lmm.trace import LmmTrace
+from flmm_core.pipeline import GroundingPipeline
+from flmm_core.requests.chat_command import ChatCommand
+from flmm_core.requests.running import RunningChat
+from flmm_core.types import GroundedAnswer
+
+T = TypeVar("T")
+
+
+def chat_batch(pipeline: GroundingPipeline, commands: Sequence[ChatCommand]) -> Iterator[GroundedAnswer | Exception]:
+    """Answer commands as :meth:`GroundingPipeline.chat` does, the LMM generating all answers in one batch if it can.
+
+    ``seconds.lmm`` of each answer is that of the whole batch. If the batch finds too little memory, its commands are answered
+    one by one.
+
+    Args:
+        pipeline: answers.
+        commands: about any of its images.
+
+    Yields:
+        The outcome of each command, in their order and as soon as it is known: an answer, or what ``chat`` raises.
+    """
+    begun = [_outcome(partial(_begin, pipeline, command)) for command in commands]
+    begun = [_outcome(partial(_begin_lmm, chat)) if isinstance(chat, RunningChat) else chat for chat in begun]
+    chats = [chat for chat in begun if isinstance(chat, RunningChat)]
+    traces = _generate(pipeline, chats)
+    if len(chats) > 1 and isinstance(traces[0], MemoryFullError):
+        errors = [chat if isinstance(chat, Exception) else None for chat in begun]
+        del begun, chats, traces  # they hold what was cached of the images
+        for command, error in zip(commands, errors, strict=True):
+            yield from chat_batch(pipeline, [command]) if error is None else [error]
+        return
+    found = iter(traces)
+    for chat in begun:
+        if isinstance(chat, Exception):
+            yield chat
+            continue
+        trace = next(found)
+        yield trace if isinstance(trace, Exception) else _outcome(partial(_finish, pipeline, chat, trace))
+
+
+def _begin(pipeline: GroundingPipeline, command: ChatCommand) -> RunningChat:
+    with pipeline.images.guard(command.image):
+        chat = pipeline.begin_chat(command)
+    chat.run.pause()
+    return chat
+
+
+def _begin_lmm(chat: RunningChat) -> RunningChat:
+    """Begin the stage that all share, once the images of all are encoded."""
+    chat.run.begin("lmm")
+    return chat
+
+
+def _generate(pipeline: GroundingPipeline, chats: Sequence[RunningChat]) -> Sequence[LmmTrace | Exception]:
+    """What the LMM answers to each."""
+    try:
+        with pipeline.images.guard(*(chat.command.image for chat in chats)):
+            questions = [chat.question for chat in chats]
+            return pipeline.lmm.generate_batch(questions, layer_weights=pipeline.layer_weights)
+    except Exception as error:
+        return [error] * len(chats)
+    finally:
+        for chat in chats:
+            chat.run.pause()
+
+
+def _finish(pipeline: GroundingPipeline, chat: RunningChat, trace: LmmTrace) -> GroundedAnswer:
+    with pipeline.images.guard(chat.command.image):
+        return pipeline.finish_chat(chat, trace)
+
+
+def _outcome(run: Callable[[], T]) -> T | Exception:
+    """What ``run`` returns or raises: the error of one command does not end the others."""
+    try:
+        return run()
+    except Exception as error:
+        return error
