@@ -1,7 +1,7 @@
-"""Visual chain of thought with a frozen LMM: it says what matters for a question, and sees that larger before it answers.
+"""Visual chain of thought with a frozen LMM: a second look at the part of the image that matters for a question.
 
-Nothing is trained for it: the first answer is grounded like any other, and what it points at goes back as a second image
-(F-LMM, visual chain of thought).
+Nothing is trained for it: the LMM says what matters, its answer is grounded like any other, and the part of the image that it
+points at is given to the LMM as a second image, enlarged (F-LMM, visual chain of thought).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 FIRST_QUESTION = "Which object in the image is most relevant to the question: {question}"
 SMALLEST = 16
-"""Pixels that the enlarged part is high and wide at least, where the image is."""
+"""Least height and width of the enlarged part, pixels; less only in a smaller image."""
 
 
 @dataclass(frozen=True)
 class CloserLook:
-    """Both rounds."""
+    """The answers of both rounds."""
 
     first: GroundedAnswer
-    """What matters, as the LMM said it."""
+    """What matters for the question, as the LMM answered."""
     phrase: GroundedPhrase | None
-    """What of it was looked at; None if nothing was found in the image: the answer is then that to the image alone."""
+    """The phrase that was enlarged; None if nothing was found: the answer is then from the whole image alone."""
     box: tuple[int, int, int, int] | None
     """XYXY pixels of the enlarged part, ends exclusive."""
     answer: GroundedAnswer
@@ -49,7 +49,7 @@ def look_closer(pipeline: GroundingPipeline, image: ImageHandle, question: str) 
     asked = FIRST_QUESTION.format(question=question)
     first = pipeline.chat(image, asked)
     found = [phrase for phrase in first.phrases if phrase.mask.any()]
-    if not found and first.text.strip():  # the selector chose nothing: all that was said is one phrase
+    if not found and first.text.strip():  # the selector chose nothing: take the whole answer as one phrase
         whole = pipeline.ground(image, asked, first.text, [(0, len(first.text))])
         found = [phrase for phrase in whole.phrases if phrase.mask.any()]
     if not found:

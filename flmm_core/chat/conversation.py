@@ -1,4 +1,4 @@
-"""Several questions about one image: the LMM reads what was said before, and things keep their labels."""
+"""A conversation about one image: the LMM reads the earlier turns, and objects keep their labels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from flmm_core.requests.callbacks import Callbacks
 from flmm_core.requests.image_handle import ImageHandle
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
-SAME_THING = 0.5
-"""Least IoU of two masks that are taken for one thing."""
+SAME_OBJECT = 0.5
+"""Least IoU of two masks that are taken for one object."""
 
 _LABEL = re.compile(r"\[(\d+)\]")
 
 
 @dataclass(frozen=True)
 class LabelledAnswer:
-    """An answer, and under which labels its things are kept."""
+    """An answer with the labels of its objects."""
 
     answer: GroundedAnswer
     labels: tuple[int, ...]
@@ -33,14 +33,14 @@ class LabelledAnswer:
 class Conversation:
     """A conversation about one image.
 
-    Things that answers name are kept by label: one that was named before keeps its label, whatever it is called now.
-    ``[2]`` in a question stands for the words of thing 2.
+    Objects that answers name are kept by label: one that was named before keeps its label, whatever it is called now.
+    ``[2]`` in a question stands for the words of object 2.
 
     Args:
         pipeline: answers.
         image: from its ``encode``.
-        remember: earlier questions, with their answers, that the LMM reads again; fewer where its context is too short,
-            none where it is a model of single questions.
+        remember: earlier turns that the LMM reads again; fewer if its context is too short, none for a model of single
+            questions.
     """
 
     def __init__(self, pipeline: GroundingPipeline, image: ImageHandle, *, remember: int) -> None:
@@ -51,17 +51,17 @@ class Conversation:
         self._remember = remember if pipeline.lmm.family.turn_end is not None else 0
         self._said: list[Exchange] = []
         self.things: dict[int, GroundedPhrase] = {}
-        """By label, each as it was named last."""
+        """Objects by label, each with its latest phrase."""
 
     def ask(self, text: str, *, callbacks: Callbacks | None = None) -> LabelledAnswer:
         """Answer a question and ground the answer.
 
         Args:
             text: the user's words.
-            callbacks: follows the command.
+            callbacks: follow the command.
 
         Raises:
-            CommandError: as for :meth:`GroundingPipeline.chat`; or a label means nothing.
+            CommandError: as for :meth:`GroundingPipeline.chat`; or an unknown label.
             MemoryFullError: the device has too little memory left.
         """
         words = self.named(text)
@@ -71,16 +71,16 @@ class Conversation:
         return self.labelled(answer)
 
     def refer(self, phrases: Sequence[str]) -> LabelledAnswer:
-        """Ground given phrases; the LMM does not read what was said before.
+        """Ground given phrases; the LMM does not read the earlier turns.
 
         Raises:
-            CommandError: as for :meth:`GroundingPipeline.refer`; or a label means nothing.
+            CommandError: as for :meth:`GroundingPipeline.refer`; or an unknown label.
             MemoryFullError: the device has too little memory left.
         """
         return self.labelled(self._pipeline.refer(self._image, [self.named(phrase) for phrase in phrases]))
 
     def _history(self, words: str) -> list[Exchange]:
-        """The last exchanges that fit before a question."""
+        """The last turns that fit into the context before a question."""
         history = self._said[-self._remember :] if self._remember else []
         longest = self._pipeline.config.max_new_tokens
         while history and not self._pipeline.lmm.fits(self._image.lmm(), words, max_new_tokens=longest, history=history):
@@ -88,10 +88,10 @@ class Conversation:
         return history
 
     def named(self, text: str) -> str:
-        """A text with the words of things in place of their labels.
+        """A text with labels replaced by the words of their objects.
 
         Raises:
-            CommandError: a label means nothing.
+            CommandError: an unknown label.
         """
 
         def words(match: re.Match[str]) -> str:
@@ -103,7 +103,7 @@ class Conversation:
         return _LABEL.sub(words, text)
 
     def labelled(self, answer: GroundedAnswer) -> LabelledAnswer:
-        """Keep the things of an answer about this image, and give them their labels."""
+        """Keep the objects of an answer about this image, and label them."""
         labels: list[int] = []
         for phrase in answer.phrases:
             if not phrase.mask.any():
@@ -111,7 +111,7 @@ class Conversation:
                 continue
             alike = {label: _iou(phrase.mask, thing.mask) for label, thing in self.things.items()}
             best = max(alike, key=lambda label: alike[label], default=0)
-            label = best if alike.get(best, 0.0) >= SAME_THING else len(self.things) + 1
+            label = best if alike.get(best, 0.0) >= SAME_OBJECT else len(self.things) + 1
             self.things[label] = phrase
             labels.append(label)
         return LabelledAnswer(answer, tuple(labels))

@@ -29,9 +29,9 @@ class HeadsConfig:
     hidden_size: int
     """Hidden size of the LMM."""
     keyword_selector: bool = True
-    """Whether a trained keyword selector belongs to the heads; the published ones have none."""
+    """Whether the heads have a trained keyword selector; the published ones have none."""
     presence: bool = True
-    """Whether a presence score belongs to the heads; the published ones have none."""
+    """Whether the heads have a presence score; the published ones have none."""
 
 
 class GroundingHeads(nn.Module):
@@ -58,9 +58,9 @@ class GroundingHeads(nn.Module):
         return CoarseMasks(logits=unpad(self.mask_head(maps), geometry), geometry=geometry)
 
     def layer_weights(self) -> Tensor:
-        """What each decoder layer counts for text prompt, keyword selector and presence score: ``[3, l]`` float32.
+        """Weights of the decoder layers in text prompt, keyword selector and presence score: ``[3, l]`` float32.
 
-        Rows of what these heads do not have are zero.
+        Rows of parts that these heads do not have are zero.
         """
         text = self.text_layer_weights.softmax(dim=0)
         probes = (self.keyword_selector, self.presence)
@@ -76,7 +76,7 @@ class GroundingHeads(nn.Module):
         return self.text_proj(states[_TEXT])
 
     def keyword_logits(self, states: Tensor) -> Tensor | None:
-        """Logit of each of ``t`` tokens to be part of a phrase, ``[t]``; None without a keyword selector.
+        """Logits ``[t]`` that each token is part of a phrase; None without a keyword selector.
 
         Args:
             states: ``[3, t, d]``, mixed by :meth:`layer_weights`.
@@ -84,7 +84,7 @@ class GroundingHeads(nn.Module):
         return None if self.keyword_selector is None else self.keyword_selector(states[_SELECTOR])
 
     def presence_logits(self, states: Sequence[Tensor], maps: Tensor) -> Tensor | None:
-        """Logit ``[n]`` that what each phrase names is there; None without a presence score.
+        """Logits ``[n]`` that the object of each phrase is in the image; None without a presence score.
 
         Args:
             states: ``n`` tensors ``[3, t, d]``, mixed by :meth:`layer_weights`, of each phrase's tokens.
@@ -93,8 +93,11 @@ class GroundingHeads(nn.Module):
         return None if self.presence is None else self.presence([phrase[_PRESENCE] for phrase in states], maps)
 
     def presence_probabilities(self, states: Sequence[Tensor], maps: Tensor) -> list[float]:
-        """Probability that what each phrase names is in the image; 1 without a presence score. Arguments as of
-        :meth:`presence_logits`.
+        """Probabilities that the object of each phrase is in the image; 1 without a presence score.
+
+        Args:
+            states: as for :meth:`presence_logits`.
+            maps: as for :meth:`presence_logits`.
         """
         logits = self.presence_logits(states, maps)
         return [1.0] * len(states) if logits is None else logits.sigmoid().tolist()

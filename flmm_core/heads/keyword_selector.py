@@ -1,4 +1,4 @@
-"""Which tokens of an answer belong to something that can be pointed at."""
+"""Keyword selector: which tokens of an answer belong to phrases that get a mask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flmm_core.heads.token_probe import TokenProbe
 
 
 class KeywordSelector(TokenProbe):
-    """Probability that a token belongs to something that can be pointed at (F-LMM, keyword selector)."""
+    """Logit of each token that it belongs to a phrase that gets a mask (F-LMM, keyword selector)."""
 
     def forward(self, mixed: Tensor) -> Tensor:
         """Logits ``[t]`` from the mixture ``[t, d]`` by ``layer_weights``."""

@@ -1,7 +1,7 @@
-"""Whether the thing that a phrase names is in the image at all.
+"""Presence score: whether the object that a phrase names is in the image at all.
 
-A mask head marks the most likely place of everything, also of what is not there. Two traces tell: what the phrase's tokens
-became in the LMM, and how much attention they pay to the image and how sharply.
+A mask head marks the most likely place of any phrase, also of an object that is not there. The score reads two signals: the
+hidden states of the phrase's tokens, and how much attention they pay to the image and how sharply.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from flmm_core.heads.token_probe import WIDTH, TokenProbe
 
 _LEAST = 1e-4
-"""Attention below this is as good as none."""
+"""Attention below this counts as none."""
 
 
 class PresenceHead(TokenProbe):
-    """Probability that what a phrase names is there.
+    """Probability that the object of a phrase is in the image.
 
     Args:
         layers: decoder layers of the LMM.
@@ -31,9 +31,12 @@ class PresenceHead(TokenProbe):
         self.look = nn.Linear(2 * channels, WIDTH)
 
     def forward(self, mixed: Sequence[Tensor], maps: Tensor) -> Tensor:
-        """Logits ``[n]``, high where the thing is there.
+        """Logits ``[n]``, high where the object is in the image.
 
-        A phrase is as present as its least present token: "mug left of the lemon" fails with the mug, the lemon or the place.
+        Of each channel's map the sum (share of the attention that goes to the image) and the maximum (how sharp it is) enter as
+        ``log10(max(x, 1e-4)) + 2``, so ``[n, 2 c]`` values between -2 and 2. They are added to the hidden units of every token
+        of the phrase. The logits ``z`` of a phrase's tokens are combined by ``-logsumexp(-z)``, a soft minimum: "mug left of
+        the lemon" fails with the mug, the lemon or the relation.
 
         Args:
             mixed: ``n`` tensors ``[t, d]``, mixtures by ``layer_weights`` for each phrase's tokens.

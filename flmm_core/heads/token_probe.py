@@ -1,7 +1,6 @@
-"""A small network that reads something off the frozen LMM's hidden states, token by token.
+"""A small network on the frozen LMM's hidden states, token by token: the base of keyword selector and presence score.
 
-Keyword selector and presence score are such probes. They look at a learnt mixture of the decoder layers: the last layer alone
-knows the next token better than the one that it stands for.
+It reads a learnt mixture of the decoder layers: the last layer alone represents the next token better than the current one.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ WIDTH = 64
 
 
 class TokenProbe(nn.Module):
-    """LayerNorm, one hidden layer, one logit for each token, on a mixture of the layers that is learnt along with them.
+    """LayerNorm, one hidden layer and one logit for each token, on a learnt mixture of the decoder layers.
 
     Args:
         layers: decoder layers of the LMM.

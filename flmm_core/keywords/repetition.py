@@ -1,29 +1,29 @@
-"""Answers that run in circles: small LMMs do so on words and images that they have never seen the like of."""
+"""Answers that repeat themselves in a loop, as small LMMs do on words and images unlike their training data."""
 
 from __future__ import annotations
 
 import re
 
 LONGEST_LOOP = 8
-"""Words of the longest thing whose repetition is noticed."""
+"""Words of the longest sequence whose repetition is detected."""
 TIMES = 3
-"""How often in a row a thing must be said to count as a loop."""
+"""Repetitions in a row that count as a loop."""
 
 _WORD = re.compile(r"\w+")
 
 
 CUT = " ..."
-"""Stands for what an answer repeated."""
+"""Replaces what an answer repeated."""
 
 
 def loop_start(text: str) -> int:
-    """Where an answer begins to say what it has just said, again and again.
+    """Where an answer begins to repeat itself.
 
     Args:
-        text: an answer that was still going on at the limit of tokens; one that ended by itself may repeat what it likes.
+        text: an answer that reached its length limit; one that the LMM ended itself is not cut.
 
     Returns:
-        The character behind the first saying of what is said :data:`TIMES` times in a row, or the length of ``text``.
+        The character behind the first occurrence of what occurs :data:`TIMES` times in a row, or the length of ``text``.
     """
     found = list(_WORD.finditer(text))
     words = [match[0].lower() for match in found]

@@ -1,7 +1,7 @@
 """Which words of an answer get a mask: text to phrases to token ranges.
 
-Heads with a trained selector use it; the published heads have none and fall back on noun chunks. Either way a phrase is a
-character range of the answer, mapped to tokens by the tokenizer's offsets and never by comparing ids.
+Heads with a keyword selector use it; the published heads have none, and noun chunks are taken. Either way a phrase is a
+character range of the answer, mapped to tokens by the tokenizer's offsets, never by comparing ids.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Records what word-to-image attention needs while scaled-dot-product attention (SDPA) runs.
 
 The recorder is an attention function registered with transformers under its own name. It delegates to transformers' SDPA,
-so the model's output is the same to the bit, and keeps aside the queries (after rotary embedding) of the tokens from a
-given position on and a reference to the keys, which the key/value cache holds anyway. Attention is computed from them
-later, layer by layer, for the wanted tokens only: no attention matrix of the whole sequence ever exists, and nothing is
-added to the decoding loop.
+so the model's output is bitwise the same, and saves the queries (after rotary embedding) of the tokens from a given position
+on and a reference to the keys, which the key/value cache holds anyway. Attention is recomputed from them afterwards, layer by
+layer, for the wanted tokens only: no attention matrix of the whole sequence ever exists, and nothing is added to the decoding
+loop.
 
-Rows are what the model computed, or there are none: masks (windows, padding) are kept with the queries, soft caps applied,
-unused room of static caches cut off, and a layer whose cache has dropped positions is refused.
+The rows are exactly those of the model: masks (windows, padding) are saved with the queries, soft caps are applied, unused
+positions of static caches are cut off, and a layer whose cache has dropped positions is refused.
 
 This file knows attention layers and positions. It knows nothing of images, words or tokenizers.
 """
@@ -35,7 +35,7 @@ ATTENTION_NAME = "flmm_recorder"
 
 @dataclass
 class _LayerRecord:
-    """One layer's passes so far, of ``b`` sequences."""
+    """The passes of one layer so far, of ``b`` sequences."""
 
     queries: list[Tensor]
     """``[b, q, rows, e]`` of each pass."""
@@ -44,7 +44,7 @@ class _LayerRecord:
     keys: tuple[Tensor, ...]
     """``[b, k, ..., e]`` each."""
     seen: int
-    """Positions that the layer has been through, those in the cache at the beginning included."""
+    """Positions that the layer has processed, those that were in the cache at the start included."""
     scaling: float
     window: int | None
     softcap: float | None
@@ -72,7 +72,7 @@ class AttentionRecorder:
         Args:
             layer: index of the decoder layer.
             query: ``[b, q, rows, e]``.
-            key: ``[b, k, s, e]``, of all positions; of a static cache, with unused room behind them.
+            key: ``[b, k, s, e]``, of all positions; of a static cache, with unused positions behind them.
             mask: ``[b, 1, rows, s]`` bool, or None where nothing but the future is hidden.
             options: ``scaling``, ``sliding_window``, ``softcap`` and ``s_aux`` of the attention function, where given.
         """
@@ -97,7 +97,7 @@ class AttentionRecorder:
         if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
             raise ValueError(f"attention recorder: expected a bool mask for all heads, got {mask.dtype} {list(mask.shape)}")
         skip = min(rows, max(0, self.start - before))
-        # A clone of a part, so that a view of its last rows does not keep a long prompt alive.
+        # A clone, so that a view of the last rows does not keep the memory of a long prompt.
         kept = query[:, :, skip:].clone() if skip else query
         visible = None if mask is None else self._visible_of(mask, before, slice(skip, None), seen)
         record = self.records.get(layer)
@@ -120,7 +120,7 @@ class AttentionRecorder:
         return self._masks[id(mask)][1]
 
     def take(self) -> Tensor:
-        """Queries of the last pass, of all layers one behind the other, flat; the pass, of one token, is forgotten."""
+        """Flat queries of the last pass (of one token), of all layers in order; the pass is removed."""
         taken = []
         for _, record in sorted(self.records.items()):
             taken.append(record.queries.pop().flatten())
@@ -130,11 +130,11 @@ class AttentionRecorder:
         return torch.cat(taken)
 
     def put(self, queries: Tensor, keys: Sequence[tuple[Tensor, ...]]) -> None:
-        """Add what was taken of passes of one token each.
+        """Add queries of passes of one token each, from :meth:`take`.
 
         Args:
             queries: ``[t, ...]``, each as taken.
-            keys: of every decoder layer, parts ``[1, k, ..., e]``, together of all positions.
+            keys: of every decoder layer, parts ``[1, k, ..., e]`` that cover all positions together.
         """
         records = sorted(self.records.items())
         shapes = [record.queries[0].shape for _, record in records]
@@ -190,7 +190,7 @@ class AttentionRecorder:
         )
 
     def _visible(self, record: _LayerRecord) -> Tensor | None:
-        """Masks ``[b, t, s]`` of all passes under each other, as wide as the last; None if there was none."""
+        """Masks ``[b, t, s]`` of all passes, concatenated along ``t``, as wide as the last; None if there was none."""
         masks = [mask for mask in record.visible if mask is not None]
         if not masks:
             return None
@@ -234,7 +234,7 @@ def _recorded_attention(
 def _own_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    """The eager attention of the model's own file: SDPA refuses soft-capped scores."""
+    """The eager attention of the model's own module: SDPA does not support soft-capped scores."""
     if mask is None:
         rows, positions = query.shape[2], key.shape[2]
         mask = torch.ones(1, 1, rows, positions, dtype=torch.bool, device=query.device).tril(positions - rows)
@@ -249,7 +249,7 @@ AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
 def install(model: PreTrainedModel) -> None:
-    """Let the text part of ``model`` run through the recorder; the vision part keeps what it has."""
+    """Let the text model of ``model`` run through the recorder; the vision tower keeps its own attention."""
     text = model.config.get_text_config()
     names = [name for name in model.config.sub_configs if getattr(model.config, name, None) is text]
     model.set_attn_implementation({names[0]: ATTENTION_NAME} if names else ATTENTION_NAME)
@@ -266,8 +266,8 @@ def record(start: int, *, seen: int = 0, layers: Collection[int] | None = None) 
 
     Args:
         start: first position that is kept.
-        seen: positions that are in the cache at the beginning.
-        layers: decoder layers that give maps; None for all that come by.
+        seen: positions that are in the cache at the start.
+        layers: decoder layers that give maps; None for all.
 
     Raises:
         ValueError: (inside the block or from ``split``) a layer cannot give maps: positions are missing from its cache, or

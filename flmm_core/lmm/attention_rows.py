@@ -18,25 +18,25 @@ Merge = Literal["mean", "max"]
 
 @dataclass(frozen=True)
 class LayerQueries:
-    """What one decoder layer leaves behind: ``k`` key/value heads, ``q`` query heads, ``s`` positions, ``e`` head size."""
+    """Saved queries and keys of a decoder layer: ``k`` key/value heads, ``q`` query heads, ``s`` positions, ``e`` head size."""
 
     queries: Tensor
     """``[q, t, e]`` of the kept tokens, after rotary embedding."""
     key_parts: tuple[Tensor, ...]
-    """``[k, ..., e]`` each, together of all positions up to the last kept token."""
+    """``[k, ..., e]`` each; concatenated, they cover all positions up to the last kept token."""
     scaling: float
     layer: int
-    """Which decoder layer it is."""
+    """Index of the decoder layer."""
     visible: Tensor | None = None
     """``[t, s]`` bool, which positions each token may see; None if all before it and itself."""
     window: int | None = None
     """How many positions a token of a sliding layer sees, itself included; None for full attention."""
     softcap: float | None = None
-    """Largest size of a score, which a tanh bends towards it; None for plain scores."""
+    """Bound of the scores, applied by a tanh; None for plain scores."""
 
     @property
     def keys(self) -> Tensor:
-        """``[k, s, e]`` of all positions up to the last kept token; put together anew each time."""
+        """``[k, s, e]`` of all positions up to the last kept token; concatenated at each call."""
         return self.key_parts[0] if len(self.key_parts) == 1 else torch.cat(self.key_parts, dim=1)
 
 

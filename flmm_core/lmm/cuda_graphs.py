@@ -1,11 +1,11 @@
-"""Decoding in static shapes: on a GPU one CUDA graph for each token, in place of the thousand launches that Python makes.
+"""Decoding with CUDA graphs: static shapes, one captured graph for each token instead of about a thousand kernel launches.
 
-The prompt is read as ever. Then keys and values move into rooms of fixed size, and each further token is one step that writes
-into them: the same forward pass with the same recorder and mixer inside, captured once and replayed. What a step leaves behind
-(queries, mixed states) is copied aside after each replay.
+The prompt is read by an ordinary pass. Then keys and values are copied into static caches, and each further token is one step
+that writes into them: the same forward pass with the same recorder and mixer, captured once and replayed. What a step records
+(queries, mixed states) is copied after each replay.
 
-A step attends to its whole room under a mask, so SDPA may take another kernel than it takes for keys of exactly the right
-length: the same numbers but for rounding.
+A step attends to the whole static cache under a mask, so SDPA may choose another kernel than for keys of the exact length: the
+results are the same but for rounding.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 from flmm_core.lmm.attention_recorder import AttentionRecorder
 from flmm_core.lmm.hidden_states import StateMixer
-from flmm_core.lmm.prefix_cache import can_be_cut
+from flmm_core.lmm.prefix_cache import can_be_cropped
 
-_ROOM = 512
-"""Rooms hold a multiple of this many positions, so that one serves many prompts."""
+_MULTIPLE = 512
+"""Static caches hold a multiple of this many positions, so that one serves many prompts."""
 
 _log = logging.getLogger(__name__)
 
 
-class _Room(StaticLayer):
-    """Keys and values of one layer: one position is written in place at a time, at a place that lies on the device.
+class _StaticLayer(StaticLayer):
+    """Keys and values of one layer in a static cache: one position is written in place, at an index that lies on the device.
 
     Args:
         keys: ``[1, k, s, e]`` of the prompt.
         values: ``[1, k, s, e]``.
-        positions: size of the room.
-        place: ``[1]`` int64, shared by all layers.
+        positions: of the static cache.
+        index: ``[1]`` int64 position to write, shared by all layers.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, positions: int, place: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, positions: int, index: Tensor) -> None:
         super().__init__(positions)
         self.keys, self.values = (one.new_zeros(*one.shape[:2], positions, one.shape[3]) for one in (keys, values))
-        self.cumulative_length = place
+        self.cumulative_length = index
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write one position; whoever owns the place moves it on."""
+        """Write one position; the owner of the index increments it."""
         assert self.keys is not None and self.values is not None
         self.keys.index_copy_(2, self.cumulative_length, key_states)
         self.values.index_copy_(2, self.cumulative_length, value_states)
@@ -56,8 +56,8 @@ class _Room(StaticLayer):
 
 
 def allows_static_decoding(model: PreTrainedModel) -> bool:
-    """Whether all layers of the decoder see all positions, and nothing else: no windows, no linear attention."""
-    return can_be_cut(DynamicCache(config=model.config.get_text_config()))
+    """Whether every layer of the decoder has full attention: no windows, no linear attention."""
+    return can_be_cropped(DynamicCache(config=model.config.get_text_config()))
 
 
 class StaticDecoder:
@@ -73,19 +73,19 @@ class StaticDecoder:
         self._usable = True
 
     def forget(self) -> None:
-        """Free rooms and graph."""
+        """Free the static caches and the graph."""
         self._step = None
 
     @contextmanager
     def decoding(
         self, cache: DynamicCache, recorder: AttentionRecorder, mixer: StateMixer, *, positions: int
     ) -> Iterator[None]:
-        """Let the model's passes inside the block, all but the first, run as static steps, one token each.
+        """Run the model's passes inside the block, all but the first, as static steps of one token each.
 
         Args:
-            cache: that the first pass fills; it stays as the first pass leaves it.
-            recorder: records; it has all rows when the block is left.
-            mixer: likewise.
+            cache: filled by the first pass; not changed after it.
+            recorder: has all rows when the block is left.
+            mixer: has all states when the block is left.
             positions: of the whole sequence at most.
         """
         if not self._usable:
@@ -110,6 +110,7 @@ class StaticDecoder:
                 run = _Run(step, cache, recorder, mixer)
             return run.token(inputs["input_ids"], inputs.get("position_ids"))
 
+        # torch.nn.Module has hooks before and after a forward pass, but no seam that runs something in its place.
         self._model.forward = passes
         try:
             yield
@@ -127,22 +128,24 @@ class StaticDecoder:
         positions: int,
         inputs: dict[str, Any],
     ) -> _Step | None:
-        """A step with enough room; None, said once, if the model's passes cannot be captured."""
+        """A step with enough positions; None, logged once, if the model's passes cannot be captured."""
         if self._step is not None and self._step.fits(positions, mixer):
             return self._step
-        self._step = None  # its memory is free for the next one
+        self._step = None  # frees its memory for the next one
         try:
-            self._step = _Step(forward, cache, recorder, mixer, -(-positions // _ROOM) * _ROOM, inputs)
+            self._step = _Step(forward, cache, recorder, mixer, -(-positions // _MULTIPLE) * _MULTIPLE, inputs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError) as error:
             self._usable = False
-            _log.warning("decoding goes on without CUDA graphs, which this model does not allow: %s", error)
+            _log.warning("decoding without CUDA graphs, as the passes of this model cannot be captured: %s", error)
         return self._step
 
 
 class _Step:
-    """One token's pass in static shapes."""
+    """One decoding step in static shapes: ``ids`` ``[1, 1]`` and ``position_ids`` ``[1, 1]`` (or ``[3, 1, 1]``, for multimodal
+    rotary embeddings) in; ``output``, flat ``queries`` of all layers and ``mixed`` states ``[1, k, 1, d]`` out.
+    """
 
     def __init__(
         self,
@@ -157,11 +160,11 @@ class _Step:
         self.layer_weights = mixer.layer_weights
         self.ids, self.position_ids = inputs["input_ids"].clone(), inputs["position_ids"].clone()
         device = self.ids.device
-        self.place = torch.zeros(1, dtype=torch.long, device=device)
-        rooms = [_Room(keys, values, positions, self.place) for keys, values in _filled(cache)]
+        self.index = torch.zeros(1, dtype=torch.long, device=device)
+        layers = [_StaticLayer(keys, values, positions, self.index) for keys, values in _filled(cache)]
         self._columns = torch.arange(positions, device=device)
         self._forward = forward
-        self.cache = Cache(layers=list(rooms))
+        self.cache = Cache(layers=list(layers))
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             self._capture(recorder, mixer)
@@ -171,12 +174,12 @@ class _Step:
         return positions <= self.positions and mixer.layer_weights is self.layer_weights
 
     def load(self, cache: DynamicCache) -> None:
-        """Move in what the prompt left in a cache."""
+        """Copy the keys and values of a prompt into the static caches."""
         length = cache.get_seq_length()
         for (to_keys, to_values), (keys, values) in zip(_filled(self.cache), _filled(cache), strict=True):
             to_keys[:, :, :length].copy_(keys)
             to_values[:, :, :length].copy_(values)
-        self.place.fill_(length)
+        self.index.fill_(length)
 
     def run(self, recorder: AttentionRecorder, mixer: StateMixer) -> None:
         """Compute what :attr:`ids` and :attr:`position_ids` ask for into :attr:`output`, ``queries`` and ``mixed``."""
@@ -189,11 +192,11 @@ class _Step:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(2):  # libraries set themselves up
+            for _ in range(2):  # warm-up, before capture
                 self._pass(recorder, mixer)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # SAM may be at work in a thread of its own, which the capture does not concern.
+        # SAM may run in another thread at the same time; the capture is limited to this one.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._pass(recorder, mixer)
         self._graph = graph
@@ -202,17 +205,17 @@ class _Step:
         self.output = self._forward(
             input_ids=self.ids,
             position_ids=self.position_ids,
-            attention_mask=(self._columns <= self.place)[None, None, None],
+            attention_mask=(self._columns <= self.index)[None, None, None],
             cache=self.cache,
             use_cache=True,
             return_dict=True,
         )
         self.queries, self.mixed = recorder.take(), mixer.take()
-        self.place.add_(1)
+        self.index.add_(1)
 
 
 class _Run:
-    """The steps of one command."""
+    """The decoding steps of one command."""
 
     def __init__(self, step: _Step, cache: DynamicCache, recorder: AttentionRecorder, mixer: StateMixer) -> None:
         self._step, self._cache, self._recorder, self._mixer = step, cache, recorder, mixer
@@ -221,7 +224,7 @@ class _Run:
         step.load(cache)
 
     def token(self, ids: Tensor, position_ids: Tensor | None) -> Any:
-        """What the model says of one token ``[1, 1]``; without positions, of one behind the last."""
+        """Output of the model for one token ``[1, 1]``; without ``position_ids``, at the next position."""
         step = self._step
         if len(self._queries) + self._cache.get_seq_length() >= step.positions:
             raise ValueError(f"static decoding: expected at most {step.positions} positions, got more")
@@ -240,7 +243,7 @@ class _Run:
         """Hand all rows to recorder and mixer."""
         start, count = self._cache.get_seq_length(), len(self._queries)
         pairs = zip(_filled(self._cache), _filled(self._step.cache), strict=True)
-        keys = [(prompt, room[:, :, start : start + count].clone()) for (prompt, _), (room, _) in pairs]
+        keys = [(prompt, static[:, :, start : start + count].clone()) for (prompt, _), (static, _) in pairs]
         self._recorder.put(torch.stack(self._queries), keys)
         self._mixer.put(torch.cat(self._mixed, dim=2))
 

@@ -22,7 +22,7 @@ from flmm_core.lmm.attention_recorder import AttentionRecorder
 from flmm_core.lmm.cuda_graphs import StaticDecoder, allows_static_decoding
 from flmm_core.lmm.encoded_image import EncodedImage
 from flmm_core.lmm.hidden_states import StateMixer, mixing
-from flmm_core.lmm.prefix_cache import Prefix, can_be_cut, crop_cache, fork_cache
+from flmm_core.lmm.prefix_cache import Prefix, can_be_cropped, crop_cache, fork_cache
 from flmm_core.lmm.tokens import PromptTokens
 
 
@@ -134,7 +134,7 @@ class Decoder:
         cache = self.family.new_cache(self.model)
         # The first command about an image reads its whole prompt in one pass, as plain generation does; the prefix is cut out
         # of that pass's cache afterwards.
-        if prefix_ids(image, prompt) in image.prefixes or not can_be_cut(cache):
+        if prefix_ids(image, prompt) in image.prefixes or not can_be_cropped(cache):
             prefix = self.read_prefix(image, prompt)
             if prefix is not None:
                 self.family.restore_state(self.model, prefix.state)

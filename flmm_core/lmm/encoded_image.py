@@ -11,12 +11,12 @@ from flmm_core.types import ImageGeometry
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """What depends on the images of a prompt alone (nearly always one): features, and the prompt's beginning with them."""
+    """What depends on the images of a prompt alone (nearly always one image)."""
 
     layouts: tuple[ImageLayout, ...]
     features: ImageFeatures
     prefixes: dict[tuple[int, ...], Prefix] = field(default_factory=dict)
-    """Beginnings of prompts so far, by their ids (chat and reading may differ); none if images are read anew each time."""
+    """Prompt prefixes up to the last image, by their ids; empty if images are read again for each prompt."""
 
     @property
     def geometry(self) -> ImageGeometry:
@@ -25,5 +25,5 @@ class EncodedImage:
 
     @property
     def image_tokens(self) -> int:
-        """Columns of the sequence that the images take together."""
+        """Number of tokens of all images in the sequence."""
         return sum(len(layout.ids) for layout in self.layouts)

@@ -1,7 +1,7 @@
-"""Mixes the hidden states of the decoder's layers while the model runs: nothing but the mixtures is ever kept.
+"""Weighted sums of the decoder layers' hidden states, computed while the model runs; only the sums are kept.
 
-What reads hidden states (text prompt, keyword selector, presence score) reads weighted sums over the layers. They are
-accumulated by forward hooks, for the tokens from a given position on; the states of a long prompt are not touched.
+Text prompt, keyword selector and presence score read such sums. Forward hooks accumulate them for the tokens from a given
+position on; the states of a long prompt are not stored.
 
 This file knows decoder layers and positions. It knows nothing of images, words or heads.
 """
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_TOGETHER = 16
-"""Passes of one row each that are mixed at once: for each alone, the calls would cost more than the sums."""
+_PASSES = 16
+"""Passes of one row each that are mixed in one call: call by call, the overhead would cost more than the sums."""
 
 
 class StateMixer:
@@ -26,8 +26,8 @@ class StateMixer:
 
     Args:
         start: first position that is kept.
-        seen: positions that are in the cache at the beginning.
-        layer_weights: ``[k, l]`` float32, what each layer counts in each mixture.
+        seen: positions that are in the cache at the start.
+        layer_weights: ``[k, l]`` float32, weight of each layer in each mixture.
     """
 
     def __init__(self, *, start: int, seen: int, layer_weights: Tensor) -> None:
@@ -35,9 +35,9 @@ class StateMixer:
         self._seen = seen
         self.layer_weights = layer_weights
         self._states: list[Tensor] = []
-        """Of the layers of the pass that runs, the kept rows."""
+        """Kept rows of the layers of the current pass."""
         self._waiting: list[Tensor] = []
-        """Of the layers of passes of one row each, one behind the other; they are mixed together."""
+        """Rows of the layers of passes of one row each, waiting to be mixed in one call."""
         self._passes: list[Tensor] = []
 
     def add(self, layer: int, states: Tensor) -> None:
@@ -57,32 +57,32 @@ class StateMixer:
             self._passes.append(torch.einsum("kl,lbtd->bktd", self.layer_weights, torch.stack(self._states).float()))
         else:
             self._waiting += self._states
-            if len(self._waiting) >= _TOGETHER * len(self._states):
+            if len(self._waiting) >= _PASSES * len(self._states):
                 self._mix()
         self._states.clear()
 
     def _mix(self) -> None:
-        """Mix what waits."""
+        """Mix the waiting rows."""
         if self._waiting:
             layers = torch.cat(self._waiting, dim=1).float().unflatten(1, (-1, self.layer_weights.shape[1]))
             self._passes.append(torch.einsum("kl,btld->bktd", self.layer_weights, layers))
             self._waiting.clear()
 
     def take(self) -> Tensor:
-        """Mixtures ``[b, k, 1, d]`` of the last pass, of one row, which is forgotten."""
+        """Mixtures ``[b, k, 1, d]`` of the last pass (of one row), which is removed."""
         self._mix()
         states = self._passes.pop()
         self._seen -= states.shape[2]
         return states
 
     def put(self, states: Tensor) -> None:
-        """Add what was taken of passes, ``[b, k, rows, d]``."""
+        """Add mixtures ``[b, k, rows, d]`` from :meth:`take`."""
         self._mix()
         self._passes.append(states)
         self._seen += states.shape[2]
 
     def split(self, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
-        """Mixtures ``[k, t, d]`` float32 of each sequence, of half-open ranges of positions; of no size if none were kept."""
+        """Mixtures ``[k, t, d]`` float32 of each sequence, of half-open ranges of positions; empty if none were kept."""
         self._mix()
         if not self._passes:
             return tuple(self.layer_weights.new_zeros(len(self.layer_weights), 0, 0) for _ in ranges)
@@ -96,12 +96,12 @@ class StateMixer:
 def mixing(model: PreTrainedModel, *, start: int, seen: int, layer_weights: Tensor) -> Iterator[StateMixer]:
     """Mix the hidden states of the tokens from position ``start`` on, in every forward pass inside the block.
 
-    A layer's state is its output; the last one's is what the final norm makes of it, as transformers has it.
+    A layer's state is its output; that of the last layer is taken after the final norm, as in transformers.
 
     Args:
         model: has a decoder of ``layers`` and a final ``norm``.
         start: first position that is kept.
-        seen: positions that are in the cache at the beginning.
+        seen: positions that are in the cache at the start.
         layer_weights: ``[k, l]`` float32 on the model's device.
     """
     decoder: Any = model.get_decoder()

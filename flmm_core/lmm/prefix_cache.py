@@ -16,17 +16,17 @@ from transformers.cache_utils import DynamicLayer
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prompt up to its last image's end, read once."""
+    """A prompt up to the end of its last image, with what the model computed of it."""
 
     ids: tuple[int, ...]
     cache: DynamicCache
-    """What each layer keeps of it; only ever read, through :func:`fork_cache`."""
+    """Keys and values of each layer; only read, through :func:`fork_cache`."""
     state: Any
-    """What the model itself kept, for :meth:`~flmm_core.families.LmmFamily.restore_state`."""
+    """State of the model itself, for :meth:`~flmm_core.families.LmmFamily.restore_state`."""
 
 
-def can_be_cut(cache: DynamicCache) -> bool:
-    """Whether the cache of a sequence holds that of its beginnings: all layers keep keys and values of all positions."""
+def can_be_cropped(cache: DynamicCache) -> bool:
+    """Whether the cache of a sequence can be cropped to a prefix: all layers keep keys and values of all positions."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
@@ -43,10 +43,10 @@ def crop_cache(cache: DynamicCache, length: int) -> DynamicCache:
 
 
 def fork_cache(cache: DynamicCache) -> DynamicCache:
-    """A cache to go on from, that leaves the given one alone.
+    """A cache to continue from, without changing the given one.
 
-    Keys and values are shared: a growing layer concatenates into new tensors. Linear layers write into their states, which
-    they keep in dictionaries, so these are copied.
+    Keys and values are shared: a growing layer concatenates into new tensors. Linear layers write into their states in place,
+    so these (dictionaries of tensors) are copied.
     """
     own = copy(cache)
     own.layers = []
@@ -61,10 +61,10 @@ def fork_cache(cache: DynamicCache) -> DynamicCache:
 
 
 def stack_left_padded(caches: Sequence[DynamicCache]) -> DynamicCache:
-    """One cache of several sequences, as long as the longest; the shorter ones are padded at their left with zeros.
+    """One batched cache of several sequences; shorter ones are padded with zeros at their left.
 
     Args:
-        caches: of one sequence each, of which :func:`can_be_cut` holds.
+        caches: of one sequence each, for which :func:`can_be_cropped` holds.
     """
     longest = max(cache.get_seq_length() for cache in caches)
     own = copy(caches[0])
@@ -79,6 +79,6 @@ def stack_left_padded(caches: Sequence[DynamicCache]) -> DynamicCache:
 
 
 def _padded(states: Tensor | None, length: int) -> Tensor:
-    """Of ``[1, k, s, e]``, ``[1, k, length, e]``."""
+    """``[1, k, s, e]`` padded to ``[1, k, length, e]``."""
     assert states is not None
     return F.pad(states, (0, 0, length - states.shape[-2], 0))

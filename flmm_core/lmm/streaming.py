@@ -1,4 +1,4 @@
-"""What looks in on ``generate`` while it writes: tokens as they come, and the wish to stop."""
+"""Streaming and stopping of ``generate``: tokens as they are generated, cancellation, and lengths of a batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CancelCriteria(StoppingCriteria):
     """Ends answers within one token.
 
     Args:
-        cancelled: of each sequence, asked after each token; None for one that nobody cancels.
+        cancelled: of each sequence, asked after each token; None for one that cannot be cancelled.
     """
 
     def __init__(self, cancelled: Sequence[Callable[[], bool] | None]) -> None:
@@ -28,7 +28,7 @@ class CancelCriteria(StoppingCriteria):
 
 
 class LengthCriteria(StoppingCriteria):
-    """Ends each sequence of a batch at a length of its own.
+    """Ends each sequence of a batch at its own length.
 
     Args:
         lengths: ``[b]`` tokens.
@@ -43,20 +43,20 @@ class LengthCriteria(StoppingCriteria):
 
 
 class TokenStreamer(BaseStreamer):
-    """Hands the ids so far of each sequence to a callback; the first thing that ``generate`` streams is the prompt."""
+    """Passes the ids generated so far, of each sequence, to a callback. ``generate`` streams the prompt first."""
 
-    def __init__(self, look: Callable[[Sequence[Sequence[int]]], None]) -> None:
-        self._look = look
+    def __init__(self, report: Callable[[Sequence[Sequence[int]]], None]) -> None:
+        self._report = report
         self._ids: list[list[int]] | None = None
 
     def put(self, value: Tensor) -> None:
-        """Take the prompts, or the next token of each sequence."""
+        """Receive the prompts, or the next token of each sequence."""
         if self._ids is None:
             self._ids = [[] for _ in value]
             return
         for ids, token in zip(self._ids, value.tolist(), strict=True):
             ids.append(token)
-        self._look(self._ids)
+        self._report(self._ids)
 
     def end(self) -> None:
         """Nothing is buffered."""

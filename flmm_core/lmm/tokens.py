@@ -1,6 +1,6 @@
-"""Words to tokens and back, with the character range of every token.
+"""Words to tokens and back, with the character range of every token. Runs no model.
 
-Spans are always mapped through offsets. This file knows tokenizers and prompts; it runs no model.
+Phrases are mapped to tokens by character offsets, never by comparing ids.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PromptTokens:
 
 @dataclass(frozen=True)
 class AnswerTokens:
-    """An answer to be read, behind its prompt."""
+    """A given answer, behind its prompt."""
 
     prompt: PromptTokens
     ids: tuple[int, ...]
@@ -41,12 +41,12 @@ class AnswerTokens:
 
 
 def _is_plain(token: AddedToken) -> bool:
-    """Whether an added token is nothing but words or white space, which users may write."""
+    """Whether an added token is only words or white space, which users may write."""
     return not token.special and (token.content.isalnum() or not token.content.strip(" \t\n\r▁"))
 
 
 class LmmWords:
-    """A tokenizer together with its family's way to prompt."""
+    """A tokenizer with the prompt format of its family."""
 
     def __init__(self, *, tokenizer: PreTrainedTokenizerBase, family: LmmFamily) -> None:
         if not tokenizer.is_fast:
@@ -55,13 +55,13 @@ class LmmWords:
         self.family = family
         added = (token.content for token in tokenizer.added_tokens_decoder.values() if not _is_plain(token))
         self.marks = tuple(sorted({*tokenizer.all_special_tokens, *added, family.image_token}))
-        """What must not stand in words of users: the tokenizer would take it for a marker of its own."""
+        """Special tokens, which must not occur in users' words."""
 
     def check(self, text: str) -> None:
-        """Refuse words that the tokenizer would take for its own markers, such as ``<image>``.
+        """Refuse words that hold special tokens, such as ``<image>``.
 
         Raises:
-            CommandError: names the marker.
+            CommandError: names the special token.
         """
         for mark in self.marks:
             if mark in text:
@@ -91,12 +91,12 @@ class LmmWords:
 
         Args:
             text: the user's words.
-            layouts: of the images, which stand in the first turn.
-            chat: whether what the family says before a chat comes first.
+            layouts: of the images, which belong to the first turn.
+            chat: whether the system text of the family comes first.
             history: questions and answers before it, the oldest first.
 
         Raises:
-            ValueError: there is a history, and the family is of single questions.
+            ValueError: there is a history, and the family answers single questions only.
             CommandError: words hold special tokens.
         """
         for words in (text, *chain.from_iterable(history)):
@@ -120,9 +120,9 @@ class LmmWords:
     def answer_tokens(
         self, prompt: str, answer: str, layouts: Sequence[ImageLayout], starts: Sequence[int] = (0,)
     ) -> AnswerTokens:
-        """Tokenise prompt and answer together, as the LMM would have gone on writing; split by character offsets.
+        """Tokenise prompt and answer in one string, as the LMM would have continued; split by character offsets.
 
-        A family that reads apart has each part of the answer tokenised on its own instead.
+        A family that ``reads_apart`` has each part of the answer tokenised separately instead.
 
         Args:
             prompt: the user's words.
@@ -156,7 +156,7 @@ class LmmWords:
         return AnswerTokens(self.prompt_tokens(prompt, layouts), tuple(ids), tuple(offsets))
 
     def expand(self, ids: Sequence[int], layouts: Sequence[ImageLayout]) -> PromptTokens:
-        """Put each image's own tokens in the place of its mark."""
+        """Replace the mark of each image by the tokens of its layout."""
         marks = [i for i, token in enumerate(ids) if token == self.family.image_token_id]
         if len(marks) != len(layouts):
             raise ValueError(
@@ -177,11 +177,11 @@ class LmmWords:
         return cast(str, text)
 
     def decode_with_offsets(self, ids: Sequence[int]) -> tuple[str, Offsets]:
-        """Text of emitted tokens without outer white space, and the characters that each one added to it."""
+        """Text of generated tokens without outer white space, and the character range that each one added to it."""
         raw = self.decode(ids)
         ends: list[int] = []
         for i in range(len(ids)):
-            # An incomplete multi-byte character decodes to U+FFFD: the whole character comes with its last token.
+            # An incomplete multi-byte character decodes to U+FFFD: the character counts to its last token.
             end = len(self.decode(ids[: i + 1]).rstrip("\ufffd")) if i + 1 < len(ids) else len(raw)
             ends.append(max(end, ends[-1] if ends else 0))
         lead, text = len(raw) - len(raw.lstrip()), raw.strip()

@@ -1,4 +1,4 @@
-"""What the frozen LMM leaves behind for an answer: its words, hidden states, and attention on demand."""
+"""The trace of an answer in the frozen LMM: its words, hidden states, and attention on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flmm_core.types import ImageGeometry, KeywordSpan
 
 @dataclass(frozen=True)
 class LmmTrace:
-    """An answer that the LMM wrote (chat) or read (refer). Tokens are counted from the answer's first token."""
+    """An answer that the LMM generated (chat) or read (refer). Tokens are counted from the answer's first token."""
 
     text: str
     """The answer, without special tokens and outer white space."""
@@ -24,16 +24,16 @@ class LmmTrace:
     token_offsets: tuple[tuple[int, int], ...]
     """Half-open character range of each token in ``text``; may be empty, for special tokens and white space."""
     ended: bool
-    """Whether the LMM ended the answer itself, rather than at the length limit. True for an answer that was read."""
+    """Whether the LMM ended the answer itself, not the length limit. True for an answer that was read."""
     states: Tensor
     """``[k, t, d]`` float32 mixtures of the hidden states of the decoder's layers, the last one normed; by default each layer
-    for itself, ``k = l``."""
+    by itself, ``k = l``."""
     layouts: tuple[ImageLayout, ...]
     """Of the images of the prompt."""
     image_starts: tuple[int, ...]
     """First column of each image in the sequence."""
     attention: RecordedAttention
-    """Word-to-image attention, recomputed from saved queries when it is asked for."""
+    """Saved queries and keys, from which attention is recomputed."""
 
     @property
     def geometry(self) -> ImageGeometry:
@@ -57,7 +57,7 @@ class LmmTrace:
             ``[n, c, h, w]`` float32, channels in the order that the heads expect.
         """
         rows = self.attention.merged_rows(spans, self.image_columns(image), merge=merge)
-        if not spans:  # the layout alone knows channels and size, so it arranges one phrase's nothing
+        if not spans:  # only the layout knows channels and size: it arranges one empty phrase
             layers, heads, _, columns = rows.shape
             rows = rows.new_zeros(layers, heads, 1, columns)
         return self.layouts[image].maps(rows)[: len(spans)]

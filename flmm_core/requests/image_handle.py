@@ -1,7 +1,4 @@
-"""What is kept of an image that commands are about: all that depends on the image alone, computed once.
-
-This file knows when things are computed and how long they are kept; how, is the business of LMM and SAM.
-"""
+"""Image handles: what both models computed of an image, when it is computed, and how long it is cached."""
 
 from __future__ import annotations
 
@@ -20,12 +17,12 @@ from flmm_core.sam.refiner import SamImage, SamRefiner
 
 
 class ImageHandle:
-    """An image, and what the models made of it so far. Comes from a pipeline and goes into its commands.
+    """An image with what the models computed of it so far. A pipeline makes it, and its commands take it.
 
     Args:
         pixels: ``[H, W, 3]`` uint8 RGB.
         encode: the LMM's vision tower.
-        start_sam: begins with SAM's image encoder.
+        start_sam: starts SAM's image encoder in the background.
     """
 
     def __init__(
@@ -42,34 +39,34 @@ class ImageHandle:
         self._sam: Future[SamImage] | None = None
 
     def lmm(self) -> EncodedImage:
-        """What the LMM makes of the image; prompts leave their beginnings in it."""
+        """The LMM's features of the image, with the prompt prefixes that were read with it."""
         if self._lmm is None:
             self._lmm = self._encode(Image.fromarray(self.pixels))
         return self._lmm
 
     def start_sam(self) -> Future[SamImage]:
-        """What SAM is going to make of the image; computed beside the caller, once unless it failed."""
+        """SAM's embedding of the image, computed in the background; once, unless it failed."""
         if self._sam is None or (self._sam.done() and self._sam.exception()):
             self._sam = self._start_sam(self.pixels)
         return self._sam
 
     def forget(self) -> None:
-        """Free what the models made of the image; it is computed again when it is needed."""
+        """Free what was computed of the image; it is computed again when needed."""
         self._lmm, self._sam = None, None
 
     @property
     def kept_bytes(self) -> int:
-        """Memory of the image and of all that is kept with it."""
+        """Bytes of the image and of all that is cached with it."""
         sam = self._sam.result() if self._sam and self._sam.done() and not self._sam.exception() else None
         return self.pixels.nbytes + tensor_bytes([self._lmm, sam])
 
 
 class ImageCache:
-    """The handles of the last images, found again by their pixels.
+    """Handles of the last images, found by their pixels.
 
     Args:
         limit: bytes of all handles together; the newest is kept whatever its size.
-        make: a handle for pixels ``[H, W, 3]`` uint8 RGB.
+        make: makes a handle of pixels ``[H, W, 3]`` uint8 RGB.
     """
 
     def __init__(self, limit: int, make: Callable[[np.ndarray], ImageHandle]) -> None:
@@ -78,10 +75,10 @@ class ImageCache:
         self._handles: OrderedDict[bytes, ImageHandle] = OrderedDict()
 
     def handle(self, pixels: np.ndarray) -> ImageHandle:
-        """The handle of an image; an earlier one if the same pixels were given before and are still kept.
+        """The handle of an image; the earlier one if the same pixels are still cached.
 
         Args:
-            pixels: ``[H, W, 3]`` uint8 RGB, contiguous; copied, so that callers may go on writing into theirs.
+            pixels: ``[H, W, 3]`` uint8 RGB, contiguous; copied, so that the caller may reuse the array.
         """
         key = hashlib.blake2b(pixels.data, digest_size=16, salt=repr(pixels.shape[:2]).encode()[:16]).digest()
         handle = self._handles.pop(key, None) or self._make(pixels.copy())
@@ -93,21 +90,21 @@ class ImageCache:
         return handle
 
     def forget(self) -> None:
-        """Free everything that is kept, also where callers hold handles."""
+        """Free everything that is cached, also of handles that callers hold."""
         for handle in self._handles.values():
             handle.forget()
         self._handles.clear()
 
 
 class SamThread:
-    """Runs SAM's image encoder in a thread of its own, on a CUDA stream of its own, while the LMM talks."""
+    """Runs SAM's image encoder in its own thread and CUDA stream, while the LMM runs."""
 
     def __init__(self, sam: SamRefiner) -> None:
         self._sam = sam
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sam_encoder")
 
     def start(self, pixels: np.ndarray) -> Future[SamImage]:
-        """Begin with an image ``[H, W, 3]`` uint8 RGB; its embedding is finished when the future is done."""
+        """Start encoding ``[H, W, 3]`` uint8 RGB; the embedding is finished when the future is done."""
         return self._thread.submit(self._encode, pixels)
 
     def _encode(self, pixels: np.ndarray) -> SamImage:
