@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-import flmm_tabletop
 from flmm_bench import naive
 from flmm_bench.measuring import Spread
 from flmm_bench.rows import QUESTION, Row
@@ -99,7 +98,6 @@ def _kilobytes(entry: str) -> int:
 
 
 def _main(variant: str, layers: int, width: int, tokens: int) -> None:
-    flmm_tabletop.register()
     lmm = random_lmm(anyres=True, layers=layers, width=width)
     image, other = random_images(672, 672, 2)
     talk(lmm, variant, other, 2)  # threads and their workspaces

@@ -38,13 +38,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("bench: expected --lmm, --heads and --sam together, or none of them")
     import torch
 
-    import flmm_tabletop
     from flmm_bench.report import table, write
     from flmm_bench.run import measure
     from flmm_core.common.devices import check_device
 
     check_device(torch.device(args.device))
-    flmm_tabletop.register()
     found = measure(
         device=args.device, rounds=args.rounds, small=args.small, parts=parts if args.lmm else None, dtype=args.dtype
     )

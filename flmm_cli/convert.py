@@ -27,10 +27,8 @@ def run(args: argparse.Namespace) -> int:
     """Check, write, and say what was written."""
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ValueError(f"{args.out}: expected a folder that is empty or not there yet, got one with files")
-    import flmm_tabletop
     from flmm_core.loading.checkpoints import convert_heads
 
-    flmm_tabletop.register()
     origin = convert_heads(args.heads, args.out, lmm=args.lmm, sam=args.sam)
     print(f"heads: {args.out}")
     print(f"  LMM: {origin.lmm}, fingerprint {origin.lmm_fingerprint}")

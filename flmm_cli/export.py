@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
     config = grounding_config(args)
     import torch
 
-    import flmm_tabletop
     from flmm_core.common.devices import check_device
     from flmm_core.engines.attach import built_checked, export_checked
     from flmm_core.loading.checkpoints import check_origin, lmm_shape, load_heads
@@ -53,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.build_engines:
         check_device(torch.device(GPU))
-    flmm_tabletop.register()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("flmm_core").setLevel(logging.INFO)
     heads = load_heads(config.heads, shape=lmm_shape(config.lmm), sam=load_sam(config.sam))

@@ -22,10 +22,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print each part."""
-    import flmm_tabletop
     from flmm_core.loading.model_info import model_info
 
-    flmm_tabletop.register()
     for number, part in enumerate(part for source in args.model for part in model_info(source)):
         if number:
             print()

@@ -36,10 +36,8 @@ def provenance(
     Raises:
         LoadError: a part of the model is not there.
     """
-    import flmm_tabletop
     from flmm_core.loading.checkpoints import fingerprints
 
-    flmm_tabletop.register()
     sources = {part: getattr(config, part) for part in parts}
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     return {

@@ -44,10 +44,8 @@ def grounding_config(args: argparse.Namespace) -> GroundingConfig:
 
 def load_pipeline(config: GroundingConfig) -> GroundingPipeline:
     """The pipeline that a configuration asks for, of the shipped model or any other; imports PyTorch."""
-    import flmm_tabletop
     from flmm_core.pipeline import GroundingPipeline
 
-    flmm_tabletop.register()
     return GroundingPipeline.from_config(config)
 
 

@@ -11,7 +11,6 @@ from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import flmm_tabletop
 from flmm_core.config import GroundingConfig
 from flmm_core.training.settings import HeadsSettings, LoopConfig, StageSettings
 from flmm_tabletop.training.settings import LmmSettings, SamSettings, TowerSettings
@@ -116,7 +115,6 @@ def run(args: argparse.Namespace) -> int:
         path = getattr(settings, entry.name)
         if entry.metadata["earlier"] and not path.exists():
             raise ValueError(f"--{entry.name}: expected the result of an earlier stage at {path}, got nothing there")
-    flmm_tabletop.register()
     device, _ = resolve_device(GroundingConfig(device=args.device))
     _trainer(stage.name)(args.out, settings, loop, device)
     print(f"{stage.name}: {args.out}")

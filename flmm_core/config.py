@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 DEFAULT_MODEL = "flmm-tabletop"
-"""Name of the model that comes with the project; whoever starts a pipeline must have registered it."""
+"""Name of the model that comes with the project; flmm_core/weights/sources.py knows where it is."""
 
 
 @dataclass(frozen=True)

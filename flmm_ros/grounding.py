@@ -61,10 +61,8 @@ def load_pipeline(config: GroundingConfig) -> Pipeline:
     """The real pipeline; imports transformers, which takes seconds, and keeps its bars and advice out of the node's log."""
     from transformers.utils import logging
 
-    import flmm_tabletop
     from flmm_core.pipeline import GroundingPipeline
 
-    flmm_tabletop.register()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return GroundingPipeline.from_config(config)

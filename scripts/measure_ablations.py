@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-import flmm_tabletop
 from flmm_cli.json_files import provenance, write_json
 from flmm_core.config import GroundingConfig
 from flmm_core.data.formats import open_dataset
@@ -71,7 +70,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="write the figures to this file")
     args = parser.parse_args()
     args.arguments = []
-    flmm_tabletop.register()
     samples = list(open_dataset("data/test"))
     shipped = replace(SHIPPED, cache=args.cache, epochs=args.epochs)
     pipelines = {

@@ -20,17 +20,18 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, repeat
 from pathlib import Path
 
+import torch
 from PIL import Image
 
-import flmm_tabletop
 from flmm_cli.held_out import rendered_scenes
 from flmm_cli.table import format_table
-from flmm_core.config import GroundingConfig
+from flmm_core.config import DEFAULT_MODEL, GroundingConfig
 from flmm_core.data.samples import Sample
 from flmm_core.data.tabletop import read_dataset
 from flmm_core.keywords.repetition import loop_start
 from flmm_core.lmm.encoded_image import EncodedImage
 from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.loading.checkpoints import load_lmm
 from flmm_sim import wording
 from flmm_sim.foreign_words import CHAT, HELD_OUT_UNKNOWN_WORDS
 from flmm_sim.language import QUESTION_KINDS
@@ -194,8 +195,7 @@ def main() -> int:
     began = time.monotonic()
     rng = random.Random(0)
     samples = list(read_dataset(rendered_scenes(IMAGES, 0, 1)))
-    flmm_tabletop.register()
-    lmm = FrozenLmm.from_pretrained(flmm_tabletop.MODEL / "lmm")
+    lmm = load_lmm(DEFAULT_MODEL, device=torch.device("cpu"), dtype=torch.float32)
     images = [lmm.encode_image(Image.fromarray(sample.image())) for sample in samples]
     around, texts = cycle(images), other_texts(rng)
     replies = {name: ask(lmm, around, group) for name, group in texts.items()}

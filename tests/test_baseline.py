@@ -69,10 +69,8 @@ def test_boxes_are_cut_to_the_image():
 
 @pytest.fixture(scope="module")
 def pipeline():
-    import flmm_tabletop
     from flmm_core.pipeline import GroundingPipeline
 
-    flmm_tabletop.register()
     return GroundingPipeline.from_pretrained(device="cpu")
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import flmm_tabletop
 from flmm_bench import naive
 from flmm_bench.findings import Findings
 from flmm_bench.measuring import Spread, interleaved
@@ -19,7 +18,6 @@ from flmm_core.lmm.attention_recorder import ATTENTION_NAME
 
 @pytest.fixture(scope="module")
 def shipped():
-    flmm_tabletop.register()
     return shipped_pipeline()
 
 

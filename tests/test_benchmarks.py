@@ -222,11 +222,9 @@ def test_commands(tmp_path, capsys, suite, write, row):
 
 def test_given_words_are_grounded_where_they_stand(tmp_path):
     """``ground`` reads an answer as if the LMM had written it, as ``chat`` would have grounded it."""
-    import flmm_tabletop
     from flmm_core.pipeline import GroundingPipeline
     from flmm_sim.renderer import TabletopRenderer
 
-    flmm_tabletop.register()
     pipeline = GroundingPipeline.from_pretrained(device="cpu")
     with TabletopRenderer() as renderer:
         image = pipeline.encode(renderer.sample(seed=1).image)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import flmm_tabletop
 from flmm_core.drawing.overlay import draw_overlay
 from flmm_core.pipeline import GroundingPipeline
 
@@ -29,7 +28,6 @@ def scene(renderer):
 
 @pytest.fixture(scope="module")
 def pipeline():
-    flmm_tabletop.register()
     return GroundingPipeline.from_pretrained()
 
 

@@ -15,7 +15,6 @@ from flmm_core.loading.checkpoints import HeadsOrigin, lmm_shape, load_heads, lo
 from flmm_core.sam import checkpoints as sam_checkpoints
 from flmm_core.sam.checkpoints import load_sam, register_sam_format, save_sam
 from flmm_core.weights import sources
-from flmm_core.weights.sources import register_model
 from flmm_tabletop.sam_tiny import save_tiny_sam
 
 SHAPE = LmmShape(layers=3, heads=4, hidden_size=32)
@@ -205,8 +204,8 @@ def test_configs_of_another_kind(tmp_path, sam_folder):
         load_sam(tmp_path)
 
 
-def test_models_are_registered_from_outside(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_MODELS", {})
+def test_models_have_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PACKAGES", {})
     parts = save_model(tmp_path / "model")
     loads = {
         "lmm": lmm_shape,
@@ -221,7 +220,11 @@ def test_models_are_registered_from_outside(tmp_path, monkeypatch):
         one_line(error)
         with pytest.raises(LoadError, match="got ''"):
             load("")
-    register_model("mine", tmp_path / "model")
+    (tmp_path / "my_model.py").write_text(
+        "from pathlib import Path\nMODEL = Path(__file__).parent / 'model'\ndef register_formats(): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sources, "PACKAGES", {"mine": "my_model"})
     assert loads["lmm"]("mine") == loads["lmm"](parts["lmm"])
     assert all(same(loads[part](parts[part]), loads[part]("mine")) for part in ("heads", "sam"))
     with pytest.raises(LoadError, match="known: mine"):

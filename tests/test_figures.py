@@ -9,7 +9,6 @@ from documents import CARD, README, REFERENCE, ROOT, document, loaded_script, ta
 from flmm_core.config import DEFAULT_MODEL
 from flmm_core.loading.checkpoints import fingerprints
 from flmm_sim.language import QUESTION_KINDS
-from flmm_tabletop import register
 
 MADE_UP = {
     "docs/eval_tabletop.json": {
@@ -100,7 +99,6 @@ def test_figures_are_of_the_shipped_weights(script):
     reports = {name: report for name, report in script.read_reports(ROOT).items() if "model" in report}
     if not reports:
         pytest.skip("nothing was measured yet")
-    register()
     shipped = fingerprints(lmm=DEFAULT_MODEL, heads=DEFAULT_MODEL, sam=DEFAULT_MODEL)
     for name, report in reports.items():
         measured = {part: entry["fingerprint"] for part, entry in report["model"].items()}

@@ -25,7 +25,7 @@ from flmm_core.verification.frozen_report import (
     verify_frozen,
 )
 from flmm_core.weights.fingerprints import lmm_fingerprint
-from flmm_tabletop import MODEL, register
+from flmm_tabletop import MODEL
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,6 @@ def run(*words):
 
 
 def test_the_shipped_lmm_is_frozen(tmp_path, capsys):
-    register()
     (tmp_path / "questions.txt").write_text("what is on the table?\n\nwhere is the mug?\n", encoding="utf-8")
     out = tmp_path / "made" / "report.json"
     words = ("flmm-tabletop", "--questions", tmp_path / "questions.txt", "--json", out, "--max-new-tokens", 12)

@@ -10,10 +10,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import numpy as np
-import flmm_tabletop
 from flmm_core.pipeline import GroundingPipeline
 
-flmm_tabletop.register()
 
 def kilobytes(entry):
     lines = Path("/proc/self/status").read_text().splitlines()

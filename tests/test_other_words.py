@@ -6,13 +6,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-import flmm_tabletop
-from flmm_core.config import GroundingConfig
+from flmm_core.config import DEFAULT_MODEL, GroundingConfig
 from flmm_core.keywords.repetition import loop_start
 from flmm_core.lmm.encoded_image import EncodedImage
 from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.loading.checkpoints import load_lmm
 from flmm_sim.foreign_words import CHAT, UNKNOWN_WORDS
 from flmm_sim.offscreen import RenderingUnavailableError
 from flmm_sim.renderer import TabletopRenderer
@@ -48,8 +49,7 @@ REPEATED = ("blue mug " * 60, "where is the " * 60, "the " * 200, "wo " * 130, "
 
 @pytest.fixture(scope="module")
 def lmm() -> FrozenLmm:
-    flmm_tabletop.register()
-    return FrozenLmm.from_pretrained(flmm_tabletop.MODEL / "lmm")
+    return load_lmm(DEFAULT_MODEL, device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

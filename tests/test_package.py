@@ -192,9 +192,9 @@ MAY_IMPORT = {
     "flmm_core": set(),
     "flmm_tabletop": {"flmm_core", "flmm_sim"},
     "flmm_sim": {"flmm_core"},
-    "flmm_ros": {"flmm_core", "flmm_tabletop", "flmm_sim", *ROS},
-    "flmm_bench": {"flmm_core", "flmm_tabletop", "flmm_sim", "flmm_ros", *ROS},
-    "flmm_demo": {"flmm_core", "flmm_tabletop", "flmm_sim", "flmm_ros", *ROS},
+    "flmm_ros": {"flmm_core", "flmm_sim", *ROS},
+    "flmm_bench": {"flmm_core", "flmm_sim", "flmm_ros", *ROS},
+    "flmm_demo": {"flmm_core", "flmm_sim", "flmm_ros", *ROS},
     "flmm_fleet": {"flmm_core"},
     "flmm_cli": {"flmm_core", "flmm_tabletop", "flmm_sim", "flmm_ros", "flmm_bench", "flmm_fleet", "flmm_demo", *ROS},
 }

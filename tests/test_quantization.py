@@ -7,7 +7,6 @@ import pytest
 import torch
 from tiny_models import random_image
 
-import flmm_tabletop
 from flmm_cli.main import main
 from flmm_core.errors import LoadError
 from flmm_core.families import load_options
@@ -24,7 +23,6 @@ KINDS = [("int4", torch.float32, "Linear4bit"), ("int8", torch.bfloat16, "Linear
 @pytest.fixture(scope="module")
 def folder() -> Path:
     """The shipped model: matrices of tiny ones are too small for the CPU's kernels."""
-    flmm_tabletop.register()
     return Path(registered_parts("flmm-tabletop")["lmm"])
 
 

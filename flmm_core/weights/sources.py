@@ -5,15 +5,22 @@ This file knows names and places. It knows nothing of what is in them.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from flmm_core.config import DEFAULT_MODEL
 from flmm_core.errors import LoadError, explained
 
-_MODELS: dict[str, Path] = {}
-"""Folders of models that have a name; see :func:`register_model`."""
+PACKAGES = {DEFAULT_MODEL: "flmm_tabletop"}
+"""Python packages of the models that have a name: the one place where the core refers to packages above it.
+
+Such a package has a folder ``MODEL``, which holds the folders ``lmm``, ``heads`` and ``sam``, and a function
+``register_formats()``, which makes the model's own classes known. It is imported when a process first looks up a part of a
+model. That works in a checkout, after pip and after colcon, whereas entry points would need the metadata of a pip install.
+"""
 
 _KINDS = {"lmm": "LMM", "heads": "heads", "sam": "SAM"}
 """What the parts are called in messages."""
@@ -22,19 +29,20 @@ _FOLDER_FILES = ["config.json", "*.safetensors"]
 """What heads and SAMs consist of, of all that a repository of the Hub may hold."""
 
 
-def register_model(name: str, folder: Path) -> None:
-    """Give a model a name by which its parts can be loaded.
+def registered_models() -> dict[str, Path]:
+    """Folders of the models that have a name; their formats are known from here on.
 
-    Args:
-        name: stands for the parts wherever one is asked for; a folder of the same name is reached as ``./name``.
-        folder: holds the folders ``lmm``, ``heads`` and ``sam``.
+    A name stands for the model's parts wherever one is asked for; a folder of the same name is reached as ``./name``.
     """
-    _MODELS[name] = folder
+    packages = {name: import_module(package) for name, package in PACKAGES.items()}
+    for package in packages.values():
+        package.register_formats()
+    return {name: package.MODEL for name, package in packages.items()}
 
 
 def registered_parts(source: str | Path) -> dict[str, str]:
     """Folders of the parts of a registered model; none if ``source`` is no such name."""
-    folder = _MODELS.get(str(source))
+    folder = registered_models().get(str(source))
     return {part: str(folder / part) for part in _KINDS} if folder else {}
 
 
@@ -49,8 +57,9 @@ def located(part: str, source: str | Path) -> str:
         LoadError: there is no such folder or file, and it is no name that the Hub might have.
     """
     name = str(source)
-    if name in _MODELS:
-        return str(_MODELS[name] / part)
+    models = registered_models()
+    if name in models:
+        return str(models[name] / part)
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:
@@ -58,7 +67,7 @@ def located(part: str, source: str | Path) -> str:
     if path.exists() and name:
         return str(path)
     if not name or path.name == name:
-        known = ", ".join(sorted(_MODELS)) or "none"
+        known = ", ".join(sorted(models)) or "none"
         other = "Hugging Face name (owner/name)" if part == "lmm" else "file, a Hugging Face name (owner/name)"
         raise LoadError(f"{part}: expected a folder, a {other} or a registered model (known: {known}), got {name!r}")
     if not may_be_on_hub(part, name):

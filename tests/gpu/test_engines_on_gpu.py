@@ -7,7 +7,6 @@ import onnxruntime
 import pytest
 import torch
 
-import flmm_tabletop
 from flmm_core.engines import parity
 from flmm_core.engines.export import export_networks
 from flmm_core.engines.tensorrt_engine import TensorrtEngine
@@ -28,7 +27,6 @@ def need(backend):
 @pytest.fixture
 def parts(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    flmm_tabletop.register()
     return registered_parts("flmm-tabletop")
 
 

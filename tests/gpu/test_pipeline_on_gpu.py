@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-import flmm_tabletop
 from flmm_core.chat.batching import chat_batch
 from flmm_core.errors import MemoryFullError
 from flmm_core.families import Checkpoint
@@ -32,7 +31,6 @@ def picture(width=320, height=240, seed=0):
 
 @pytest.fixture(scope="module")
 def parts():
-    flmm_tabletop.register()
     return registered_parts("flmm-tabletop")
 
 
