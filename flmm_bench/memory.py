@@ -17,6 +17,7 @@ from flmm_bench import naive
 from flmm_bench.measuring import Spread
 from flmm_bench.rows import QUESTION, Row
 from flmm_bench.subjects import random_images, random_lmm
+from flmm_core.common.process_memory import peak_resident_bytes, resident_bytes
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 
 VARIANTS = ("plain", "captured", "kept", "naive")
@@ -92,19 +93,14 @@ def _measured(variant: str, layers: int, width: int, tokens: int) -> int:
     return int(run.stdout.split()[-1])
 
 
-def _kilobytes(entry: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{entry}:"))
-
-
 def _main(variant: str, layers: int, width: int, tokens: int) -> None:
     lmm = random_lmm(anyres=True, layers=layers, width=width)
     image, other = random_images(672, 672, 2)
     talk(lmm, variant, other, 2)  # threads and their workspaces
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted from here on
-    before = _kilobytes("VmRSS")
+    before = resident_bytes()
     talk(lmm, variant, image, tokens)
-    print((_kilobytes("VmHWM") - before) * 1024)
+    print(peak_resident_bytes() - before)
 
 
 if __name__ == "__main__":

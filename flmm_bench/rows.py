@@ -24,6 +24,7 @@ from flmm_core.engines.networks import Engine, NetworkSizes, module_of
 from flmm_core.engines.onnx_engine import OnnxEngine
 from flmm_core.engines.tensorrt_engine import TensorrtEngine
 from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.images.masks import Overlap
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import Callbacks, Stage
 from flmm_core.requests.image_handle import ImageHandle
@@ -262,7 +263,9 @@ def mask_rows(
         attach(pipeline.heads, engine)
         compared[f"{backend.name} heads against PyTorch heads", backend.iou] = masks()
     for (what, target), found in compared.items():
-        least = min(_iou(one, other) for a, b in zip(found, ours, strict=True) for one, other in zip(a, b, strict=True))
+        least = min(
+            Overlap.of(one, other).agreement for a, b in zip(found, ours, strict=True) for one, other in zip(a, b, strict=True)
+        )
         spread = Spread(least, least, least, len(images) * len(SPANS))
         yield Row(f"masks: {what}, least IoU", subject, spread, target, False)
 
@@ -274,8 +277,3 @@ def finish() -> None:
     """Wait for the GPU, if there is one."""
     if _CUDA:
         torch.cuda.synchronize()
-
-
-def _iou(one: np.ndarray, other: np.ndarray) -> float:
-    either = (one | other).sum()
-    return float((one & other).sum() / either) if either else 1.0

@@ -1,6 +1,7 @@
-"""Errors that callers tell apart, one type for each cause, and the translation of what libraries raise into them.
+"""Errors that callers tell apart, and the translation of what libraries raise into them.
 
-Every message is one line that names the file, says what was expected and got, and, where the file is not to blame, what to do.
+Every message is one line that names the file, states what was expected and what was found and, where the file is not the
+cause, suggests a remedy.
 """
 
 from __future__ import annotations
@@ -29,70 +30,54 @@ from safetensors import SafetensorError
 
 
 class CommandError(ValueError):
-    """The words of a command cannot be used; the model and the image are not to blame."""
+    """The text of a command cannot be used; model and image are in order."""
 
 
 class CommandCancelledError(Exception):
-    """Whoever gave the command does not want its answer any more."""
+    """The client cancelled the command."""
 
 
 class MemoryFullError(RuntimeError):
-    """A command needs more memory than the device has left; what was kept of images is freed, and the next command may fit."""
+    """A command needs more memory than the device has left; the caches of images are freed, so the next command may fit."""
 
 
 class LoadError(ValueError):
-    """A file that cannot be used, and why, on one line."""
+    """A model or file cannot be loaded: it is damaged, of another kind, not accessible, or larger than the free memory."""
 
 
 class DeviceError(ValueError):
-    """A device that there is not, or that does not answer, on one line."""
+    """The requested device does not exist or does not respond."""
 
 
 class EngineError(LoadError):
-    """An exported network that cannot be used or made, and why, on one line."""
-
-
-class InsufficientMemoryError(LoadError):
-    """The model does not fit into the memory of the GPU or of the machine."""
-
-
-class HubUnreachableError(LoadError):
-    """A model of the Hugging Face Hub is not downloaded yet, and the Hub does not answer."""
-
-
-class GatedModelError(LoadError):
-    """A model of the Hub whose owner has to give access first."""
-
-
-class UnknownModelError(LoadError):
-    """The Hub has no model of that name, or not for this user."""
+    """A network cannot be exported, built or run outside PyTorch, or the exported files do not belong to these heads."""
 
 
 _DAMAGED = (
     OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError, AttributeError,
     SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What reading a damaged file, or one of another kind, raises."""
+"""Exceptions that reading a damaged file, or a file of another kind, raises."""
 
 _UNREACHABLE = (
     HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError,
 )  # fmt: skip
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
-"""Of the RuntimeErrors of CUDA, of PyTorch's allocators on the CPU, and of mmap."""
+"""Parts of the messages of CUDA, of PyTorch's CPU allocator and of mmap when memory is exhausted."""
 
 
 @contextmanager
 def explained(what: str, source: str | Path) -> Iterator[None]:
-    """Turn the many ways in which loading fails into one line.
+    """Translate the exceptions that loading raises into one with a message of one line.
 
     Args:
         what: LMM, heads or SAM.
         source: its file, its folder, or its name on the Hub.
 
     Raises:
-        LoadError: of the type that the cause has.
-        DeviceError: the GPU refused to work, for another reason than its memory.
+        LoadError: in place of the exceptions of libraries; a LoadError passes unchanged.
+        DeviceError: the GPU failed for another reason than lack of memory.
     """
     try:
         yield
@@ -106,14 +91,14 @@ def explained(what: str, source: str | Path) -> Iterator[None]:
 
 
 def _with_cause(what: str, source: str | Path, error: BaseException) -> ValueError | None:
-    """The error to raise, or None for one that is no failure of loading."""
+    """The error to raise; None if ``error`` does not come from loading."""
     chain = list(_chain(error))
     for cause in chain:
         if _no_memory(cause):
             return _insufficient_memory(what, source, cause)
         if isinstance(cause, RuntimeError) and "CUDA error" in str(cause):
             return DeviceError(f"device: expected a GPU that works, got {_first_line(cause)}; try device cpu")
-    # A folder on disk needs no Hub, whatever libraries tried on their way.
+    # A folder on disk does not need the Hub, even if a library tried to reach it.
     refusals = (_hub_refusal(what, source, cause) for cause in (() if Path(source).exists() else chain))
     refusal = next((refusal for refusal in refusals if refusal), None)
     if refusal is None and isinstance(error, PermissionError):
@@ -126,19 +111,19 @@ def _with_cause(what: str, source: str | Path, error: BaseException) -> ValueErr
 
 def _hub_refusal(what: str, source: str | Path, cause: BaseException) -> LoadError | None:
     if isinstance(cause, GatedRepoError):
-        return GatedModelError(
+        return LoadError(
             f"{what} {source}: expected access to this gated model, got none; ask for it at https://huggingface.co/{source}"
             " and log in with `hf auth login`"
         )
     if isinstance(cause, RepositoryNotFoundError):
-        return UnknownModelError(
+        return LoadError(
             f"{what} {source}: expected a folder or a model of the Hugging Face Hub, got a name that neither has; check it,"
             " or log in with `hf auth login` if the model is private"
         )
     if isinstance(cause, _UNREACHABLE) and not isinstance(cause, RemoteEntryNotFoundError):
         got = "none" if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled) else _first_line(cause)
         remedy = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "connect to the network"
-        return HubUnreachableError(
+        return LoadError(
             f"{what} {source}: expected a folder, a downloaded model or an answer of the Hugging Face Hub, got {got};"
             f" {remedy} or give a folder"
         )
@@ -146,7 +131,7 @@ def _hub_refusal(what: str, source: str | Path, cause: BaseException) -> LoadErr
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that led to it, the outermost first."""
+    """An error and its causes, outermost first."""
     current: BaseException | None = error
     while current is not None:
         yield current
@@ -155,14 +140,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def memory_explained(what: str, free: Callable[[], None]) -> Iterator[None]:
-    """Turn a device that runs out of memory while it serves into one error, after what can be freed was freed.
+    """Translate running out of memory during a command, after freeing what can be freed.
 
     Args:
-        what: what was being done.
-        free: called before the error is raised.
+        what: the operation, for the message.
+        free: frees caches; called before the error is raised.
 
     Raises:
-        MemoryFullError: in place of what PyTorch raises.
+        MemoryFullError: in place of PyTorch's exception.
     """
     try:
         yield
@@ -171,7 +156,7 @@ def memory_explained(what: str, free: Callable[[], None]) -> Iterator[None]:
         if not _no_memory(error):
             raise
         reason = _first_line(error)
-    # Out here nothing holds the frames of the failed call, and with them their tensors.
+    # Outside the except block nothing references the frames of the failed call, so their tensors can be freed.
     free()
     raise MemoryFullError(f"{what}: expected enough free memory, got too little ({reason}); kept images are freed, try again")
 
@@ -182,15 +167,16 @@ def _no_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | SafetensorError) and any(words in str(error) for words in _NO_MEMORY)
 
 
-def _insufficient_memory(what: str, source: str | Path, error: BaseException) -> InsufficientMemoryError:
+def _insufficient_memory(what: str, source: str | Path, error: BaseException) -> LoadError:
     on_gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error)
     place = "on the GPU" if on_gpu else "on this machine"
     others = ", a smaller number format (dtype) or device cpu" if on_gpu else " or a smaller number format (dtype)"
-    return InsufficientMemoryError(
+    return LoadError(
         f"{what} {source}: expected enough free memory {place}, got too little ({_first_line(error)});"
         f" end other programs, or take a smaller model{others}"
     )
 
 
 def _first_line(error: BaseException) -> str:
+    """The first line of a message, to be quoted inside another: PyTorch and the Hub append paragraphs of advice."""
     return str(error).strip().split("\n")[0] or type(error).__name__

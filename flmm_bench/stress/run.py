@@ -18,6 +18,7 @@ from lifecycle_msgs.srv import ChangeState
 
 from flmm_bench.stress.delivery_log import Books
 from flmm_bench.stress.traffic import Traffic
+from flmm_core.common.process_memory import resident_bytes
 from flmm_ros.client import AskClient, NoReplyError
 from flmm_ros.node_processes import NodeProcesses
 
@@ -229,7 +230,7 @@ class _Course:
         stat = Path(f"/proc/{self._node.pid}/stat")
         if not stat.exists():
             return
-        life.memory.append(int(Path(f"/proc/{self._node.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        life.memory.append(resident_bytes(self._node.pid))
         user, system = stat.read_text().rsplit(")", 1)[1].split()[11:13]
         life.busy = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
         life.seconds = time.monotonic() - self._born

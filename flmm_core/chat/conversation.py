@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from flmm_core.errors import CommandError
+from flmm_core.images.masks import Overlap
 from flmm_core.lmm.tokens import Exchange
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import Callbacks
@@ -109,13 +108,9 @@ class Conversation:
             if not phrase.mask.any():
                 labels.append(0)
                 continue
-            alike = {label: _iou(phrase.mask, thing.mask) for label, thing in self.things.items()}
+            alike = {label: Overlap.of(phrase.mask, thing.mask).iou for label, thing in self.things.items()}
             best = max(alike, key=lambda label: alike[label], default=0)
             label = best if alike.get(best, 0.0) >= SAME_OBJECT else len(self.things) + 1
             self.things[label] = phrase
             labels.append(label)
         return LabelledAnswer(answer, tuple(labels))
-
-
-def _iou(first: np.ndarray, second: np.ndarray) -> float:
-    return float((first & second).sum() / max(1, (first | second).sum()))

@@ -1,1 +1,1 @@
-"""What every room uses: devices, plain text, memory of tensors."""
+"""Used everywhere: devices, plain text, memory of tensors and processes."""

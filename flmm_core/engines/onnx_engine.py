@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flmm_core.common.plain_text import one_line
 from flmm_core.engines.export import check_belongs
 from flmm_core.engines.names import INPUTS, NAMES, OUTPUTS
 from flmm_core.engines.networks import NetworkSizes
@@ -78,8 +79,7 @@ class OnnxEngine:
                 str(path), sess_options=options, providers=[self._provider], provider_options=device
             )
         except Exception as error:  # ONNX Runtime has many types of its own
-            reason = " ".join(str(error).split())
-            raise EngineError(f"engines {path}: expected an ONNX model that loads, got {reason:.200}") from error
+            raise EngineError(f"engines {path}: expected an ONNX model that loads, got {one_line(error):.200}") from error
         if (used := session.get_providers()[0]) != self._provider:
             remedy = _REMEDY[self._device.type]
             raise EngineError(f"engines {path}: expected to run on {self._provider}, got {used}; {remedy}")

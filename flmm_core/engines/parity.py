@@ -16,6 +16,7 @@ from flmm_core.engines.names import LOGITS, NAMES, OUTPUTS
 from flmm_core.engines.networks import Engine, NetworkSizes, module_of
 from flmm_core.errors import EngineError
 from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.images.masks import Overlap
 
 LIMITS = {"fp32": (1e-3, 0.999), "fp16": (3e-2, 0.995)}
 """Largest difference, as a share of the largest number of the output, and least IoU of what is positive, by precision."""
@@ -103,8 +104,7 @@ def _worse(before: Parity, got: Tensor, want: Tensor) -> Parity:
     difference = float((got - want).abs().max()) / scale
     iou = 1.0
     if before.is_logits:
-        clear = want.abs() > 1e-3 * scale  # nearer to zero rounding decides
-        shared, either = ((got > 0) & (want > 0) & clear).sum(), (((got > 0) | (want > 0)) & clear).sum()
-        iou = float(shared) / float(either) if either else 1.0
+        clear = want.abs() > 1e-3 * scale  # rounding decides the sign of logits closer to 0
+        iou = Overlap.of(got[clear] > 0, want[clear] > 0).agreement
     worst = difference if difference != difference else max(before.difference, difference)
     return Parity(before.network, before.output, worst, min(before.iou, iou))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+Mask = TypeVar("Mask", np.ndarray, torch.Tensor)
+"""``[..., H, W]`` bool."""
+
 
 @dataclass(frozen=True)
 class Overlap:
-    """Pixels of a found and a true mask. One of them may be empty: a thing without a mask, a mask without a thing."""
+    """Pixel counts of the intersection and the union of a predicted and a true mask, either of which may be missing."""
 
     shared: int
     union: int
@@ -20,9 +24,14 @@ class Overlap:
         """Intersection over union; 0 for two empty masks."""
         return self.shared / self.union if self.union else 0.0
 
+    @property
+    def agreement(self) -> float:
+        """Intersection over union; 1 for two empty masks, for two computations of one mask."""
+        return self.iou if self.union else 1.0
+
     @classmethod
-    def of(cls, found: np.ndarray | None, true: np.ndarray | None) -> Overlap:
-        """Compare masks ``[H, W]`` bool; None for one that is not there."""
+    def of(cls, found: Mask | None, true: Mask | None) -> Overlap:
+        """Compare masks of one shape, ``[..., H, W]`` bool; None for a mask that is missing."""
         if found is None or true is None:
             only = true if found is None else found
             return cls(0, 0 if only is None else int(only.sum()))

@@ -14,6 +14,7 @@ from huggingface_hub import get_safetensors_metadata, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
+from flmm_core.common.plain_text import one_line
 from flmm_core.errors import LoadError, explained
 from flmm_core.families import FAMILIES, Checkpoint, LmmFamily, LmmShape, family_of
 from flmm_core.heads.unet import STAGES
@@ -130,7 +131,7 @@ def _attempt(find: Callable[[], dict[str, _Found]]) -> tuple[dict[str, _Found], 
     try:
         return find(), ""
     except Exception as error:  # libraries and the Hub fail in many ways
-        return {}, " ".join(str(error).split()) or type(error).__name__
+        return {}, one_line(error)
 
 
 def _channels(shape: LmmShape) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flmm_core.images.geometry import mask_box
+from flmm_core.images.masks import Overlap
 from flmm_core.sam.transformers_sam import TransformersSam
 
 DECODER_BATCH = 8
@@ -256,11 +257,9 @@ class SamRefiner(nn.Module):
     @torch.no_grad()
     def _closest(self, image: SamImage, candidates: Tensor, coarse: Tensor) -> int:
         """Which of the candidates ``[k, m, m]`` overlaps best with the thresholded coarse mask ``[h, w]``."""
-        masks = self.to_image(candidates, image) > 0
-        target = self._image_mask(coarse, image)[None]
-        shared = (masks & target).sum(dim=(1, 2)).float()
-        union = (masks | target).sum(dim=(1, 2)).float()
-        return int((shared / union.clamp_min(1)).argmax())
+        target = self._image_mask(coarse, image)
+        ious = [Overlap.of(mask, target).iou for mask in self.to_image(candidates, image) > 0]
+        return ious.index(max(ious))
 
     @torch.no_grad()
     def masks(self, image: SamImage, coarse: Tensor, texts: Sequence[Tensor], *, threshold: float) -> tuple[RefinedMask, ...]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 
+from flmm_core.common.process_memory import resident_bytes
 from flmm_core.serving.requests import Status
 
 _REMEMBERED = 100
@@ -135,7 +134,7 @@ class Health:
                 **{f"refused, {_name(status)}": str(count) for status, count in sorted(self._refusals.items())},
                 **(self._camera_values(now, age, skipped) if self._camera else {}),
                 **_percentiles(self._durations),
-                "process memory, MB": f"{_resident() / 1e6:.0f}",
+                "process memory, MB": f"{resident_bytes() / 1e6:.0f}",
                 **({"device memory, MB": f"{device_memory / 1e6:.0f}"} if device_memory else {}),
             }
         return HealthReport(level, message, values)
@@ -198,8 +197,3 @@ def _percentiles(durations: Sequence[Mapping[str, float]]) -> dict[str, str]:
 def _rate(arrivals: Sequence[float], now: float) -> float:
     """Images a second over the last of them; it sinks when none comes any more."""
     return (len(arrivals) - 1) / max(now - arrivals[0], 1e-9) if len(arrivals) > 1 else 0.0
-
-
-def _resident() -> int:
-    """Bytes of memory that the process has."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from flmm_core.images.masks import Overlap
+
 TOLERANCES = {
     "pixel values": 1e-5,
     "SAM input size": 0.0,
@@ -139,8 +141,6 @@ def wrong(got: Iterable[int], expected: Iterable[int]) -> float:
 
 
 def missed_iou(got: np.ndarray, logits: np.ndarray) -> float:
-    """1 - IoU of a mask with the positive logits, where these are clearly to one side of 0: nearer to it rounding decides."""
+    """1 - IoU of a mask and the positive logits, without the pixels whose logits are so close to 0 that rounding decides."""
     clear = np.abs(logits) > TOLERANCES["SAM logits"]
-    got, expected = got[clear].astype(bool), logits[clear] > 0
-    union = int((got | expected).sum())
-    return 1 - int((got & expected).sum()) / union if union else 0.0
+    return 1 - Overlap.of(got[clear].astype(bool), logits[clear] > 0).agreement

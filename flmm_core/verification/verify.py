@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from flmm_core.common.plain_text import one_line
 from flmm_core.families import Checkpoint, family_of
 from flmm_core.heads.grounding_heads import GroundingHeads
 from flmm_core.lmm.encoded_image import EncodedImage
@@ -74,7 +75,7 @@ def verify_case(folder: Path) -> Outcome:
         error = "" if checks else f"reference data {folder}: expected something to compare with, got nothing"
     except Exception as caught:  # of the libraries that read and run; the other cases are run all the same
         kind = "" if isinstance(caught, ValueError) else f"{type(caught).__name__}: "
-        error = kind + " ".join(str(caught).split())
+        error = kind + one_line(caught)
         if isinstance(caught, KeyError):
             error = f"reference data {folder}: expected an entry {error.removeprefix(kind)}, got none"
     return Outcome(tuple(checks), tuple(notes), error)

@@ -81,12 +81,6 @@ def settings_fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def file_fingerprint(path: Path) -> str:
-    """Fingerprint of all bytes of one file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def files_fingerprint(paths: Iterable[Path]) -> str:
     """Fingerprint of names, sizes and samples of many files, in the given order; copies of them have the same.
 

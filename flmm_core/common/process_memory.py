@@ -1,0 +1,25 @@
+"""Memory that processes occupy, as Linux reports it in ``/proc``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """Bytes that a process occupies in physical memory.
+
+    Args:
+        pid: of the process; None for the calling one.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    pages = Path(f"/proc/{'self' if pid is None else pid}/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_resident_bytes() -> int:
+    """The most bytes that the calling process occupied in physical memory since its start, or since it was reset."""
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
