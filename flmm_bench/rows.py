@@ -263,9 +263,8 @@ def mask_rows(
         attach(pipeline.heads, engine)
         compared[f"{backend.name} heads against PyTorch heads", backend.iou] = masks()
     for (what, target), found in compared.items():
-        least = min(
-            Overlap.of(one, other).agreement for a, b in zip(found, ours, strict=True) for one, other in zip(a, b, strict=True)
-        )
+        pairs = [pair for image, wanted in zip(found, ours, strict=True) for pair in zip(image, wanted, strict=True)]
+        least = min(Overlap.of(*pair).agreement for pair in pairs)
         spread = Spread(least, least, least, len(images) * len(SPANS))
         yield Row(f"masks: {what}, least IoU", subject, spread, target, False)
 

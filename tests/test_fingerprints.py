@@ -127,9 +127,9 @@ def test_no_weights(tmp_path):
     path = weights(tmp_path, a=torch.zeros(5000)) / "model.safetensors"
     whole = path.read_bytes()
     for keep, words in (
-        (4, "expected a header inside the file"),
-        (50, "expected a header"),
-        (len(whole) - 1, "that ends before"),
+        (4, "expected a whole file of safetensors, got a damaged one .*header too small"),
+        (50, "expected a whole file of safetensors, got a damaged one .*header"),
+        (len(whole) - 1, "expected a whole file of safetensors, got a damaged one .*incomplete"),
     ):
         path.write_bytes(whole[:keep])
         with pytest.raises(ValueError, match=words):

@@ -216,3 +216,11 @@ def test_sam_of_a_case(tmp_path):
     manifest.write_text(json.dumps({"files": {"../sam_c.pth": ""}}))
     with pytest.raises(ValueError, match=r"expected a file sam_c\.pth, got none"):
         sam_file(folder)
+
+
+def test_only_averaged_attention_is_compared(tmp_path, capsys):
+    (folder := tmp_path / "case").mkdir()
+    (folder / "inputs.json").write_text(json.dumps({"prompt": "", "samples": []}))
+    (folder / "manifest.json").write_text(json.dumps({"config": {"merge": "max"}}))
+    assert main([str(folder)]) == 1
+    assert one_line(capsys.readouterr()).endswith("manifest.json: config.merge: expected mean, got max")

@@ -18,6 +18,7 @@ from PIL import Image
 from flmm_core.errors import explained
 
 HEADS = "flmm_heads.pth"
+MANIFEST = "manifest.json"
 _WHAT = "reference data"
 _SHARED = "sam.model.mask_decoder."
 """Entries of heads that cases share begin so, among others."""
@@ -32,10 +33,10 @@ def cases(folders: Sequence[Path]) -> list[Path]:
     found = []
     for folder in folders:
         whole = folder.expanduser().resolve()
-        inside = sorted(path.parent for path in whole.glob("*/manifest.json"))
-        own = [whole] if (whole / "manifest.json").is_file() else inside
+        inside = sorted(path.parent for path in whole.glob(f"*/{MANIFEST}"))
+        own = [whole] if (whole / MANIFEST).is_file() else inside
         if not own:
-            raise ValueError(f"{folder}: expected reference data (a manifest.json, here or one folder below), got none")
+            raise ValueError(f"{folder}: expected reference data (a {MANIFEST}, here or one folder below), got none")
         found += own
     return found
 
@@ -55,6 +56,19 @@ def fields(path: Path) -> dict[str, Any]:
     return read
 
 
+def manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a case.
+
+    Raises:
+        ValueError: its attention was not averaged over the tokens of a phrase, as the published heads expect it.
+    """
+    read = fields(folder / MANIFEST)
+    merge = read.get("config", {}).get("merge", "mean")
+    if merge != "mean":
+        raise ValueError(f"{_WHAT} {folder / MANIFEST}: config.merge: expected mean, got {merge}")
+    return read
+
+
 def image(folder: Path, name: str) -> Image.Image:
     """RGB image of a sample."""
     path = _required(folder / f"{name}.png")
@@ -64,8 +78,8 @@ def image(folder: Path, name: str) -> Image.Image:
 
 def sam_file(folder: Path) -> Path:
     """The SAM of a case: the one that its manifest names, or the only one that lies in the case or beside it."""
-    manifest = fields(folder / "manifest.json")
-    named = [name for name in [*manifest.get("files", {}), *manifest.get("sha256", {})] if name.endswith(".pth")]
+    listed = manifest(folder)
+    named = [name for name in [*listed.get("files", {}), *listed.get("sha256", {})] if name.endswith(".pth")]
     given = [folder / name for name in named if Path(name).name.startswith("sam")]
     near = [*sorted(folder.glob("sam*.pth")), *sorted(folder.parent.glob("sam*.pth"))]
     if not (given or near):
@@ -86,7 +100,7 @@ def heads_file(folder: Path, scratch: Path) -> Path:
     state = _weights(own)
     if any(key.startswith(_SHARED) for key in state):
         return own
-    named = re.findall(rf"\.\./[\w-]+/{re.escape(HEADS)}", json.dumps(fields(folder / "manifest.json")))
+    named = re.findall(rf"\.\./[\w-]+/{re.escape(HEADS)}", json.dumps(manifest(folder)))
     others = [path for name in named if (path := folder / name).is_file()]
     for other in [*others, *sorted(folder.parent.glob(f"*/{HEADS}"))]:
         whole = _weights(other)

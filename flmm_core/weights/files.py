@@ -1,41 +1,43 @@
-"""What files of weights hold, without reading the weights: names, shapes and number formats."""
+"""Contents of weight files without reading the weights: names, shapes and number formats."""
 
 from __future__ import annotations
 
-import json
 import math
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flmm_core.errors import LoadError
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
-"""Of one number in the formats of safetensors; others have one byte."""
+"""Size of one number in the formats of safetensors; all others have one byte."""
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor in a file."""
+    """Description of a tensor in a file."""
 
     shape: tuple[int, ...]
     dtype: str
-    """``float32``, ``bfloat16``, ...; formats that are no floats as safetensors calls them."""
+    """``float32``, ``bfloat16``, ...; other formats by their names in safetensors."""
     bytes: int
 
     @property
     def numbers(self) -> int:
-        """How many."""
+        """Count of the elements."""
         return math.prod(self.shape)
 
     @classmethod
     def of_safetensors(cls, dtype: str, shape: list[int]) -> StoredTensor:
-        """From an entry of a safetensors header."""
+        """From number format and shape as a safetensors header states them."""
         return cls(tuple(shape), _NAMES.get(dtype, dtype), math.prod(shape) * _BYTES.get(dtype, 1))
 
 
@@ -46,31 +48,32 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
         LoadError: the file holds something else.
     """
     if path.suffix == ".safetensors":
-        header, _ = safetensors_header(path)
-        return {name: StoredTensor.of_safetensors(entry["dtype"], entry["shape"]) for name, entry in header.items()}
+        with open_safetensors(path) as file:
+            names = file.keys()
+            parts = {name: file.get_slice(name) for name in names}
+            return {name: StoredTensor.of_safetensors(part.get_dtype(), part.get_shape()) for name, part in parts.items()}
     return {
         name: StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes)
         for name, tensor in pickled_tensors(path).items()
     }
 
 
-def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Entries of a safetensors file, and the byte from which their offsets count.
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """A ``safe_open`` of safetensors on the CPU, which maps the file: only the pages that are accessed are read.
 
     Raises:
-        LoadError: the header does not fit into the file.
+        LoadError: the file is damaged.
     """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= path.stat().st_size - 8:
-            raise LoadError(f"{path}: expected a header inside the file, got a length of {length} bytes")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return header, 8 + length
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise LoadError(f"{path}: expected a whole file of safetensors, got a damaged one ({error})") from error
 
 
 def _can_be_mapped(path: Path) -> bool:
-    """Not files of the old format, which are no archives, nor archives that are packed."""
+    """Whether PyTorch can map a file: an archive that is not compressed; the format before PyTorch 1.6 is no archive."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -78,7 +81,7 @@ def _can_be_mapped(path: Path) -> bool:
 
 
 def pickled_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file of PyTorch, flat or under ``state_dict``, mapped into memory: only what is looked at is read.
+    """Tensors of a PyTorch file, flat or under ``state_dict``, mapped into memory: only the pages that are accessed are read.
 
     Raises:
         LoadError: it holds something else.
