@@ -8,10 +8,10 @@ unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE RMW_IMPLEMENTATION
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test bench soak lint format
+.PHONY: help setup demo run test soak-test bench soak lint format
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/'
 
 setup:  ## install everything into .venv (idempotent)
 	@$(PYTHON) scripts/setup_env.py
@@ -22,9 +22,12 @@ demo: setup  ## ask a simulated robot camera at least eight things; images go to
 run: setup  ## leave the simulated camera and the grounding node running, for `flmm ask "..."`
 	@$(BIN)/flmm run
 
-test: setup  ## run the tests: what needs no ROS graph on several cores, then the nodes one after the other
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/ros
-	@$(BIN)/python -m pytest tests/ros
+test: setup  ## run the tests, four at a time (many wait for nodes); then those about time, with nothing beside them
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not timing and not soak" --durations=25
+	@$(BIN)/python -m pytest -m "timing and not soak" --durations=25
+
+soak-test: setup  ## a short stress of the nodes, and their memory over twenty cycles (about a minute)
+	@$(BIN)/python -m pytest -m soak --durations=25
 
 bench: setup  ## measure what grounding costs on top of talking; figures go to docs/benchmarks/ (about 15 minutes)
 	@$(BIN)/flmm bench

@@ -1,6 +1,30 @@
-"""Fixtures of several test files."""
+"""Fixtures of several test files, and their order: what takes longest begins first."""
+
+import os
+from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"
+"""Of test processes and of the nodes that they start: several run side by side."""
+
+LONGEST = (
+    "ros/test_node.py", "test_engines.py", "ros/test_commands.py", "ros/test_fleet_node.py", "test_benchmarks.py",
+    "test_bench.py", "test_fleet.py", "ros/test_bad_input.py", "test_golden.py", "test_heads_training.py",
+    "test_lmm_training.py", "ros/test_start.py", "ros/test_depth.py", "ros/test_lifecycle.py", "ros/test_goals.py",
+    "ros/test_graph.py", "ros/test_qos.py", "ros/test_voice.py", "ros/test_bag.py", "ros/test_pick.py",
+)  # fmt: skip
+"""Files, to be distributed in this order over the workers; all others follow."""
+
+
+def pytest_collection_modifyitems(items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_configure(config):
+    for name in LONGEST:
+        assert (Path(__file__).parent / name).is_file(), f"LONGEST: expected an existing file, got {name}"
 
 
 @pytest.fixture(scope="module")

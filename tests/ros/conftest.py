@@ -1,7 +1,6 @@
 """A ROS graph of its own for the tests: its own domain, this machine only, nodes as separate processes."""
 
 import os
-import random
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -10,14 +9,16 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built")
 
-os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().randint(1, 100))
-os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-os.environ["OMP_NUM_THREADS"] = "1"
-
 from bench import Bench
+from domains import free_domain
 
 from flmm_ros.client import AskClient
 from flmm_ros.node_processes import NodeProcesses
+
+RESERVED = ExitStack()
+"""Holds this process's domain to its end."""
+os.environ["ROS_DOMAIN_ID"] = RESERVED.enter_context(free_domain())
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 
 SCRIPTED = str(Path(__file__).parent / "scripted_node.py")
 
@@ -33,6 +34,13 @@ class ExpectedEnds(NodeProcesses):
 
     def check(self):
         pass
+
+
+@pytest.fixture
+def other_domain():
+    """Another domain, where nodes of other tests are not heard."""
+    with free_domain() as number:
+        yield number
 
 
 @pytest.fixture(scope="session")

@@ -271,6 +271,7 @@ def test_200_commands_in_a_burst_get_200_replies(bench):
     assert len(bench.replies) - len(refused) >= 9  # the one in work and those that waited
 
 
+@pytest.mark.timing
 def test_camera_that_stops(bench):
     bench.show()
     assert bench.ask().status == GroundedAnswer.STATUS_ANSWERED

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -35,11 +34,6 @@ def flmm(*arguments, timeout=300, **environment):
     return subprocess.run(
         [*FLMM, *arguments], capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
     )
-
-
-def other_domain():
-    """A domain that no other test uses, and hardly another program."""
-    return str(random.SystemRandom().choice([n for n in range(1, 101) if str(n) != os.environ["ROS_DOMAIN_ID"]]))
 
 
 @pytest.fixture(scope="module")
@@ -241,15 +235,14 @@ def test_demo_leads_with_its_best_answers():
     assert lead_answers(outcomes[:1]) == [0] and lead_answers(outcomes[3:4]) == []
 
 
-def test_demo_answers_everything_and_draws_it(models, opengl, tmp_path):  # noqa: F811
+def test_demo_answers_everything_and_draws_it(models, opengl, other_domain, tmp_path):  # noqa: F811
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("stays")
     (out / "99_list.png").write_text("of an earlier demo")
-    domain = other_domain()
-    done = flmm("demo", "--count", "4", "--scenes", "2", "--out", str(out), *options_of(models), ROS_DOMAIN_ID=domain)
+    done = flmm("demo", "--count", "4", "--scenes", "2", "--out", str(out), *options_of(models), ROS_DOMAIN_ID=other_domain)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"starting the camera and the grounding node in ROS domain {domain} " in done.stdout
+    assert f"starting the camera and the grounding node in ROS domain {other_domain} " in done.stdout
     assert "4 of 4 commands answered" in done.stdout and "total ms" in done.stdout
     records = json.loads((out / "answers.json").read_text())
     assert len({record["kind"] for record in records}) >= 3 and not any(record["reason"] for record in records)
@@ -260,10 +253,10 @@ def test_demo_answers_everything_and_draws_it(models, opengl, tmp_path):  # noqa
     assert [path.name for path in out.iterdir()] == ["mine.txt"], "the demo writes files that the next one would not remove"
 
 
-def test_demo_with_a_broken_model_fails_and_leaves_nothing_running(models, opengl, tmp_path):  # noqa: F811
+def test_demo_with_a_broken_model_fails_and_leaves_nothing_running(models, opengl, other_domain, tmp_path):  # noqa: F811
     broken = ["--lmm", str(models / "truncated_lmm"), "--heads", str(models / "heads"), "--sam", str(models / "sam")]
     # In a domain of its own: the node that other tests ask would answer here too.
-    done = flmm("demo", "--count", "1", "--scenes", "1", "--out", str(tmp_path / "out"), *broken, ROS_DOMAIN_ID=other_domain())
+    done = flmm("demo", "--count", "1", "--scenes", "1", "--out", str(tmp_path / "out"), *broken, ROS_DOMAIN_ID=other_domain)
     assert done.returncode == 1, done.stdout
     assert "grounding ended with status 1" in done.stderr and "may be damaged" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -275,8 +268,8 @@ def children_of(pid):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_run_takes_its_nodes_with_it(models, opengl, number):  # noqa: F811
-    environment = {**os.environ, "ROS_DOMAIN_ID": other_domain()}
+def test_run_takes_its_nodes_with_it(models, opengl, other_domain, number):  # noqa: F811
+    environment = {**os.environ, "ROS_DOMAIN_ID": other_domain}
     command = [*FLMM, "run", *options_of(models)]
     # As from a terminal: programs that a shell starts in the background ignore SIGINT, and hand that on.
     running = subprocess.Popen(

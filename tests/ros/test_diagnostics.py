@@ -71,6 +71,7 @@ def test_warnings(ready):
     assert values["device memory, MB"] == "3" and int(values["process memory, MB"]) > 10
 
 
+@pytest.mark.timing
 def test_image_rate(ready):
     for _ in range(4):
         time.sleep(0.02)

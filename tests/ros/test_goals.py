@@ -124,6 +124,7 @@ def test_refusals_abort(bench, client):
     assert client.send("hello", mode=9) is None
 
 
+@pytest.mark.timing
 def test_the_goal_in_work_is_cancelled_within_a_word(bench, client):
     bench.show()
     handle = client.send("write 200")

@@ -143,6 +143,7 @@ def resident(process):
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.soak
 def test_twenty_cycles_do_not_grow(managed):
     sizes = []
     for _ in range(20):
@@ -176,6 +177,7 @@ def test_a_manager_may_shut_it_down(managed):
     assert managed.bench.process.wait(timeout=3) == 0
 
 
+@pytest.mark.timing
 def test_ctrl_c_while_the_model_loads(processes, log_dir):
     from conftest import SCRIPTED
 

@@ -37,6 +37,7 @@ def test_answer_ties_words_to_masks_under_the_header_of_the_image(bench):
     assert whole.mask.shape == (24, 32) and whole.mask.sum() == 16 * 24
 
 
+@pytest.mark.timing
 def test_durations(bench):
     bench.show()
     durations = bench.ask("sleep 0.2").durations
@@ -170,6 +171,7 @@ def test_every_parameter_is_described(bench):
 # --- the end --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT, signal.SIGTERM)])
 def test_shutdown_answers_what_is_in_work_and_refuses_what_waits(start_scripted, log_dir, signals):
     name = f"ending{len(signals)}{signals[0].name.lower()}"
@@ -192,6 +194,7 @@ def test_shutdown_answers_what_is_in_work_and_refuses_what_waits(start_scripted,
     assert "Traceback" not in (log_dir / f"{name}.log").read_text()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("seconds", [2.1, 30])  # 2.1: the answer is ready while the node says its last words
 def test_shutdown_does_not_wait_for_a_slow_answer(start_scripted, log_dir, seconds):
     name = f"slow{int(seconds)}"
@@ -222,6 +225,7 @@ def handles(process, number):
     return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("node", ["grounding_node", "camera_node"])
 def test_a_node_that_is_still_importing_ends_at_once_and_quietly(processes, log_dir, node, number):
@@ -241,10 +245,10 @@ def segments(process):
 
 
 @pytest.mark.parametrize(("node", "sends_images"), [("grounding_node", True), ("camera_node", True), ("pick_node", False)])
-def test_shared_memory_is_for_images_and_goes_with_the_node(log_dir, node, sends_images):
+def test_shared_memory_is_for_images_and_goes_with_the_node(log_dir, other_domain, node, sends_images):
     if not Path("/dev/shm").is_dir():
         pytest.skip("no /dev/shm: the middleware keeps its shared memory elsewhere")
-    with ExpectedEnds(log_dir, {"ROS_DOMAIN_ID": "101"}) as alone:  # a node opens its peers' as well
+    with ExpectedEnds(log_dir, {"ROS_DOMAIN_ID": other_domain}) as alone:  # a node opens its peers' as well
         process = alone.start(f"alone_{node}", f"flmm_ros.{node}")
         deadline = time.monotonic() + 60
         while not segments(process):

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 
-@pytest.mark.slow
-def test_a_short_stress_loses_nothing(tmp_path, open_renderer):
+@pytest.mark.soak
+def test_a_short_stress_loses_nothing(tmp_path, open_renderer, other_domain):
     open_renderer().close()
     command = [sys.executable, "-m", "flmm_cli", "soak", "--minutes", "0.3", "--out", str(tmp_path / "soak.json")]
-    environment = {**os.environ, "ROS_DOMAIN_ID": str(int(os.environ["ROS_DOMAIN_ID"]) % 100 + 1)}
+    environment = {**os.environ, "ROS_DOMAIN_ID": other_domain}
     done = subprocess.run(
         [*command, "--logs", str(tmp_path / "logs")], capture_output=True, text=True, timeout=240, env=environment
     )

@@ -206,6 +206,7 @@ def test_the_log_holds_the_nodes_own_lines_only(processes, log_dir):
     assert not [line for line in lines if not re.fullmatch(r"\[INFO\] \[[\d.]+\] \[quiet\.grounding\]: .+", line)]
 
 
+@pytest.mark.timing
 def test_a_node_that_loads_its_model_ends_at_once(processes, log_dir):
     process = start_shipped(processes, log_dir, "loading", "loading the model")
     process.send_signal(signal.SIGINT)

@@ -102,6 +102,7 @@ def test_an_empty_list_ends_it(watcher):
     assert not watcher.results and watcher.bench.ask("hello").status == GroundedAnswer.STATUS_ANSWERED
 
 
+@pytest.mark.timing
 def test_the_rate_is_limited(watcher):
     assert watcher.bench.set_parameter("watch_rate", 5.0).successful
     watcher.watch("mug")
@@ -115,6 +116,7 @@ def test_the_rate_is_limited(watcher):
     watcher.watch()
 
 
+@pytest.mark.timing
 def test_a_camera_that_stops_is_said_once(watcher):
     assert watcher.bench.set_parameter("max_image_age", 0.5).successful
     watcher.watch("mug")
