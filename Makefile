@@ -8,7 +8,7 @@ unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE RMW_IMPLEMENTATION
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test soak-test bench soak lint format
+.PHONY: help setup demo run test soak-test bench soak docs lint format
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/'
@@ -34,6 +34,13 @@ bench: setup  ## measure what grounding costs on top of talking; figures go to d
 
 soak: setup  ## stress the node over real ROS processes for MINUTES (10); figures go to docs/reliability.json
 	@$(BIN)/flmm soak --minutes $(or $(MINUTES),10) --out docs/reliability.json
+
+docs: .venv/flmm_setup/docs  ## build the documents and the API reference as a site in site/, which opens without a network
+	@$(BIN)/mkdocs build --quiet
+
+.venv/flmm_setup/docs: requirements-docs.txt | setup
+	@$(BIN)/python -m pip install --quiet --requirement $<
+	@touch $@
 
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check .

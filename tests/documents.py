@@ -8,9 +8,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 README, REFERENCE, CARD, CHANGELOG = "README.md", "docs/reference.md", "MODEL_CARD.md", "CHANGELOG.md"
-REAL_MODELS, RELIABILITY, SECURITY = "docs/real_models.md", "docs/reliability.md", "docs/security.md"
-DOCUMENTS = (README, REFERENCE, REAL_MODELS, RELIABILITY, SECURITY, CARD, "CONTRIBUTING.md", CHANGELOG)
-PACKAGES = ("flmm_core", "flmm_tabletop", "flmm_ros", "flmm_sim", "flmm_cli")
+REAL_MODELS, ARCHITECTURE = "docs/real_models.md", "docs/architecture.md"
+DOCUMENTS = (
+    README,
+    CARD,
+    "CONTRIBUTING.md",
+    CHANGELOG,
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
+)
+PACKAGES = (
+    "flmm_core",
+    "flmm_tabletop",
+    "flmm_ros",
+    "flmm_sim",
+    "flmm_fleet",
+    "flmm_bench",
+    "flmm_demo",
+    "flmm_cli",
+)
 
 
 def document(name):

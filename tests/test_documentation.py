@@ -1,18 +1,25 @@
-"""README, CONTRIBUTING and CHANGELOG against the code, and what holds for every document: links, commands, snippets.
+"""README, architecture, CITATION and CHANGELOG against the code, what holds for every document, and the site.
 
 Light on purpose: no model is loaded, except by the test that runs README's examples.
 """
 
 import argparse
 import ast
+import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
+import yaml
 from documents import (
+    ARCHITECTURE,
     CHANGELOG,
     DOCUMENTS,
+    PACKAGES,
     README,
+    REFERENCE,
     ROOT,
     anchors,
     code_blocks,
@@ -20,12 +27,12 @@ from documents import (
     document,
     linked,
     links,
+    loaded_script,
     names,
     section,
     table,
+    tables,
 )
-
-from flmm_core.config import tunables
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +78,7 @@ def test_options_in_the_text(parser):
 def test_ros_commands_name_what_exists(name):
     """Parameters and remapped topics of nodes that are started from a shell block, launch files and executables."""
     known = {
-        "-p": {entry.name for entry in tunables()},
+        "-p": {names(row[0])[0] for row in table(document(REFERENCE), "Parameters", "grounding_node")},
         "-r": {"image", "depth", "camera_info", "command", "phrase"},
         "--enclave": {"/grounding"},
     }
@@ -132,7 +139,19 @@ def test_python_snippets_compile(name):
     for block in code_blocks(document(name), "python"):
         for node in ast.walk(compile(block, name, "exec", flags=ast.PyCF_ONLY_AST)):
             if isinstance(node, ast.ImportFrom):
-                assert (ROOT / node.module.replace(".", "/")).with_suffix(".py").is_file(), node.module
+                assert is_module(node.module), node.module
+            elif isinstance(node, ast.Import):
+                assert all(is_module(alias.name) for alias in node.names), ast.unparse(node)
+
+
+def is_module(name):
+    """One of the repository's or an installed one; of the generated messages there may be the definitions alone."""
+    path = ROOT / name.replace(".", "/")
+    if path.parent == ROOT / "flmm_ros" and path.name in ("msg", "action"):
+        return (ROOT / path.name).is_dir()
+    if not (ROOT / name.split(".")[0]).is_dir():
+        return importlib.util.find_spec(name.split(".")[0]) is not None
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 # --- README ---------------------------------------------------------------------------------------------------------------
@@ -163,13 +182,82 @@ def example(title):
     return code_blocks(section(document(README), "Five-minute tour", title), "python")[0]
 
 
-# --- CHANGELOG, licence ---------------------------------------------------------------------------------------------------
+# --- architecture ---------------------------------------------------------------------------------------------------------
+
+
+def test_rooms_in_their_order():
+    """The page, the file tree and the imports agree."""
+    from test_imports import file_imports, room_imports
+
+    rooms = loaded_script("write_file_tree").ROOMS
+    core, _ = tables(section(document(ARCHITECTURE), "Layers"))
+    assert tuple(names(row[0])[0] for row in core) == rooms
+    order = {f"flmm_core.{name.removesuffix('.py')}": number for number, name in enumerate(rooms)}
+    graph = room_imports(file_imports(ROOT, ("flmm_core",)))
+    graph.pop("flmm_core", None)
+    wrong = {(room, other) for room, others in graph.items() for other in others if order[other] > order[room]}
+    assert not wrong
+
+
+def test_packages_of_the_page():
+    _, above = tables(section(document(ARCHITECTURE), "Layers"))
+    assert {"flmm_core", *(names(row[0])[0] for row in above)} == set(PACKAGES)
+
+
+# --- the site -------------------------------------------------------------------------------------------------------------
+
+
+def navigation():
+    """Pages in the order of mkdocs.yml."""
+    waiting, pages = [yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]], []
+    while waiting:
+        entry = waiting.pop(0)
+        if isinstance(entry, str):
+            pages.append(entry)
+        else:
+            waiting = [*(entry.values() if isinstance(entry, dict) else entry), *waiting]
+    return pages
+
+
+def test_navigation_has_every_document():
+    inside = {name.removeprefix("docs/") for name in DOCUMENTS if name.startswith("docs/")}
+    outside = {"index.md" if name == README else name.lower() for name in DOCUMENTS if not name.startswith("docs/")}
+    assert {page for page in navigation() if not page.startswith("api/")} == inside | outside
+
+
+def test_navigation_has_every_room():
+    rooms = [f"flmm_core.{name.removesuffix('.py')}" for name in loaded_script("write_file_tree").ROOMS]
+    modules = {page.removeprefix("api/").removesuffix(".md") for page in navigation() if page.startswith("api/")}
+    assert modules == {*rooms, "flmm_tabletop", "flmm_ros.client"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="no mkdocs: run `make docs` once, which installs it")
+def test_site_opens_without_a_network(tmp_path):
+    """Built strictly: a link to nothing ends it. No page loads anything from elsewhere."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    pages = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
+    assert len(pages) > len(navigation())
+    loaded = re.compile(r"<(?:script|link|img|iframe|source|video)\b[^>]*(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
+    assert not [(path.name, found) for path, text in pages.items() for found in loaded.findall(text)]
+    styles = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.css")]
+    assert styles and not [style for style in styles if re.search(r"url\([\"']?(?:https?:)?//|@import", style)]
+    assert 'class="mermaid"' not in "".join(pages.values()), "the theme would load Mermaid from elsewhere to draw this"
+
+
+# --- CHANGELOG, citation, licence -----------------------------------------------------------------------------------------
 
 
 def test_changelog_has_the_version():
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
     assert f"## [{version}] - " in document(CHANGELOG)
     assert f"<version>{version}</version>" in (ROOT / "package.xml").read_text(encoding="utf-8")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == version
+    assert f"## [{version}] - {citation['date-released']}" in document(CHANGELOG)
+    assert citation["references"][0]["url"].endswith("2406.05821")
 
 
 def test_licence():
