@@ -164,22 +164,26 @@ def test_families():
 
 
 @pytest.mark.slow
-def test_examples_run(capsys):
+def test_library_example_runs(capsys):
     from flmm_sim.offscreen import RenderingUnavailableError
 
-    library, point = (example(title) for title in ("Library", "A 3D point"))
-    space = {}
+    (library,) = code_blocks(section(document(README), "Library"), "python")
     try:
-        exec(compile(library, README, "exec"), space)
+        exec(compile(library, README, "exec"), {})
     except RenderingUnavailableError as error:
         pytest.skip(str(error))
-    assert "not there" in capsys.readouterr().out.splitlines()[-1]
-    exec(compile(point, README, "exec"), space)
-    assert "[" in capsys.readouterr().out
+    *phrases, given = capsys.readouterr().out.splitlines()
+    assert len(phrases) >= 2 and re.fullmatch(r"\[[-\d. ]+\]", phrases[1]), phrases
+    assert "not there" in given and "(" in given
 
 
-def example(title):
-    return code_blocks(section(document(README), "Five-minute tour", title), "python")[0]
+def test_topics_of_the_diagram():
+    """README draws them as Mermaid, the site as SVG; the reference has them all."""
+    (diagram,) = code_blocks(document(README), "mermaid")
+    drawn = {topic for label in re.findall(r'-- "([^"]+)" -->', diagram) for topic in label.split(", ")}
+    known = {names(row[0])[0] for row in table(document(REFERENCE), "Topics", "grounding_node")} | {"action ~/ground"}
+    texts = re.findall(r">([^<>]+)</text>", document("docs/images/nodes.svg"))
+    assert drawn == {topic for text in texts for topic in text.split(", ")} & known
 
 
 # --- architecture ---------------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def test_readme_stays_short(script):
     answers = [{**MADE_UP["docs/eval_tabletop.json"]["rows"][0], "figure": f"answers: {kind}"} for kind in QUESTION_KINDS]
     rows = [*answers, *MADE_UP["docs/eval_tabletop.json"]["rows"][1:]]
     full = script.written(document(README), {"docs/eval_tabletop.json": {**MADE_UP["docs/eval_tabletop.json"], "rows": rows}})
-    assert len(full.splitlines()) < 200
+    assert len(full.splitlines()) < 220
 
 
 def test_figures_are_of_the_shipped_weights(script):
