@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from documents import REAL_MODELS, code_blocks, commands, document, names, section, table, tables
+from documents import README, REAL_MODELS, code_blocks, commands, document, names, section, table, tables
 
 from flmm_core.families import FAMILIES
 
@@ -38,9 +38,17 @@ def test_tables_have_every_family(found):
     assert list(found) == list(FAMILIES)
 
 
-def test_sections_are_the_families():
-    headings = re.findall(r"^### (.+)$", section(document(REAL_MODELS), "Families"), re.M)
-    assert headings == list(FAMILIES)
+def test_particulars_have_every_family():
+    """With where the heads come from, as README says it, and two licences."""
+    published = {
+        name: row[3].startswith("published") for row in table(document(README), "Use a real LMM") for name in names(row[1])
+    }
+    found = rows("Families")
+    assert list(found) == list(FAMILIES)
+    assert {family: heads for family, (heads, *_) in found.items()} == {
+        family: "published" if known else "train" for family, known in published.items()
+    }
+    assert all(text for particulars in found.values() for text in particulars)
 
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------------
@@ -103,39 +111,37 @@ def test_sam_and_heads():
 
 
 def test_published_figures():
-    """Only for families with published heads, and the same in their sections."""
-    for family, figures in rows("Published figures").items():
-        *expressions, narratives = figures
-        text = section(document(REAL_MODELS), "Families", family)
-        assert f"{' / '.join(expressions)}; {narratives} on PNG" in text
-    without = [family for family in FAMILIES if family not in rows("Published figures")]
-    assert not [family for family in without if "on PNG" in section(document(REAL_MODELS), "Families", family)]
+    """Only for families with published heads."""
+    figures = rows("Published figures")
+    assert figures and all(rows("Families")[family][0] == "published" for family in figures)
+    assert all(50 < number(cell) < 90 for cells in figures.values() for cell in cells)
 
 
 # --- commands: that options and parameters exist is tested for every document --------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_commands_of_a_family(family):
-    """Its checkpoint by name, or downloaded into the folder that the commands take; heads that are given or trained."""
-    text = section(document(REAL_MODELS), "Families", family)
-    by_start = {tuple(words[:2]): words for words in commands(text)}
-    ground, node = by_start["flmm", "ground"], by_start["python", "-m"]
-    download, train = by_start.get(("hf", "download")), by_start.get(("flmm", "train"))
-    lmm, heads = (value(ground, f"--{part}") for part in ("lmm", "heads"))
-    assert {f"lmm:={lmm}", f"heads:={heads}", f"sam:={value(ground, '--sam')}"} <= set(node)
-    checkpoint = names(CHECKPOINTS[family][0])[0]
-    assert (download[2] if download else lmm) == checkpoint
-    assert not download or value(download, "--local-dir") == lmm
-    assert (train is None) == ("Published heads: non-commercial" in text) == heads.endswith(".pth")
-    if train:
-        assert (value(train, "--lmm"), f"{value(train, '--out')}/heads", value(train, "--sam")) == (
-            lmm,
-            heads,
-            value(ground, "--sam"),
-        )
-        assert download, "flmm train heads takes folders only"
-    assert "Licence of the LMM: " in text
+def assigned(words):
+    """Variables that a line of a shell block sets."""
+    return dict(re.findall(r"^(\w+)=(.+)$", word)[0] for word in words)
+
+
+def test_commands():
+    """Names of checkpoints are those of the table; commands take the variables that were set; heads lie where they were trained."""
+    given, trained = (assigned(words) for words in commands(section(document(REAL_MODELS), "Commands")) if "=" in words[0])
+    checkpoints = {names(row[0])[0]: family for family, row in CHECKPOINTS.items()}
+    assert rows("Families")[checkpoints[given["LMM"]]][0] == "published" and given["HEADS"].endswith(".pth")
+    assert rows("Families")[checkpoints[trained["LMM"]]][0] == "train"
+    by_start = {tuple(words[:2]): words for words in commands(section(document(REAL_MODELS), "Commands"))}
+    ground, node, train = (by_start[start] for start in (("flmm", "ground"), ("python", "-m"), ("flmm", "train")))
+    assert [value(ground, f"--{part}") for part in ("lmm", "heads", "sam")] == ["$LMM", "$HEADS", "$SAM"]
+    assert {"lmm:=$LMM", "heads:=$HEADS", "sam:=$SAM"} <= set(node)
+    assert (value(train, "--lmm"), value(train, "--sam"), f"{value(train, '--out')}/heads") == (
+        "$LMM",
+        "$SAM",
+        trained["HEADS"],
+    )
+    assert given["SAM"] in by_start["wget", next(words[1] for words in by_start.values() if words[0] == "wget")][1]
+    assert by_start["hf", "download"][2] in checkpoints
 
 
 def value(words, option):
