@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -15,23 +13,19 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from flmm_bench.findings import Findings, Rates
-from flmm_bench.machine import processor
+from flmm_bench.machine import machine
 from flmm_bench.rows import Row, finish
 
 _INK, _FAINT, _GOOD, _BAD, _PAPER = (24, 26, 32), (150, 156, 166), (0, 128, 60), (190, 40, 30), (255, 255, 255)
 _MET = {True: "yes", False: "no", None: ""}
 
 
-def machine() -> dict[str, str]:
-    """What the figures were measured on."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+def environment() -> dict[str, str | int]:
+    """The machine and the versions that the figures were measured with."""
     return {
-        "processor": processor(),
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "memory": f"{memory:.0f} GiB",
+        **machine(),
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
         "torch": torch.__version__,
         **{name: version(name) for name in ("transformers", "onnxruntime")},
     }
@@ -87,7 +81,7 @@ def write(folder: Path, name: str, found: Findings) -> None:
         found: by the benchmark.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine(), **asdict(found)}
+    record = {"machine": environment(), **asdict(found)}
     record["rows"] = [{**asdict(row), "met": row.met} for row in found.rows]
     (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     rates = found.rates
@@ -102,13 +96,13 @@ def write(folder: Path, name: str, found: Findings) -> None:
         _listed(found.floors.items()),
         *(["## Not measured", "\n".join(f"- {line}" for line in found.missing)] if found.missing else []),
         "## Machine",
-        _listed(machine().items()),
+        _listed(environment().items()),
     ]
     (folder / f"{name}.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     chart([row for row in found.rows if row.target is not None]).save(folder / f"{name}.png")
 
 
-def _listed(pairs: Iterable[tuple[str, str]]) -> str:
+def _listed(pairs: Iterable[tuple[str, str | int]]) -> str:
     return "\n".join(f"- {what}: {value}" for what, value in pairs)
 
 

@@ -1,4 +1,4 @@
-"""Simulated robots that give commands to a fleet, and the books of what they got."""
+"""Simulated robots that send commands to a fleet, and a record of what each of them got."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flmm_core.types import GroundedAnswer
 
 @dataclass(frozen=True)
 class Task:
-    """A command of a robot about what it sees."""
+    """A command of a robot about its camera image."""
 
     image: np.ndarray
     """``[H, W, 3]`` uint8 RGB."""
@@ -25,38 +25,41 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a robot got for a command."""
+    """The result of one command."""
 
     robot: int
+    """Its number."""
     command: int
+    """Its number among the commands of the robot."""
     answer: GroundedAnswer | None
-    """None if it got none."""
+    """None if there is no answer."""
     reason: str
-    """Why it got none."""
+    """Why there is none; empty otherwise."""
     seconds: float
+    """From the command to its result."""
 
 
 @dataclass(frozen=True)
-class Books:
+class FleetRun:
     """All outcomes of one run."""
 
     outcomes: tuple[Outcome, ...]
-    given: int
-    """Commands."""
+    commands: int
+    """Commands that were sent, by all robots."""
     seconds: float
 
     @property
     def answered(self) -> int:
-        """Commands with an answer."""
+        """Outcomes with an answer."""
         return sum(outcome.answer is not None for outcome in self.outcomes)
 
     @property
     def lost(self) -> int:
-        """Commands without an answer, or without any outcome."""
-        return self.given - len({(one.robot, one.command) for one in self.outcomes if one.answer is not None})
+        """Commands that got no answer."""
+        return self.commands - len({(one.robot, one.command) for one in self.outcomes if one.answer is not None})
 
     @property
-    def doubled(self) -> int:
+    def duplicates(self) -> int:
         """Outcomes beyond the first of a command."""
         return sum(count - 1 for count in Counter((one.robot, one.command) for one in self.outcomes).values())
 
@@ -66,34 +69,34 @@ class Books:
         return self.answered / self.seconds
 
 
-def drive(
+def run_robots(
     address: str,
     tasks: Sequence[Sequence[Task]],
     *,
-    patience: float,
+    timeout: float,
     on_outcome: Callable[[int], None] = lambda count: None,
-) -> Books:
-    """Let robots give their commands, each one after the other, all robots at once.
+) -> FleetRun:
+    """Run all robots at the same time; each sends its next command when the last one has its result.
 
     Args:
         address: of the fleet.
-        tasks: commands of each robot.
-        patience: seconds for which a robot tries to get an answer.
-        on_outcome: called with the number of outcomes so far after each.
+        tasks: of each robot its commands.
+        timeout: seconds for which a robot tries to get an answer.
+        on_outcome: called after each outcome with the number of outcomes so far.
     """
     outcomes: list[Outcome] = []
-    written = threading.Lock()
+    lock = threading.Lock()
 
     def robot(number: int) -> None:
-        pipeline = RemotePipeline(address, patience=patience)
+        pipeline = RemotePipeline(address, patience=timeout)
         for command, task in enumerate(tasks[number]):
             began = time.monotonic()
             answer, reason = None, ""
             try:
                 answer = pipeline.chat(pipeline.encode(task.image), task.words)
-            except Exception as error:  # the books are about just that
+            except Exception as error:  # failures are what is measured
                 reason = f"{type(error).__name__}: {error}"
-            with written:
+            with lock:
                 outcomes.append(Outcome(number, command, answer, reason, time.monotonic() - began))
                 count = len(outcomes)
             on_outcome(count)
@@ -105,4 +108,4 @@ def drive(
         thread.start()
     for thread in threads:
         thread.join()
-    return Books(tuple(outcomes), sum(map(len, tasks)), time.monotonic() - began)
+    return FleetRun(tuple(outcomes), sum(map(len, tasks)), time.monotonic() - began)

@@ -1,21 +1,23 @@
-"""`flmm bench`: what grounding costs on top of talking, in ratios measured side by side."""
+"""`flmm bench`: the cost of grounding on top of plain generation, as ratios measured side by side."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from flmm_cli.shared.options import require_counts
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure what grounding costs on top of talking",
-        description="Runs the naive path, plain generation and this project's path in turn, on the shipped model and on random"
-        " ones with layers of the shape of a 7B LLaVA, or on the model that --lmm, --heads and --sam name; prints a table and"
-        " writes it as Markdown, JSON and a chart.",
+        help="measure the cost of grounding on top of plain generation",
+        description="Runs the naive path, plain generation and this project's path in turn, on the shipped model and on models"
+        " with random weights whose layers have the shape of a 7B LLaVA's, or on the model that --lmm, --heads and --sam name;"
+        " prints a table and writes it as Markdown, JSON and a chart.",
     )
-    parser.add_argument("--lmm", help="measure this LMM alone: a folder or a Hugging Face name")
+    parser.add_argument("--lmm", help="measure only this LMM: a folder or a Hugging Face name")
     parser.add_argument("--heads", help="its heads")
     parser.add_argument("--sam", help="its SAM")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to compute (default: %(default)s)")
@@ -24,14 +26,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--name", help="name of the run, and of its files (default: the device)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (default: %(default)s)")
     parser.add_argument(
-        "--small", action="store_true", help="small random models in place of wide ones: shows the way, not the figures"
+        "--small", action="store_true", help="small random models: tries the benchmark, but its figures mean nothing"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write."""
-    from flmm_cli.counts import require_counts
-
     require_counts(args, "rounds")
     parts = (args.lmm, args.heads, args.sam)
     if any(parts) and not all(parts):

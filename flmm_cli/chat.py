@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flmm_cli.answer_lines import label_marks, phrase_lines
-from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline
+from flmm_cli.shared.answer_lines import label_marks, phrase_lines
+from flmm_cli.shared.options import add_model_options, grounding_config
 from flmm_core.common.plain_text import printable
 from flmm_core.config import DEFAULT_MODEL
 
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     config = grounding_config(args)
 
     from flmm_core.images.files import read_image
+    from flmm_core.pipeline import GroundingPipeline
 
     image = read_image(args.image)
     remember = args.remember
@@ -71,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
     if args.web:
         from flmm_cli.chat_page import serve_page
 
-        serve_page(load_pipeline(config), image, remember=remember, port=args.port)
+        serve_page(GroundingPipeline.from_config(config), image, remember=remember, port=args.port)
         return 0
-    return _read_lines(load_pipeline(config), image, remember, args.out)
+    return _read_lines(GroundingPipeline.from_config(config), image, remember, args.out)
 
 
 def _read_lines(pipeline: GroundingPipeline, image: np.ndarray, remember: int, out: Path) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch.nn import functional as F
 
-from flmm_cli.answer_lines import label_marks
+from flmm_cli.shared.answer_lines import label_marks
 from flmm_core.chat.conversation import Conversation, LabelledAnswer
 from flmm_core.common.plain_text import one_line
 from flmm_core.drawing.overlay import draw_overlay

@@ -1,4 +1,4 @@
-"""`flmm convert`: published heads as a folder of this project, which says what they belong to."""
+"""`flmm convert`: writes published heads as a folder of this project, with the LMM and SAM that they belong to."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flmm_cli.counts import require_counts
-from flmm_cli.table import format_table
+from flmm_cli.shared.options import require_counts
+from flmm_cli.shared.table import format_table
 
 SHOWN = 10
 """Samples on the contact sheet."""

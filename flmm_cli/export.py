@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flmm_cli.model_options import add_model_options, grounding_config
+from flmm_cli.shared.options import add_model_options, grounding_config
 from flmm_core.engines.names import NAMES
 
 if TYPE_CHECKING:

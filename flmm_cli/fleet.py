@@ -8,8 +8,7 @@ import sys
 import threading
 from dataclasses import fields
 
-from flmm_cli.counts import require_counts
-from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline
+from flmm_cli.shared.options import add_model_options, grounding_config, require_counts
 from flmm_fleet.settings import FleetSettings
 
 
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     settings = FleetSettings(**{entry.name: getattr(args, entry.name) for entry in fields(FleetSettings)})
     print(f"starting {args.replicas} replicas ...", flush=True)
     try:
-        address = start_fleet(config, load_pipeline, settings)
+        address = start_fleet(config, settings)
         # What ends services sends SIGTERM; Ray's own handler would abort.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         print(f"ready: {address}", flush=True)

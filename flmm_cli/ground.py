@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flmm_cli.answer_lines import phrase_lines
-from flmm_cli.json_files import write_json
-from flmm_cli.model_options import add_model_options, grounding_config, load_pipeline, model_names
+from flmm_cli.shared.answer_lines import phrase_lines
+from flmm_cli.shared.options import add_model_options, grounding_config, model_names
+from flmm_cli.shared.records import write_json
 from flmm_core.common.plain_text import printable
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ def run(args: argparse.Namespace) -> int:
     config = grounding_config(args)
 
     from flmm_core.images.files import read_image
+    from flmm_core.pipeline import GroundingPipeline
 
     image = read_image(args.image)
-    pipeline = load_pipeline(config)
+    pipeline = GroundingPipeline.from_config(config)
     handle = pipeline.encode(image)
     answer = pipeline.refer(handle, args.text) if args.refer else pipeline.chat(handle, args.text[0])
     command = "; ".join(args.text)

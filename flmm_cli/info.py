@@ -1,4 +1,4 @@
-"""`flmm info`: what an LMM, heads or a SAM is, from its small files."""
+"""`flmm info`: describes an LMM, heads or a SAM from its small files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the command."""
     parser = subparsers.add_parser(
         "info",
-        help="say what an LMM, heads or a SAM is",
-        description="Prints what an LMM, heads or a SAM is: sizes, channels, prompt, grid, memory, and what belongs together."
-        " Reads configs and the headers of weights only.",
+        help="describe an LMM, heads or a SAM",
+        description="Prints sizes, channels, prompt, grid and memory of an LMM, heads or a SAM, and which heads belong to which"
+        " LMM and SAM. Reads only configs and the headers of weights.",
     )
     parser.add_argument(
         "model", nargs="+", help="LMM, heads or SAM: a folder, a .pth file, a Hugging Face name, or a registered model"

@@ -1,7 +1,7 @@
 """Entry point of `flmm`: finds the command and turns errors into one clear line.
 
 It knows no command's options. A command is a module of this package with ``add_parser(subparsers)`` and ``run(args)``; commands
-that are nearly equal share a module. Adding one means adding its name to :data:`MODULES`. It must import what is heavy
+that are nearly equal share a module. To add a command, add its module to :data:`MODULES`. Modules import what is slow to load
 (PyTorch, ROS, MuJoCo) inside ``run``, so that ``flmm --help`` answers at once.
 """
 
@@ -12,6 +12,8 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+
+from flmm_core.common.plain_text import one_line
 
 MODULES = (
     "ask",
@@ -48,18 +50,14 @@ _EXTRAS = {
     "gradio": "web",
     "ray": "fleet",
 }
-"""Packages that some commands need and a robot does without, and the extra of this package that brings them."""
-
-
-class CommandError(Exception):
-    """The user's mistake, or something missing on the machine; the message is one line that says what to do."""
+"""Packages that only some commands need, and the extra of flmm_ros that installs each."""
 
 
 def declare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> dict[str, Callable[..., int | None]]:
     """Declare every command.
 
     Returns:
-        What runs it, by the command's name.
+        The function that runs each command, by the command's name.
     """
     runs: dict[str, Callable[..., int | None]] = {}
     for name in MODULES:
@@ -75,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if it worked, 1 if it failed, 2 for wrong arguments, 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(prog="flmm", description="Answers about images, with a mask for each thing named.")
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    parser = argparse.ArgumentParser(prog="flmm", description="Answers about images, with a mask for each object named.")
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     runs = declare(subparsers)
     arguments = sys.argv[1:] if argv is None else [*map(str, argv)]
@@ -85,18 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return runs[args.command](args) or 0
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+    except BrokenPipeError:  # the reader of the output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (CommandError, ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         if args.traceback:
             raise
-        print(f"flmm {args.command}: {_one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, CommandError | ValueError) else 1
+        print(f"flmm {args.command}: {_message(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
 
 
-def _one_line(error: Exception) -> str:
+def _message(error: Exception) -> str:
     missing = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if missing in _EXTRAS:
         return f"{missing} is not installed: expected flmm_ros with its extra [{_EXTRAS[missing]}]"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from flmm_cli.node_options import add_node_options, node_arguments
+from flmm_cli.shared.options import add_node_options, node_arguments
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,4 +1,4 @@
-"""`flmm soak`: a stress test of the node, minutes or hours long, over real ROS processes."""
+"""`flmm soak`: a stress test of the node over real ROS processes, minutes or hours long."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ import os
 import shlex
 from pathlib import Path
 
+from flmm_cli.shared.records import write_json
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     parser = subparsers.add_parser(
         "soak",
-        help="stress the node: traffic of every kind, faults, and the books of what became of it",
-        description="Starts a simulated camera at 30 Hz and the node as processes of their own. Sends commands, goals, cancels,"
-        " watch lists and malformed messages at random; cycles the node's states, kills it and starts it again, lets clients"
-        " die and the camera drop out. Writes figures; exit status 1 if a command was lost or answered twice.",
+        help="stress test the node: random traffic, faults, and exactly one reply for each command",
+        description="Starts a simulated camera at 30 Hz and the node as separate processes. Sends commands, goals,"
+        " cancellations, watch lists and malformed messages at random; cycles the node's lifecycle, kills and restarts it,"
+        " lets clients crash and the camera drop out. Verifies exactly one reply for each command; exit status 1 if one got"
+        " none or several.",
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="length (default: %(default)g)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is left to chance (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="length of the test (default: %(default)g)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
     parser.add_argument("--logs", type=Path, default=Path("soak_output"), help="folder of the logs (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Stress, and print what was found."""
+    """Run the test, and print its figures."""
     if not args.minutes > 0:
         raise ValueError(f"--minutes: expected more than 0, got {args.minutes:g}")
-    from flmm_demo.demo_run import demo_environment
+    from flmm_ros.local_graph import local_graph
 
-    os.environ.update(demo_environment())
+    os.environ.update(local_graph())
     from tqdm import tqdm
 
-    from flmm_bench.stress.report import figures, fine, table
+    from flmm_bench.stress.report import figures, problems, table
     from flmm_bench.stress.run import soak
-    from flmm_cli.json_files import write_json
 
     with tqdm(total=1.0, unit="", bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
         found = soak(args.minutes, args.logs, seed=args.seed, on_progress=lambda share: bar.update(share - bar.n))
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     print(table(record))
     if args.out:
         write_json(args.out, record)
-    problems = fine(record)
-    for problem in problems:
+    found_problems = problems(record)
+    for problem in found_problems:
         print(f"soak: {problem}")
-    return 1 if problems else 0
+    return 1 if found_problems else 0

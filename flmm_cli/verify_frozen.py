@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flmm_cli.json_files import provenance, write_json
-from flmm_cli.model_options import add_model_options, grounding_config
-from flmm_cli.table import format_table
+from flmm_cli.shared.options import add_model_options, grounding_config
+from flmm_cli.shared.records import provenance, write_json
+from flmm_cli.shared.table import format_table
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -1,1 +1,1 @@
-"""The demo: a simulated robot camera and the node, commands of every kind, and their comparison with the truth."""
+"""The demo: a simulated robot camera and the node, commands of every kind, and their comparison with the truth; picking."""

@@ -1,1 +1,1 @@
-"""Many robots on several replicas of one model: deployment on Ray Serve. Knows no ROS."""
+"""A fleet: several replicas of one model that serve many robots, deployed on Ray Serve. Knows no ROS."""

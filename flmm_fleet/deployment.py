@@ -1,6 +1,6 @@
 """The replicas of a fleet on Ray Serve: each is a :class:`GroundingServer` with a pipeline, behind HTTP.
 
-Ray starts, counts, scales and replaces replicas; what a replica does with a command, and that it replies once, is the server's.
+Ray starts, scales and replaces replicas. The server of a replica handles its commands, with exactly one reply for each.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from starlette import requests
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from flmm_core.chat.batching import chat_batch
 from flmm_core.config import GroundingConfig
 from flmm_core.images.files import read_image_bytes
-from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import Callbacks, Stage
 from flmm_core.serving.health import Health, HealthReport, Level
 from flmm_core.serving.requests import Limits, Mode, Picture, Reply, Request, Status
@@ -31,24 +29,21 @@ from flmm_core.serving.wire import WireCommand, answer_to_json
 from flmm_fleet.settings import FleetSettings
 
 APPLICATION = "flmm"
-_ALIVE = 0.5
-"""Seconds of silence after which a replica says that it is still at work."""
-_STOPPING = 5.0
-"""Seconds in which the command in work may finish when a replica ends."""
-
-Load = Callable[[GroundingConfig], GroundingPipeline]
+_KEEP_ALIVE = 0.5
+"""Seconds without an event after which a replica sends an empty line: it is still working."""
+_SHUTDOWN = 5.0
+"""Seconds for the running command to finish when a replica is stopped."""
 
 
-def start_fleet(config: GroundingConfig, load: Load, settings: FleetSettings) -> str:
-    """Start Ray on this machine if need be, and the replicas; returns when they answer.
+def start_fleet(config: GroundingConfig, settings: FleetSettings) -> str:
+    """Start Ray on this machine unless it runs, and the replicas; returns when they are ready.
 
     Args:
         config: of each replica's pipeline.
-        load: builds it; must be importable where the replicas run.
         settings: size of the fleet.
 
     Returns:
-        Its address.
+        Address of the fleet, for instance ``http://127.0.0.1:8000``.
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -68,31 +63,36 @@ def start_fleet(config: GroundingConfig, load: Load, settings: FleetSettings) ->
         ray_actor_options={"num_cpus": 1, "num_gpus": settings.gpus},
         **size,
     )
-    serve.run(deployment.bind(config, load, settings), name=APPLICATION, route_prefix="/")
+    serve.run(deployment.bind(config, settings), name=APPLICATION, route_prefix="/")
     return f"http://{settings.host}:{settings.port}"
 
 
 def stop_fleet() -> None:
-    """End all replicas, and the Ray that was started for them; what else a cluster serves goes on."""
+    """Stop all replicas and the Ray that was started for them; other applications of a cluster keep running."""
     serve.delete(APPLICATION)
     ray.shutdown()
 
 
-@serve.deployment(health_check_period_s=2.0, health_check_timeout_s=10.0, graceful_shutdown_timeout_s=_STOPPING)
+@serve.deployment(health_check_period_s=2.0, health_check_timeout_s=10.0, graceful_shutdown_timeout_s=_SHUTDOWN)
 class Replica:
     """One pipeline and its server.
 
     Args:
-        config: of the pipeline.
-        load: builds it.
-        settings: how many commands may wait, and be answered together.
+        config: of the pipeline, which is loaded here: the process that starts the fleet needs no model.
+        settings: how many commands may wait, and be answered in one batch.
     """
 
-    def __init__(self, config: GroundingConfig, load: Load, settings: FleetSettings) -> None:
+    def __init__(self, config: GroundingConfig, settings: FleetSettings) -> None:
+        from flmm_core.chat.batching import chat_batch
+        from flmm_core.pipeline import GroundingPipeline
+
         self._health = Health(camera=False)
         self._waiting = settings.waiting
         self._server = GroundingServer(
-            lambda: load(config), lost=self._on_lost, chat_batch=chat_batch, batch_size=settings.batch
+            lambda: GroundingPipeline.from_config(config),
+            lost=self._on_lost,
+            chat_batch=chat_batch,
+            batch_size=settings.batch,
         )
         self._facts = dict(self._server.load().result())
         self._health.loaded(self._facts)
@@ -103,7 +103,7 @@ class Replica:
         self._health.enter("failed", reason)
 
     def check_health(self) -> None:
-        """Ray asks again and again, and replaces a replica that cannot serve any more."""
+        """Called periodically by Ray, which replaces the replica after an exception."""
         if (report := self._report()).level == Level.ERROR:
             raise RuntimeError(report.message)
 
@@ -118,31 +118,31 @@ class Replica:
         )
 
     async def __call__(self, request: requests.Request) -> Response:
-        """``POST /ground``: one command, see :mod:`flmm_core.serving.wire`. ``GET /describe``: what a replica runs."""
-        asked = (request.method, request.url.path)
-        if asked == ("GET", "/describe"):
+        """``POST /ground``: one command, see :mod:`flmm_core.serving.wire`. ``GET /describe``: model and health."""
+        endpoint = (request.method, request.url.path)
+        if endpoint == ("GET", "/describe"):
             return JSONResponse(self._describe())
-        if asked != ("POST", "/ground"):
-            return _refused(404, f"expected POST /ground or GET /describe, got {' '.join(asked)}")
+        if endpoint != ("POST", "/ground"):
+            return _refused(404, f"expected POST /ground or GET /describe, got {' '.join(endpoint)}")
         async with request.form() as form:
-            image, command = form.get("image"), form.get("command")
-            if not isinstance(image, UploadFile) or not isinstance(command, str):
+            image, text = form.get("image"), form.get("command")
+            if not isinstance(image, UploadFile) or not isinstance(text, str):
                 return _refused(422, "expected a form of a file `image` and a text `command`, got another one")
             content = await image.read()
         try:
-            wanted = WireCommand.from_json(command)
+            command = WireCommand.from_json(text)
             pixels = await asyncio.to_thread(read_image_bytes, content)
         except ValueError as error:
             return _refused(422, str(error))
-        return StreamingResponse(self._lines(wanted, Picture(pixels)), media_type="application/x-ndjson")
+        return StreamingResponse(self._lines(command, Picture(pixels)), media_type="application/x-ndjson")
 
     def _describe(self) -> Mapping[str, Any]:
         report = self._report()
         health = {"level": report.level.name, "message": report.message, "values": report.values}
         return {"model": self._facts, "health": health, "process": os.getpid()}
 
-    async def _lines(self, wanted: WireCommand, picture: Picture) -> AsyncIterator[str]:
-        """What happens to a command, line by line; a client that leaves takes its command back."""
+    async def _lines(self, command: WireCommand, picture: Picture) -> AsyncIterator[str]:
+        """JSON lines about the progress of a command; if the client disconnects, the command is cancelled."""
         loop = asyncio.get_running_loop()
         lines: asyncio.Queue[dict[str, Any] | Reply] = asyncio.Queue()
 
@@ -150,19 +150,19 @@ class Replica:
             loop.call_soon_threadsafe(lines.put_nowait, line)
 
         request = Request(
-            Mode[wanted.mode],
-            wanted.words,
+            Mode[command.mode],
+            command.words,
             picture=lambda: picture,
             reply=put,
-            limits=lambda: Limits(wanted.max_new_tokens, wanted.max_phrases),
-            client=wanted.client,
+            limits=lambda: Limits(command.max_new_tokens, command.max_phrases),
+            client=command.client,
             callbacks=_Lines(put),
         )
         self._server.submit(request)
         try:
             while True:
                 try:
-                    line = await asyncio.wait_for(lines.get(), _ALIVE)
+                    line = await asyncio.wait_for(lines.get(), _KEEP_ALIVE)
                 except TimeoutError:
                     line = {}
                 if isinstance(line, Reply):
@@ -183,7 +183,7 @@ class Replica:
 
 
 class _Lines(Callbacks):
-    """Hands on what a client may see."""
+    """Forwards stages and text to the client."""
 
     def __init__(self, put: Callable[[dict[str, Any]], None]) -> None:
         self._put = put

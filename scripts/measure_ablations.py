@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from flmm_cli.json_files import provenance, write_json
+from flmm_cli.shared.records import provenance, write_json
 from flmm_core.config import GroundingConfig
 from flmm_core.data.formats import open_dataset
 from flmm_core.data.samples import REFER_KINDS, Sample, expressions_of

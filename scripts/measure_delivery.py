@@ -1,7 +1,7 @@
-"""Measures how many of a camera's images reach a reader such as the grounding node, over ROS and on one machine.
+"""Measures which share of a camera's images reaches a reader such as the grounding node, over ROS on one machine.
 
-The camera, a process of its own, publishes images with their depth, with the settings that Fast DDS has by default and with
-those of flmm_ros/fastdds.xml in turn. The reader asks for what the node asks for: best effort, the newest alone.
+The camera, a separate process, publishes images with their depth, in turn with the default settings of Fast DDS and with
+those of flmm_ros/fastdds.xml. The reader has the quality of service of the node: best effort, only the newest message.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from flmm_bench.machine import processor
-from flmm_demo.demo_run import demo_environment
+from flmm_bench.machine import machine
 from flmm_ros import qos
 from flmm_ros.conversions import image_message
+from flmm_ros.local_graph import local_graph
 from flmm_ros.middleware import LARGE_IMAGES, PROFILES_VARIABLE
 
 CAMERAS = ((240, 320, 5.0), (480, 640, 30.0), (720, 1280, 30.0), (1080, 1920, 15.0))
 """Height and width in pixels, and images a second."""
 TOPICS = ("image", "depth")
-PATIENCE = 20.0
-"""Seconds in which camera and reader find each other."""
+DISCOVERY = 20.0
+"""Seconds for camera and reader to discover each other."""
 
 
 def send(height: int, width: int, rate: float, count: int) -> None:
-    """Publish images, each followed by its depth, as soon as somebody reads them."""
+    """Publish images, each followed by its depth, once both topics have a subscriber."""
     rclpy.init(args=[])
     node = rclpy.create_node("delivery_camera")
     publishers = [node.create_publisher(Image, topic, qos.camera_output()) for topic in TOPICS]
@@ -44,12 +44,12 @@ def send(height: int, width: int, rate: float, count: int) -> None:
         image_message(np.zeros((height, width, 3), np.uint8), "rgb8", Header()),
         image_message(np.ones((height, width), np.float32), "32FC1", Header()),
     ]
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + DISCOVERY
     while not all(publisher.get_subscription_count() for publisher in publishers):
         if time.monotonic() > deadline:
-            raise RuntimeError("nobody reads the images")
+            raise RuntimeError("the images have no subscriber")
         time.sleep(0.05)
-    time.sleep(0.5)  # the other side is to know as much
+    time.sleep(0.5)  # the subscriber must have discovered the publishers, too
     due = time.monotonic()
     for _ in range(count):
         for publisher, message in zip(publishers, messages, strict=True):
@@ -62,7 +62,7 @@ def send(height: int, width: int, rate: float, count: int) -> None:
 
 
 def received(height: int, width: int, rate: float, count: int, settings: dict[str, str]) -> dict[str, float]:
-    """Which share of images and of depth images reaches a reader.
+    """Shares of images and of depth images that reach a subscriber.
 
     Args:
         height: of the images, pixels.
@@ -107,7 +107,7 @@ def main() -> None:
         send(int(height), int(width), float(rate), int(count))
         return
     os.environ.pop(PROFILES_VARIABLE, None)
-    os.environ.update(demo_environment())
+    os.environ.update(local_graph())
     ways = {"default": {}, "file": {PROFILES_VARIABLE: str(LARGE_IMAGES)}}
     figures = [
         {"height": height, "width": width, "rate": rate}
@@ -115,7 +115,7 @@ def main() -> None:
         for height, width, rate in CAMERAS
     ]
     command = f"python scripts/measure_delivery.py --count {args.count}" + (f" --json {args.json}" if args.json else "")
-    record = {"command": command, "machine": {"processor": processor(), "cores": os.cpu_count()}, "cameras": figures}
+    record = {"command": command, "machine": machine(), "cameras": figures}
     print(json.dumps(record, indent=1))
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

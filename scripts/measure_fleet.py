@@ -1,9 +1,9 @@
-"""Measures a fleet on this machine: replicas and batches side by side, and what the death of a replica costs its robots.
+"""Measures a fleet on this machine: replicas and batches side by side, and a run in which a replica is killed.
 
-Fifty simulated robots give commands about scenes of their own, each the next one when the last is answered. One replica that
-answers one by one, one that answers in batches, and two of these take turns, several rounds each, in one run; then a replica is
-killed in the middle, and the books say whether every command got its one answer. The LMM alone is measured, too: what it writes
-for the same commands one by one, and in batches::
+Fifty simulated robots send commands about scenes of their own, each the next one when the last is answered. Fleets of one
+replica without batches, one replica with batches, and two replicas with batches run in turn for several rounds. In a last run a
+replica is killed, and it is counted whether every command got exactly one answer. The generation of the LMM alone is measured,
+too, for the same commands one by one and in batches::
 
     python scripts/measure_fleet.py --json docs/fleet.json
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import signal
 import time
 from pathlib import Path
@@ -23,23 +22,24 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flmm_bench.robots import Books, Task, drive
-from flmm_cli.json_files import provenance, write_json
-from flmm_cli.model_options import load_pipeline
+from flmm_bench.robots import FleetRun, Task, run_robots
+from flmm_cli.shared.records import provenance, write_json
 from flmm_core.config import GroundingConfig
+from flmm_core.pipeline import GroundingPipeline
 from flmm_fleet.deployment import start_fleet, stop_fleet
 from flmm_fleet.settings import FleetSettings
 from flmm_sim.renderer import TabletopRenderer
 
 QUESTIONS = ("what is on the table?", "how many objects are there?", "what is at the left?")
-PATIENCE = 300.0
+TIMEOUT = 300.0
+"""Seconds for which a robot tries to get an answer."""
 BATCH = 8
 SIZES: dict[str, dict[str, Any]] = {
     "1 replica, one by one": {"replicas": 1, "batch": 1},
     "1 replica, batches": {"replicas": 1, "batch": BATCH},
     "2 replicas, batches": {"replicas": 2, "batch": BATCH},
 }
-"""Of fleets; the first is what the others are compared with, and the last loses a replica."""
+"""Fleets; the others are compared with the first, and the last loses a replica."""
 
 
 def main() -> None:
@@ -54,20 +54,20 @@ def main() -> None:
     args.arguments = ["--json", str(args.json)]
     config = GroundingConfig(cpu_threads=1)
     tasks = _tasks(args.robots, args.commands)
-    rounds: dict[str, list[Books]] = {name: [] for name in SIZES}
+    rounds: dict[str, list[FleetRun]] = {name: [] for name in SIZES}
     try:
         for number in range(args.rounds):
             for name, size in SIZES.items():
-                address = start_fleet(config, load_pipeline, FleetSettings(**size, waiting=16, port=args.port))
-                books = drive(address, tasks, patience=PATIENCE)
-                rounds[name].append(books)
-                print(f"round {number + 1}, {name}: {_said(books)}", flush=True)
-        died = _with_a_death(address, tasks)
-        print(f"one of 2 replicas killed: {_said(died)}")
+                address = start_fleet(config, FleetSettings(**size, waiting=16, port=args.port))
+                run = run_robots(address, tasks, timeout=TIMEOUT)
+                rounds[name].append(run)
+                print(f"round {number + 1}, {name}: {_line(run)}", flush=True)
+        killed = _with_a_kill(address, tasks)
+        print(f"one of 2 replicas killed: {_line(killed)}")
     finally:
         stop_fleet()
     first, *others = SIZES
-    ratios = {name: [books.rate / one.rate for one, books in zip(rounds[first], rounds[name], strict=True)] for name in others}
+    ratios = {name: [run.rate / one.rate for one, run in zip(rounds[first], rounds[name], strict=True)] for name in others}
     ratios["the LMM alone, batches"] = _lmm_alone(config, [own[0] for own in tasks], args.rounds)
     for name, values in ratios.items():
         print(f"{name}: {', '.join(f'{value:.2f}' for value in values)} times the answers")
@@ -75,13 +75,12 @@ def main() -> None:
         record: dict[str, Any] = {
             **provenance(args, config),
             "command": f"python scripts/measure_fleet.py --json {args.json}",
-            "machine": {"cpus": os.cpu_count(), "processor": platform.machine()},
             "robots": args.robots,
             "commands": args.commands,
             "batch": BATCH,
             "ratios": ratios,
-            "rounds": {name: [_figures(books) for books in each] for name, each in rounds.items()},
-            "killed": _figures(died),
+            "rounds": {name: [_figures(run) for run in each] for name, each in rounds.items()},
+            "killed": _figures(killed),
         }
         write_json(args.json, record)
 
@@ -93,8 +92,8 @@ def _tasks(robots: int, commands: int) -> list[list[Task]]:
 
 
 def _lmm_alone(config: GroundingConfig, tasks: list[Task], rounds: int) -> list[float]:
-    """Time of the LMM's answers one by one, over their time in batches, round by round; images are encoded before."""
-    lmm = load_pipeline(config).lmm
+    """Time of the LMM's answers one by one, divided by their time in batches, for each round; without encoding images."""
+    lmm = GroundingPipeline.from_config(config).lmm
     images = [lmm.encode_image(Image.fromarray(task.image)) for task in tasks]
     layer_weights = torch.eye(lmm.shape.layers)[:1]
 
@@ -105,36 +104,37 @@ def _lmm_alone(config: GroundingConfig, tasks: list[Task], rounds: int) -> list[
             lmm.generate_batch([lmm.question(image, task.words) for image, task in pairs], layer_weights=layer_weights)
         return time.perf_counter() - began
 
-    seconds(BATCH)  # prompts' beginnings are kept from now on, for both
+    seconds(BATCH)  # warm-up: prompt prefixes are cached from here on
     return [seconds(1) / seconds(BATCH) for _ in range(rounds)]
 
 
-def _with_a_death(address: str, tasks: list[list[Task]]) -> Books:
+def _with_a_kill(address: str, tasks: list[list[Task]]) -> FleetRun:
+    """A run in which a replica is killed after a third of the commands."""
     victim = int(httpx.get(f"{address}/describe", timeout=30).json()["process"])
 
     def kill(count: int) -> None:
         if count == sum(map(len, tasks)) // 3:
             os.kill(victim, signal.SIGKILL)
 
-    return drive(address, tasks, patience=PATIENCE, on_outcome=kill)
+    return run_robots(address, tasks, timeout=TIMEOUT, on_outcome=kill)
 
 
-def _figures(books: Books) -> dict[str, Any]:
-    waits = np.array([outcome.seconds for outcome in books.outcomes])
+def _figures(run: FleetRun) -> dict[str, Any]:
+    waits = np.array([outcome.seconds for outcome in run.outcomes])
     return {
-        "given": books.given,
-        "answered": books.answered,
-        "lost": books.lost,
-        "doubled": books.doubled,
-        "seconds": round(books.seconds, 2),
-        "answers a second": round(books.rate, 3),
+        "commands": run.commands,
+        "answered": run.answered,
+        "lost": run.lost,
+        "duplicates": run.duplicates,
+        "seconds": round(run.seconds, 2),
+        "answers a second": round(run.rate, 3),
         "wait p50, s": round(float(np.quantile(waits, 0.5)), 2),
         "wait p95, s": round(float(np.quantile(waits, 0.95)), 2),
     }
 
 
-def _said(books: Books) -> str:
-    return ", ".join(f"{name} {value}" for name, value in _figures(books).items())
+def _line(run: FleetRun) -> str:
+    return ", ".join(f"{name} {value}" for name, value in _figures(run).items())
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from flmm_cli.held_out import rendered_scenes
-from flmm_cli.table import format_table
+from flmm_cli.shared.held_out import rendered_scenes
+from flmm_cli.shared.table import format_table
 from flmm_core.config import DEFAULT_MODEL, GroundingConfig
 from flmm_core.data.samples import Sample
 from flmm_core.data.tabletop import read_dataset

@@ -1,6 +1,6 @@
-"""Measures what depth costs an image on its way to the model: reading, pairing by stamp, and locating things, with and without.
+"""Measures the cost of depth for an image on its way to the model: reading, pairing by stamp, locating objects.
 
-Both ways run in turn in one process, so that the ratios do not depend on how busy the machine is.
+Images with and without depth take turns in one process, so that the ratios do not depend on the load of the machine.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from flmm_bench.machine import machine
 from flmm_ros import parameters
 from flmm_ros.conversions import image_message
 from flmm_ros.pictures import Pictures
@@ -27,7 +28,7 @@ SIZES = ((480, 640), (1080, 1920))
 
 
 def measure(node: Node, height: int, width: int, rounds: int) -> dict[str, float]:
-    """Medians of one image, in milliseconds, and what they mean for a rate.
+    """Medians of the times for one image in milliseconds, and the ratio with depth to without.
 
     Args:
         node: whose parameters and clock are used.
@@ -78,7 +79,7 @@ def main() -> None:
     parameters.declare_grounding(node, lambda: "")
     found = {f"{width}x{height}": measure(node, height, width, args.rounds) for height, width in SIZES}
     command = f"python scripts/measure_pairing.py --rounds {args.rounds}" + (f" --json {args.json}" if args.json else "")
-    record = {"command": command, "milliseconds": found}
+    record = {"command": command, "machine": machine(), "milliseconds": found}
     print(json.dumps(record, indent=1))
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

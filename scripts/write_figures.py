@@ -198,7 +198,7 @@ def baseline(report: Report) -> list[str]:
 
 def fleet(report: Report) -> list[str]:
     """Fleets of several sizes in turn, and the run in which a replica is killed."""
-    robots, cpus = report["robots"], report["machine"]["cpus"]
+    robots, cpus = report["robots"], report["machine"]["cores"]
     measured = f"Measured by `{report['command']}`: {robots} robots, on {cpus} CPUs that run robots, Ray and replicas together."
     runs = [
         (f"{name}, round {number}", run)
@@ -206,7 +206,7 @@ def fleet(report: Report) -> list[str]:
         for name, run in zip(report["rounds"], each, strict=True)
     ]
     runs.append(("2 replicas, one killed", report["killed"]))
-    names = ("given", "answered", "lost", "doubled", "answers a second", "wait p50, s", "wait p95, s")
+    names = ("commands", "answered", "lost", "duplicates", "answers a second", "wait p50, s", "wait p95, s")
     cells = [(title, *(str(run[name]) for name in names)) for title, run in runs]
     ratios = [(name, ", ".join(f"{ratio:.2f}" for ratio in each)) for name, each in report["ratios"].items()]
     return [

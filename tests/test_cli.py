@@ -16,13 +16,13 @@ from tiny_models import save_model
 
 from flmm_cli import main as cli
 from flmm_cli import train
-from flmm_cli.demo import remove_earlier
-from flmm_cli.model_options import add_model_options, grounding_config
-from flmm_cli.table import format_table
+from flmm_cli.shared.options import add_model_options, grounding_config
+from flmm_cli.shared.table import format_table
 from flmm_cli.train import STAGES
 from flmm_core.common.plain_text import printable
 from flmm_core.config import GroundingConfig, tunables
 from flmm_core.weights.fingerprints import lmm_fingerprint, sam_fingerprint
+from flmm_demo.files import remove_earlier
 
 NAMES = list(cli.declare(argparse.ArgumentParser().add_subparsers()))
 
@@ -293,7 +293,7 @@ def test_demo_removes_its_own_files_alone(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "answers.json").write_text("{}")
     (tmp_path / "03_count.png").symlink_to(tmp_path / "sub" / "answers.json")
-    remove_earlier(tmp_path, ("list", "where", "count", "refer"))
+    remove_earlier(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*foreign, "02_where.png", "sub"}
     assert (tmp_path / "sub" / "answers.json").exists()
 

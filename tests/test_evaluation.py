@@ -11,7 +11,6 @@ import torch
 from tiny_dataset import write_tiny_dataset
 from tiny_models import save_model
 
-from flmm_cli.model_options import load_pipeline
 from flmm_core.config import GroundingConfig
 from flmm_core.data.samples import REFER, REFER_ABSENT, Span, Turn
 from flmm_core.errors import LoadError
@@ -334,7 +333,7 @@ def test_tiny_models_in_one_and_in_two_processes(samples, config):
     figures = report_of(here).figures
     assert figures["selector: F1 of words"].count == figures["noun chunks: F1 of words"].count == 24
     assert 0 <= figures["refer: cIoU, U-Net"].value <= 1
-    assert timeless(evaluate_images(samples[:2], config, per_kind=1, workers=2, load=load_pipeline)) == timeless(here)
+    assert timeless(evaluate_images(samples[:2], config, per_kind=1, workers=2)) == timeless(here)
 
 
 def test_refusals(samples, config):

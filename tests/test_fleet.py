@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_models import random_image, save_model
 
-from flmm_bench.robots import Task, drive
+from flmm_bench.robots import Task, run_robots
 from flmm_core.config import GroundingConfig
 from flmm_core.errors import CommandCancelledError, CommandError
 from flmm_core.pipeline import GroundingPipeline
@@ -41,14 +41,13 @@ def local(config):
 
 @pytest.fixture(scope="module")
 def address(config):
-    from flmm_cli.model_options import load_pipeline
     from flmm_fleet.deployment import start_fleet, stop_fleet
     from flmm_fleet.settings import FleetSettings
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    yield start_fleet(config, load_pipeline, FleetSettings(replicas=2, waiting=8, port=port))
+    yield start_fleet(config, FleetSettings(replicas=2, waiting=8, port=port))
     stop_fleet()
 
 
@@ -216,9 +215,9 @@ def test_no_command_is_lost_or_doubled_when_a_replica_is_killed(address, local):
             os.kill(victim, signal.SIGKILL)
             killed.set()
 
-    books = drive(address, tasks, patience=120, on_outcome=kill)
+    run = run_robots(address, tasks, timeout=120, on_outcome=kill)
     assert killed.is_set()
-    assert (books.given, books.lost, books.doubled) == (ROBOTS * COMMANDS, 0, 0), [o.reason for o in books.outcomes if o.reason]
-    for outcome in books.outcomes:
+    assert (run.commands, run.lost, run.duplicates) == (ROBOTS * COMMANDS, 0, 0), [o.reason for o in run.outcomes if o.reason]
+    for outcome in run.outcomes:
         same(outcome.answer, expected[outcome.robot, outcome.command])
     assert victim not in processes(address, 2, 90), "another one took its place"

@@ -15,10 +15,11 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
-from flmm_bench.stress.delivery_log import Books, Entry
-from flmm_bench.stress.fuzz import fuzzed, wild
-from flmm_bench.stress.report import figures, fine, table
-from flmm_bench.stress.run import Findings, Life, _Course
+from flmm_bench.stress.delivery_log import DeliveryLog, Entry
+from flmm_bench.stress.findings import Findings, NodeRun
+from flmm_bench.stress.fuzz import fuzzed, random_message
+from flmm_bench.stress.report import figures, problems, table
+from flmm_bench.stress.run import StressTest
 from flmm_core.serving.requests import RefusedError
 from flmm_ros import commands, conversions
 from flmm_ros.client import NoReplyError
@@ -43,7 +44,7 @@ def test_images(little_memory):
     for kind, read in ((Image, conversions.image_from_message), (CompressedImage, conversions.image_from_compressed)):
         for _ in range(MANY):
             with pytest.raises(conversions.BadImageError) as error:
-                read(wild(kind, chance), 10_000)
+                read(random_message(kind, chance), 10_000)
             assert "\n" not in str(error.value)
 
 
@@ -51,7 +52,7 @@ def test_depth(little_memory):
     chance = random.Random(0)
     for _ in range(MANY):
         with pytest.raises(conversions.BadImageError):
-            conversions.depth_from_message(wild(Image, chance), 10_000)
+            conversions.depth_from_message(random_message(Image, chance), 10_000)
 
 
 def test_depth_and_camera_info_as_they_come(little_memory):
@@ -98,41 +99,42 @@ def test_fuzzed_messages_differ_and_some_cannot_be_read():
     assert 100 < readable < 200
 
 
-# --- the books of the stress test -----------------------------------------------------------------------------------------
+# --- the delivery log of the stress test ----------------------------------------------------------------------------------
 
 
 def reply_to(entry, status=GroundedAnswer.STATUS_ANSWERED):
     message = GroundedAnswer(status=status, image_age=0.5)
-    stamp = sum(entry.window) // 2
+    stamp = sum(entry.published) // 2
     message.command_stamp.sec, message.command_stamp.nanosec = stamp // 10**9, stamp % 10**9
     return message
 
 
-def findings(books, status=0, faults=()):
-    return Findings(books, [1.0, -2.0], [Life([1e8, 2e8], 1.0, 2.0)], 3, 1, 1, 0, 0, 1, 60.0, status, list(faults))
+def findings(log, status=0, errors=()):
+    runs = [NodeRun([1e8, 2e8], 1.0, 2.0)]
+    return Findings(log, [1.0, -2.0], runs, 3, 1, 1, 0, 0, 1, 60.0, status, list(errors))
 
 
-def test_the_books():
-    books = Books()
-    books.commands = [Entry(0.0, (1000 * n, 1000 * n + 500)) for n in range(1, 5)]
-    books.goals = [Entry(0.0)]
-    for entry in (books.commands[0], books.commands[1], books.commands[1]):
-        books.reply(reply_to(entry))
-    books.result(books.goals[0], GroundedAnswer(status=GroundedAnswer.STATUS_BUSY))
-    assert (books.lost, books.doubled, books.strays, books.waiting()) == (2, 1, 0, 2)
-    assert books.excuse() == 2 and books.lost == 0
-    books.reply(reply_to(Entry(0.0, (10**12, 10**12))))
-    assert books.strays == 1 and books.statuses == {"answered": 4, "busy": 1}
-    record = figures(findings(books), "flmm soak")
-    assert fine(record) == ["with more than one: 1", "replies to nothing: 1"]
-    assert "| with more than one | 1 |" in table(record) and "command in work, ms | n 1, p50 1.0" in table(record)
+def test_the_delivery_log():
+    log = DeliveryLog()
+    log.commands = [Entry((1000 * n, 1000 * n + 500)) for n in range(1, 5)]
+    log.goals = [Entry()]
+    for entry in (log.commands[0], log.commands[1], log.commands[1]):
+        log.add_reply(reply_to(entry))
+    log.add_result(log.goals[0], GroundedAnswer(status=GroundedAnswer.STATUS_BUSY))
+    assert (log.lost, log.duplicates, log.unmatched, log.recent_pending()) == (2, 1, 0, 2)
+    assert log.record_kill() == 2 and log.lost == 0
+    log.add_reply(reply_to(Entry((10**12, 10**12))))
+    assert log.unmatched == 1 and log.statuses == {"answered": 4, "busy": 1}
+    record = figures(findings(log), "flmm soak")
+    assert problems(record) == ["duplicates: 1", "unmatched: 1"]
+    assert "| duplicates | 1 |" in table(record) and "while a command runs, ms | n 1, p50 1.0" in table(record)
 
 
-class Deaf:
-    """Processes and traffic of a course: as many starts as ``deaf`` says leave a node that nothing reaches."""
+class Unreachable:
+    """Processes and traffic of a stress test; after ``starts`` of the node, no message reaches it."""
 
-    def __init__(self, folder, deaf, log="[INFO] ready: loaded", status=None, end=0):
-        self.folder, self.deaf, self.log, self.status, self.end, self.told = folder, deaf, log, status, end, []
+    def __init__(self, folder, starts, log="[INFO] ready: loaded", status=None, end=0):
+        self.folder, self.starts, self.log, self.status, self.end, self.told = folder, starts, log, status, end, []
 
     def start(self, name, *_):
         (self.folder / f"{name}.log").write_text(self.log)
@@ -144,40 +146,40 @@ class Deaf:
         return self.end
 
     def connect(self, timeout):
-        self.deaf -= 1
-        if self.deaf >= 0:
+        self.starts -= 1
+        if self.starts >= 0:
             raise NoReplyError("silent")
 
 
-@pytest.mark.parametrize(("deaf", "counted"), [(0, 0), (1, 1), (2, 2)])
-def test_a_node_that_nothing_reaches_is_started_once_more_and_counted(tmp_path, deaf, counted):
-    world = Deaf(tmp_path, deaf)
-    course = deaf_course(tmp_path, world)
-    course._start_again()
-    assert (course._deaf, world.told, len(course._lives)) == (counted, [signal.SIGTERM] * counted, 1)
-    assert len(list(tmp_path.glob("grounding*.log"))) == counted + 1, "a log for each start"
+@pytest.mark.parametrize("starts", [0, 1, 2])
+def test_an_unreachable_node_is_restarted_again_and_counted(tmp_path, starts):
+    world = Unreachable(tmp_path, starts)
+    test = stress_test(tmp_path, world)
+    test._restart()
+    assert (test._unreachable, world.told, len(test._runs)) == (starts, [signal.SIGTERM] * starts, 1)
+    assert len(list(tmp_path.glob("grounding*.log"))) == starts + 1, "a log for each start"
 
 
 @pytest.mark.parametrize(
     "world",
-    [{"deaf": 3}, *({"deaf": 1, **fault} for fault in ({"log": "[INFO] loading"}, {"status": 0}, {"end": None}, {"end": 1}))],
+    [{"starts": 3}, *({"starts": 1, **own} for own in ({"log": "[INFO] loading"}, {"status": 0}, {"end": None}, {"end": 1}))],
     ids=["for good", "not ready", "ended", "stuck", "ends with an error"],
 )
 def test_what_is_the_nodes_own_fault_ends_the_stress(tmp_path, world):
     with pytest.raises(NoReplyError, match="silent"):
-        deaf_course(tmp_path, Deaf(tmp_path, **world))._start_again()
+        stress_test(tmp_path, Unreachable(tmp_path, **world))._restart()
 
 
-def deaf_course(folder, world):
-    course = object.__new__(_Course)
-    course._processes = course._traffic = world
-    course._log_dir, course._lives, course._deaf = folder, [], 0
-    return course
+def stress_test(folder, world):
+    test = object.__new__(StressTest)
+    test._processes = test._traffic = world
+    test._log_dir, test._runs, test._unreachable = folder, [], 0
+    return test
 
 
-def test_what_is_not_fine_is_said():
-    assert fine(figures(findings(Books()), "")) == []
-    assert fine(figures(findings(Books(), status=-1, faults=["Traceback"]), "")) == ["exit status: -1", "Traceback"]
-    books = Books()
-    books.commands = [Entry(0.0)]
-    assert fine(figures(findings(books), "")) == ["without a reply: 1"]
+def test_problems_are_reported():
+    assert problems(figures(findings(DeliveryLog()), "")) == []
+    assert problems(figures(findings(DeliveryLog(), status=-1, errors=["Traceback"]), "")) == ["exit status: -1", "Traceback"]
+    log = DeliveryLog()
+    log.commands = [Entry()]
+    assert problems(figures(findings(log), "")) == ["lost: 1"]

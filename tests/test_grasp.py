@@ -71,11 +71,10 @@ def test_a_grasp_beside_or_above_the_thing_lifts_nothing(scene):
 
 
 def test_words_become_a_lifted_thing(open_renderer):
-    from flmm_cli.model_options import load_pipeline
-    from flmm_core.config import GroundingConfig
     from flmm_demo.picking import LIFTED, attempts, record, rows
+    from flmm_tabletop import load_pipeline
 
-    pipeline = load_pipeline(GroundingConfig())
+    pipeline = load_pipeline()
     open_renderer().close()
     found = attempts(pipeline, 6, seed=0)
     assert len(found) == 6 and sum(attempt.outcome == LIFTED for attempt in found) >= 2, [a.outcome for a in found]

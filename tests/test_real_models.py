@@ -126,7 +126,9 @@ def assigned(words):
 
 
 def test_commands():
-    """Names of checkpoints are those of the table; commands take the variables that were set; heads lie where they were trained."""
+    """Names of checkpoints are those of the table; commands take the variables that were set; heads lie where they were
+    trained.
+    """
     given, trained = (assigned(words) for words in commands(section(document(REAL_MODELS), "Commands")) if "=" in words[0])
     checkpoints = {names(row[0])[0]: family for family, row in CHECKPOINTS.items()}
     assert rows("Families")[checkpoints[given["LMM"]]][0] == "published" and given["HEADS"].endswith(".pth")

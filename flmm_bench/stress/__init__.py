@@ -1,1 +1,1 @@
-"""The stress program behind `flmm soak`: a camera, clients of every kind, faults, and the books."""
+"""The stress test behind `flmm soak`: a camera, clients of every kind, faults, and a log of every delivery."""

@@ -1,4 +1,4 @@
-"""A camera for the stress program: rendered scenes at 30 Hz, sizes in turn, drop-outs now and then. Runs as a process."""
+"""A camera for the stress test: rendered scenes at 30 Hz in two sizes, with drop-outs. Runs as a process."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import Scene
 
 SIZES = ((480, 640), (1080, 1920))
-"""Height and width; each for so many seconds in turn:"""
+"""Height and width of the images in pixels; the camera alternates between them."""
 TURN = 30.0
+"""Seconds for which it keeps a size."""
 RATE = 30.0
+"""Images a second."""
 SCENES = 4
+"""Different scenes; the camera changes to the next one once a second."""
 DROP_OUT = (3.0, 8.0)
-"""Seconds of a drop-out, once in each turn."""
+"""Shortest and longest drop-out in seconds; there is one in each turn."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Publish until it is told to end."""
+    """Publish image, depth and camera info until SIGINT."""
     make_room_for_images()
     rclpy.init(args=list(sys.argv if args is None else args))
     node = rclpy.create_node("soak_camera")
@@ -44,13 +47,13 @@ def main(args: Sequence[str] | None = None) -> int:
         for size in itertools.cycle(SIZES):
             views = [_view(scene, size) for scene in scenes]
             began = time.monotonic()
-            silence = began + chance.uniform(5.0, TURN - DROP_OUT[1])
-            spoken = silence + chance.uniform(*DROP_OUT)
+            drop_out = began + chance.uniform(5.0, TURN - DROP_OUT[1])
+            resumed = drop_out + chance.uniform(*DROP_OUT)
             for number in itertools.count():
                 now = time.monotonic()
                 if now > began + TURN:
                     break
-                if not silence < now < spoken:
+                if not drop_out < now < resumed:
                     image, depth, info = views[number // 30 % SCENES]
                     header = Header(stamp=node.get_clock().now().to_msg(), frame_id="camera_optical_frame")
                     for publisher, message in ((infos, info), (depths, depth), (images, image)):
@@ -63,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _view(scene: Scene, size: tuple[int, int]) -> tuple[Image, Image, CameraInfo]:
-    """A scene enlarged; its camera with it."""
+    """Image, depth and camera info of a scene, scaled to ``size`` (height, width)."""
     height, width = size
     scale = height / scene.image.shape[0], width / scene.image.shape[1]
     k = scene.intrinsics.copy()

@@ -1,4 +1,4 @@
-"""A client that sends a goal and dies while it is in work. Runs as a process."""
+"""A client that crashes while its goal runs. The stress test runs it as a process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flmm_ros.action import Ground
 
 
 def main() -> None:
-    """Die with status 3 as soon as the goal was taken; 4 if nobody takes it."""
+    """Exit without any shutdown: with status 3 once the goal was accepted, with 4 if there was no response in 10 s."""
     rclpy.init()
     node = rclpy.create_node("crashing_client")
     client: Any = ActionClient(node, Ground, "/grounding/ground")

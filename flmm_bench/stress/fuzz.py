@@ -1,4 +1,4 @@
-"""Messages whose every field may hold anything, and serialized ones with bytes changed or missing."""
+"""Malformed messages: random values in every field, and serialized ones with bytes changed or missing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rosidl_parser.definition import AbstractNestedType, AbstractSequence, Basic
 _TEXTS = ("", "\x00", "x" * 600, "\u200b", "💡 ⭢ é", "rgb8", "mono16", "../../etc/passwd", "$(reboot)", "<image>", "%s%n")
 _FLOATS = (0.0, -1.0, float("nan"), float("inf"), -float("inf"), 1e308)
 _LONGEST = 40
-"""Entries of a sequence."""
+"""Most entries of a sequence."""
 
 
 def fuzzed(kind: type, chance: random.Random) -> bytes:
-    """A serialized message of a kind: wild values, and in one of three bytes changed, or its end missing."""
-    data = bytearray(serialize_message(wild(kind, chance)))
+    """A serialized message of a type with random values; one in three has bytes changed, or lacks its end."""
+    data = bytearray(serialize_message(random_message(kind, chance)))
     damage = chance.random()
     if damage < 0.2 and len(data) > 12:
         for _ in range(chance.randint(1, 4)):
@@ -27,8 +27,8 @@ def fuzzed(kind: type, chance: random.Random) -> bytes:
     return bytes(data)
 
 
-def wild(kind: type, chance: random.Random) -> Any:
-    """A message with a wild value in each of its fields, in those of its parts too."""
+def random_message(kind: type, chance: random.Random) -> Any:
+    """A message of a type with a random, often invalid value in each field, nested fields included."""
     message = kind()
     for name, slot in zip(kind.get_fields_and_field_types(), kind.SLOT_TYPES, strict=True):  # type: ignore[attr-defined]
         setattr(message, name, _value(slot, getattr(message, name), chance))
@@ -37,7 +37,7 @@ def wild(kind: type, chance: random.Random) -> Any:
 
 def _value(slot: Any, default: Any, chance: random.Random) -> Any:
     if isinstance(slot, NamespacedType):
-        return wild(type(default), chance)
+        return random_message(type(default), chance)
     if isinstance(slot, AbstractSequence):
         count = chance.choice((0, 1, chance.randint(0, _LONGEST)))
         if isinstance(slot.value_type, NamespacedType):

@@ -1,4 +1,4 @@
-"""The grounding node as it is, with a timer that tells how late its executor is. Run as a process by the stress program."""
+"""The grounding node with a timer that measures how late its executor is. The stress test runs it as a process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PERIOD = 0.01
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; once a second ``soak/lateness`` tells how late each call of the timer was.
+    """Run the node until SIGINT or SIGTERM; once a second it publishes how late each call of the timer was.
 
-    The values are milliseconds; those of calls while a command was in work are positive, the others negative.
+    The values on ``soak/lateness`` are milliseconds: positive where a command was running, negative elsewhere.
     """
     leave_on_signals()
     make_room_for_images()
@@ -40,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> int:
             now = time.monotonic()
             late = 1000 * max(1e-6, now - self._expected)
             self._late.append(late if self._server.busy else -late)
-            # What was missed is missed: the next call is expected a period later than this one should have been or was.
+            # One late call does not make the next ones late: they are expected a period after this one.
             self._expected = max(self._expected + PERIOD, now)
             if len(self._late) >= 1 / PERIOD:
                 self._latenesses.publish(Float32MultiArray(data=self._late))

@@ -1,4 +1,4 @@
-"""Clients of every kind in one: commands, phrases, goals, cancels, watch lists, malformed messages. Keeps the books."""
+"""Random traffic: commands, phrases, goals, cancellations, watch lists, malformed messages. Keeps the delivery log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Float32MultiArray, String
 
-from flmm_bench.stress.delivery_log import Books, Entry
+from flmm_bench.stress.delivery_log import DeliveryLog, Entry
 from flmm_bench.stress.fuzz import fuzzed
 from flmm_bench.stress.node import LATENESS
 from flmm_ros import qos
@@ -31,16 +31,16 @@ QUESTIONS = (
     "hello",
 )
 PHRASES = ("the mug", "the ball", "the red cone", "the unicorn", "the banana")
-_MOST = 12
-"""Commands that may wait for a reply before bursts aside no more are sent."""
+_MAX_PENDING = 12
+"""While more commands than these wait for a reply, nothing is sent."""
 _PAUSE = 0.25
-"""Mean seconds between two deeds."""
+"""Mean seconds between two actions."""
 _ROUNDING = 1000
 """Nanoseconds by which a stamp may differ from the clock that it was read from."""
 
 
 class Traffic:
-    """Does something at random each time; in between, :meth:`spin` lets messages come in.
+    """Several kinds of client in one node.
 
     Args:
         client: connected to the node.
@@ -48,12 +48,12 @@ class Traffic:
     """
 
     def __init__(self, client: AskClient, seed: int) -> None:
-        self.client, self.books = client, Books()
+        self.client, self.log = client, DeliveryLog()
         self.chance = random.Random(seed)
-        self.late: list[float] = []
-        """Lateness of the node's timer, see :mod:`flmm_bench.stress.node`."""
-        self.fuzzed = 0
-        self.pauses = 0.0
+        self.lateness: list[float] = []
+        """Of the node's timer, ms, see :mod:`flmm_bench.stress.node`."""
+        self.malformed = 0
+        """Malformed messages that were sent."""
         node = client.node
         self._commands = node.create_publisher(String, "/command", qos.commands())
         self._phrases = node.create_publisher(String, "/phrase", qos.commands())
@@ -63,19 +63,23 @@ class Traffic:
             kind_and_topic: node.create_publisher(*kind_and_topic, reliable)
             for kind_and_topic in ((Image, "/image"), (Image, "/depth"), (CameraInfo, "/camera_info"))
         }
-        node.create_subscription(GroundedAnswer, "/grounding/answer", self.books.reply, qos.commands())
+        node.create_subscription(GroundedAnswer, "/grounding/answer", self.log.add_reply, qos.commands())
         node.create_subscription(GroundedAnswer, "/grounding/watched", self._on_watched, qos.images())
-        node.create_subscription(Float32MultiArray, f"/{LATENESS}", self._on_late, qos.commands())
+        node.create_subscription(Float32MultiArray, f"/{LATENESS}", self._on_lateness, qos.commands())
         self._goals: Any = ActionClient(node, Ground, "/grounding/ground")
 
     def connect(self, timeout: float) -> None:
-        """Wait until commands, goals and replies can travel."""
+        """Wait until the node is reachable by topic and by action, for at most ``timeout`` seconds.
+
+        Raises:
+            NoReplyError: it is not.
+        """
         self.client.wait_for_node(timeout)
-        self.client.wait_until(self._goals.server_is_ready, timeout, "no action server")
+        self.client.wait_until(self._goals.server_is_ready, timeout, f"no action server within {timeout:g} s")
 
     def act(self) -> None:
-        """Do one thing, and let messages come in for a moment."""
-        deeds: tuple[tuple[float, Callable[[], None]], ...] = (
+        """Choose one action at random, then receive messages for a moment."""
+        actions: tuple[tuple[float, Callable[[], None]], ...] = (
             (40, partial(self._command, self._commands, QUESTIONS)),
             (12, partial(self._command, self._phrases, PHRASES)),
             (16, self._goal),
@@ -84,20 +88,20 @@ class Traffic:
             (18, self._malformed_input),
             (4, self.burst),
         )
-        (deed,) = self.chance.choices([deed for _, deed in deeds], [weight for weight, _ in deeds])
-        if self.books.waiting() < _MOST:
-            deed()
+        (action,) = self.chance.choices([action for _, action in actions], [weight for weight, _ in actions])
+        if self.log.recent_pending() < _MAX_PENDING:
+            action()
         self.client.spin(min(2.0, self.chance.expovariate(1 / _PAUSE)))
 
     def burst(self) -> None:
-        """More commands at once than the queue holds."""
+        """Send 3 to 15 commands at once: often more than the queue holds."""
         for _ in range(self.chance.randint(3, 15)):
             self._command(self._commands, QUESTIONS)
 
     def drain(self, timeout: float) -> None:
-        """Wait until everything has its reply, or no longer."""
+        """Wait until every command has its reply, for at most ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
-        while self.books.waiting() and time.monotonic() < deadline:
+        while self.log.recent_pending() and time.monotonic() < deadline:
             self.client.spin(0.1)
 
     def _command(self, publisher: Any, texts: tuple[str, ...]) -> None:
@@ -105,20 +109,20 @@ class Traffic:
 
     def _malformed_command(self) -> None:
         self._publish(self.chance.choice((self._commands, self._phrases)), fuzzed(String, self.chance))
-        self.fuzzed += 1
+        self.malformed += 1
 
     def _publish(self, publisher: Any, message: String | bytes) -> None:
         before = time.time_ns() - _ROUNDING
         publisher.publish(message)
-        self.books.commands.append(Entry(time.monotonic(), (before, time.time_ns() + _ROUNDING)))
-        time.sleep(1e-5)  # no two windows overlap
+        self.log.commands.append(Entry((before, time.time_ns() + _ROUNDING)))
+        time.sleep(1e-5)  # the intervals of two commands must not overlap
 
     def _malformed_input(self) -> None:
         (kind, _), publisher = self.chance.choice(list(self._inputs.items()))
         publisher.publish(fuzzed(kind, self.chance))
         if self.chance.random() < 0.3:
             self._lists.publish(fuzzed(Watch, self.chance))
-        self.fuzzed += 1
+        self.malformed += 1
 
     def _watch(self) -> None:
         count = self.chance.choice((0, 1, 2, 4))
@@ -129,20 +133,20 @@ class Traffic:
         goal = Ground.Goal(mode=int(refer), text=self.chance.choice(PHRASES if refer else QUESTIONS))
         if self.chance.random() < 0.1:
             goal.image = Image(encoding="rgb9", data=[0])
-        entry = Entry(time.monotonic())
-        self.books.goals.append(entry)
+        entry = Entry()
+        self.log.goals.append(entry)
         cancel_after = self.chance.uniform(0.0, 0.6) if self.chance.random() < 0.4 else None
-        self._goals.send_goal_async(goal).add_done_callback(partial(self._on_taken, entry, cancel_after))
+        self._goals.send_goal_async(goal).add_done_callback(partial(self._on_goal_response, entry, cancel_after))
 
-    def _on_taken(self, entry: Entry, cancel_after: float | None, sent: Future) -> None:
+    def _on_goal_response(self, entry: Entry, cancel_after: float | None, sent: Future) -> None:
         handle: Any = sent.result()
         if not handle.accepted:
-            self.books.rejected += 1
+            self.log.rejected += 1
             entry.replies += 1
             return
-        handle.get_result_async().add_done_callback(lambda done: self.books.result(entry, done.result().result.reply))
+        handle.get_result_async().add_done_callback(lambda done: self.log.add_result(entry, done.result().result.reply))
         if cancel_after is not None:
-            self.books.cancelled += 1
+            self.log.cancelled += 1
 
             def cancel() -> None:
                 timer.cancel()
@@ -152,8 +156,8 @@ class Traffic:
             timer = self.client.node.create_timer(cancel_after, cancel)
 
     def _on_watched(self, message: GroundedAnswer) -> None:
-        self.books.watched += message.status == GroundedAnswer.STATUS_ANSWERED
-        self.books.tracked += message.tracked
+        self.log.watched += message.status == GroundedAnswer.STATUS_ANSWERED
+        self.log.tracked += message.tracked
 
-    def _on_late(self, message: Float32MultiArray) -> None:
-        self.late += message.data
+    def _on_lateness(self, message: Float32MultiArray) -> None:
+        self.lateness += message.data

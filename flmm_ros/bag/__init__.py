@@ -1,1 +1,1 @@
-"""Recorded bags: read, ground, write."""
+"""Recorded bags: reading, grounding, writing."""

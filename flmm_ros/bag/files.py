@@ -1,6 +1,6 @@
-"""Bags as MCAP files of ROS 2 messages. Knows messages and files, but no models.
+"""Reads and writes bags: MCAP files of ROS 2 messages. Knows messages and files, but no models.
 
-Reading is from front to back, without the index at the end: a file whose recording was cut off is read up to the cut.
+Files are read from front to back, without the index at their end, so that a file that was cut off is read up to the cut.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from mcap.stream_reader import StreamReader
 from mcap.writer import Writer
 from rclpy.serialization import serialize_message
 
+from flmm_core.common.plain_text import one_line
+
 _RULE = "=" * 80
 _CHUNK = 256 * 1024
-"""Bytes that are written together: what an interruption may cost."""
-_LONGEST = 2**30
-"""Bytes of a record; a damaged length is not believed."""
+"""Bytes that are written at once: at most these are lost in an interruption."""
+_MAX_RECORD = 2**30
+"""Bytes of a record; a longer one is damaged."""
 
 
 class BagError(ValueError):
-    """A bag that cannot be used, and why, on one line."""
+    """A bag that cannot be used; the message says why, on one line."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,12 @@ class Recorded:
     """When it was recorded, nanoseconds; its header says when it was taken."""
 
 
-def read(path: Path, complain: Callable[[str], None] = lambda text: None) -> Iterator[Recorded]:
+def read(path: Path, warn: Callable[[str], None] = lambda text: None) -> Iterator[Recorded]:
     """The messages of a bag, in the order in which they were written.
 
     Args:
         path: an MCAP file.
-        complain: told why the file ends early, if it does.
+        warn: called with the reason if the file ends early.
 
     Raises:
         BagError: it is no MCAP file of ROS 2 messages.
@@ -60,14 +62,14 @@ def read(path: Path, complain: Callable[[str], None] = lambda text: None) -> Ite
         schemas: dict[int, Schema] = {}
         channels: dict[int, Channel] = {}
         count = 0
-        records = StreamReader(file, record_size_limit=_LONGEST).records
+        records = StreamReader(file, record_size_limit=_MAX_RECORD).records
         while True:
             try:
                 record = next(records, None)
             except Exception as error:  # cut or damaged chunks fail in many ways
                 if not channels:
                     raise BagError(f"{path}: expected an MCAP file, got {_reason(error)}") from error
-                complain(f"{path} is damaged or was cut off after {count} messages ({_reason(error)}): they are used")
+                warn(f"{path} is damaged or was cut off after {count} messages ({_reason(error)}): these are used")
                 return
             if record is None:
                 return
@@ -84,10 +86,10 @@ def read(path: Path, complain: Callable[[str], None] = lambda text: None) -> Ite
 
 
 def metadata(path: Path, name: str) -> dict[str, str] | None:
-    """Metadata that a :class:`BagWriter` put at the beginning of a bag; None if there are none of this name."""
+    """Metadata that a :class:`BagWriter` wrote at the beginning of a bag; None if there are none of this name."""
     try:
         with open(path, "rb") as file:
-            for record in StreamReader(file, record_size_limit=_LONGEST).records:
+            for record in StreamReader(file, record_size_limit=_MAX_RECORD).records:
                 if isinstance(record, Metadata) and record.name == name:
                     return dict(record.metadata)
                 if isinstance(record, Schema):
@@ -98,15 +100,15 @@ def metadata(path: Path, name: str) -> dict[str, str] | None:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error)[:200]
 
 
 class BagWriter:
-    """Writes messages of the running ROS into a new bag; its definitions go with it. Use it in a ``with`` statement.
+    """Writes messages of the installed ROS, with their definitions, into a new bag. Use it in a ``with`` statement.
 
     Args:
-        path: the file; one that is there is overwritten.
-        name: of the metadata that say how it was made.
+        path: the file; an existing one is overwritten.
+        name: of the metadata that describe how the bag was made.
         made: these metadata.
     """
 
@@ -126,12 +128,20 @@ class BagWriter:
         self._file.close()
 
     def write(self, topic: str, message: Any, log_time: int) -> None:
-        """Append a message."""
+        """Append a message; ``log_time`` is in nanoseconds.
+
+        Raises:
+            BagError: the definition of its type is not installed.
+        """
         package, _, name = type(message).__module__.split(".")[0], "", type(message).__name__
         self.copy(Recorded(topic, f"{package}/msg/{name}", bytes(serialize_message(message)), log_time))
 
     def copy(self, recorded: Recorded) -> None:
-        """Append a message as it is."""
+        """Append a serialized message.
+
+        Raises:
+            BagError: the definition of its type is not installed.
+        """
         if recorded.topic not in self._channels:
             if recorded.kind not in self._schemas:
                 definition = definition_of(recorded.kind).encode()
@@ -143,7 +153,11 @@ class BagWriter:
 
 
 def definition_of(kind: str) -> str:
-    """The definition of a message and of all that it is made of, as MCAP's encoding ros2msg wants it."""
+    """The definition of a message type and of all types that it contains, in MCAP's encoding ros2msg.
+
+    Raises:
+        BagError: one of them is not installed.
+    """
     package, _, name = kind.split("/")
     parts, waiting, known = [_file_of(package, name)], [(package, name)], {(package, name)}
     while waiting:

@@ -1,4 +1,4 @@
-"""Which images of a bag are grounded, with which depth, and what is written about each."""
+"""Selects the images of a bag and their depth, grounds them, and writes what the node would publish."""
 
 from __future__ import annotations
 
@@ -22,52 +22,57 @@ from flmm_ros.pictures import Source
 from flmm_ros.space import Space, View
 
 _IMAGES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
-_DEPTH_NAMES = ("depth", "disparity", "label", "mask", "overlay")
-"""Parts of the names of image topics that are no camera's."""
-_LAG = 30
-"""Images that wait for depth that does not come."""
+_NOT_CAMERAS = ("depth", "disparity", "label", "mask", "overlay")
+"""Parts of the names of image topics that do not belong to a camera."""
+_MAX_WAITING = 30
+"""Images that wait for depth; beyond it, the oldest is grounded without."""
+ANSWER_TOPIC = "/grounding/answer"
+"""Topic of the replies; the last message about each image."""
 _NO_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Topics:
-    """Where the images are, and their depth and camera info, if wanted."""
+    """Topics of the images and, unless empty, of their depth and camera info."""
 
     image: str
     depth: str = ""
     camera_info: str = ""
 
 
-def image_topic(path: Path, wanted: str, complain: Callable[[str], None]) -> tuple[str, int]:
-    """The topic of the images that are grounded, and how many there are.
+def image_topic(path: Path, wanted: str, warn: Callable[[str], None]) -> tuple[str, int]:
+    """Topic and number of the images that are grounded.
 
     Args:
         path: of the bag.
-        wanted: a topic; empty: the only one that looks like a camera's.
-        complain: told why the bag ends early.
+        wanted: a topic; empty for the only one that looks like a camera's.
+        warn: called with the reason if the bag ends early.
 
     Raises:
         BagError: the bag has no such topic, or several.
     """
     counts: dict[str, int] = {}
-    for recorded in read(path, complain):
+    for recorded in read(path, warn):
         if recorded.kind in _IMAGES:
             counts[recorded.topic] = counts.get(recorded.topic, 0) + 1
     if wanted:
         if wanted not in counts:
             raise BagError(f"--image: expected one of {', '.join(sorted(counts)) or 'no topic at all'}, got {wanted}")
         return wanted, counts[wanted]
-    cameras = sorted(topic for topic in counts if not any(part in topic for part in _DEPTH_NAMES))
+    cameras = sorted(topic for topic in counts if not any(part in topic for part in _NOT_CAMERAS))
     if len(cameras) != 1:
         raise BagError(f"{path}: expected one topic of images, got {', '.join(cameras) or 'none'}; choose one with --image")
     return cameras[0], counts[cameras[0]]
 
 
 def images(path: Path, topics: Topics, every: int) -> Iterator[tuple[int, Recorded, Space]]:
-    """Every n-th image of a bag, its number, and the depth around it, as soon as that has been read."""
+    """Every n-th image of a bag, with its number and the depth images around it.
+
+    An image is yielded when the depth that follows it has been read, or does not come.
+    """
     space, number = Space(), -1
     waiting: list[tuple[int, Recorded, int]] = []
-    """Number, image, and messages of depth since."""
+    """Number, image, and how many depth images came after it."""
     for recorded in read(path):
         if recorded.topic == topics.depth:
             space.put_depth(recorded.data)
@@ -78,7 +83,7 @@ def images(path: Path, topics: Topics, every: int) -> Iterator[tuple[int, Record
             number += 1
             if number % every == 0:
                 waiting.append((number, recorded, 0))
-        while waiting and (not topics.depth or waiting[0][2] > 0 or len(waiting) > _LAG):
+        while waiting and (not topics.depth or waiting[0][2] > 0 or len(waiting) > _MAX_WAITING):
             yield (*waiting.pop(0)[:2], space)
     for n, image, _ in waiting:
         yield n, image, space
@@ -87,7 +92,18 @@ def images(path: Path, topics: Topics, every: int) -> Iterator[tuple[int, Record
 def ground(
     pipeline: Pipeline, recorded: Recorded, space: Space | None, command: Command, tolerance: float
 ) -> tuple[GroundedAnswer, Reply, list[Located]]:
-    """The reply about one image of a bag, as the node would send it, with the age of the image when it was recorded."""
+    """The reply about one image, as the node would send it; the age of the image is that at its recording.
+
+    Args:
+        pipeline: answers.
+        recorded: message of the image.
+        space: depth around it; None if no depth is used.
+        command: what to answer.
+        tolerance: most seconds between the stamps of an image and its depth.
+
+    Returns:
+        The message, the reply that it was made from, and the locations of the phrases.
+    """
     try:
         with refusing():
             reply = _answer(pipeline, recorded, space, command, tolerance)
@@ -109,7 +125,7 @@ def _answer(pipeline: Pipeline, recorded: Recorded, space: Space | None, command
         pixels = read_image(message, _NO_LIMIT)
     except conversions.BadImageError as error:
         raise RefusedError(Status.BAD_IMAGE, str(error), Source(message.header)) from error
-    view = View(reason="no depth was asked for")
+    view = View(reason="no depth topic was given")
     if space is not None:
         view = space.view(message.header, *pixels.shape[:2], tolerance=tolerance, max_pixels=_NO_LIMIT)
     image = pipeline.encode(pixels)
@@ -119,8 +135,8 @@ def _answer(pipeline: Pipeline, recorded: Recorded, space: Space | None, command
 
 
 def write_reply(writer: BagWriter, message: GroundedAnswer, reply: Reply, located: Sequence[Located], log_time: int) -> None:
-    """What the node would publish about an image, under its own topics; the reply last: an image that has one is done."""
+    """Write what the node would publish about an image, on the node's topics; the reply marks the end of each image."""
     if reply.answer is not None:
         for name, make in makers(message, reply, located).items():
             writer.write(f"/grounding/{name}", make(), log_time)
-    writer.write("/grounding/answer", message, log_time)
+    writer.write(ANSWER_TOPIC, message, log_time)

@@ -18,10 +18,13 @@ from bench import image_of
 from std_msgs.msg import String
 from test_start import models  # noqa: F401
 
-from flmm_cli.demo import lead_answers, remove_earlier
 from flmm_core.data.samples import MISTAKE, REFER_ABSENT, Span, Turn
 from flmm_core.types import GroundedAnswer, GroundedPhrase
-from flmm_demo.demo_run import KINDS, Ask, Demo, Outcome, Pointing, compare, plan
+from flmm_demo.commands import KINDS, DemoCommand, plan
+from flmm_demo.files import remove_earlier
+from flmm_demo.report import lead_answers
+from flmm_demo.run import Demo
+from flmm_demo.truth import CheckedPhrase, Outcome, compare
 from flmm_ros import camera_images
 from flmm_ros.client import AskClient, NoReplyError
 from flmm_ros.msg import GroundedAnswer as Reply
@@ -135,7 +138,7 @@ def test_demo_compares_masks_with_what_the_phrases_name(opengl):
     true = [np.any([things[i].mask for i in span.objects], axis=0) for span in turn.spans]
 
     def ious(answer):
-        return [pointing.iou for pointing in compare(answer, ask)]
+        return [checked.iou for checked in compare(answer, ask)]
 
     assert ious(grounded(turn.answer, spans, true)) == [1.0] * len(spans)
     swapped = ious(grounded(turn.answer, spans, true[::-1]))
@@ -198,13 +201,15 @@ def outcome(kind, text, phrases=(), *, missed=(), said=None, status=Reply.STATUS
     """An answer to a question whose true one is ``text``; phrases are (words, iou, mask, absent)."""
     named = [(words, iou is not None) for words, iou, *_ in phrases] + [(words, True) for words in missed]
     spans = tuple(Span(text.index(words), text.index(words) + len(words), (0,) if there else ()) for words, there in named)
-    pointings = tuple(
-        Pointing(GroundedPhrase(words, span.start, span.end, torch.from_numpy(mask), (0, 0, 0, 0), 0.5, absent=absent), iou)
+    checked = tuple(
+        CheckedPhrase(
+            GroundedPhrase(words, span.start, span.end, torch.from_numpy(mask), (0, 0, 0, 0), 0.5, absent=absent), iou
+        )
         for (words, iou, mask, absent), span in zip(phrases, spans, strict=False)
     )
-    answer = GroundedAnswer(text if said is None else said, tuple(pointing.phrase for pointing in pointings), 4, 4)
-    ask = Ask(0, None, Turn(kind, f"{kind}?", text, spans))
-    return Outcome(ask, Reply(status=status, reason="no image"), np.zeros((4, 4, 3), np.uint8), answer, pointings)
+    answer = GroundedAnswer(text if said is None else said, tuple(one.phrase for one in checked), 4, 4)
+    command = DemoCommand(0, None, Turn(kind, f"{kind}?", text, spans))
+    return Outcome(command, Reply(status=status, reason="no image"), np.zeros((4, 4, 3), np.uint8), answer, checked)
 
 
 def test_demo_marks_what_is_wrong():
@@ -212,10 +217,10 @@ def test_demo_marks_what_is_wrong():
     assert outcome("list", "a mug", [mug]).fault == ""
     assert outcome("list", "A mug.", [mug], said="a mug").fault == ""
     assert outcome("list", "a mug", [mug], said="a can").fault == "expected: a mug"
-    assert outcome("list", "a mug and a can", [mug], missed=["can"]).fault == "“can”: not pointed at"
+    assert outcome("list", "a mug and a can", [mug], missed=["can"]).fault == "“can”: no mask"
     assert outcome("list", "a mug", [("mug", 0.4, MASK, False)]).fault == "“mug”: IoU 0.40"
-    assert outcome("refer", "mug", [("mug", 0.0, ~MASK, True)]).fault == "“mug”: it is there"
-    assert outcome(REFER_ABSENT, "unicorn", [("unicorn", None, MASK, False)]).fault == "“unicorn”: nothing to point at"
+    assert outcome("refer", "mug", [("mug", 0.0, ~MASK, True)]).fault == "“mug”: marked as absent"
+    assert outcome(REFER_ABSENT, "unicorn", [("unicorn", None, MASK, False)]).fault == "“unicorn”: expected no mask"
     assert outcome(REFER_ABSENT, "unicorn", [("unicorn", None, ~MASK, True)]).fault == ""
     assert outcome("list", "a mug", said="", status=Reply.STATUS_NO_IMAGE).fault == "refused: no image"
 
@@ -249,7 +254,7 @@ def test_demo_answers_everything_and_draws_it(models, opengl, other_domain, tmp_
     assert all(cv2.imread(str(path)).shape[1] == 960 for path in out.glob("0*.png"))
     assert len(list(out.glob("[0-9]*.png"))) == 4 and (out / "contact_sheet.png").exists()
     assert ("WRONG, " in done.stdout) == any(record["fault"] for record in records)
-    remove_earlier(out, KINDS)
+    remove_earlier(out)
     assert [path.name for path in out.iterdir()] == ["mine.txt"], "the demo writes files that the next one would not remove"
 
 

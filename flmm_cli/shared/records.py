@@ -1,4 +1,4 @@
-"""JSON that commands write: what was measured, by which command, with which model and which versions."""
+"""JSON files that commands write, and the record of how a figure was measured."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flmm_bench.machine import machine
 from flmm_core.config import GroundingConfig
 
 PACKAGES = ("flmm_ros", "torch", "transformers", "numpy")
-"""Whose versions a record names."""
+"""Packages whose versions a record holds."""
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write a record, and the folders above it."""
+    """Write a record as indented UTF-8; the folders above the file are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -26,7 +27,7 @@ def write_json(path: Path, record: Any) -> None:
 def provenance(
     args: argparse.Namespace, config: GroundingConfig, parts: Sequence[str] = ("lmm", "heads", "sam")
 ) -> dict[str, Any]:
-    """Command, model and versions behind a measurement.
+    """How a figure was measured: command line, fingerprints of the model, versions, machine.
 
     Args:
         args: of the command.
@@ -34,7 +35,7 @@ def provenance(
         parts: those that were used.
 
     Raises:
-        LoadError: a part of the model is not there.
+        LoadError: a part of the model cannot be found.
     """
     from flmm_core.loading.checkpoints import fingerprints
 
@@ -44,6 +45,7 @@ def provenance(
         "command": shlex.join(["flmm", *args.arguments]),
         "model": {part: {"source": sources[part], "fingerprint": value} for part, value in fingerprints(**sources).items()},
         "versions": versions,
+        "machine": machine(),
     }
 
 

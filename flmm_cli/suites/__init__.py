@@ -1,0 +1,1 @@
+"""The suites of `flmm eval`, each an entry of its table."""

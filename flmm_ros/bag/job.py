@@ -1,0 +1,120 @@
+"""Grounds the images of one bag into another; an interrupted job continues where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flmm_core.serving.requests import Mode, Status
+from flmm_core.serving.server import Pipeline
+from flmm_ros.bag.files import BagError, BagWriter, Recorded, metadata, read
+from flmm_ros.bag.grounding import ANSWER_TOPIC, Topics, ground, images, write_reply
+from flmm_ros.commands import Command
+
+_METADATA = "flmm bag"
+"""Name of the metadata that describe the job in the bag that it writes."""
+
+
+@dataclass(frozen=True)
+class BagJob:
+    """One command about images of a bag."""
+
+    bag: Path
+    """MCAP file to read."""
+    out: Path
+    """MCAP file to write; until it is complete, its name ends with ``.partial``."""
+    topics: Topics
+    mode: Mode
+    text: str
+    """The question, or the phrase."""
+    every: int
+    """Every n-th image is grounded."""
+    depth_tolerance: float
+    """Most seconds between the stamps of an image and its depth."""
+    model: Mapping[str, str]
+    """Names of LMM, heads and SAM."""
+
+    def metadata(self) -> dict[str, str]:
+        """What is written into the bag; only a bag of equal metadata is continued."""
+        words = {Mode.CHAT: "command", Mode.REFER: "phrase"}
+        return {
+            "bag": self.bag.name,
+            **{name: self.text if mode == self.mode else "" for mode, name in words.items()},
+            "every": str(self.every),
+            "image": self.topics.image,
+            "depth": self.topics.depth,
+            "camera_info": self.topics.camera_info,
+            "model": str(dict(self.model)),
+        }
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """Images of a finished job."""
+
+    answered: int
+    """Answered by this run."""
+    resumed: int
+    """Finished by an earlier run that was interrupted."""
+
+
+def run_job(
+    pipeline: Pipeline,
+    job: BagJob,
+    *,
+    on_images: Callable[[int], None] = lambda count: None,
+    on_refusal: Callable[[int, str], None] = lambda number, reason: None,
+) -> JobResult:
+    """Ground the images of a bag and write what the node would publish about them.
+
+    Args:
+        pipeline: answers.
+        job: what to ground; its folder is created.
+        on_images: called with the number of images that are finished since the last call.
+        on_refusal: called with the number of an image, counted from 1, and the reason why it has no answer.
+
+    Raises:
+        BagError: the bag cannot be read.
+    """
+    made = job.metadata()
+    partial = job.out.with_name(job.out.name + ".partial")
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    earlier = _finished_images(partial, made)
+    on_images(len(earlier))
+    answered = 0
+    with BagWriter(partial, name=_METADATA, made=made) as writer:
+        for messages in earlier:
+            for message in messages:
+                writer.copy(message)
+        for number, (_, recorded, space) in enumerate(images(job.bag, job.topics, job.every)):
+            if number < len(earlier):
+                continue
+            command = Command(number + 1, job.mode, job.text)
+            depth = space if job.topics.depth else None
+            message, reply, located = ground(pipeline, recorded, depth, command, job.depth_tolerance)
+            write_reply(writer, message, reply, located, recorded.log_time)
+            if reply.status == Status.ANSWERED:
+                answered += 1
+            else:
+                on_refusal(number + 1, reply.reason)
+            on_images(1)
+    partial.replace(job.out)
+    return JobResult(answered, len(earlier))
+
+
+def _finished_images(partial: Path, made: Mapping[str, str]) -> list[list[Recorded]]:
+    """The messages about each image that an interrupted run of the same job finished."""
+    finished: list[list[Recorded]] = []
+    messages: list[Recorded] = []
+    try:
+        if not partial.exists() or metadata(partial, _METADATA) != made:
+            return []
+        for recorded in read(partial):
+            messages.append(recorded)
+            if recorded.topic == ANSWER_TOPIC:  # the last message about an image
+                finished.append(messages)
+                messages = []
+    except BagError:
+        return []  # it was cut off before its first message
+    return finished
