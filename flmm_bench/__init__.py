@@ -1,1 +1,1 @@
-"""Measures what grounding costs on top of talking (`flmm bench`). The naive path to the same masks lives here alone."""
+"""The benchmark (`flmm bench`): cost of grounding on top of plain generation, compared with a naive path to the same masks."""

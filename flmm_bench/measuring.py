@@ -1,4 +1,4 @@
-"""Takes times of variants of the same work, side by side: a round runs each of them once; ratios are taken round by round."""
+"""Times variants of the same work side by side: a round runs each of them once, and ratios are those within a round."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 Variant = Callable[[], Mapping[str, float] | None]
-"""Does the work once; may give times of its own parts by name, in seconds. ``total`` is taken from outside."""
+"""Does the work once; may return seconds of its parts by name. ``total`` is measured by the caller."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of a few numbers."""
+    """Median, quartiles and count of numbers."""
 
     median: float
     low: float
@@ -24,7 +24,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        """Of at least one number."""
+        """That of at least one number."""
         if len(values) < 2:
             return cls(values[0], values[0], values[0], 1)
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -38,15 +38,15 @@ class Times:
         self._seconds = seconds
 
     def of(self, variant: str, part: str = "total") -> Spread:
-        """Seconds of one variant."""
+        """Seconds of a variant, or of one of its parts."""
         return Spread.of([once[part] for once in self._seconds[variant]])
 
     def parts_ratio(self, variant: str, part: str, other: str) -> Spread:
-        """One part's time over another's of the same run of one variant."""
+        """Time of one part divided by that of another part, within each run of a variant."""
         return Spread.of([once[part] / once[other] for once in self._seconds[variant]])
 
     def ratio(self, variant: str, other: str, part: str = "total") -> Spread:
-        """One variant's time over another's of the same round."""
+        """Time of one variant divided by that of another one, within each round."""
         pairs = zip(self._seconds[variant], self._seconds[other], strict=True)
         return Spread.of([one[part] / two[part] for one, two in pairs])
 
@@ -55,10 +55,10 @@ def interleaved(variants: Mapping[str, Variant], *, rounds: int, title: str, war
     """Run all variants in turn, ``rounds`` times.
 
     Args:
-        variants: by name; each round begins with another one.
-        rounds: how often.
-        title: for the progress bar.
-        warm_up: whether to run each once before, without taking times.
+        variants: by name; each round starts with a different one.
+        rounds: how often all run.
+        title: of the progress bar.
+        warm_up: whether to run each once before, untimed.
     """
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     names = list(variants)

@@ -1,4 +1,4 @@
-"""Peak memory of one chat at about 2,900 image tokens; on the CPU in a process for each, as freed memory may stay."""
+"""Peak memory of one chat with about 2,900 image tokens. On the CPU each variant runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from flmm_core.common.process_memory import peak_resident_bytes, resident_bytes
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 
 VARIANTS = ("plain", "captured", "kept", "naive")
-"""Plain generation; with capture; with capture, and keys and values kept for further commands; and the naive path."""
+"""Plain generation; with recorded attention; also with the image's keys and values cached; the naive path."""
 
 
 def memory_rows(subject: str, *, layers: int, width: int, tokens: int) -> Iterator[Row]:
-    """Extra peak memory of capture against that of the naive path, over plain generation, on the CPU.
+    """Peak memory beyond plain generation: that of recorded attention divided by that of the naive path, on the CPU.
 
     Args:
         subject: the model's name.
@@ -37,27 +37,27 @@ def memory_rows(subject: str, *, layers: int, width: int, tokens: int) -> Iterat
 
 
 def cuda_memory_rows(subject: str, lmm: FrozenLmm, images: tuple[np.ndarray, ...], *, tokens: int) -> Iterator[Row]:
-    """The same of a loaded model on a GPU.
+    """The figures of :func:`memory_rows` for a loaded model on a GPU.
 
     Args:
         subject: the model's name.
         lmm: on the GPU.
-        images: two, ``[H, W, 3]`` uint8 RGB; the first is for warming up.
+        images: two, ``[H, W, 3]`` uint8 RGB; the first is for the warm-up.
         tokens: of the answer.
     """
     peaks = {}
     for variant in VARIANTS:
-        talk(lmm, variant, images[0], 2)
+        run_variant(lmm, variant, images[0], 2)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        talk(lmm, variant, images[1], tokens)
+        run_variant(lmm, variant, images[1], tokens)
         peaks[variant] = torch.cuda.max_memory_allocated() - before
     yield from _rows(subject, peaks)
 
 
-def talk(lmm: FrozenLmm, variant: str, image: np.ndarray, tokens: int) -> None:
-    """One answer of the LMM with what grounding needs of it, in one of :data:`VARIANTS`."""
+def run_variant(lmm: FrozenLmm, variant: str, image: np.ndarray, tokens: int) -> None:
+    """Generate one answer of ``tokens`` tokens and what grounding needs of it, in one of :data:`VARIANTS`."""
     if variant in ("captured", "kept"):
         kept = variant == "kept"
         options: Any = {"reuse_prefix": kept, "cuda_graphs": kept}
@@ -83,9 +83,9 @@ def _rows(subject: str, peaks: Mapping[str, int]) -> Iterator[Row]:
 
 
 def _measured(variant: str, layers: int, width: int, tokens: int) -> int:
-    """Bytes above what the loaded model takes."""
+    """Peak memory of a variant in bytes, without that of the loaded model."""
     command = [sys.executable, "-m", "flmm_bench.memory", variant, *map(str, (layers, width, tokens))]
-    # Large blocks go back to the system at once, so that the peak is that of what is in use.
+    # Freed blocks return to the system at once, so that the peak is that of memory in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     if run.returncode:
@@ -96,10 +96,10 @@ def _measured(variant: str, layers: int, width: int, tokens: int) -> int:
 def _main(variant: str, layers: int, width: int, tokens: int) -> None:
     lmm = random_lmm(anyres=True, layers=layers, width=width)
     image, other = random_images(672, 672, 2)
-    talk(lmm, variant, other, 2)  # threads and their workspaces
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted from here on
+    run_variant(lmm, variant, other, 2)  # warm-up: threads and their workspaces
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = resident_bytes()
-    talk(lmm, variant, image, tokens)
+    run_variant(lmm, variant, image, tokens)
     print(peak_resident_bytes() - before)
 
 

@@ -1,7 +1,7 @@
-"""The naive path to the same masks: the LMM with eager attention gives all its maps, and nothing is kept or shared.
+"""The naive path to the same masks: eager attention that returns all its maps, and no caching.
 
-Each command encodes its image anew; ``generate`` returns attention and hidden states of every layer, token and position;
-phrases are refined one by one. It is measured and compared with; nothing else uses it.
+Each command encodes its image; ``generate`` returns attention and hidden states of every layer, token and position; phrases
+are refined one by one. Only the benchmark and its tests use it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
 
 EVERYTHING = {"return_dict_in_generate": True, "output_attentions": True, "output_hidden_states": True}
-"""What ``generate`` is asked to return."""
+"""Options of ``generate`` that return everything."""
 
 
 @contextmanager
 def attention_of(lmm: FrozenLmm, kind: str) -> Iterator[None]:
-    """Let the decoder run with transformers' own attention, ``eager`` or ``sdpa``, inside the block."""
+    """Use an attention of transformers, ``eager`` or ``sdpa``, in the decoder inside the block."""
     text = lmm.model.config.get_text_config()
     name = next(name for name in lmm.model.config.sub_configs if getattr(lmm.model.config, name, None) is text)
     lmm.model.set_attn_implementation({name: kind})
@@ -38,7 +38,7 @@ def attention_of(lmm: FrozenLmm, kind: str) -> Iterator[None]:
 
 @contextmanager
 def pytorch_heads(heads: GroundingHeads) -> Iterator[None]:
-    """Let PyTorch run the heads' networks inside the block, whatever engine serves them otherwise."""
+    """Run the heads' networks in PyTorch inside the block, whatever engine they have."""
     engines = heads.mask_head.engine, heads.sam.encoder_engine, heads.sam.decoder_engine
     heads.mask_head.engine = heads.sam.encoder_engine = heads.sam.decoder_engine = None
     try:
@@ -49,10 +49,10 @@ def pytorch_heads(heads: GroundingHeads) -> Iterator[None]:
 
 @torch.no_grad()
 def generate(lmm: FrozenLmm, image: np.ndarray, text: str, tokens: int, **options: Any) -> tuple[Any, tuple[ImageLayout, int]]:
-    """``model.generate`` on an image and words, without anything of this project but preprocessing and prompt.
+    """``model.generate`` on an image and a text; only preprocessing and prompt are this project's.
 
     Returns:
-        What ``generate`` returned, and the image's layout with its first column.
+        The output of ``generate``; the image's layout and the position of its first token in the prompt.
     """
     prepared = lmm.family.prepare([Image.fromarray(image)])
     features = lmm.family.encode(lmm.model, prepared)
@@ -70,13 +70,13 @@ def generate(lmm: FrozenLmm, image: np.ndarray, text: str, tokens: int, **option
 def chat(
     pipeline: GroundingPipeline, image: np.ndarray, text: str, tokens: int, spans: Sequence[tuple[int, int]]
 ) -> list[np.ndarray]:
-    """Masks ``[H, W]`` bool of an answer's phrases, the naive way.
+    """Masks ``[H, W]`` bool of an answer's phrases, by the naive path.
 
     Args:
-        pipeline: gives its parts.
+        pipeline: whose parts are used.
         image: ``[H, W, 3]`` uint8 RGB.
         text: the user's words.
-        tokens: longest answer.
+        tokens: most tokens of the answer.
         spans: token ranges of the phrases in the answer.
     """
     lmm, heads = pipeline.lmm, pipeline.heads
@@ -101,7 +101,7 @@ def _masks(
         maps = layout.maps(rows[:, :, first:last].mean(dim=2, keepdim=True).float())
         coarse.append(heads.coarse_masks(maps, geometry).logits)
         texts.append(heads.text_tokens(mixed[:, first:last]))
-    # The value that pads the prompts is that of all phrases of an answer.
+    # All phrases of an answer share the padding of the prompts.
     prompts, masks = heads.sam.prompts(sam, torch.cat(coarse), texts), []
     for i, words in enumerate(texts):
         low_res, _ = heads.sam.decoder_network(sam.embedding, prompts.masks[[i]], prompts.boxes[[i]], words[None])

@@ -1,4 +1,4 @@
-"""The rows of the benchmark: which variants are run side by side, and which ratio of them is the figure."""
+"""The rows of the benchmark: which variants run side by side, and which ratio is the figure."""
 
 from __future__ import annotations
 
@@ -35,63 +35,63 @@ QUESTION = "what is on the table?"
 
 @dataclass(frozen=True)
 class Row:
-    """One figure."""
+    """One figure of one model."""
 
     what: str
     subject: str
     figure: Spread
     target: float | None
-    """None for a figure that is only told."""
+    """None for a figure without a target."""
     at_most: bool
-    """Whether the figure is to be at most the target, or at least."""
+    """Whether the figure is to be at most the target; otherwise at least."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Medians that the ratio was made of, by variant."""
+    """Medians of the variants that the ratio compares, seconds or, where the name says so, MB."""
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met by the median; None without one."""
+        """Whether the median meets the target; None without a target."""
         if self.target is None:
             return None
         return self.figure.median <= self.target if self.at_most else self.figure.median >= self.target
 
 
 class _Tokens(BaseStreamer, Callbacks):
-    """When tokens come: of ``generate`` itself, or of a command."""
+    """Records when tokens are generated, by ``generate`` itself or by a command."""
 
     def __init__(self, tokens: int) -> None:
         self.times: list[float] = []
         self._tokens = tokens
         self._prompt = True
-        self._talking = False
+        self._generating = False
 
     def put(self, value: torch.Tensor) -> None:
-        """The prompt first, then each token."""
+        """Called with the prompt first, then with each token."""
         if not self._prompt:
             self.times.append(time.perf_counter())
         self._prompt = False
 
     def end(self) -> None:
-        """Nothing is buffered."""
+        """Nothing is buffered, so nothing remains to be done."""
 
     def on_stage(self, stage: Stage) -> None:
-        """The LMM talks in one stage."""
-        self._talking = stage == "lmm"
+        """Note whether the LMM generates."""
+        self._generating = stage == "lmm"
 
     def cancelled(self) -> bool:
-        """Asked after each token of a command."""
-        if self._talking:
+        """Called after each token of a command; never cancels."""
+        if self._generating:
             finish()
             self.times.append(time.perf_counter())
         return False
 
     def parts(self, began: float) -> dict[str, float]:
         """Seconds to the first token, and from it to the last."""
-        talk = self.times[: self._tokens]  # a command is asked once more when its next stage begins
-        return {"prefill": talk[0] - began, "decoding": talk[-1] - talk[0]}
+        times = self.times[: self._tokens]  # a command calls once more when its next stage begins
+        return {"prefill": times[0] - began, "decoding": times[-1] - times[0]}
 
 
 def capture_rows(subject: str, pipeline: GroundingPipeline, image: np.ndarray, *, tokens: int, rounds: int) -> Iterator[Row]:
-    """Chat with capture against plain generation, without heads; the image is encoded anew by both."""
+    """Chat with recorded attention against plain generation, without heads; both encode the image."""
 
     def plain() -> Mapping[str, float]:
         seen, began = _Tokens(tokens), time.perf_counter()
@@ -114,14 +114,14 @@ def capture_rows(subject: str, pipeline: GroundingPipeline, image: np.ndarray, *
 def command_rows(
     subject: str, pipeline: GroundingPipeline, images: tuple[np.ndarray, ...], *, tokens: int, heads: str
 ) -> Iterator[Row]:
-    """Whole chat commands with four phrases, naive and ours, on images that are new and on the same ones again.
+    """Whole chat commands with four phrases, naive and ours: the first and a further one about each image.
 
     Args:
         subject: the model's name.
         pipeline: ours; the naive path runs its heads in PyTorch, whatever engine they have.
         images: ``[H, W, 3]`` uint8 RGB, one for each round.
         tokens: of an answer.
-        heads: what runs ours, in words.
+        heads: name of the backend of our heads.
     """
     took: dict[str, list[StageSeconds]] = {"first": [], "further": []}
 
@@ -164,7 +164,7 @@ def command_rows(
 
 
 def refer_rows(subject: str, pipeline: GroundingPipeline, image: np.ndarray, *, rounds: int, heads: str) -> Iterator[Row]:
-    """Refer with eight phrases against one, on an image that was encoded before."""
+    """Refer with eight phrases against one phrase, on an image that is encoded already."""
     handle = pipeline.encode(image)
     phrases = ["the mug", "the lemon", "the bowl", "the can", "the red mug", "the ball", "the box", "the plate"]
     variants = {f"{count} phrases": _refer(pipeline, handle, phrases[:count]) for count in (1, 8)}
@@ -184,15 +184,15 @@ def _refer(pipeline: GroundingPipeline, handle: ImageHandle, phrases: list[str])
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs exported networks, and what is asked of it."""
+    """A runtime of exported networks, and its targets."""
 
     name: str
     kind: Callable[..., Engine]
     precision: str
     time: float
-    """Most of PyTorch's time that it may take."""
+    """Target: at most this fraction of PyTorch's time."""
     iou: float
-    """Least overlap of its masks with PyTorch's."""
+    """Target: at least this IoU of its masks with PyTorch's."""
 
 
 ONNX = Backend("ONNX", OnnxEngine, "fp32", 0.8, 0.999)
@@ -201,7 +201,7 @@ TENSORRT = Backend("TensorRT fp16", TensorrtEngine, "fp16", 1 / 3, 0.995)
 
 @contextmanager
 def exported(heads: GroundingHeads, backend: Backend) -> Iterator[Engine]:
-    """The heads' networks in a backend, on the device of the heads, exported for the block."""
+    """The heads' networks in a backend on the heads' device; the exported files exist inside the block."""
     device = next(heads.parameters()).device
     with TemporaryDirectory() as scratch:
         export_networks(heads, Path(scratch) / "onnx", precision=backend.precision)
@@ -210,7 +210,7 @@ def exported(heads: GroundingHeads, backend: Backend) -> Iterator[Engine]:
 
 @torch.no_grad()
 def engine_rows(subject: str, heads: GroundingHeads, engine: Engine, backend: Backend, *, rounds: int) -> Iterator[Row]:
-    """Heads in a backend against PyTorch: each network, and all of a first command with four phrases together."""
+    """Heads in a backend against PyTorch: each network, and the sum over those of a first command with four phrases."""
     sizes = NetworkSizes.of(heads)
     device = next(heads.parameters()).device
     inputs = {
@@ -247,7 +247,7 @@ def mask_rows(
 
     Args:
         subject: the model's name.
-        pipeline: ours, with heads in PyTorch; the engines are put into them, one after the other.
+        pipeline: ours, with heads in PyTorch, to which the engines are attached one after the other.
         images: ``[H, W, 3]`` uint8 RGB.
         engines: of these heads.
     """

@@ -1,4 +1,4 @@
-"""The whole benchmark: every row on every model that it is about."""
+"""Runs the benchmark: every row for every model."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from flmm_core.pipeline import GroundingPipeline
 
 @dataclass(frozen=True)
 class Random:
-    """A random LMM and the SAM beside it."""
+    """A random LMM and its SAM."""
 
     anyres: bool
     layers: int
     vision_layers: int
     sam: str | None
-    """Kind of image encoder; None for that of the shipped model."""
+    """Kind of SAM in :data:`~flmm_bench.subjects.SAMS`; None for the shipped one."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured on a kind of device."""
+    """Random models for a kind of device."""
 
     models: tuple[Random, ...]
     dtype: torch.dtype
     tokens: int
-    """Of answers of random models."""
+    """Tokens of an answer of the random models."""
 
 
 PLANS = {
@@ -64,13 +64,13 @@ SMALL = Plan((Random(False, 2, 2, None), Random(True, 1, 2, None)), torch.float3
 def measure(
     *, device: str, rounds: int, small: bool = False, parts: tuple[str, str, str] | None = None, dtype: str = "float32"
 ) -> Findings:
-    """Run it.
+    """Run the benchmark.
 
     Args:
         device: cpu or cuda.
-        rounds: of each measurement; commands on random models run a third of them.
-        small: narrow random models and the shipped SAM, to try the way.
-        parts: LMM, heads and SAM to measure, in place of all others.
+        rounds: of each measurement; those on random models run a third of them.
+        small: use narrow random models and the shipped SAM, to try the benchmark.
+        parts: LMM, heads and SAM to measure instead of all others.
         dtype: number format of the LMM of ``parts``.
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -109,7 +109,7 @@ def measure(
 def _subject(
     found: Findings, name: str, pipeline: GroundingPipeline, images: tuple[np.ndarray, ...], *, tokens: int, rounds: int
 ) -> list[Row]:
-    """All rows of one model; they are added to what was found. On the CPU its commands run with ONNX heads."""
+    """All rows of one model, which are also added to ``found``. The commands run with the fastest heads available."""
     rows = [*capture_rows(name, pipeline, images[0], tokens=tokens, rounds=rounds)]
     device = pipeline.lmm.device.type
     shipped = name == "flmm-tabletop"
@@ -133,7 +133,7 @@ def _subject(
 
 
 def _backends(found: Findings, device: str, name: str) -> Iterator[Backend]:
-    """What can run the heads on a device beside PyTorch, the fastest last; what is not there is noted."""
+    """Backends that can run the heads on a device besides PyTorch, the fastest last; missing ones are recorded."""
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
     if provider in onnxruntime.get_available_providers():
         yield ONNX
@@ -148,7 +148,7 @@ def _backends(found: Findings, device: str, name: str) -> Iterator[Backend]:
 def _floors(
     name: str, rows: list[Row], rates: Rates, layers: int, width: int, tokens: int, plan: Plan
 ) -> Iterator[tuple[str, str]]:
-    """How far times are from what the machine could do at best, in words."""
+    """Lower bounds of times, given the peak rates of the machine, beside the measured times, in words."""
     weights = layers * (4 * width**2 + 3 * width * (width * 11008 // 4096))
     least = {
         "prefill": 2 * weights * tokens / rates.flops,

@@ -1,6 +1,6 @@
-"""What is measured: the shipped model or a given one, and random ones with layers of the shape of a 7B LLaVA.
+"""The models that are measured: the shipped one or a given one, and random ones with layers of the shape of a 7B LLaVA's.
 
-Weights of random models do not matter for time and memory. They write nonsense, so their phrases are chosen by position.
+Time and memory do not depend on the weights. As random models write nonsense, phrases are fixed ranges of tokens.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from flmm_core.types import KeywordSpan
 from flmm_core.weights.sources import registered_parts
 
 PHRASES = 4
-"""Of an answer."""
+"""Phrases of an answer."""
 SAMS = {"ViT-B": (768, 12, 12, [2, 5, 8, 11]), "ViT-L": (1024, 24, 16, [5, 11, 17, 23])}
 """Width, depth, heads and global blocks of SAM's image encoders."""
 
 
 SPANS = tuple((3 * i, 3 * i + 2) for i in range(PHRASES))
-"""Token ranges of the phrases: two of every three tokens at the beginning of an answer, whatever it says."""
+"""Token ranges of the phrases: two of every three tokens at the start of an answer."""
 
 
 class FixedPhrases(GroundingPipeline):
-    """Grounds :data:`SPANS`."""
+    """A pipeline whose phrases are always :data:`SPANS`."""
 
     def keywords(self, trace: LmmTrace) -> tuple[KeywordSpan, ...]:
-        """Phrases of fixed places in the answer."""
+        """The spans of :data:`SPANS`, without text."""
         return tuple(KeywordSpan("", 0, 0, *span) for span in SPANS)
 
 
 def random_images(height: int, width: int, count: int) -> tuple[np.ndarray, ...]:
-    """Images ``[H, W, 3]`` uint8 that differ."""
+    """Different images ``[H, W, 3]`` uint8 of noise."""
     random = np.random.default_rng(0)
     return tuple(random.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count))
 
 
 def random_sam(kind: str) -> Sam:
-    """A SAM of one of :data:`SAMS` with random weights."""
+    """A SAM with random weights of a kind in :data:`SAMS`."""
     width, depth, heads, everywhere = SAMS[kind]
     return _build_sam(width, depth, heads, everywhere).eval()
 
@@ -111,7 +111,7 @@ def random_lmm(
 
 
 def random_pipeline(lmm: FrozenLmm, sam: Sam) -> GroundingPipeline:
-    """Random heads that fit."""
+    """A pipeline of an LMM, a SAM and random heads that fit them."""
     torch.manual_seed(1)
     unet = UNetConfig(lmm.shape.channels)
     config = HeadsConfig(unet, lmm.shape.layers, lmm.shape.hidden_size, keyword_selector=False, presence=False)
@@ -120,11 +120,11 @@ def random_pipeline(lmm: FrozenLmm, sam: Sam) -> GroundingPipeline:
 
 
 def loaded_pipeline(lmm: str, heads: str, sam: str, *, device: str = "cpu", dtype: str = "float32") -> GroundingPipeline:
-    """A model as people load it; every phrase is refined, whether its thing is there or not."""
+    """A pipeline of saved parts; every phrase is refined, also those of absent objects."""
     return FixedPhrases.from_pretrained(lmm, heads, sam, device=device, dtype=dtype, presence_threshold=0.0, image_cache=8192)
 
 
 def shipped_pipeline(**options: str) -> GroundingPipeline:
-    """The model that comes with the project."""
+    """A pipeline of the shipped model; ``options`` as of :func:`loaded_pipeline`."""
     parts = registered_parts(DEFAULT_MODEL)
     return loaded_pipeline(parts["lmm"], parts["heads"], parts["sam"], **options)

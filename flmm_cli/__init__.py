@@ -1,1 +1,1 @@
-"""The command line `flmm`: one module for each command."""
+"""The command line `flmm`: one module for each command; `shared` is what several use, `suites` what `flmm eval` runs."""

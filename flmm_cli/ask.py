@@ -17,11 +17,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the command."""
     parser = subparsers.add_parser(
         "ask",
-        help="ask a running grounding node",
-        description="Sends a command to a running grounding node and prints the answer and what it points at.",
+        help="send a command to a running grounding node",
+        description="Sends a command to a running grounding node and prints the answer and its phrases.",
     )
-    parser.add_argument("text", help="the command, for instance 'where is the lemon?'")
-    parser.add_argument("--refer", action="store_true", help="the text is a phrase to ground, not a question")
+    parser.add_argument("text", help="the command, for instance 'what is on the table?'")
+    parser.add_argument("--refer", action="store_true", help="the text is a phrase to ground, for instance 'the yellow mug'")
     parser.add_argument("--node", default="/grounding", help="full name of the node (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write the node's overlay image to this file")
     parser.add_argument("--wait", type=float, default=10.0, help="seconds to wait for the node (default: %(default)g)")
@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask; exit status 1 if the node refused."""
+    """Send, and print the reply; exit status 1 if it is a refusal."""
     from flmm_ros.client import AskClient
     from flmm_ros.msg import GroundedAnswer
 
@@ -72,6 +72,6 @@ def _save_overlay(client: AskClient, overlays: list, reply: GroundedAnswer, out:
     def newest() -> object:
         return next((overlay for overlay in reversed(overlays) if overlay.header.stamp == reply.header.stamp), None)
 
-    message = client.wait_until(newest, 10.0, "the node sent no overlay within 10 s")
+    message = client.wait_until(newest, 10.0, "no overlay from the node within 10 s")
     Image.fromarray(image_from_message(message, 2**31 - 1)).save(out)
     print(f"  overlay: {out}")

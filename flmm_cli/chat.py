@@ -1,4 +1,4 @@
-"""`flmm chat`: a conversation about one image, in a terminal or on a page of the browser."""
+"""`flmm chat`: a conversation about one image, in a terminal or in the browser."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from flmm_core.requests.image_handle import ImageHandle
 
 HELP = (
-    "a question, in which [2] stands for thing 2; or: /refer the mug, the lemon; /look QUESTION, to look closer first;"
-    " /things; /help; /quit"
+    "a question, in which [2] stands for object 2; or: /refer the mug, the lemon; /look QUESTION, for a closer look first;"
+    " /objects; /help; /quit"
 )
 REMEMBERED = 8
-"""Earlier questions that an LMM reads again, unless it was trained on single ones."""
+"""Earlier questions in the prompt of an LMM that was not trained on single questions."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     parser = subparsers.add_parser(
         "chat",
-        help="talk about an image file, in a terminal or in the browser",
-        description="Reads questions line by line, prints each answer as its words come and what it points at, and writes a"
-        " picture of the masks. Things keep their labels through the conversation: `what is left of [2]?`. `/refer the mug,"
-        " the lemon` grounds given phrases, `/look QUESTION` answers after a closer look at what matters for it, `/things`"
+        help="have a conversation about an image file, in a terminal or in the browser",
+        description="Reads questions line by line, prints each answer as it is generated, its boxes and scores, and writes an"
+        " overlay of its masks. Objects keep their labels through the conversation: `what is left of [2]?`. `/refer the mug,"
+        " the lemon` grounds given phrases, `/look QUESTION` answers after a closer look at the part that matters, `/objects`"
         " lists the labels; `/quit` or the end of the input ends it. With --web a page does the same.",
     )
     parser.add_argument("image", type=Path, help="image file")
@@ -42,14 +42,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--out",
         type=Path,
         default=Path("chat_output"),
-        help="folder of the pictures, one for each answer (default: %(default)s)",
+        help="folder of the overlays, one for each answer (default: %(default)s)",
     )
     parser.add_argument(
         "--remember",
         type=int,
         metavar="N",
-        help=f"earlier questions and answers that the LMM reads again (default: {REMEMBERED}; 0 for {DEFAULT_MODEL}, which was"
-        " trained on single questions)",
+        help=f"earlier questions and answers in the prompt (default: {REMEMBERED}; 0 for {DEFAULT_MODEL}, which was trained on"
+        " single questions)",
     )
     parser.add_argument("--web", action="store_true", help="serve a page on this machine instead of reading lines")
     parser.add_argument("--port", type=int, default=7860, help="of the page (default: %(default)s)")
@@ -97,9 +97,9 @@ def _read_lines(pipeline: GroundingPipeline, image: np.ndarray, remember: int, o
             return 0
         if not (words := line.strip()):
             continue
-        if words == "/things":
-            things = [f"  [{label}] {printable(thing.text)}" for label, thing in conversation.things.items()]
-            print("\n".join(things) or "  none yet", flush=True)
+        if words == "/objects":
+            objects = [f"  [{label}] {printable(phrase.text)}" for label, phrase in conversation.things.items()]
+            print("\n".join(objects) or "  none yet", flush=True)
             continue
         if words.startswith("/") and not words.startswith(("/refer ", "/look ")):
             print(HELP, flush=True)
@@ -117,7 +117,7 @@ def _read_lines(pipeline: GroundingPipeline, image: np.ndarray, remember: int, o
 
 
 def _answered(pipeline: GroundingPipeline, image: ImageHandle, conversation: Conversation, words: str) -> LabelledAnswer:
-    """Answer a line; the words are printed as they come."""
+    """Answer a line; the text is printed as it is generated."""
     if words.startswith("/refer "):
         phrases = [phrase for part in words.removeprefix("/refer ").split(",") if (phrase := part.strip())]
         return conversation.refer(phrases or [","])
@@ -125,7 +125,7 @@ def _answered(pipeline: GroundingPipeline, image: ImageHandle, conversation: Con
         from flmm_core.chat.closer_look import look_closer
 
         look = look_closer(pipeline, image, conversation.named(words.removeprefix("/look ")))
-        seen = f"looked closer at: {printable(look.phrase.text)} {look.box}" if look.phrase else "nothing found to look at"
+        seen = f"closer look at: {printable(look.phrase.text)} {look.box}" if look.phrase else "no part found for a closer look"
         print(f"  {seen}\n{printable(look.answer.text)}", flush=True)
         return conversation.labelled(look.answer)
 

@@ -1,4 +1,7 @@
-"""The page of `flmm chat --web`: a conversation about one image, whose masks appear while the words arrive. Knows Gradio."""
+"""The page of `flmm chat --web`: a conversation about one image, whose masks appear while the text is generated.
+
+It stands beside chat.py because it is the other user interface of that command. The only file that knows Gradio.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ import gradio
 TITLE = "flmm chat"
 
 Messages = list[dict[str, str]]
-"""What was said: ``role`` (user, assistant) and ``content``."""
+"""The conversation so far: ``role`` (user or assistant) and ``content``."""
 
 
 def serve_page(pipeline: GroundingPipeline, image: np.ndarray, *, remember: int, port: int) -> None:
-    """Serve the page on this machine alone, until Ctrl-C.
+    """Serve the page to browsers of this machine, until Ctrl-C.
 
     Args:
         pipeline: answers, one question at a time.
@@ -60,24 +63,24 @@ def make_page(pipeline: GroundingPipeline, image: np.ndarray, *, remember: int) 
             yield "", said, gradio.skip() if picture is None else picture
 
     with gradio.Blocks(title=TITLE) as page:
-        gradio.Markdown("Ask about the image. Things keep their labels: *what is left of [2]?*")
+        gradio.Markdown("Ask about the image. Objects keep their labels: *what is left of [2]?*")
         with gradio.Row():
             picture = gradio.Image(value=image, label="masks", type="numpy", format="png", interactive=False, elem_id="masks")
             with gradio.Column():
                 talk = gradio.Chatbot(label="conversation", elem_id="talk")
                 words = gradio.Textbox(label="question", placeholder="what is on the table?", autofocus=True, elem_id="words")
-                anew = gradio.Button("Begin anew")
+                new = gradio.Button("New conversation")
         words.submit(ask, [words, talk], [words, talk, picture], concurrency_limit=1)
-        anew.click(begin, None, [talk, picture])
+        new.click(begin, None, [talk, picture])
         page.load(begin, None, [talk, picture])
         page.unload(end)
     return page
 
 
 def answer_steps(conversation: Conversation, image: np.ndarray, words: str) -> Iterator[tuple[str, np.ndarray | None]]:
-    """The answer to a question as it comes: its words so far, and the picture wherever that changes.
+    """The steps of an answer: its text so far, and the overlay ``[H, W, 3]`` uint8 RGB whenever it changes.
 
-    The last step has the refined masks and their labels, or says why there is no answer.
+    The last step has the refined masks and their labels, or the reason why there is no answer.
     """
     steps: queue.SimpleQueue[tuple[str, np.ndarray | None] | None] = queue.SimpleQueue()
 
@@ -87,7 +90,7 @@ def answer_steps(conversation: Conversation, image: np.ndarray, words: str) -> I
             steps.put((_with_labels(said), draw_overlay(image, said.answer, details=label_marks(said.labels))))
         except (CommandError, MemoryFullError) as error:
             steps.put((f"no answer: {error}", image))
-        except Exception as error:  # the page goes on
+        except Exception as error:  # the page stays usable
             steps.put((f"no answer, the model failed: {one_line(error)}", image))
         finally:
             steps.put(None)
@@ -98,7 +101,7 @@ def answer_steps(conversation: Conversation, image: np.ndarray, words: str) -> I
 
 
 class _Steps(Callbacks):
-    """Hands on words and early masks."""
+    """Forwards text and coarse masks."""
 
     def __init__(self, image: np.ndarray, steps: queue.SimpleQueue[tuple[str, np.ndarray | None] | None]) -> None:
         self._image = image
@@ -120,7 +123,7 @@ class _Steps(Callbacks):
 
 
 def _with_labels(said: LabelledAnswer) -> str:
-    """The answer with the label of each thing behind its words."""
+    """The answer with the label of each object after its phrase."""
     text = said.answer.text
     for phrase, label in sorted(zip(said.answer.phrases, said.labels, strict=True), key=lambda one: -one[0].end):
         text = f"{text[: phrase.end]} [{label}]{text[phrase.end :]}" if label else text

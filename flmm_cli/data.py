@@ -1,4 +1,4 @@
-"""`flmm data check` and `flmm convert-data`: data sets as they are published."""
+"""`flmm data check` and `flmm convert-data`: inspects and converts published data sets."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from flmm_cli.shared.options import require_counts
 from flmm_cli.shared.table import format_table
 
 SHOWN = 10
-"""Samples on the contact sheet."""
+"""Samples that are drawn."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the commands."""
-    data = subparsers.add_parser("data", help="look into data sets", description="Looks into data sets.")
+    data = subparsers.add_parser("data", help="inspect data sets", description="Inspects data sets.")
     actions = data.add_subparsers(title="what to do", dest="action", metavar="ACTION", required=True)
     check = actions.add_parser(
         "check",
-        help="what a data set is, how much is in it, and what of it is broken",
-        description="Finds out which layout a folder has, reads all its images and annotations, prints counts, names what is"
-        " broken, and draws ten samples.",
+        help="format, size and broken parts of a data set",
+        description="Detects the layout of a folder, reads all its images and annotations, prints counts and broken parts, and"
+        " draws ten samples.",
     )
     check.add_argument("source", metavar="DATA", help="FOLDER, FORMAT=FOLDER, or either with @SPLIT")
-    check.add_argument("--limit", type=int, help="most images of a split, spread over it; default: all of them")
+    check.add_argument("--limit", type=int, help="at most this many images of a split, spread over it (default: all)")
     check.add_argument(
         "--out", type=Path, default=Path("data_check.png"), help="image of ten samples to write (default: %(default)s)"
     )
     convert = subparsers.add_parser(
         "convert-data",
         help="write RefCOCO's pickles as JSON",
-        description="Writes each refs(*).p of a folder as JSON beside it. Only plain data is taken from a pickle; one that"
-        " names any code is refused.",
+        description="Writes each refs(*).p of a folder as JSON beside it. Only plain data is read from a pickle; one that"
+        " refers to code is refused.",
     )
     convert.add_argument("folder", type=Path, help="folder of RefCOCO, RefCOCO+ or RefCOCOg")
 

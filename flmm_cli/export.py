@@ -1,4 +1,4 @@
-"""`flmm export`: the networks of heads and SAM as ONNX models, compared with PyTorch on the spot."""
+"""`flmm export`: writes the networks of heads and SAM as ONNX models and compares them with PyTorch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flmm_core.engines.parity import Parity
 
 GPU = "cuda"
-"""What engines are built for."""
+"""Device that engines are built for."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,14 +25,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="write the networks of heads and SAM as ONNX models",
         description="Writes U-Net, SAM encoder and SAM decoder as ONNX models with a manifest (hashes of weights, versions,"
         " inputs, measured differences), each compared with PyTorch in ONNX Runtime on the CPU. `--heads-backend onnx"
-        " --engines OUT` runs them; without --engines they are exported by themselves when they are first used.",
+        " --engines OUT` runs them; without --engines they are exported at their first use.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--what", default=",".join(NAMES), help="which networks, separated by commas (default: %(default)s)")
     parser.add_argument(
         "--build-engines",
         action="store_true",
-        help="also build them with TensorRT for the GPU of this machine, into the user's cache, and compare them there",
+        help="also build them with TensorRT for the GPU of this machine, into the user's cache, and compare them on it",
     )
     add_model_options(parser, ("lmm", "heads", "sam", "heads_precision"))
 

@@ -1,4 +1,4 @@
-"""`flmm fleet`: replicas of one model that answer many robots over HTTP."""
+"""`flmm fleet`: serves many robots over HTTP from several replicas of one model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the command."""
     parser = subparsers.add_parser(
         "fleet",
-        help="answer many robots from several replicas of one model",
-        description="Starts replicas of a model on Ray Serve and answers over HTTP until Ctrl-C or SIGTERM. A robot's node with"
-        " the parameter `server` sends its images there and gives the same answers as with a model of its own.",
+        help="serve many robots from several replicas of one model",
+        description="Starts replicas of a model on Ray Serve and serves HTTP until Ctrl-C or SIGTERM. A robot's node with the"
+        " parameter `server` sends its images there and publishes the same answers as with a local model.",
     )
     parser.add_argument(
-        "--replicas", type=int, default=FleetSettings.replicas, help="at the beginning, and at least (default: %(default)s)"
+        "--replicas", type=int, default=FleetSettings.replicas, help="at the start, and at least (default: %(default)s)"
     )
     parser.add_argument(
-        "--most-replicas", type=int, default=FleetSettings.most_replicas, help="while commands wait (default: as --replicas)"
+        "--most-replicas",
+        type=int,
+        default=FleetSettings.most_replicas,
+        help="at most, while commands wait (default: as --replicas)",
     )
     parser.add_argument(
         "--waiting",
@@ -36,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--batch",
         type=int,
         default=FleetSettings.batch,
-        help="most questions that a replica's LMM answers in one batch, if they wait; 1: one by one (default: %(default)s)",
+        help="most waiting questions that a replica's LMM answers in one batch; 1: one by one (default: %(default)s)",
     )
     parser.add_argument(
         "--gpus", type=float, default=FleetSettings.gpus, help="GPUs of each replica; 0.5: two share one (default: %(default)g)"
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"starting {args.replicas} replicas ...", flush=True)
     try:
         address = start_fleet(config, settings)
-        # What ends services sends SIGTERM; Ray's own handler would abort.
+        # Service managers send SIGTERM, on which Ray's own handler would abort.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         print(f"ready: {address}", flush=True)
         threading.Event().wait()

@@ -1,4 +1,4 @@
-"""`flmm ground`: answers about one image file and points at what it names."""
+"""`flmm ground`: answers about an image file, with a mask for each object that the answer names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "ground",
         help="answer about an image file, with masks",
-        description="Answers about an image, or with --refer finds given phrases in it, and prints what it points at.",
+        description="Answers about an image, or with --refer grounds given phrases in it, and prints boxes and scores.",
     )
     parser.add_argument("image", type=Path, help="image file")
     parser.add_argument("text", nargs="+", help="a question in quotes; with --refer one or more phrases, each in quotes")

@@ -1,4 +1,4 @@
-"""`flmm run`: leaves the simulated camera and the grounding node running."""
+"""`flmm run`: runs the simulated camera and the grounding node until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the command."""
     parser = subparsers.add_parser(
         "run",
-        help="leave the simulated camera and the grounding node running",
-        description='Runs until Ctrl-C. Ask from another terminal: flmm ask "where is the lemon?"',
+        help="run the simulated camera and the grounding node until Ctrl-C",
+        description='Runs until Ctrl-C. Send commands from another terminal: flmm ask "what is on the table?"',
     )
-    parser.add_argument("--seed", type=int, default=0, help="scene of the camera (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scene that the camera shows (default: %(default)s)")
     add_node_options(parser)
 
 

@@ -13,18 +13,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "scenes",
         help="render a data set of simulated table-top scenes",
-        description="Writes images, COCO masks (annotations.json) and questions with answers and the character ranges of what"
-        " they name (questions.json). Splits of one seed share no scene. A stopped run goes on where it ended.",
+        description="Writes images, COCO masks (annotations.json) and questions with answers and the character ranges of the"
+        " objects that they name (questions.json). Splits of one seed share no scene. A stopped run continues.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
-    parser.add_argument("--split", default="train", help="name of the split, part of every seed (default: %(default)s)")
+    parser.add_argument("--split", default="train", help="name of the split; every scene depends on it (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data set (default: %(default)s)")
     parser.add_argument("--count", type=int, default=100, help="scenes (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Render what the data set lacks."""
+    """Render the scenes that the data set lacks."""
     require_counts(args, "count", "workers")
     if args.seed < 0:
         raise ValueError(f"--seed: expected at least 0, got {args.seed}")

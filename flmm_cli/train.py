@@ -1,4 +1,4 @@
-"""`flmm train heads` for any LMM; `flmm train tower`, `lmm`, `sam`: the other stages of flmm-tabletop.
+"""`flmm train heads` for any LMM; `flmm train tower`, `lmm`, `sam` for the other stages of flmm-tabletop.
 
 Options and defaults are the fields of the stage's settings and of its loop (flmm_core/training/settings.py).
 """
@@ -18,7 +18,7 @@ from flmm_tabletop.training.settings import LmmSettings, SamSettings, TowerSetti
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the commands."""
+    """A stage of training, which is a command of its own."""
 
     name: str
     settings: type[StageSettings]
@@ -31,25 +31,25 @@ STAGES = (
         "tower",
         TowerSettings,
         "train the vision tower of flmm-tabletop (stage 1)",
-        "The tower learns the names of the things in an image; where they are, it is never told.",
+        "The tower learns which objects are in an image from their names alone, without positions.",
     ),
     Stage(
         "lmm",
         LmmSettings,
         "train the LMM of flmm-tabletop (stage 2)",
-        "A tiny LLaVA learns to answer by next-token loss; no mask, box or coordinate reaches it.",
+        "A tiny LLaVA learns to answer by next-token loss, without any mask, box or coordinate.",
     ),
     Stage(
         "sam",
         SamSettings,
         "train the SAM of flmm-tabletop (stage 3)",
-        "A small SAM learns to sharpen masks like those of a mask head.",
+        "A small SAM learns to refine masks like those of a mask head.",
     ),
     Stage(
         "heads",
         HeadsSettings,
         "train grounding heads on any frozen LMM (stage 4 of flmm-tabletop)",
-        "U-Net, text projection, layer weights, SAM decoder and keyword selector learn on the frozen LMM.",
+        "Trains U-Net, text projection, layer weights, SAM decoder and keyword selector on the frozen LMM.",
     ),
 )
 
@@ -62,7 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser = stages.add_parser(
             stage.name,
             help=stage.summary,
-            description=f"{stage.description} Result: OUT/{stage.name}. A run that stopped goes on from its checkpoint.",
+            description=f"{stage.description} Result: OUT/{stage.name}. A run that was stopped continues from its checkpoint.",
         )
         for entry in _options(stage.settings):
             _add_option(parser, entry, entry.default)
@@ -85,7 +85,7 @@ def _options(settings: type[StageSettings | LoopConfig]) -> Iterator[Field[Any]]
 
 
 def _loop_options(stage: Stage) -> list[Field[Any]]:
-    """Those of the loop; where a stage counts epochs, its steps follow."""
+    """Options of the loop, without the steps where they follow from the stage's epochs."""
     epochs = any(entry.name == "epochs" for entry in fields(stage.settings))
     return [entry for entry in _options(LoopConfig) if not (epochs and entry.name == "steps")]
 
@@ -103,7 +103,7 @@ def _add_option(parser: argparse.ArgumentParser, entry: Field[Any], default: Any
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the stage on its data set, or go on with a run that stopped."""
+    """Run the stage on its data set, or continue a run that was stopped."""
     from flmm_core.common.devices import resolve_device
 
     stage: Stage = args.stage
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _trainer(name: str) -> Callable[..., None]:
-    """The function of a stage: imported when it is needed, as it brings PyTorch."""
+    """The function of a stage; imported here because it imports PyTorch."""
     match name:
         case "tower":
             from flmm_tabletop.training.tower import train_tower

@@ -1,4 +1,4 @@
-"""`flmm verify-frozen`: shows that an LMM stays as it was, in the number format that serves."""
+"""`flmm verify-frozen`: verifies that an LMM keeps its weights and greedy answers, in the number format that serves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ QUESTIONS = (
     "ok",
 )
 SIZES = {"landscape": (640, 480), "portrait": (333, 501), "square": (419, 419)}
-"""Width and height of the images that are drawn where none are given."""
+"""Width and height of the images that are drawn if none are given."""
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -47,15 +47,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the command."""
     parser = subparsers.add_parser(
         "verify-frozen",
-        help="show that an LMM keeps its weights and its greedy answers",
+        help="verify that an LMM keeps its weights and its greedy answers",
         description="Asks an LMM questions about images, first by `model.generate` alone and then as it serves, with the image"
-        " read for each question and with its keys and values kept. Compares the token ids, and checksums of all weights"
-        " before and after. In bfloat16 and float16 another token is no difference where it scored a rounding below the best;"
-        " the table says so. Exit status 1 if anything differs.",
+        " prefix computed for each question and with it cached. Compares the token ids, and checksums of all weights before"
+        " and after. In bfloat16 and float16, another token is accepted where its score is within rounding of the best; the"
+        " table reports it. Exit status 1 if anything differs.",
     )
     parser.add_argument("lmm", metavar="LMM", help="a folder, a Hugging Face name, or the name of a registered model")
-    parser.add_argument("--questions", type=Path, metavar="FILE", help="one question in each line; default: 20 built-in ones")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of image files; default: three that are drawn")
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="one question in each line (default: 20 built-in ones)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of image files (default: three drawn ones)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison to this file")
     add_model_options(parser, ("device", "dtype", "quantization", "max_new_tokens", "cpu_threads"))
 
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_questions(path: Path) -> tuple[str, ...]:
-    """Lines of a UTF-8 file that are not blank.
+    """The lines of a UTF-8 file that are not blank.
 
     Raises:
         ValueError: there are none.
@@ -121,7 +121,7 @@ def read_images(folder: Path) -> dict[str, Image.Image]:
 
 
 def drawn_images() -> dict[str, Image.Image]:
-    """Coloured shapes on a coloured ground, the same each time; RGB."""
+    """RGB images of random coloured shapes, the same each time, by name."""
     import random
 
     from PIL import Image, ImageDraw

@@ -1,4 +1,4 @@
-"""Picking up what was named, from words to a lifted thing: the model, depth, a grasp, and a gripper in physics."""
+"""Measures picking, from a command to a lifted object: the model, depth, a grasp, and a simulated gripper."""
 
 from __future__ import annotations
 
@@ -19,38 +19,43 @@ from flmm_sim.gripper import WIDEST, try_pick
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import Scene, scene_seed
 
-LIFTED, DROPPED, TOO_WIDE, NOWHERE, OTHER, SILENT = (
+LIFTED, NOT_LIFTED, TOO_WIDE, NOT_LOCATED, OTHER_OBJECT, NO_MASK = (
     "lifted",
     "not lifted",
-    "wider than the gripper, and said so",
-    "without a place",
-    "pointed at another thing",
-    "pointed at nothing",
+    "too wide for the gripper, reported",
+    "not located",
+    "mask of another object",
+    "no mask",
 )
-OUTCOMES = (LIFTED, DROPPED, TOO_WIDE, NOWHERE, OTHER, SILENT)
-_LEAST_IOU = 0.5
-"""A mask that shares less with that of the thing points at another one."""
+OUTCOMES = (LIFTED, NOT_LIFTED, TOO_WIDE, NOT_LOCATED, OTHER_OBJECT, NO_MASK)
+_MIN_IOU = 0.5
+"""A mask of lower IoU with that of the object belongs to another object."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One command and what became of it."""
+    """One command and its result."""
 
     seed: int
+    """Of the scene."""
     command: str
     answer: str
     kind: str
+    """Of the object."""
     outcome: str
+    """One of :data:`OUTCOMES`."""
     reason: str = ""
+    """Why there was no grasp."""
     iou: float = 0.0
-    off: float = 0.0
-    """Metres between the middle that was found and that of the footprint, across the table."""
-    risen: float = 0.0
-    """Metres by which the thing was lifted."""
+    """Of the mask with that of the object."""
+    centre_error: float = 0.0
+    """Horizontal metres between the located centre and that of the object."""
+    lifted_by: float = 0.0
+    """Metres by which the object was lifted."""
 
 
 def attempts(pipeline: GroundingPipeline, count: int, seed: int) -> list[Attempt]:
-    """One attempt in each of ``count`` scenes: at a thing whose name stands for it alone, every kind in turn."""
+    """One attempt in each of ``count`` scenes, at an object whose name is unique in its scene."""
     found: list[Attempt] = []
     with TabletopRenderer() as renderer:
         for index in tqdm(range(count), unit="scene"):
@@ -64,52 +69,53 @@ def attempts(pipeline: GroundingPipeline, count: int, seed: int) -> list[Attempt
 
 
 def _attempt(pipeline: GroundingPipeline, scene: Scene, target: int, seed: int) -> Attempt:
-    thing = scene.objects[target]
-    command = f"pick up the {thing.name}"
+    named = scene.objects[target]
+    command = f"pick up the {named.name}"
     answer = pipeline.chat(pipeline.encode(scene.image), command)
 
     def ended(outcome: str, **more: Any) -> Attempt:
-        return Attempt(seed, command, answer.text, thing.kind, outcome, **more)
+        return Attempt(seed, command, answer.text, named.kind, outcome, **more)
 
     phrase = next((phrase for phrase in answer.phrases if phrase.mask.any()), None)
     if phrase is None:
-        return ended(SILENT)
-    iou = Overlap.of(phrase.mask, thing.mask).iou
-    if iou < _LEAST_IOU:
-        return ended(OTHER, iou=iou)
+        return ended(NO_MASK)
+    iou = Overlap.of(phrase.mask, named.mask).iou
+    if iou < _MIN_IOU:
+        return ended(OTHER_OBJECT, iou=iou)
     try:
-        grasp, off = _grasp(phrase, scene, target)
-    except NoDepthError as error:
-        return ended(NOWHERE, reason=str(error), iou=iou)
-    except NoGraspError as error:
-        return ended(TOO_WIDE if "narrower" in str(error) else NOWHERE, reason=str(error), iou=iou)
+        grasp, error = _grasp(phrase, scene, target)
+    except NoDepthError as cause:
+        return ended(NOT_LOCATED, reason=str(cause), iou=iou)
+    except NoGraspError as cause:
+        return ended(TOO_WIDE if "narrower" in str(cause) else NOT_LOCATED, reason=str(cause), iou=iou)
     rotation, translation = scene.camera_pose[:3, :3], scene.camera_pose[:3, 3]
     pick = try_pick(scene, target, rotation @ grasp.position + translation, rotation @ grasp.rotation, grasp.opening)
-    return ended(LIFTED if pick.lifted else DROPPED, iou=iou, off=off, risen=pick.risen)
+    return ended(LIFTED if pick.lifted else NOT_LIFTED, iou=iou, centre_error=error, lifted_by=pick.risen)
 
 
 def _grasp(phrase: GroundedPhrase, scene: Scene, target: int) -> tuple[Grasp, float]:
+    """A grasp from above, and the horizontal error of the located centre in metres."""
     place = locate(phrase.mask, scene.depth, scene.intrinsics)
-    middle = (scene.camera_pose @ np.append(place.centroid, 1.0))[:2]
-    off = float(np.linalg.norm(middle - np.array(scene.objects[target].position[:2])))
-    return top_grasp(place, WIDEST), off
+    centre = (scene.camera_pose @ np.append(place.centroid, 1.0))[:2]
+    error = float(np.linalg.norm(centre - np.array(scene.objects[target].position[:2])))
+    return top_grasp(place, WIDEST), error
 
 
 def rows(found: Sequence[Attempt]) -> list[tuple[str, str, str]]:
-    """Outcome, count and share, for a table; then those of what the gripper tried."""
+    """Cells of a table: outcome, count and share; then lifted objects and centre error of the attempts with a grasp."""
     counts = Counter(attempt.outcome for attempt in found)
     table = [(name, str(counts[name]), f"{counts[name] / len(found):.3f}") for name in OUTCOMES if counts[name]]
-    tried = counts[LIFTED] + counts[DROPPED]
+    tried = counts[LIFTED] + counts[NOT_LIFTED]
     if tried:
-        table.append(("lifted, of what the gripper closed on", f"{counts[LIFTED]} of {tried}", f"{counts[LIFTED] / tried:.3f}"))
-    offs = [attempt.off for attempt in found if attempt.outcome in (LIFTED, DROPPED)]
-    if offs:
-        table.append(("middle found within, median", f"{len(offs)}", f"{1000 * np.median(offs):.1f} mm"))
+        table.append(("lifted, of attempts with a grasp", f"{counts[LIFTED]} of {tried}", f"{counts[LIFTED] / tried:.3f}"))
+    errors = [attempt.centre_error for attempt in found if attempt.outcome in (LIFTED, NOT_LIFTED)]
+    if errors:
+        table.append(("error of the located centre, median", f"{len(errors)}", f"{1000 * np.median(errors):.1f} mm"))
     return table
 
 
 def record(found: Sequence[Attempt]) -> dict[str, Any]:
-    """What is written as JSON."""
+    """The record that is written as JSON."""
     return {
         "attempts": len(found),
         "outcomes": {name: sum(attempt.outcome == name for attempt in found) for name in OUTCOMES},

@@ -1,6 +1,6 @@
-"""Small SAM 2 and HQ-SAM of transformers with random weights, with which the shipped SAM is compared (docs/ablations.md).
+"""Small SAM 2 and HQ-SAM of transformers with random weights, to compare the shipped SAM with (docs/ablations.md).
 
-Both have the shipped SAM's input, stride and decoder, so that what differs is what they are.
+Both have the input, stride and decoder of the shipped SAM, so that only the architecture differs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DECODER = {"hidden_size": EMBEDDING, "mlp_dim": _TINY.decoder_mlp, "num_attenti
 
 
 def build_tiny_sam2() -> Sam2Model:
-    """A SAM 2 whose Hiera begins at stride 2, so that its embedding has stride 8."""
+    """A SAM 2 whose Hiera starts at stride 2, so that its embedding has stride 8."""
     widths = [16, 32, 96, 192]
     backbone = {
         "model_type": "sam2_hiera_det_model",
@@ -65,4 +65,4 @@ def build_tiny_sam_hq() -> SamHQModel:
 
 
 KINDS = {"sam2": (build_tiny_sam2, Sam2), "sam_hq": (build_tiny_sam_hq, SamHq)}
-"""What builds each kind, and what makes a refiner's parts of it."""
+"""Of each kind the function that builds it, and the class that adapts it to the refiner."""

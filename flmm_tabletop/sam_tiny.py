@@ -1,8 +1,8 @@
-"""A SAM whose image encoder is a small convolutional network, for CPUs and small worlds.
+"""A SAM with a small convolutional image encoder, for CPUs and small data.
 
 Prompt encoder and mask decoder are those of ``segment_anything``; only the image encoder differs. The embedding has
-stride 8 and carries the features of stride 4 folded into its channels, so that fine contours survive: masks come out at
-half the input's resolution.
+stride 8 and includes the features of stride 4, folded into channels, which keeps fine contours: masks have half the
+input's resolution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from flmm_core.sam.checkpoints import register_sam_format, save_sam
 
 FORMAT = "flmm-tiny-sam"
-"""Of the folders that :func:`save_tiny_sam` writes."""
+"""Format in the ``config.json`` of folders that :func:`save_tiny_sam` writes."""
 
 STRIDE = 8
 """Input pixels for each cell of the embedding."""
@@ -58,7 +58,7 @@ def _norm(width: int) -> nn.GroupNorm:
 
 
 class _Down(nn.Sequential):
-    """Half the resolution."""
+    """Halves the resolution."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__(
@@ -103,11 +103,11 @@ class TinyImageEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeddings of normalised, padded images."""
+        """Embeddings ``[b, 256, s/8, s/8]`` of normalised, padded images ``[b, 3, s, s]``."""
         fine = self.fine(self.stem(x))
         middle = self.middle(fine)
         coarse = F.interpolate(self.coarse(middle), scale_factor=2, mode="bilinear")
-        # Four neighbours of stride 4 become four groups of channels of one cell: nothing is averaged away.
+        # The four cells of stride 4 in a cell of stride 8 become groups of its channels, without averaging.
         folded = F.pixel_unshuffle(fine, 2)
         return self.neck(self.from_fine(folded) + self.from_middle(middle) + self.from_coarse(coarse))
 
@@ -138,7 +138,7 @@ def build_tiny_sam(config: TinySamConfig | None = None) -> Sam:
 
 
 def save_tiny_sam(sam: Sam, config: TinySamConfig, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write a SAM of :func:`build_tiny_sam` for :func:`flmm_core.sam.checkpoints.load_sam`."""
+    """Write a SAM of :func:`build_tiny_sam` as a folder that :func:`flmm_core.sam.checkpoints.load_sam` reads."""
     save_sam(sam, folder, kind=FORMAT, fields=asdict(config), dtype=dtype)
 
 

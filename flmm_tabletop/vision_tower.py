@@ -1,7 +1,8 @@
-"""The vision tower of flmm-tabletop: how much each cell of an image looks like each word, and where the cell is.
+"""The vision tower of flmm-tabletop: features of each image cell are its evidence for words, and its position.
 
-It stands where CLIP stands in a large LLaVA, and is registered with ``AutoModel``. A small residual convolutional network sees
-the cells, a linear layer votes for words; nothing else leaves the tower, so who names a thing must have looked at it.
+It takes the place of CLIP in a large LLaVA and is registered with ``AutoModel``. A small residual convolutional network
+encodes the cells, and a linear layer scores words. The tower outputs nothing else, so that the LMM can name an object only by
+attending to its cells.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 ANY = "object"
-"""The word that is true of every thing."""
+"""The word that applies to every object."""
 
 
 class TabletopTowerConfig(PreTrainedConfig):
-    """Size and words; ``patch_size`` is the total stride in pixels, ``hidden_size`` the words and the channels of positions."""
+    """Size and words. ``patch_size`` is the total stride in pixels; ``hidden_size`` is ``len(words) + position_channels``."""
 
     model_type = "flmm_tabletop_tower"
 
@@ -31,10 +32,11 @@ class TabletopTowerConfig(PreTrainedConfig):
     position_channels: int = 32
     hidden_size: int = 33
     evidence_floor: float = -5.0
-    """A vote up to this is no evidence."""
+    """Votes up to this value give no evidence."""
     evidence_scale: float = 0.6
+    """Factor of votes above the floor."""
     sure: float = 1.8
-    """Evidence for ``ANY`` from which on a cell says fully where it is; an empty cell says nothing."""
+    """Evidence for ``ANY`` at which a cell outputs its full position code; an empty cell outputs none."""
 
 
 class _ResidualBlock(nn.Module):
@@ -51,7 +53,7 @@ class _ResidualBlock(nn.Module):
 
 
 class TabletopTower(PreTrainedModel):
-    """Images to one feature for each cell of a ``image_size / patch_size`` grid."""
+    """Images to one feature vector for each cell of a grid of ``image_size / patch_size`` rows and columns."""
 
     config_class = TabletopTowerConfig
     config: TabletopTowerConfig
@@ -73,7 +75,7 @@ class TabletopTower(PreTrainedModel):
         layers: list[nn.Module] = []
         width_in = config.num_channels
         for width, blocks in zip(config.stage_widths, config.stage_blocks, strict=True):
-            # Even kernels keep the middle of what a cell sees in the middle of the cell.
+            # Even kernels keep the receptive field centred on the cell.
             kernel, stride = (4, 2) if layers else (8, 4)
             layers += [nn.Conv2d(width_in, width, kernel, stride, stride // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             layers += [_ResidualBlock(width) for _ in range(blocks)]
@@ -96,18 +98,18 @@ class TabletopTower(PreTrainedModel):
             super()._init_weights(module)
 
     def content(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the cells look like: pixel values ``[b, 3, image_size, image_size]`` to ``[b, cells, last width]``."""
+        """Appearance of the cells: pixel values ``[b, 3, image_size, image_size]`` to ``[b, cells, last width]``."""
         return self.norm(self.stages(pixel_values.to(self.dtype)).flatten(2).transpose(1, 2))
 
     def features(self, votes: torch.Tensor) -> torch.Tensor:
-        """What leaves the tower, ``[b, cells, hidden_size]``: evidence for words, and where the cell is if something is there.
+        """Output of the tower ``[b, cells, hidden_size]``: evidence for words, and the position of cells with an object.
 
         Args:
-            votes: ``[b, cells, words]``, logarithms of how many things a cell adds to a word's number.
+            votes: ``[b, cells, words]``, logarithms of what a cell adds to the count of a word's objects.
         """
         evidence = torch.relu(votes - self.config.evidence_floor) * self.config.evidence_scale
-        there = (evidence[..., list(self.config.words).index(ANY), None] / self.config.sure).clamp(max=1)
-        return torch.cat([evidence, self.position_embedding.to(votes.dtype) * there], -1)
+        occupied = (evidence[..., list(self.config.words).index(ANY), None] / self.config.sure).clamp(max=1)
+        return torch.cat([evidence, self.position_embedding.to(votes.dtype) * occupied], -1)
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """Encode normalised images ``[b, 3, image_size, image_size]`` to ``[b, cells, hidden_size]``, row by row."""
@@ -118,8 +120,8 @@ class TabletopTower(PreTrainedModel):
 def position_code(grid: int, channels: int) -> torch.Tensor:
     """Cosines of each axis (DCT-II) as ``[grid * grid, channels]``: first all of x, then all of y, low frequencies first.
 
-    The k-th frequency is divided by sqrt(k). The lowest rises steadily from one side to the other, so that left and right can
-    be read off one channel; together they tell any two cells apart.
+    The k-th frequency is divided by sqrt(k). The lowest one is monotonic, so that one channel orders cells from left to
+    right; together they distinguish any two cells.
 
     Raises:
         ValueError: an odd number of channels.

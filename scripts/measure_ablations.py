@@ -1,6 +1,6 @@
-"""Measures what each part beyond the published heads brings, on the shipped world: same data, same steps, one thing changed.
+"""Measures the effect of each part beyond the published heads on simulated scenes: same data and steps, one change each.
 
-Each variant of the heads is trained anew by the trainer of ``flmm train heads``, for a part of the shipped heads' schedule, and
+Each variant of the heads is trained by the trainer of ``flmm train heads``, for a part of the shipped heads' schedule, and
 grounds the expressions of held-out scenes::
 
     flmm scenes --split train --seed 0 --count 2400 --out data/train
@@ -44,7 +44,7 @@ SHIPPED = HeadsSettings(
     lmm="flmm-tabletop", sam="flmm-tabletop", batch=8, phrases=3, refined=1, base_channels=32, turns=13, variants=1,
     sam_rate=0.3, val_samples=30, measure_every=10_000,
 )  # fmt: skip
-"""The recipe of the shipped heads, but for its length."""
+"""The settings of the shipped heads, except for their length."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "all 36 attention heads": {},
     "the 12 that point best": {"attention_heads": 12},
@@ -56,14 +56,14 @@ REFINERS: dict[str, dict[str, Any]] = {
     "SAM 2": {"sam": "runs/sam2/sam", "cache": ""},
     "HQ-SAM": {"sam": "runs/sam_hq/sam", "cache": ""},
 }
-"""The first is that of the variants; embeddings of the others are several times as large, and are not kept."""
+"""The first is that of the variants; embeddings of the others are several times as large and are not cached."""
 ROUNDS = 5
-"""Of timing, in which the variants take turns."""
+"""Rounds of timing, in which the variants run in turn."""
 
 
 def main() -> None:
     """Train, measure, and write."""
-    parser = argparse.ArgumentParser(description="Measures what parts of the heads bring.")
+    parser = argparse.ArgumentParser(description="Measures the effect of parts of the heads.")
     parser.add_argument("--cache", default="runs/ablations/cache", help="as of `flmm train heads`")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="folder of the trained heads")
     parser.add_argument("--epochs", type=float, default=0.7, help="of each training; the shipped heads have 5")
@@ -100,21 +100,21 @@ def main() -> None:
 
 
 def _trained(out: Path, settings: HeadsSettings) -> GroundingPipeline:
-    """A pipeline with heads of these settings, which are trained unless they are there."""
+    """A pipeline with heads of these settings, which are trained unless they exist."""
     if not (out / "heads").exists():
         train_heads(out, settings, replace(HeadsSettings.LOOP, learning_rate=1e-3), torch.device("cpu"))
     return GroundingPipeline.from_pretrained(sam=settings.sam, heads=out / "heads", presence_threshold=0.0, cpu_threads=1)
 
 
 def _refined(pipeline: GroundingPipeline, samples: list[Sample]) -> dict[str, Figure]:
-    """What the SAM makes of imitated coarse masks before heads learn with it, and of the heads' masks afterwards."""
+    """CIoU of the SAM on imitated coarse masks before the heads are trained with it, and on the heads' masks afterwards."""
     before = SamRefiner(sam=load_sam(pipeline.config.sam), config=RefinerConfig(use_text=False)).eval()
     imitated = cumulative_iou([sharpened(before, sample, number) for number, sample in enumerate(samples)])
     return {"cIoU of imitated masks": imitated, "cIoU, SAM": _masks(pipeline, samples)["cIoU, SAM"]}
 
 
 def _masks(pipeline: GroundingPipeline, samples: list[Sample]) -> dict[str, Figure]:
-    """CIoU of the expressions that mean something, one for each thing, before and after SAM."""
+    """CIoU of expressions that refer to an object, one for each object, before and after SAM."""
     coarse: list[list[Overlap]] = []
     refined: list[list[Overlap]] = []
     for sample in samples:
@@ -132,7 +132,7 @@ def _masks(pipeline: GroundingPipeline, samples: list[Sample]) -> dict[str, Figu
 
 
 def _absence(pipeline: GroundingPipeline, samples: list[Sample], threshold: float) -> dict[str, Figure]:
-    """What gets a mask: names of what is not there, and of what is."""
+    """Accuracy of giving no mask to absent objects, and one to present objects."""
     pipeline.config = replace(pipeline.config, presence_threshold=threshold)
     absent, present = [], []
     for sample in samples:
@@ -151,21 +151,21 @@ def _expressions(sample: Sample) -> list[Any]:
 
 
 def _unet(pipeline: GroundingPipeline) -> Callable[[], object]:
-    """The U-Net on four phrases."""
+    """A function that runs the U-Net on four phrases."""
     head = pipeline.heads.mask_head
     maps = torch.rand(4, head.config.in_channels, 16, 16)
     return lambda: head(maps)
 
 
 def _encoder(pipeline: GroundingPipeline, sample: Sample) -> Callable[[], object]:
-    """SAM's image encoder."""
+    """A function that runs SAM's image encoder."""
     pixels, _ = pipeline.heads.sam.preprocess(sample.image())
     return lambda: pipeline.heads.sam.encoder_network(pixels)
 
 
 @torch.no_grad()
 def _shares(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Time of each as a share of the first one's: best of rounds in which all take turns."""
+    """Time of each as a share of the first one's: the best of rounds in which all run in turn."""
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(ROUNDS):
         for name, run in runs.items():

@@ -1,8 +1,8 @@
 """Measures a fleet on this machine: replicas and batches side by side, and a run in which a replica is killed.
 
 Fifty simulated robots send commands about scenes of their own, each the next one when the last is answered. Fleets of one
-replica without batches, one replica with batches, and two replicas with batches run in turn for several rounds. In a last run a
-replica is killed, and it is counted whether every command got exactly one answer. The generation of the LMM alone is measured,
+replica without batches, one replica with batches, and two replicas with batches run in turn for several rounds. In a last run
+a replica is killed, and it is counted whether every command got exactly one answer. The LMM alone is measured,
 too, for the same commands one by one and in batches::
 
     python scripts/measure_fleet.py --json docs/fleet.json

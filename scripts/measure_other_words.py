@@ -1,10 +1,10 @@
-"""Ask the LMM of flmm-tabletop what is no question about its world, and count how it gets out of it.
+"""Measures how the LMM of flmm-tabletop reacts to texts that are no question about its domain.
 
     .venv/bin/python scripts/measure_other_words.py --json docs/other_words.json
 
-Each text is asked about one of 20 held-out images. Counted: answers that ended by themselves, answers that say so when
-something is not known or not understood, and questions in upper case that get the answer of the same question in lower case.
-Unknown things, other talk and other languages are none that training used; short repetitions of one letter it did use.
+Each text is asked about one of 20 held-out images. Counted are answers that end by themselves, answers that say that something
+is unknown or not understood, and questions in upper case with the same answer as in lower case. No unknown object, other talk
+or other language was used in training; short repetitions of one letter were.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ UPPER_CASE_PAIRS = 8
 """For each image."""
 LIMIT = GroundingConfig.max_new_tokens
 EMPTY = "what is there, and repetitions, about an empty image"
+"""Group of texts about a grey image."""
 
 FOREIGN = """
 Wo ist die rote Tasse? | Bring mir bitte den Ball. | Was steht links neben der Schüssel? | Gibt es hier eine Zitrone? |
@@ -88,28 +89,28 @@ REPEATED = (
 )
 TIMES = (3, 30, 400)
 MOST_CHARACTERS = 500
-"""Longer repetitions are cut here. The context has room for about 700 tokens of words; more is refused."""
+"""Length at which repetitions are cut. About 700 tokens of text fit into the context; more is refused."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the LMM said to a text."""
+    """The LMM's answer to a text."""
 
     text: str
     answer: str
     tokens: int
     ended: bool
     cut: bool
-    """Whether it did not end, and the pipeline cuts it because it runs in circles."""
+    """Whether it did not end, and the pipeline cuts it because it repeats itself."""
 
     @property
     def declined(self) -> bool:
-        """Whether it said that it does not know or understand."""
+        """Whether the answer says that something is unknown or not understood."""
         return self.answer in (UNKNOWN_ANSWER, TALK_ANSWER)
 
 
 def other_texts(rng: random.Random) -> dict[str, list[str]]:
-    """Texts by group; none of them is a question about the table that could be answered."""
+    """Texts by group; none of them is an answerable question about the table."""
     nouns = [noun.replace("-", " ") for noun in HELD_OUT_UNKNOWN_WORDS]
     templates = [*wording.WHERE, *wording.PRESENCE, *wording.COLOR_OF, *(t for group in wording.FETCH.values() for t in group)]
     templates += [t.replace("{r}", words[0]) for t in wording.RELATION for words in wording.RELATION_WORDS.values()]
@@ -144,7 +145,7 @@ def ask(lmm: FrozenLmm, images: Iterable[EncodedImage], texts: Sequence[str]) ->
 
 
 def upper_case(lmm: FrozenLmm, images: Sequence[EncodedImage], samples: Sequence[Sample], rng: random.Random) -> dict[str, int]:
-    """Ask questions of the data set in lower case and in upper case."""
+    """Ask questions of the data set in lower and upper case; counts of equal and of right answers."""
     counts = dict.fromkeys(("pairs", "same", "right_in_lower_case", "right_in_upper_case"), 0)
     for image, sample in zip(images, samples, strict=True):
         turns = [turn for turn in sample.turns if turn.kind in QUESTION_KINDS]
@@ -158,7 +159,7 @@ def upper_case(lmm: FrozenLmm, images: Sequence[EncodedImage], samples: Sequence
 
 
 def summary(replies: Sequence[Reply]) -> dict[str, int]:
-    """Counts of a group."""
+    """Counts of the answers of a group."""
     return {
         "texts": len(replies),
         "ended": sum(reply.ended for reply in replies),
@@ -169,7 +170,7 @@ def summary(replies: Sequence[Reply]) -> dict[str, int]:
 
 
 def table(groups: Mapping[str, Mapping[str, int]]) -> list[tuple[str, ...]]:
-    """Rows to print."""
+    """Cells of the printed table, a row for each group."""
     return [
         (
             name,
@@ -189,7 +190,7 @@ def _percent(part: int, whole: int) -> str:
 
 def main() -> int:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description="Measures what the LMM of flmm-tabletop does with other words.")
+    parser = argparse.ArgumentParser(description="Measures how the LMM of flmm-tabletop reacts to texts outside its domain.")
     parser.add_argument("--json", type=Path, help="write the figures and every answer that did not decline to this file")
     args = parser.parse_args()
     began = time.monotonic()

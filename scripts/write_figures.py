@@ -141,7 +141,7 @@ def reliability(report: Report) -> list[str]:
 
 def picking(report: Report) -> list[str]:
     """What became of things that a simulated gripper was told to pick up."""
-    return [f"Measured by `{report['command']}`.", "", *_table(("What became of it", "Attempts", "Share"), report["rows"])]
+    return [f"Measured by `{report['command']}`.", "", *_table(("Result", "Attempts", "Share"), report["rows"])]
 
 
 def pairing(report: Report) -> list[str]:

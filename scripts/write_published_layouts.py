@@ -1,10 +1,10 @@
-"""Writes a table-top data set in the layouts in which the field's data sets are published.
+"""Writes a table-top data set in the layouts of published data sets.
 
-So every reader, evaluation and training runs where nothing can be downloaded, on images that the shipped model knows::
+This runs every reader, evaluation and training without a download, on images of the shipped model's domain::
 
     python scripts/write_published_layouts.py data/test data/published
 
-makes ``refcoco``, ``grefcoco``, ``panoptic_narrative_grounding``, ``ReasonSeg``, ``GranDf`` and ``viscot`` in the second
+creates ``refcoco``, ``grefcoco``, ``panoptic_narrative_grounding``, ``ReasonSeg``, ``GranDf`` and ``viscot`` in the second
 folder.
 """
 
@@ -25,9 +25,9 @@ from flmm_core.data.tabletop import read_dataset
 
 SPLIT = "val"
 QUESTIONS = ("where", "fetch", "attribute")
-"""Kinds of turns about one thing, which become questions of ReasonSeg."""
+"""Kinds of turns about one object, which become questions of ReasonSeg."""
 BACKGROUND = 199
-"""Category of PNG for the table and the room: stuff."""
+"""Category of Panoptic Narrative Grounding for the table and the room, which are stuff."""
 
 
 def write_layouts(source: Path, out: Path) -> None:
@@ -43,7 +43,7 @@ def write_layouts(source: Path, out: Path) -> None:
 
 
 def _write_refcoco(samples: list[Sample], out: Path, categories: dict[str, int]) -> None:
-    """Expressions of what is there as RefCOCO, those and names of what is not there as gRefCOCO."""
+    """Expressions of present objects as RefCOCO, these and names of absent objects as gRefCOCO."""
     images, annotations, refs, grefs = [], [], [], []
     folder = out / "train2014"
     for number, sample in enumerate(samples):
@@ -76,7 +76,7 @@ def _write_refcoco(samples: list[Sample], out: Path, categories: dict[str, int])
 
 
 def _write_png(samples: list[Sample], out: Path, categories: dict[str, int]) -> None:
-    """Lists of what is there as narratives; the table and the room are stuff without a word."""
+    """Lists of objects as narratives; the table and the room are stuff without a phrase."""
     panoptic, narratives = [], []
     for number, sample in enumerate(samples):
         turn = next(turn for turn in sample.turns if turn.kind == "list")
@@ -107,7 +107,7 @@ def _write_png(samples: list[Sample], out: Path, categories: dict[str, int]) -> 
 
 
 def _write_reasonseg(samples: list[Sample], out: Path) -> None:
-    """Questions about one thing, whose outlines are polygons."""
+    """Questions about one object, with its outlines as polygons."""
     for number, sample in enumerate(samples):
         for turn in (turn for turn in sample.turns if turn.kind in QUESTIONS and len(turn.present) == 1):
             (span,) = turn.present
@@ -119,7 +119,7 @@ def _write_reasonseg(samples: list[Sample], out: Path) -> None:
 
 
 def _write_gcg(samples: list[Sample], out: Path) -> None:
-    """Lists of what is there as captions."""
+    """Lists of objects as captions."""
     images, captions, masks = [], [], []
     for number, sample in enumerate(samples):
         turn = next(turn for turn in sample.turns if turn.kind == "list")
@@ -136,7 +136,7 @@ def _write_gcg(samples: list[Sample], out: Path) -> None:
 
 
 def _write_viscot(samples: list[Sample], out: Path) -> None:
-    """Questions about one thing, whose box is the part."""
+    """Questions about one object, whose box is the relevant part."""
     entries = []
     for number, sample in enumerate(samples):
         file = f"cot/{SPLIT}/{number:06d}.jpg"
@@ -162,7 +162,7 @@ def _write_viscot(samples: list[Sample], out: Path) -> None:
 
 
 def _text(rle: dict[str, Any]) -> dict[str, Any]:
-    """A compressed RLE as JSON holds it."""
+    """A compressed RLE in the form for JSON."""
     counts = rle["counts"]
     return {"size": list(rle["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 

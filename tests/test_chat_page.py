@@ -134,7 +134,7 @@ def test_each_tab_has_a_conversation_of_its_own(tab, address):
     time.sleep(1)
     ask(other, "where is [1]?")
     finished(other, "none yet")
-    tab.get_by_text("Begin anew").click()
+    tab.get_by_text("New conversation").click()
     tab.wait_for_function("!document.querySelector('#talk .bot.message')", timeout=PATIENCE)
     ask(tab, "where is [1]?")
     finished(tab, "none yet")

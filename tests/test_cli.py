@@ -202,7 +202,7 @@ def test_chat_answers_line_by_line(capsys, monkeypatch, tmp_path, model, data):
         "/refer ,",
         "/nonsense",
         "/look what is there?",
-        "/things",
+        "/objects",
         "where is [77]?",
         "what is there?",
         "/quit",
@@ -215,7 +215,7 @@ def test_chat_answers_line_by_line(capsys, monkeypatch, tmp_path, model, data):
     assert printed.count("no answer: text: expected at least one letter or digit") == 2
     assert printed.count("/quit") == 2, "at the beginning, and after what is no command"
     assert [path.name for path in sorted((tmp_path / "chat").iterdir())] == [f"00{i}.png" for i in range(1, 5)]
-    assert "looked closer at: " in printed or "nothing found to look at" in printed
+    assert "closer look at: " in printed or "no part found for a closer look" in printed
     assert "no answer: label: expected one of those given (" in printed
     assert "  red mug: " in printed and "  the lemon: " in printed
     assert run("ground", image, "what is there?", *model) == 0
@@ -251,7 +251,7 @@ def test_attention_draws_and_ranks_all_heads(capsys, tmp_path, model, data):
     image, out = data / "images" / "000002.png", tmp_path / "maps.png"
     options = ["--data", data, "--rank", 2, "--maps", 2, "--out", out, "--json", tmp_path / "heads.json"]
     assert run("attention", image, "red mug", "lemon", "--refer", *options, *model) == 0
-    assert "its peak lies on the named thing for" in capsys.readouterr().out
+    assert "its peak lies on the named object for" in capsys.readouterr().out
     assert cv2.imread(str(out)).shape[1] > 1000
     record = json.loads((tmp_path / "heads.json").read_text())
     assert len({(row["layer"], row["head"]) for row in record["heads"]}) == 12

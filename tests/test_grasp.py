@@ -79,5 +79,5 @@ def test_words_become_a_lifted_thing(open_renderer):
     found = attempts(pipeline, 6, seed=0)
     assert len(found) == 6 and sum(attempt.outcome == LIFTED for attempt in found) >= 2, [a.outcome for a in found]
     lifted = next(attempt for attempt in found if attempt.outcome == LIFTED)
-    assert lifted.risen > 0.1 and lifted.off < 0.03 and lifted.command.startswith("pick up the ")
+    assert lifted.lifted_by > 0.1 and lifted.centre_error < 0.03 and lifted.command.startswith("pick up the ")
     assert record(found)["attempts"] == 6 and rows(found)[0][0] == LIFTED

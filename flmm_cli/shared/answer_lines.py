@@ -1,4 +1,4 @@
-"""An answer's phrases as lines for people."""
+"""The phrases of an answer as lines of text."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 def label_marks(labels: Sequence[int]) -> list[str]:
-    """``[2]`` for label 2, nothing for a phrase without one."""
+    """``[2]`` for label 2, an empty string for 0, which means no label."""
     return [f"[{label}]" if label else "" for label in labels]
 
 
 def phrase_lines(answer: GroundedAnswer, labels: Sequence[int] = ()) -> list[str]:
-    """One line for each phrase: where it is, or that it is not there; then how long all took.
+    """One line for each phrase, with its box, size and scores or its absence; the last line is the total time.
 
     Args:
-        answer: whose phrases.
-        labels: of its things in a conversation, one for each phrase; 0 for none.
+        answer: from a pipeline.
+        labels: in a conversation the label of each phrase's object, 0 for none.
     """
     lines = []
     marks = label_marks(labels) or [""] * len(answer.phrases)

@@ -1,4 +1,4 @@
-"""Held-out scenes for the commands that measure, rendered when they are first needed."""
+"""Held-out scenes for commands that measure, rendered at their first use and cached."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from pathlib import Path
 
 
 def rendered_scenes(count: int, seed: int, workers: int) -> Path:
-    """A data set of the split `test`, rendered once and kept in the user's cache."""
+    """Folder of a data set of the split `test`, in the user's cache.
+
+    Args:
+        count: scenes.
+        seed: of the data set.
+        workers: processes that render.
+    """
     import flmm_sim
     from flmm_sim.dataset_writer import write_dataset
 
-    # The same seed means other scenes once the simulator has changed.
+    # A changed simulator renders other scenes from the same seed.
     sources = sorted(Path(flmm_sim.__path__[0]).glob("*.py"))
     version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flmm"

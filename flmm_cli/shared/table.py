@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, width: int, least: int = 12) -> str:
-    """A table no wider than ``width``, if that can be.
+    """A table that is at most ``width`` characters wide unless ``least`` prevents it.
 
     Args:
         headers: one for each column.
-        rows: cells; line breaks in them are kept.
-        width: characters.
-        least: columns are made no narrower than this.
+        rows: cells; their line breaks are kept.
+        width: of the table, characters.
+        least: width below which no column is narrowed.
     """
     lines = [[max(map(len, cell.splitlines()), default=0) for cell in row] for row in (headers, *rows)]
     widths = [max(column) for column in zip(*lines, strict=True)]
