@@ -7,7 +7,7 @@ from geometry_msgs.msg import Point, Pose, Vector3
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
-from flmm_core.drawing.overlay import color_of
+from flmm_core.drawing.style import color_of
 from flmm_ros.msg import GroundedAnswer, GroundedPhrase
 
 _TEXT = 0.03

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import ConvexHull
 
-from flmm_sim.objects import BODY, CONTRAST, Part, make_parts
+from flmm_sim.objects import make_parts
 from flmm_sim.offscreen import mujoco
 from flmm_sim.scene import KINDS
+from flmm_sim.solids import BODY, CONTRAST, Part
 from flmm_sim.textures import SIZE, make_textures
 
 POOL_SCALES = (0.90, 0.97, 1.04, 1.12)

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +113,9 @@ def tracked():
 
 
 def loaded_script(name):
-    """A module of scripts/, which is no package."""
+    """A module of scripts/, which is no package; it may import its neighbours."""
+    if (folder := str(ROOT / "scripts")) not in sys.path:
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

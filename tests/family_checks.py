@@ -22,7 +22,7 @@ from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.lmm.loading import lmm_shape, load_plain
 from flmm_core.lmm.trace import LmmTrace
 from flmm_core.training.losses import mask_losses
-from flmm_core.verification.frozen_report import ANEW, KEPT, verify_frozen
+from flmm_core.verification.frozen_report import CACHED, UNCACHED, verify_frozen
 
 SIZES = {"landscape": (101, 173), "portrait": (173, 101), "square": (131, 131)}
 """Height and width of images that fit no grid."""
@@ -251,8 +251,8 @@ def check_greedy(source, images: Iterable[Image.Image], *, dtypes=(torch.float32
         report = verify_frozen(plain, named, questions, max_new_tokens=tokens)
         assert len(report.answers) == len(named) * len(questions)
         assert report.frozen, (dtype, report.summary())
-        assert all(answer.outcomes[ANEW].identical for answer in report.answers), dtype
-        assert plain.family.reuses_prefix == all(KEPT in answer.outcomes for answer in report.answers)
+        assert all(answer.outcomes[UNCACHED].identical for answer in report.answers), dtype
+        assert plain.family.reuses_prefix == all(CACHED in answer.outcomes for answer in report.answers)
 
 
 # --- (e) a tiny head trains ---

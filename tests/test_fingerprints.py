@@ -223,7 +223,7 @@ def test_a_cache_is_used_for_what_it_was_made_from_only(tmp_path):
     ):
         with pytest.raises(ValueError) as error:
             require_manifest(folder, other)
-        assert str(error.value) == f"{folder / 'manifest.json'}: {words}; delete {folder} to make them anew"
+        assert str(error.value) == f"{folder / 'manifest.json'}: {words}; delete {folder} to recreate them"
     assert (folder / "000.pt").exists()
     (folder / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest.json: expected JSON, got .*; delete"):

@@ -12,18 +12,8 @@ from flmm_cli.verify_frozen import QUESTIONS, SIZES, drawn_images
 from flmm_core.lmm.attention_recorder import ATTENTION_NAME
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.lmm.loading import load_plain
-from flmm_core.verification.frozen_report import (
-    ANEW,
-    BATCH,
-    END,
-    KEPT,
-    Outcome,
-    PlainAnswer,
-    _near,
-    compare,
-    plain_answers,
-    verify_frozen,
-)
+from flmm_core.verification.frozen_report import BATCH, CACHED, UNCACHED, Outcome, compare, verify_frozen
+from flmm_core.verification.plain_answers import END, PlainAnswer, _near, plain_answers
 from flmm_core.weights.fingerprints import lmm_fingerprint
 from flmm_tabletop import MODEL
 
@@ -46,7 +36,7 @@ def test_a_served_model_is_frozen(folder):
     report = verified(folder)
     assert report.frozen and not report.changed and report.differing == 0
     assert [(answer.image, answer.question) for answer in report.answers] == [(i, q) for i in IMAGES for q in ASKED]
-    assert all(answer.tokens == 6 and set(answer.outcomes) == {ANEW, KEPT, BATCH} for answer in report.answers)
+    assert all(answer.tokens == 6 and set(answer.outcomes) == {UNCACHED, CACHED, BATCH} for answer in report.answers)
     assert set(report.before) >= set(LlavaForConditionalGeneration.from_pretrained(folder).state_dict())
     assert "12 of 12 identical" in report.summary() and json.loads(json.dumps(report.record()))["frozen"]
 
@@ -85,7 +75,7 @@ def test_a_changed_token_is_found(folder, monkeypatch):
     report = verified(folder)
     assert not report.frozen and not report.changed and report.differing == len(IMAGES)
     found = [(answer.question, way) for answer in report.answers for way, one in answer.outcomes.items() if one.differs]
-    assert found == [("a", KEPT)] * len(IMAGES)
+    assert found == [("a", CACHED)] * len(IMAGES)
 
 
 def test_where_answers_part():
@@ -116,7 +106,7 @@ def test_a_tapped_model_and_nothing_to_ask_are_refused(folder):
     with pytest.raises(ValueError, match="got 0 images and 1 questions"):
         verify_frozen(loaded, {}, ["a"], max_new_tokens=2)
     verify_frozen(loaded, {"wide": IMAGES["wide"]}, ["a"], max_new_tokens=2)
-    with pytest.raises(ValueError, match="expected one that was never recorded"):
+    with pytest.raises(ValueError, match="expected one without the attention recorder"):
         verify_frozen(loaded, IMAGES, ["a"], max_new_tokens=2)
 
 

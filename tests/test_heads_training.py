@@ -22,8 +22,11 @@ from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.sam.refiner import SamRefiner
 from flmm_core.training import heads as heads_module
+from flmm_core.training.attention_heads import best_channels
+from flmm_core.training.batches import Batches
 from flmm_core.training.examples import Example, ExampleReader, TraceCache
-from flmm_core.training.heads import Batches, HeadsStage, best_channels, figures_of, limited, train_heads
+from flmm_core.training.heads import limited, train_heads
+from flmm_core.training.heads_stage import HeadsStage, figures_of
 from flmm_core.training.loop import accelerator_on
 from flmm_core.training.settings import HeadsSettings
 from flmm_core.training.traces import choose_turns, read_turns
@@ -152,7 +155,7 @@ def test_what_was_read_is_kept_and_never_stale(data, model, tmp_path, monkeypatc
     monkeypatch.setattr(model, "encode_image", lambda _: pytest.fail("expected what was kept"))
     kept = [again.read(index, epoch) for epoch in range(2, 4) for index in range(3)]  # two choices take turns
     assert all(alike(one, other) for one, other in zip(first, kept, strict=True))
-    with pytest.raises(ValueError, match=r"turns: expected 4, got 3; delete .* to make them anew"):
+    with pytest.raises(ValueError, match=r"turns: expected 4, got 3; delete .* to recreate them"):
         TraceCache(tmp_path / "c", {"lmm": "a", "turns": 4}, 10**9)
 
 

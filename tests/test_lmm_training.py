@@ -75,7 +75,7 @@ def test_the_votes_are_fitted_to_the_finished_cells(data, samples, tmp_path):
         again = AutoModel.from_pretrained(tmp_path / "tower").eval()
         seen = again(normalised(frames[2:3], CPU)).last_hidden_state
     assert torch.allclose(tower.features(torch.from_numpy(votes[2:3].astype(np.float32))), seen, atol=0.02)
-    with pytest.raises(ValueError, match=r"manifest\.json: images: expected 7, got 8; delete .*votes to make them anew"):
+    with pytest.raises(ValueError, match=r"manifest\.json: images: expected 7, got 8; delete .*votes to recreate them"):
         load_votes(tmp_path / "votes", tmp_path / "tower", samples[:7], frames, CPU)
 
 

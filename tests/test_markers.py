@@ -15,7 +15,7 @@ from sensor_msgs.msg import RegionOfInterest
 from std_msgs.msg import Header
 from visualization_msgs.msg import Marker
 
-from flmm_core.drawing.overlay import color_of
+from flmm_core.drawing.style import color_of
 from flmm_ros import detections
 from flmm_ros.markers import markers_message
 from flmm_ros.msg import GroundedAnswer, GroundedPhrase, Location

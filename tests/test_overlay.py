@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from flmm_core.drawing.overlay import PALETTE, color_of, contact_sheet, draw_overlay
+from flmm_core.drawing.overlay import contact_sheet, draw_overlay
+from flmm_core.drawing.style import PALETTE, color_of
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 GRAY = np.full((240, 320, 3), 120, np.uint8)

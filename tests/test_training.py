@@ -21,9 +21,10 @@ from flmm_core.pipeline import GroundingPipeline
 from flmm_core.sam.checkpoints import load_sam
 from flmm_core.sam.refiner import RefinerConfig, SamRefiner
 from flmm_core.sam.transformers_sam import Sam2, SamHq
-from flmm_core.training.heads import HeadsSettings, train_heads
-from flmm_core.training.loop import LoopConfig, accelerator_on, adamw, parameter_groups, train
+from flmm_core.training.heads import train_heads
+from flmm_core.training.loop import accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
+from flmm_core.training.settings import HeadsSettings, LoopConfig
 from flmm_tabletop.sam_kinds import KINDS
 from flmm_tabletop.training.frames import load_frames, normalised
 from flmm_tabletop.training.lmm import train_lmm
@@ -67,7 +68,7 @@ def test_frames_are_what_the_lmm_sees(data, samples, llava):
     assert frames.shape == (8, 64, 64, 3) and (data / "frames-64" / "frames.npy").exists()
     seen = llava.family.prepare([Image.fromarray(samples[3].image())]).inputs["pixel_values"]
     assert torch.allclose(normalised(frames[3:4], CPU), seen, atol=1e-5)
-    with pytest.raises(ValueError, match=r"manifest\.json: images: expected 7, got 8; delete .*frames-64 to make them anew"):
+    with pytest.raises(ValueError, match=r"manifest\.json: images: expected 7, got 8; delete .*frames-64 to recreate them"):
         load_frames(data, samples[:7], 64)
 
 
@@ -79,7 +80,7 @@ def test_frames_of_changed_images_are_refused(tmp_path):
     copied = list(read_dataset(tmp_path / "copy"))
     assert (load_frames(tmp_path / "copy", copied, 16) == before).all()
     Image.fromarray(255 - changed[1].image()).save(changed[1].path)
-    with pytest.raises(ValueError, match=r"manifest\.json: files: expected .*; delete .*frames-16 to make them anew"):
+    with pytest.raises(ValueError, match=r"manifest\.json: files: expected .*; delete .*frames-16 to recreate them"):
         load_frames(folder, changed, 16)
     shutil.rmtree(folder / "frames-16")
     after = load_frames(folder, changed, 16)

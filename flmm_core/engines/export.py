@@ -1,7 +1,7 @@
 """Writes networks of grounding heads as ONNX models, by torch's exporter.
 
-Number of phrases, text tokens and the U-Net's grid are free; SAM's frame is fixed. In the half-precision variant inputs,
-outputs and whatever sums or normalises (norms, softmax, means) stay float32: SAM's encoder overflows otherwise.
+The numbers of phrases and text tokens and the U-Net's grid are dynamic; SAM's frame is fixed. In half precision, inputs,
+outputs and operators that sum or normalise (norms, softmax, means) stay float32, as SAM's encoder overflows otherwise.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FLOAT32_OPS = [
 ]  # fmt: skip
 
 _STALE = 3600.0
-"""Seconds after which an unfinished export is nobody's any more."""
+"""Age in seconds from which the folder of an unfinished export is deleted."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,11 +47,11 @@ _log = logging.getLogger(__name__)
 def export_networks(
     heads: GroundingHeads, out: Path, *, what: Sequence[str] = NAMES, precision: str = "fp32"
 ) -> dict[str, Any]:
-    """Write networks and a manifest; the folder appears when all of it is written.
+    """Write networks and a manifest; the folder appears when everything is written.
 
     Args:
         heads: on the CPU or a GPU; they are exported on the CPU.
-        out: folder to write; what it holds of an earlier export is replaced.
+        out: folder to write; an earlier export in it is replaced.
         what: which networks.
         precision: of :data:`PRECISIONS`.
 
@@ -59,17 +59,11 @@ def export_networks(
         The manifest.
 
     Raises:
-        EngineError: ``onnx`` or ``onnxscript`` is not installed, or ``out`` holds something else.
+        EngineError: ``onnx`` or ``onnxscript`` is not installed, or ``out`` holds other files.
+        ValueError: unknown network or precision.
     """
     _require_exporter()
-    if unknown := sorted(set(what) - set(NAMES)):
-        raise ValueError(f"what: expected some of {', '.join(NAMES)}, got {', '.join(unknown)}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
-        raise EngineError(
-            f"engines {out}: expected a folder that is empty or holds an earlier export, got one with other files"
-        )
+    _check_request(out, what, precision)
     sizes = NetworkSizes.of(heads)
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -97,6 +91,17 @@ def export_networks(
     return manifest
 
 
+def _check_request(out: Path, what: Sequence[str], precision: str) -> None:
+    if unknown := sorted(set(what) - set(NAMES)):
+        raise ValueError(f"what: expected some of {', '.join(NAMES)}, got {', '.join(unknown)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
+        raise EngineError(
+            f"engines {out}: expected a folder that is empty or holds an earlier export, got one with other files"
+        )
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Manifest of exported networks.
 
@@ -120,7 +125,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_belongs(folder: Path, heads: GroundingHeads, *, precision: str, networks: Sequence[str] = NAMES) -> None:
-    """Refuse exported networks of other heads, another SAM or another precision, and missing ones.
+    """Refuse exported networks that are missing or belong to other heads, another SAM or another precision.
 
     Raises:
         EngineError: names the network, and both hashes.
@@ -143,7 +148,7 @@ def check_belongs(folder: Path, heads: GroundingHeads, *, precision: str, networ
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write it beside the networks, at once or not at all."""
+    """Write the manifest beside the networks, atomically."""
     temporary = folder / f"{MANIFEST}.tmp"
     temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     temporary.replace(folder / MANIFEST)
@@ -172,7 +177,7 @@ def _export(module: nn.Module, network: str, sizes: NetworkSizes, path: Path, pr
         "sam_decoder": {"embedding": None, "masks": {0: phrases}, "boxes": {0: phrases}, "texts": {0: phrases, 1: tokens}},
     }
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about names of axes and its own deprecations
+        warnings.simplefilter("ignore")  # the exporter warns about names of axes and about its own deprecations
         program = torch.onnx.export(
             module.cpu(),
             inputs,
@@ -204,9 +209,9 @@ def _half(model: Any) -> Any:
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its place in the end; nothing is left of it if that fails."""
+    """A temporary folder that replaces ``out`` at the end, or is deleted if that fails."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f".{out.name}.*"):  # of processes that were killed
+    for stale in out.parent.glob(f".{out.name}.*"):  # left by processes that were killed
         if time.time() - stale.stat().st_mtime > _STALE:
             shutil.rmtree(stale, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -1,11 +1,11 @@
-"""Strict loading and saving of LMMs and heads. Names of published heads are known here only.
+"""Strict loading and saving of LMMs and heads.
 
 Every failure is a :class:`~flmm_core.errors.LoadError` of one line that names the file, what was expected and what was found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
-from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from flmm_core.common.devices import check_device
 from flmm_core.errors import LoadError, explained
 from flmm_core.families import LmmShape, LoadedLmm
 from flmm_core.heads.grounding_heads import GroundingHeads, HeadsConfig
-from flmm_core.heads.unet import UNetConfig, UNetHead
+from flmm_core.heads.unet import UNetConfig
 from flmm_core.lmm import loading as lmm_loading
 from flmm_core.lmm.frozen_lmm import FrozenLmm
+from flmm_core.loading.published_heads import published_config, published_lmms
 from flmm_core.sam.checkpoints import load_sam
 from flmm_core.sam.refiner import SamRefiner
 from flmm_core.weights import sources
@@ -45,18 +45,6 @@ _FROM_SAM = ("sam.model.prompt_encoder.pe_layer.",)
 _IGNORED = ("sam.model.image_encoder.",)
 """Frozen parts that some published heads carry; SAM's own are used."""
 
-_FIRST_CONV = "encoder.0.0.convs.0.conv.weight"
-"""Entry of a U-Net that shows its size."""
-
-_PUBLISHED = {
-    1024: "LLaVA-1.5-7B, MGM-7B or HPT",
-    2048: "LLaVA-NeXT-7B or MGM-HD-7B",
-    384: "DeepSeek-VL-1.3B",
-    960: "DeepSeek-VL-7B",
-    144: "MGM-2B",
-}
-"""Which published LMMs have so many attention channels."""
-
 
 @dataclass(frozen=True)
 class HeadsOrigin:
@@ -78,11 +66,6 @@ class HeadsOrigin:
             lmm_fingerprint=prints["lmm"],
             sam_fingerprint=prints["sam"],
         )
-
-
-def published_lmms(channels: int) -> str:
-    """Which published LMMs have so many attention channels; empty if none has."""
-    return _PUBLISHED.get(channels, "")
 
 
 def fingerprints(**parts: str | Path) -> dict[str, str]:
@@ -176,7 +159,7 @@ def read_heads_config(path: Path) -> HeadsConfig:
     require(path, "heads")
     with explained("heads", path):
         if not path.is_dir():
-            return _published_config(pickled_tensors(path), path)
+            return published_config(pickled_tensors(path), path)
         fields = read_config(path, (HEADS_FORMAT,), "heads")[1]
         return HeadsConfig(
             unet=UNetConfig(**fields["unet"]),
@@ -194,25 +177,6 @@ def read_origin(path: Path) -> HeadsOrigin:
         return HeadsOrigin()
     with explained("heads", path):
         return HeadsOrigin(**read_config(path, (HEADS_FORMAT,), "heads")[1].get("origin", {}))
-
-
-def load_mask_head(source: str | Path) -> UNetHead:
-    """Load a U-Net alone, in evaluation mode.
-
-    Args:
-        source: a ``.pth`` file with the entries of published heads, their ``mask_head.`` left out.
-
-    Raises:
-        LoadError: the file is damaged or of another kind.
-    """
-    path = Path(source)
-    require(path, "mask head")
-    state = read_pth(path, "mask head")
-    if _FIRST_CONV not in state:
-        raise LoadError(f"mask head {path}: expected a U-Net with {_FIRST_CONV}, got a file with other entries")
-    head = UNetHead(_unet_config(state[_FIRST_CONV]))
-    load_strictly(head, state, what="mask head", source=path)
-    return head.eval()
 
 
 def check_origin(heads: str | Path, *, lmm: str | Path, sam: str | Path) -> None:
@@ -286,24 +250,3 @@ def _check_fit(config: HeadsConfig, shape: LmmShape, path: Path) -> None:
             f"heads {path}: expected heads for the given LMM's {given[0]} attention channels ({given[1]} layers, hidden size"
             f" {given[2]}), got heads for {wanted[0]} ({wanted[1]} layers, hidden size {wanted[2]}){belongs}"
         )
-
-
-def _published_config(state: Mapping[str, Tensor], path: Path) -> HeadsConfig:
-    """Sizes of published heads from the shapes of their weights."""
-    names = (f"mask_head.{_FIRST_CONV}", "text_layer_weights", "text_proj.weight")
-    missing = [name for name in names if name not in state]
-    if missing:
-        raise LoadError(f"heads {path}: expected F-LMM heads with {missing[0]}, got a file with other entries")
-    first, weights, projection = (state[name] for name in names)
-    return HeadsConfig(
-        unet=_unet_config(first),
-        layers=weights.shape[0],
-        hidden_size=projection.shape[1],
-        keyword_selector=False,
-        presence=False,
-    )
-
-
-def _unet_config(first: Tensor) -> UNetConfig:
-    """Size of a U-Net from the weight of its first convolution."""
-    return UNetConfig(in_channels=first.shape[1], base_channels=first.shape[0])

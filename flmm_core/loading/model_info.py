@@ -18,7 +18,8 @@ from flmm_core.common.plain_text import one_line
 from flmm_core.errors import LoadError, explained
 from flmm_core.families import FAMILIES, Checkpoint, LmmFamily, LmmShape, family_of
 from flmm_core.heads.unet import STAGES
-from flmm_core.loading.checkpoints import HEADS_FORMAT, lmm_shape, published_lmms, read_heads_config, read_origin
+from flmm_core.loading.checkpoints import HEADS_FORMAT, lmm_shape, read_heads_config, read_origin
+from flmm_core.loading.published_heads import published_lmms
 from flmm_core.sam.transformers_sam import is_transformers_sam
 from flmm_core.weights import sources
 from flmm_core.weights.files import StoredTensor, stored_tensors

@@ -1,8 +1,8 @@
-"""The training loop that every stage shares: seeded, resumable, with a progress bar, a configuration file and a log.
+"""The training loop of all stages: seeded, resumable, with a progress bar, a configuration file and logs.
 
-It knows nothing of models: a stage gives it a module and a function from the step's number to a loss. Batches must depend on
-the step's number alone, so that a resumed run sees what an unbroken one would have seen. Several processes, one for each GPU,
-share a step's images; only the main one writes.
+It is independent of models: a stage passes a module and a function from the number of a pass to its losses. Batches must depend
+on that number alone, so that a resumed run sees the same batches as an uninterrupted one. Several processes, one for each GPU,
+share the images of a step; only the main process writes files.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,17 +29,17 @@ from flmm_core.training.settings import LoopConfig
 from flmm_core.weights.cache_manifest import require_equal, write_record
 
 Losses = dict[str, torch.Tensor]
-"""Named losses of one step; their sum is minimised. Names that begin with "_" are only logged."""
+"""Named scalar losses, whose sum is minimised. Those whose names begin with "_" are only logged."""
 
 
 def accelerator_on(device: torch.device) -> Accelerator:
-    """What this process knows of the others; alone, unless ``torchrun`` or ``accelerate launch`` started it."""
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # an image may name nothing
+    """The link to the other processes, if ``torchrun`` or ``accelerate launch`` started several; else for one process."""
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # an image without phrases gives some heads no gradient
     return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[unused])
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], config: LoopConfig, *, factor: float = 1.0) -> list[dict[str, Any]]:
-    """Groups of an optimiser: matrices with the configured decay, norms and biases without.
+    """Parameter groups of an optimiser: matrices with the configured weight decay, norms and biases without.
 
     Args:
         parameters: those that require no gradient are left out.
@@ -72,67 +73,77 @@ def train(
     optimizers: Sequence[torch.optim.Optimizer],
     every: tuple[int, Callable[[int], dict[str, float]]] | None = None,
 ) -> None:
-    """Train what requires a gradient in ``module``; a run that stopped goes on from ``out/checkpoint.pt``.
+    """Train the parameters of ``module`` that require a gradient; an interrupted run continues from ``out/checkpoint.pt``.
 
     Args:
-        module: trained in place; must be on the accelerator's device, and prepared by it where there are several processes.
+        module: trained in place; must be on the accelerator's device, and prepared by it if there are several processes.
         loss_at: losses of pass ``i``; a step of the optimiser takes ``config.accumulate`` passes.
         out: folder of ``config.json``, ``log.jsonl``, ``checkpoint.pt`` and ``tensorboard``.
-        config: how long and how fast.
+        config: steps, learning rate and the like.
         settings: the stage's own dataclass, kept in ``config.json``.
         accelerator: of :func:`accelerator_on`.
         optimizers: of the module's parameters; the schedule scales the learning rate of each of their groups.
-        every: a period in steps, and what to measure then; the figures are logged.
+        every: a period in steps, and a function that measures figures after that many steps; they are logged.
 
     Raises:
         ValueError: ``out`` holds a checkpoint of another configuration.
+        FloatingPointError: a loss is not finite.
     """
     out.mkdir(parents=True, exist_ok=True)
-    if accelerator.is_main_process:
+    main = accelerator.is_main_process
+    if main:
         _require_config(out, {"loop": asdict(config), "settings": asdict(settings)})
     accelerator.wait_for_everyone()
-    bare = accelerator.unwrap_model(module)
+    accelerator.gradient_accumulation_steps = config.accumulate
     parameters = [p for p in module.parameters() if p.requires_grad]
-    schedulers = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, config)) for optimizer in optimizers
-    ]
-    stateful: list[Any] = [*optimizers, *schedulers]
-    first = _resume(out / "checkpoint.pt", bare, stateful)
-    main = accelerator.is_main_process
-    saved = time.monotonic()
-    with (
-        tqdm(total=config.steps, initial=first, desc=out.name, unit="step", mininterval=2.0, disable=not main) as bar,
-        (out / "log.jsonl" if main else Path(os.devnull)).open("a", buffering=1) as log,
-    ):
-        progress = _Progress(bar, log, SummaryWriter(str(out / "tensorboard"), purge_step=first) if main else None)
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_schedule, config=config)) for optimizer in optimizers]
+    checkpoint = _Checkpoint(out / "checkpoint.pt", accelerator.unwrap_model(module), [*optimizers, *schedulers])
+    first = checkpoint.resume()
+    with _progress(out, config.steps, first, main) as progress:
         for step in range(first, config.steps):
             module.zero_grad(set_to_none=True)
-            losses: Losses = {}
-            for part in range(config.accumulate):
-                last_part = part + 1 == config.accumulate
-                with nullcontext() if last_part else accelerator.no_sync(module):
-                    with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.bf16):
-                        found = loss_at(step * config.accumulate + part)
-                    total = torch.stack([value for name, value in found.items() if not name.startswith("_")]).sum()
-                    if not torch.isfinite(total):
-                        raise FloatingPointError(f"step {step}: expected a finite loss, got {total.item()}")
-                    accelerator.backward(total / config.accumulate)
-                for name, value in found.items():
-                    losses[name] = losses.get(name, torch.zeros(())) + value.detach().cpu() / config.accumulate
+            losses = _accumulated(module, loss_at, step, config, accelerator)
             nn.utils.clip_grad_norm_(parameters, config.clip)
-            for one in stateful:
+            for one in checkpoint.stateful:
                 one.step()
             last = step + 1 == config.steps
             progress.advance(step + 1, losses, log=(step + 1) % 50 == 0 or last)
             if every is not None and ((step + 1) % every[0] == 0 or last):
                 progress.measured(step + 1, every[1](step + 1))
-            if main and (last or time.monotonic() - saved > config.checkpoint_seconds):
-                _save(out / "checkpoint.pt", bare, stateful, step + 1)
-                saved = time.monotonic()
+            if main and (last or checkpoint.age > config.checkpoint_seconds):
+                checkpoint.save(step + 1)
+
+
+def _accumulated(
+    module: nn.Module, loss_at: Callable[[int], Losses], step: int, config: LoopConfig, accelerator: Accelerator
+) -> Losses:
+    """Gradients of all passes of a step, and the means of their losses, on the CPU."""
+    losses: Losses = {}
+    for part in range(config.accumulate):
+        with accelerator.accumulate(module):
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.bf16):
+                found = loss_at(step * config.accumulate + part)
+            total = torch.stack([value for name, value in found.items() if not name.startswith("_")]).sum()
+            if not torch.isfinite(total):
+                raise FloatingPointError(f"step {step}: expected a finite loss, got {total.item()}")
+            accelerator.backward(total)
+        for name, value in found.items():
+            losses[name] = losses.get(name, torch.zeros(())) + value.detach().cpu() / config.accumulate
+    return losses
+
+
+@contextmanager
+def _progress(out: Path, steps: int, first: int, main: bool) -> Iterator[_Progress]:
+    """The progress bar and the logs of a run, which only the main process has."""
+    with (
+        tqdm(total=steps, initial=first, desc=out.name, unit="step", mininterval=2.0, disable=not main) as bar,
+        (out / "log.jsonl" if main else Path(os.devnull)).open("a", buffering=1) as log,
+    ):
+        yield _Progress(bar, log, SummaryWriter(str(out / "tensorboard"), purge_step=first) if main else None)
 
 
 class _Progress:
-    """Running averages of the losses of a run, on its bar, in its log and in TensorBoard's."""
+    """Reports moving averages of the losses on the progress bar, in the log and in TensorBoard."""
 
     def __init__(self, bar: tqdm, log: TextIO, board: SummaryWriter | None) -> None:
         self._bar = bar
@@ -141,7 +152,7 @@ class _Progress:
         self._averages: dict[str, float] = {}
 
     def advance(self, done: int, losses: Losses, *, log: bool) -> None:
-        """One more step is done; with ``log`` the averages go into the log, too."""
+        """Report a step; with ``log`` the averages are also written to the logs."""
         for name, value in losses.items():
             figure = value.item()
             self._averages[name] = 0.98 * self._averages.get(name, figure) + 0.02 * figure
@@ -151,7 +162,7 @@ class _Progress:
             self._write(done, {name: round(value, 5) for name, value in self._averages.items()})
 
     def measured(self, done: int, figures: dict[str, float]) -> None:
-        """Figures that were measured after ``done`` steps."""
+        """Report figures that were measured after ``done`` steps."""
         self._write(done, figures)
         self._bar.write(f"step {done}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
@@ -164,17 +175,21 @@ class _Progress:
 
 
 def _require_config(out: Path, config: dict[str, Any]) -> None:
-    """Keep the configuration of a new run; refuse to go on with a run of another one."""
+    """Store the configuration of a new run; refuse to continue a run of another configuration."""
     path, checkpoint = out / "config.json", out / "checkpoint.pt"
     if not checkpoint.exists():
         write_record(path, config)
     elif not path.exists():
-        raise ValueError(f"{checkpoint}: expected the run's config.json beside it, got none; delete {checkpoint} to start anew")
+        raise ValueError(f"{checkpoint}: expected the run's config.json beside it, got none; delete {checkpoint} to start over")
     else:
-        require_equal(path, config, remedy=f"give another folder, or delete {checkpoint} to start anew")
+        require_equal(path, config, remedy=f"give another folder, or delete {checkpoint} to start over")
 
 
 def _schedule(step: int, config: LoopConfig) -> float:
+    """Factor of the learning rate: a linear warm-up, then a cosine, or a constant and a linear fall.
+
+    The schedules of transformers begin their warm-up with a step at rate zero; this one begins at ``1 / warmup``.
+    """
     warmup = max(1, round(config.warmup * config.steps))
     if step < warmup:
         return (step + 1) / warmup
@@ -183,23 +198,51 @@ def _schedule(step: int, config: LoopConfig) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
 
 
-def _save(path: Path, module: nn.Module, stateful: Sequence[Any], step: int) -> None:
-    trained = {name for name, p in module.named_parameters() if p.requires_grad} | {name for name, _ in module.named_buffers()}
-    weights = {name: value for name, value in module.state_dict().items() if name in trained}
-    temporary = path.with_suffix(".tmp")
-    torch.save({"weights": weights, "states": [part.state_dict() for part in stateful], "step": step}, temporary)
-    temporary.replace(path)
+class _Checkpoint:
+    """The file from which an interrupted run continues: trained weights, buffers, optimisers and schedules.
 
+    ``Accelerator.save_state`` writes a folder with all weights, frozen ones included, and not atomically: a run that is killed
+    while it saves could not continue.
+    """
 
-def _resume(path: Path, module: nn.Module, stateful: Sequence[Any]) -> int:
-    if not path.exists():
-        return 0
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    _, unexpected = module.load_state_dict(saved["weights"], strict=False)
-    if unexpected:
-        raise ValueError(
-            f"{path}: expected weights of this stage's model, got {unexpected[0]} and {len(unexpected) - 1} more unknown names"
-        )
-    for part, state in zip(stateful, saved["states"], strict=True):
-        part.load_state_dict(state)
-    return int(saved["step"])
+    def __init__(self, path: Path, module: nn.Module, stateful: Sequence[Any]) -> None:
+        self._path = path
+        self._module = module
+        self.stateful = stateful
+        """Optimisers and schedules, in the order in which they take their steps."""
+        self._saved = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last :meth:`save`, or since the start."""
+        return time.monotonic() - self._saved
+
+    def save(self, step: int) -> None:
+        """Replace the file by the state after ``step`` steps."""
+        module = self._module
+        trained = {name for name, p in module.named_parameters() if p.requires_grad}
+        trained |= {name for name, _ in module.named_buffers()}
+        weights = {name: value for name, value in module.state_dict().items() if name in trained}
+        temporary = self._path.with_suffix(".tmp")
+        torch.save({"weights": weights, "states": [part.state_dict() for part in self.stateful], "step": step}, temporary)
+        temporary.replace(self._path)
+        self._saved = time.monotonic()
+
+    def resume(self) -> int:
+        """Load the file, if there is one; returns the count of steps done.
+
+        Raises:
+            ValueError: it holds weights of another model.
+        """
+        if not self._path.exists():
+            return 0
+        saved = torch.load(self._path, map_location="cpu", weights_only=True)
+        _, unexpected = self._module.load_state_dict(saved["weights"], strict=False)
+        if unexpected:
+            raise ValueError(
+                f"{self._path}: expected weights of this stage's model, got {unexpected[0]} and {len(unexpected) - 1} more"
+                " unknown names"
+            )
+        for part, state in zip(self.stateful, saved["states"], strict=True):
+            part.load_state_dict(state)
+        return int(saved["step"])

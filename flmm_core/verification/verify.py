@@ -21,6 +21,7 @@ import torch
 from flmm_core.common.plain_text import one_line
 from flmm_core.families import Checkpoint, family_of
 from flmm_core.loading import checkpoints
+from flmm_core.loading.published_heads import load_mask_head
 from flmm_core.sam.checkpoints import load_sam
 from flmm_core.sam.refiner import RefinerConfig, SamRefiner
 from flmm_core.verification.lmm_sample import LmmSample
@@ -73,7 +74,7 @@ def verify_case(folder: Path) -> Outcome:
 
 
 def _unet_case(folder: Path) -> Iterator[Check]:
-    head = checkpoints.load_mask_head(folder / "unet_head.pth")
+    head = load_mask_head(folder / "unet_head.pth")
     outputs = arrays(folder / "outputs.npz")
     for name, maps in arrays(folder / "inputs.npz").items():
         key = name.replace("attn", "logits")

@@ -25,11 +25,11 @@ def require_manifest(folder: Path, made_from: Mapping[str, str | int | float]) -
     """
     path = folder / MANIFEST_FILE
     if path.exists():
-        require_equal(path, made_from, remedy=f"delete {folder} to make them anew")
+        require_equal(path, made_from, remedy=f"delete {folder} to recreate them")
         return
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise ValueError(f"{folder}: expected {MANIFEST_FILE} beside cached files, got none; delete {folder} to make them anew")
+        raise ValueError(f"{folder}: expected {MANIFEST_FILE} beside cached files, got none; delete {folder} to recreate them")
     write_record(path, made_from)
 
 
