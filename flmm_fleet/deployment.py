@@ -23,7 +23,7 @@ from flmm_core.config import GroundingConfig
 from flmm_core.images.files import read_image_bytes
 from flmm_core.requests.callbacks import Callbacks, Stage
 from flmm_core.serving.health import Health, HealthReport, Level
-from flmm_core.serving.requests import Limits, Mode, Picture, Reply, Request, Status
+from flmm_core.serving.requests import CameraImage, Limits, Mode, Reply, Request, Status
 from flmm_core.serving.server import GroundingServer
 from flmm_core.serving.wire import WireCommand, answer_to_json
 from flmm_fleet.settings import FleetSettings
@@ -134,14 +134,14 @@ class Replica:
             pixels = await asyncio.to_thread(read_image_bytes, content)
         except ValueError as error:
             return _refused(422, str(error))
-        return StreamingResponse(self._lines(command, Picture(pixels)), media_type="application/x-ndjson")
+        return StreamingResponse(self._lines(command, CameraImage(pixels)), media_type="application/x-ndjson")
 
     def _describe(self) -> Mapping[str, Any]:
         report = self._report()
         health = {"level": report.level.name, "message": report.message, "values": report.values}
         return {"model": self._facts, "health": health, "process": os.getpid()}
 
-    async def _lines(self, command: WireCommand, picture: Picture) -> AsyncIterator[str]:
+    async def _lines(self, command: WireCommand, image: CameraImage) -> AsyncIterator[str]:
         """JSON lines about the progress of a command; if the client disconnects, the command is cancelled."""
         loop = asyncio.get_running_loop()
         lines: asyncio.Queue[dict[str, Any] | Reply] = asyncio.Queue()
@@ -152,7 +152,7 @@ class Replica:
         request = Request(
             Mode[command.mode],
             command.words,
-            picture=lambda: picture,
+            image=lambda: image,
             reply=put,
             limits=lambda: Limits(command.max_new_tokens, command.max_phrases),
             client=command.client,

@@ -13,7 +13,7 @@ from std_msgs.msg import Header
 from flmm_core.common.plain_text import one_line
 from flmm_core.config import Tunable
 from flmm_ros import parameters, qos
-from flmm_ros.conversions import image_message
+from flmm_ros.conversions.images import image_message
 from flmm_ros.spinning import RunnableNode
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import Scene

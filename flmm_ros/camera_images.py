@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sensor_msgs.msg import Image
 
-from flmm_ros.conversions import image_from_message
+from flmm_ros.conversions.images import image_from_message
 
 Stamp = tuple[int, int]
 """Seconds and nanoseconds."""

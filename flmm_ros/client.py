@@ -1,27 +1,32 @@
-"""A client of the node: sends one command and waits for its reply."""
+"""A client of the grounding node: sends commands as goals of the action ~/ground and waits for their replies."""
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import rclpy
+from action_msgs.msg import GoalStatus
 from rcl_interfaces.srv import ListParameters
+from rclpy.action import ActionClient
 from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.task import Future
 from sensor_msgs.msg import Image
-from std_msgs.msg import String
 
 from flmm_ros import qos
+from flmm_ros.action import Ground
 from flmm_ros.msg import GroundedAnswer, NodeStatus
 
 T = TypeVar("T")
 
 _PING = 1.0
-"""Seconds after which a question about the way back is asked again."""
+"""Seconds after which an unanswered ping is repeated."""
+_CANCELLING = 0.5
+"""Seconds for a cancellation to reach the node."""
 _STATES = {
     NodeStatus.UNCONFIGURED: "is not configured",
     NodeStatus.LOADING: "is still loading its model",
@@ -29,36 +34,30 @@ _STATES = {
     NodeStatus.READY: "does not answer",
     NodeStatus.FAILED: "has failed",
 }
-_ROUNDING = 1000
-"""Nanoseconds by which a stamp may differ from the clock that it was read from: middlewares keep binary fractions."""
 
 
 class NoReplyError(RuntimeError):
-    """Nothing came in time; the message says what was waited for."""
+    """The node did not react in time; the message names what was waited for."""
 
 
 class AskClient:
     """Talks to a grounding node. Use it in a ``with`` statement, from one thread.
 
     Args:
-        node: full name of the grounding node; its ``command`` and ``phrase`` topics are looked for in its namespace.
+        node: full name of the grounding node.
     """
 
     def __init__(self, node: str = "/grounding") -> None:
-        namespace = node.rsplit("/", 1)[0]
         self.node_name = node
         self._context = rclpy.Context()
         rclpy.init(context=self._context, args=[])
         self.node = rclpy.create_node("flmm_ask", context=self._context, enable_rosout=False)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
-        self.replies: list[GroundedAnswer] = []
-        """Every reply of the node since the last :meth:`ask` began, other clients' included."""
-        self._commands = self.node.create_publisher(String, f"{namespace}/command", qos.commands())
-        self._phrases = self.node.create_publisher(String, f"{namespace}/phrase", qos.commands())
-        self.node.create_subscription(GroundedAnswer, f"{node}/answer", self.replies.append, qos.commands())
+        self._name = f"flmm_ask_{uuid.uuid4().hex}"
+        self._goals: Any = ActionClient(self.node, Ground, f"{node}/ground")
         self.status: NodeStatus | None = None
-        """What the node last said of itself."""
+        """The last status of the node; None before the first one."""
         self.node.create_subscription(NodeStatus, f"{node}/status", self._on_status, qos.latched())
 
     def __enter__(self) -> Self:
@@ -70,6 +69,7 @@ class AskClient:
     def close(self) -> None:
         """Leave the graph."""
         self._executor.shutdown(timeout_sec=1.0)
+        self._goals.destroy()
         self.node.destroy_node()
         rclpy.try_shutdown(context=self._context)
 
@@ -77,29 +77,30 @@ class AskClient:
         self.status = status
 
     def collect_overlays(self) -> list[Image]:
-        """From now on the node draws overlays for this client; they come into the returned list."""
+        """Make the node draw overlays for this client; they are appended to the returned list."""
         overlays: list[Image] = []
         self.node.create_subscription(Image, f"{self.node_name}/overlay", overlays.append, qos.images())
         return overlays
 
     def wait_for_node(self, timeout: float, meanwhile: Callable[[], None] | None = None) -> None:
-        """Wait until commands and replies can travel.
+        """Wait until the node is ready and messages travel both ways.
 
-        That this side sees the node does not mean that the node sees this side: a reply would be lost without a trace. A
-        service is asked for that, with a client made after all else: the middleware announces endpoints in order, so that
-        a node that can answer it knows every publisher and subscription here.
+        A client may have discovered the node before the node has discovered the client; a reply would then be lost without an
+        error. This method therefore calls a service of the node with a service client that it creates after everything else:
+        the middleware announces endpoints in order, so a node that answers it knows every publisher and subscription here.
 
         Args:
             timeout: seconds.
-            meanwhile: called now and then; may raise to give up early.
+            meanwhile: called repeatedly; may raise to give up early.
 
         Raises:
-            NoReplyError: the node is not there, or not ready; says which.
+            NoReplyError: the node is not there, or not ready; the message says which.
         """
 
-        def connected() -> bool:
-            ends = (self._commands.get_subscription_count(), self._phrases.get_subscription_count())
-            return min(*ends, self.node.count_publishers(f"{self.node_name}/answer")) > 0
+        def ready() -> bool:
+            if self.node.count_publishers(f"{self.node_name}/status") == 0:
+                self.status = None  # of a node that has left
+            return self.status is not None and self.status.state == NodeStatus.READY and self._goals.server_is_ready()
 
         def absent() -> str:
             if self.status is not None:
@@ -108,7 +109,7 @@ class AskClient:
             hint = "is it running, with the same ROS_DOMAIN_ID? (`make run` starts it)"
             return f"no node {self.node_name} within {timeout:g} s: {hint}"
 
-        self.wait_until(connected, timeout, absent, meanwhile)
+        self.wait_until(ready, timeout, absent, meanwhile)
         ping: Client = self.node.create_client(ListParameters, f"{self.node_name}/list_parameters")
         try:
             self._ping(ping, timeout, meanwhile)
@@ -133,17 +134,17 @@ class AskClient:
         self.wait_until(answered, timeout, silent, meanwhile)
 
     def wait_for_image(self, timeout: float, meanwhile: Callable[[], None] | None = None) -> GroundedAnswer:
-        """Wait until commands are about an image: a node that is ready may not have found its camera yet.
+        """Wait until the node has an image: a node that is ready may not have discovered its camera yet.
 
         Args:
-            timeout: seconds, also for the reply to each question that it asks.
-            meanwhile: called now and then; may raise to give up early.
+            timeout: seconds, also for each reply.
+            meanwhile: called repeatedly; may raise to give up early.
 
         Returns:
-            The first reply that does not say that there is no image. It may be another refusal.
+            The first reply with a status other than STATUS_NO_IMAGE; it may be another refusal.
 
         Raises:
-            NoReplyError: there is no image, or no reply; says which.
+            NoReplyError: no image or no reply in time; the message says which.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -159,26 +160,44 @@ class AskClient:
     ) -> GroundedAnswer:
         """Send a command, or with ``refer`` a phrase, and return its reply, which may be a refusal.
 
-        Other clients may ask the same words: the reply is the one to a command that was published while this method was
-        publishing, by this machine's clock.
+        If this method raises, for instance at Ctrl-C, a command that the node has accepted is cancelled.
+
+        Args:
+            text: the command or phrase.
+            refer: whether to ground ``text`` as it is.
+            timeout: seconds.
+            meanwhile: called repeatedly; may raise to give up early.
 
         Raises:
-            NoReplyError: nothing came within ``timeout`` seconds.
+            NoReplyError: no reply within ``timeout`` seconds, or the node does not know the command any more.
         """
-        self.replies.clear()
-        before = time.time_ns() - _ROUNDING
-        (self._phrases if refer else self._commands).publish(String(data=text))
-        after = time.time_ns() + _ROUNDING
+        deadline = time.monotonic() + timeout
+        complaint = f"no reply to {text[:60]!r} within {timeout:g} s"
+
+        def wait_for(future: Future) -> Any:
+            self.wait_until(future.done, deadline - time.monotonic(), complaint, meanwhile)
+            return future.result()
+
         mode = GroundedAnswer.MODE_REFER if refer else GroundedAnswer.MODE_CHAT
+        sent: Future = self._goals.send_goal_async(Ground.Goal(client=self._name, mode=mode, text=text))
+        try:
+            result = wait_for(wait_for(sent).get_result_async())
+        except BaseException:
+            self._cancel(sent)
+            raise
+        if result.status == GoalStatus.STATUS_UNKNOWN:
+            raise NoReplyError(f"{self.node_name} does not know the command {text[:60]!r} any more: was it restarted?")
+        reply: GroundedAnswer = result.result.reply
+        return reply
 
-        def is_mine(reply: GroundedAnswer) -> bool:
-            sent = reply.command_stamp.sec * 10**9 + reply.command_stamp.nanosec
-            return before <= sent <= after and reply.mode == mode and _is_about(reply, text)
-
-        def reply() -> GroundedAnswer | None:
-            return next((reply for reply in self.replies if is_mine(reply)), None)
-
-        return self.wait_until(reply, timeout, f"no reply to {text[:60]!r} within {timeout:g} s", meanwhile)
+    def _cancel(self, sent: Future) -> None:
+        """Cancel a goal, if the node has accepted it."""
+        if sent.done():
+            handle: Any = sent.result()
+            cancelled = handle.cancel_goal_async()
+            deadline = time.monotonic() + _CANCELLING
+            while not cancelled.done() and time.monotonic() < deadline:
+                self._executor.spin_once(timeout_sec=_CANCELLING)
 
     def wait_until(
         self,
@@ -187,10 +206,16 @@ class AskClient:
         complaint: str | Callable[[], str],
         meanwhile: Callable[[], None] | None = None,
     ) -> T:
-        """Spin until ``ready()`` gives something else than None or False, and return that.
+        """Spin until ``ready()`` returns something other than None or False, and return that.
+
+        Args:
+            ready: called repeatedly.
+            timeout: seconds.
+            complaint: message of the error, or a function that returns it.
+            meanwhile: called repeatedly; may raise to give up early.
 
         Raises:
-            NoReplyError: with ``complaint``, after ``timeout`` seconds.
+            NoReplyError: after ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         while (found := ready()) is None or found is False:
@@ -202,13 +227,7 @@ class AskClient:
         return found
 
     def spin(self, seconds: float) -> None:
-        """Let messages come in for a while."""
+        """Process incoming messages for a number of seconds."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self._executor.spin_once(timeout_sec=left)
-
-
-def _is_about(reply: GroundedAnswer, text: str) -> bool:
-    if reply.status == GroundedAnswer.STATUS_COMMAND_TOO_LONG:
-        return text.startswith(reply.command)
-    return reply.command == text

@@ -1,4 +1,4 @@
-"""Commands as they come in messages, and replies as they go out in them. Knows the messages, but no topics and no models."""
+"""Commands from messages, and replies as messages. Independent of topics and models."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 from builtin_interfaces.msg import Time as TimeMsg
+from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 from rclpy.time import Time
 from std_msgs.msg import Header, String
@@ -17,45 +18,49 @@ from flmm_core.common.plain_text import one_line
 from flmm_core.serving.requests import Mode, RefusedError, Reply, Status
 from flmm_core.spatial.location import Location, NoDepthError
 from flmm_core.types import GroundedAnswer
-from flmm_ros import conversions
+from flmm_ros import parameters
+from flmm_ros.conversions.answers import durations_message, phrase_message
+from flmm_ros.conversions.geometry import location_message
+from flmm_ros.depth_matcher import View
 from flmm_ros.goals import Goal
+from flmm_ros.image_buffer import Source
 from flmm_ros.msg import GroundedAnswer as GroundedAnswerMsg
 from flmm_ros.msg import GroundedPhrase as GroundedPhraseMsg
 from flmm_ros.msg import Location as LocationMsg
 from flmm_ros.msg import StageDurations, Watch
-from flmm_ros.pictures import Source
-from flmm_ros.space import View
 
 Located: TypeAlias = tuple[int, Location]
-"""Label of a phrase, and where its thing is."""
+"""Label of a phrase, and the location of its object."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command as it came."""
+    """One command of a client."""
 
     request_id: int
-    """0 for a standing list."""
+    """Counts from 1; 0 for a watch list."""
     mode: Mode
     text: str
-    """As it came."""
+    """As the client sent it."""
     stamp: int = 0
-    """When its sender published it, in nanoseconds of the sender's system clock; 0 if the middleware does not say."""
+    """When the client published it, in nanoseconds of the client's system clock; 0 if the middleware does not report that. Of a
+    goal: when it arrived, by the node's clock."""
     client: Hashable = None
-    """Who sent it; None for who sends goals, whom rclpy does not tell apart."""
+    """Key of fair turns: the publisher's id, or the client that a goal names; None for goals that name none, because rclpy does
+    not report which client sent a goal."""
     goal: Goal | None = None
-    """Where its reply goes, if it came by the action."""
+    """The goal that gets the reply, if the command came by the action."""
     arrived: float = field(default_factory=time.monotonic)
-    """Seconds on the monotonic clock."""
+    """When it arrived, in seconds on the monotonic clock."""
 
     @property
     def spoken(self) -> bool:
-        """Whether its words are for who listens: a question by topic."""
+        """Whether the text of its reply is published for speech output: for questions by topic."""
         return self.goal is None and self.mode == Mode.CHAT
 
 
 def decode_text(serialized: bytes) -> str:
-    """The text of a serialized std_msgs/String.
+    """Deserialize a std_msgs/String.
 
     Raises:
         RefusedError: the message is malformed.
@@ -67,11 +72,11 @@ def decode_text(serialized: bytes) -> str:
 
 
 def decode_phrases(serialized: bytes, most: int) -> list[str]:
-    """The phrases of a serialized Watch.
+    """Deserialize a flmm_ros/Watch.
 
     Args:
         serialized: the message.
-        most: phrases that a list may have.
+        most: maximum number of phrases.
 
     Raises:
         RefusedError: the message is malformed, or its list is too long.
@@ -79,24 +84,24 @@ def decode_phrases(serialized: bytes, most: int) -> list[str]:
     try:
         phrases = list(deserialize_message(serialized, Watch).phrases)
     except Exception as error:
-        raise RefusedError(Status.BAD_COMMAND, "the list to watch is malformed") from error
+        raise RefusedError(Status.BAD_COMMAND, "the watch list is malformed") from error
     if len(phrases) > most:
-        reason = f"the list to watch is too long: expected at most {most} phrases (max_phrases), got {len(phrases)}"
+        reason = f"the watch list is too long: expected at most {most} phrases (max_phrases), got {len(phrases)}"
         raise RefusedError(Status.BAD_COMMAND, reason)
     return phrases
 
 
 def reply_message(command: Command, reply: Reply, now: Time, *, max_text: int) -> tuple[GroundedAnswerMsg, list[Located]]:
-    """A reply as a message.
+    """Convert a reply to a message.
 
     Args:
-        command: that it is the reply to.
+        command: that is answered.
         reply: an answer or a refusal.
         now: by the node's clock.
-        max_text: characters of the command that are repeated if it was too long.
+        max_text: number of characters to which a command that was too long is cut.
 
     Returns:
-        The message, and where those things are that have depth.
+        The message, and the locations of the objects that have depth.
     """
     began = time.monotonic()
     source: Source = reply.source or Source(Header())
@@ -122,14 +127,20 @@ def reply_message(command: Command, reply: Reply, now: Time, *, max_text: int) -
     message.image_height, message.image_width = answer.image_height, answer.image_width
     message.phrases, located = _phrases(answer, source.header, source.view)
     now_ = time.monotonic()
-    message.durations = conversions.durations_message(
+    message.durations = durations_message(
         answer.seconds, waiting=reply.began - arrived, conversion=reply.fetching + now_ - began, total=now_ - arrived
     )
     return message, located
 
 
+def node_reply(node: Node, command: Command, reply: Reply) -> tuple[GroundedAnswerMsg, list[Located]]:
+    """:func:`reply_message` with the clock and the parameters of a node."""
+    longest = parameters.value(node, "max_command_length")
+    return reply_message(command, reply, node.get_clock().now(), max_text=longest)
+
+
 def _phrases(answer: GroundedAnswer, header: Header, view: View) -> tuple[list[GroundedPhraseMsg], list[Located]]:
-    """The phrases, labels counting up from 1, and where they are."""
+    """Phrases as messages, with labels from 1, and the locations that are known."""
     messages: list[GroundedPhraseMsg] = []
     located: list[Located] = []
     for label, phrase in enumerate(answer.phrases, start=1):
@@ -137,15 +148,15 @@ def _phrases(answer: GroundedAnswer, header: Header, view: View) -> tuple[list[G
         if isinstance(place, Location):
             located.append((label, place))
             frame_id = header.frame_id if view.transform is None else view.transform.frame_id
-            place_message = conversions.location_message(place, frame_id)
+            place_message = location_message(place, frame_id)
         else:
             place_message = LocationMsg(reason=place)
-        messages.append(conversions.phrase_message(phrase, label, header, place_message))
+        messages.append(phrase_message(phrase, label, header, place_message))
     return messages, located
 
 
 def _place(view: View, mask: np.ndarray) -> Location | str:
-    """Where it is, or why that is not known."""
+    """The location of an object, or the reason why it is unknown."""
     try:
         return view.locate(mask)
     except NoDepthError as error:
@@ -153,11 +164,11 @@ def _place(view: View, mask: np.ndarray) -> Location | str:
 
 
 def joined(phrases: Sequence[str]) -> str:
-    """A list as one text, as replies repeat it."""
+    """A watch list as one text, as its results repeat it."""
     return ". ".join(phrases)
 
 
 def located_header(message: GroundedAnswerMsg) -> Header:
-    """Of what is about locations: in their frame."""
+    """The header of messages about locations: the stamp of the image, the frame of the locations."""
     frames = [phrase.location.frame_id for phrase in message.phrases if phrase.location.valid]
     return Header(stamp=message.header.stamp, frame_id=frames[0] if frames else message.header.frame_id)

@@ -14,7 +14,7 @@ from std_msgs.msg import Header
 
 from flmm_core.common.plain_text import one_line
 from flmm_core.spatial.location import Location, NoDepthError
-from flmm_ros.conversions import rotation_from_message
+from flmm_ros.conversions.geometry import rotation_from_message
 
 _PATIENCE = 0.1
 """Seconds for which a transform is waited for: it often comes a little later than the image."""

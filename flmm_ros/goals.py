@@ -1,6 +1,6 @@
-"""The action ~/ground: goals become requests, and replies become results. Knows no models.
+"""The action ~/ground: goals become commands, and replies become results. Independent of models.
 
-All changes of a goal's state happen in the executor's thread, so that a cancellation and a result never race.
+All changes of a goal's state happen in the executor's thread, so that cancellation and result cannot race.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.node import Node
 
@@ -17,43 +17,49 @@ from flmm_core.requests.callbacks import Callbacks, Stage
 from flmm_ros.action import Ground
 from flmm_ros.msg import GroundedAnswer
 
-MODES = (GroundedAnswer.MODE_CHAT, GroundedAnswer.MODE_REFER)
-
 
 class Goal(Callbacks):
-    """One goal on its way through the node: what its client sees of the command, and whether it wants it still."""
+    """One accepted goal: publishes its feedback, and ends it with its reply.
 
-    withdraw: Callable[[], None]
-    """To be called when the client does not want it any more; whoever takes the goal sets it."""
+    Args:
+        handle: rclpy's handle of the goal.
+        node: its executor ends the goal.
+        finished: called when the goal has its reply.
+    """
 
-    def __init__(self, handle: ServerGoalHandle, node: Node) -> None:
+    cancel_request: Callable[[], None]
+    """Cancels the request of this goal; set by the receiver of the goal."""
+
+    def __init__(self, handle: ServerGoalHandle, node: Node, *, finished: Callable[[Goal], None]) -> None:
         self._handle = handle
         self._node = node
+        self._finished = finished
         self._stage: Stage = "image"
 
     @property
     def key(self) -> bytes:
-        """Its UUID."""
+        """The UUID of the goal."""
         return bytes(self._handle.goal_id.uuid)
 
     @property
     def request(self) -> Any:
-        """The goal as its client sent it."""
+        """The ``Ground.Goal`` message of the client."""
         return self._handle.request
 
     def on_stage(self, stage: Stage) -> None:
-        """Tell the client."""
+        """Publish the stage as feedback."""
         self._stage = stage
         self._handle.publish_feedback(Ground.Feedback(stage=stage))
 
     def on_text(self, text: str) -> None:
-        """Tell the client the answer so far."""
+        """Publish the answer so far as feedback."""
         self._handle.publish_feedback(Ground.Feedback(stage=self._stage, text=text))
 
     def finish(self, reply: GroundedAnswer) -> None:
-        """End the goal with its reply; from any thread."""
+        """End the goal with its reply; it cannot be cancelled any more. Thread-safe."""
         if self._node.executor is not None:
             self._node.executor.create_task(self._handle.execute, partial(_end, reply))
+        self._finished(self)
 
 
 def _end(reply: GroundedAnswer, handle: ServerGoalHandle) -> Any:
@@ -67,54 +73,42 @@ def _end(reply: GroundedAnswer, handle: ServerGoalHandle) -> Any:
 
 
 class GoalServer:
-    """Serves ``~/ground``.
+    """Serves ``~/ground``. Every goal is accepted, so that its client gets a reply; a refusal aborts it.
 
     Args:
-        node: that serves it.
-        refusal: why no goal can be taken now, or nothing.
-        take: receives each goal that was accepted; it is to be finished, and its ``withdraw`` to be set.
+        node: serves the action.
+        on_goal: receives each goal; must set its ``cancel_request``, and cause its ``finish`` to be called once.
     """
 
-    def __init__(self, node: Node, *, refusal: Callable[[], str], take: Callable[[Goal], None]) -> None:
+    def __init__(self, node: Node, *, on_goal: Callable[[Goal], None]) -> None:
         self._node = node
-        self._refusal = refusal
-        self._take = take
+        self._on_goal = on_goal
         self._goals: dict[bytes, Goal] = {}
+        """Goals without a reply, by their UUIDs."""
         self._server = ActionServer(
             node,
             Ground,
             "~/ground",
             execute_callback=lambda handle: Ground.Result(),  # each goal is ended with a callback of its own
-            goal_callback=self._on_goal,
             handle_accepted_callback=self._on_accepted,
             cancel_callback=self._on_cancel,
         )
 
     def destroy(self) -> None:
-        """Leave the graph: a node that is destroyed does not take its actions along."""
+        """Remove the action from the graph; rclpy does not do so when it destroys the node."""
         self._server.destroy()
 
-    def forget(self, goal: Goal) -> None:
-        """A goal that is finished cannot be cancelled."""
-        self._goals.pop(goal.key, None)
-
-    def _on_goal(self, goal: Any) -> GoalResponse:
-        reason = self._refusal()
-        if not reason and goal.mode not in MODES:
-            reason = f"mode: expected one of {', '.join(map(str, MODES))}, got {goal.mode}"
-        if not reason:
-            return GoalResponse.ACCEPT
-        self._node.get_logger().warning(f"goal rejected: {reason}")
-        return GoalResponse.REJECT
-
     def _on_accepted(self, handle: ServerGoalHandle) -> None:
-        goal = Goal(handle, self._node)
+        goal = Goal(handle, self._node, finished=self._forget)
         self._goals[goal.key] = goal
-        self._take(goal)
+        self._on_goal(goal)
+
+    def _forget(self, goal: Goal) -> None:
+        self._goals.pop(goal.key, None)
 
     def _on_cancel(self, handle: ServerGoalHandle) -> CancelResponse:
         goal = self._goals.get(bytes(handle.goal_id.uuid))
         if goal is None:
             return CancelResponse.REJECT
-        goal.withdraw()
+        goal.cancel_request()
         return CancelResponse.ACCEPT

@@ -1,4 +1,4 @@
-"""What goes out with an answer, for people and for other nodes: label map, overlay, points, markers, detections."""
+"""The topics that accompany an answer, for people and other nodes: label map, overlay, points, markers, detections."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from visualization_msgs.msg import MarkerArray
 from flmm_core.common.plain_text import one_line
 from flmm_core.drawing.overlay import draw_overlay
 from flmm_core.serving.requests import Reply
-from flmm_ros import conversions, detections, markers, qos
+from flmm_ros import detections, markers, qos
 from flmm_ros.commands import Located, located_header
+from flmm_ros.conversions.answers import label_map
+from flmm_ros.conversions.geometry import points_message
+from flmm_ros.conversions.images import image_message
 from flmm_ros.msg import GroundedAnswer
 
 _DRAWN = frozenset({"overlay", "markers"})
-"""For people: made while somebody looks."""
+"""For people: computed only while the topic has a subscriber."""
 _LATCHED = frozenset({"label_info"})
 
 
 class Outputs:
-    """Publishers beside that of the replies. A reply is out before: what goes wrong here is logged, and no refusal."""
+    """Publishes what accompanies an answer. The reply was sent before; errors here are logged and refuse nothing."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -35,7 +38,13 @@ class Outputs:
             node.get_logger().info("vision_msgs is not installed: no ~/detections, ~/detections_3d and ~/label_info")
 
     def publish(self, message: GroundedAnswer, reply: Reply, located: Sequence[Located]) -> None:
-        """Everything about an answer; see :func:`makers`."""
+        """Publish everything about an answer; see :func:`makers`.
+
+        Args:
+            message: the reply as it was sent.
+            reply: an answer.
+            located: the locations of its objects.
+        """
         for name, make in makers(message, reply, located).items():
             publisher = self._publishers[name]
             if name in _DRAWN and publisher.get_subscription_count() == 0:
@@ -47,7 +56,7 @@ class Outputs:
 
 
 def kinds() -> Mapping[str, type]:
-    """Of the messages, by topic below the name of the node."""
+    """Message types by topic, relative to the node's name."""
     found: dict[str, type] = {"label_mask": Image, "overlay": Image, "objects": PointCloud2, "markers": MarkerArray}
     if detections.available():
         found |= {
@@ -59,25 +68,25 @@ def kinds() -> Mapping[str, type]:
 
 
 def makers(message: GroundedAnswer, reply: Reply, located: Sequence[Located]) -> Mapping[str, Callable[[], Any]]:
-    """What makes each message about an answer, by topic as :func:`kinds` has them.
+    """Functions that build the messages about an answer, by topic as in :func:`kinds`; they compute when called.
 
     Args:
         message: the reply as it was sent.
         reply: an answer.
-        located: where its things are.
+        located: the locations of its objects.
     """
-    answer, picture, header = reply.answer, reply.picture, message.header
-    assert answer is not None and picture is not None
+    answer, image, header = reply.answer, reply.image, message.header
+    assert answer is not None and image is not None
 
     def overlay() -> Image:
-        drawn = draw_overlay(picture.pixels, answer, command=message.command)
-        return conversions.image_message(drawn, "rgb8", header)
+        drawn = draw_overlay(image.pixels, answer, command=message.command)
+        return image_message(drawn, "rgb8", header)
 
     points = [(label, place.points) for label, place in located]
     found: dict[str, Callable[[], Any]] = {
-        "label_mask": lambda: conversions.label_map(answer, header),
+        "label_mask": lambda: label_map(answer, header),
         "overlay": overlay,
-        "objects": lambda: conversions.points_message(points, located_header(message)),
+        "objects": lambda: points_message(points, located_header(message)),
         "markers": lambda: markers.markers_message(message),
     }
     if detections.available():

@@ -14,7 +14,7 @@ from flmm_core.common.plain_text import one_line
 from flmm_core.config import Tunable
 from flmm_core.spatial.grasp import Grasp, NoGraspError, top_grasp
 from flmm_ros import parameters, qos
-from flmm_ros.conversions import location_from_message, pose_message
+from flmm_ros.conversions.geometry import location_from_message, pose_message
 from flmm_ros.msg import GroundedAnswer, GroundedPhrase
 from flmm_ros.spinning import RunnableNode
 

@@ -16,13 +16,13 @@ import numpy as np
 import rclpy
 from rclpy.node import Node
 from rclpy.serialization import serialize_message
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from flmm_bench.machine import machine
 from flmm_ros import parameters
 from flmm_ros.conversions import image_message
-from flmm_ros.pictures import Pictures
+from flmm_ros.image_buffer import ImageBuffer
 
 SIZES = ((480, 640), (1080, 1920))
 
@@ -43,7 +43,7 @@ def measure(node: Node, height: int, width: int, rounds: int) -> dict[str, float
     )
     mask = np.zeros((height, width), bool)
     mask[height // 3 : height // 2, width // 3 : width // 2] = True
-    ways = {name: Pictures(node, lambda: "/image") for name in ("without", "with")}
+    ways = {name: ImageBuffer(node) for name in ("without", "with")}
     spent: dict[str, list[float]] = {name: [] for name in ("without", "with", "received", "located")}
 
     def timed(name: str, act: Callable[[], object]) -> object:
@@ -56,12 +56,12 @@ def measure(node: Node, height: int, width: int, rounds: int) -> dict[str, float
         header = Header(stamp=node.get_clock().now().to_msg(), frame_id="camera")
         image.header = depth.header = header
         messages = serialize_message(image), serialize_message(depth)
-        for name, pictures in ways.items():
-            pictures.put(messages[0])
+        for name, images in ways.items():
+            images.put(messages[0])
             if name == "with":
-                timed("received", lambda p=pictures, m=messages: (p.space.put_depth(m[1]), p.space.put_info(info)))
-            picture = timed(name, lambda p=pictures: p.newest(Image))
-        timed("located", lambda p=picture: p.source.view.locate(mask))
+                timed("received", lambda b=images, m=messages: (b.depth.put_depth(m[1]), b.depth.put_info(info)))
+            newest = timed(name, lambda b=images: b.newest())
+        timed("located", lambda n=newest: n.source.view.locate(mask))
     medians = {name: statistics.median(values) for name, values in spent.items()}
     return {name: round(value, 3) for name, value in medians.items()} | {
         "ratio": round((medians["with"] + medians["received"]) / medians["without"], 2)

@@ -23,8 +23,8 @@ from flmm_bench.stress.run import StressTest
 from flmm_core.serving.requests import RefusedError
 from flmm_ros import commands, conversions
 from flmm_ros.client import NoReplyError
+from flmm_ros.depth_matcher import DepthMatcher
 from flmm_ros.msg import GroundedAnswer, Watch
-from flmm_ros.space import Space
 
 MANY = 1500
 MOST = 50_000_000
@@ -58,7 +58,7 @@ def test_depth(little_memory):
 def test_depth_and_camera_info_as_they_come(little_memory):
     chance = random.Random(0)
     for _ in range(MANY // 5):
-        space = Space()
+        space = DepthMatcher()
         space.put_info(fuzzed(CameraInfo, chance))
         try:
             space.put_depth(fuzzed(Image, chance))

@@ -13,9 +13,9 @@ import torch
 from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
 from flmm_core.requests.callbacks import Callbacks
 from flmm_core.serving.queue import FairQueue
-from flmm_core.serving.requests import Limits, Mode, Picture, RefusedError, Request, Status, clean_text
+from flmm_core.serving.requests import CameraImage, Limits, Mode, RefusedError, Request, Status, clean_text
 from flmm_core.serving.server import GroundingServer
-from flmm_core.serving.standing import WatchRequest
+from flmm_core.serving.watch import WatchRequest
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 PIXELS = np.zeros((48, 64, 3), np.uint8)
@@ -91,14 +91,14 @@ SAID = {
 class Bench:
     """A serving server and every reply that it gave."""
 
-    def __init__(self, capacity=3, *, start=True, together=1):
+    def __init__(self, capacity=3, *, start=True, batch_size=1):
         self.pipeline = Scripted()
         self.losses, self.replies = [], []
         self.server = GroundingServer(
             lambda: self.pipeline,
             lost=self.losses.append,
             chat_batch=lambda pipeline, commands: pipeline.chat_batch(commands),
-            batch_size=together,
+            batch_size=batch_size,
         )
         self.facts = self.server.load().result(10)
         self.capacity = capacity
@@ -106,7 +106,7 @@ class Bench:
             self.server.start(capacity)
 
     def request(self, words, mode=Mode.CHAT, **options):
-        options.setdefault("picture", lambda: Picture(PIXELS, "source"))
+        options.setdefault("image", lambda: CameraImage(PIXELS, "source"))
         options.setdefault("reply", lambda reply: self.replies.append((words, reply)))
         return Request(mode, (words,), **options)
 
@@ -150,7 +150,7 @@ def test_in_order_and_no_more_than_the_queue_holds(bench):
     assert statuses == [("d", Status.BUSY), *((words, Status.ANSWERED) for words in ("wait", "a", "b", "c"))]
     assert bench.replies[0][1].reason == "busy: 3 commands are waiting already (queue_size)"
     reply = bench.replies[-1][1]
-    assert (reply.answer.text, reply.source, reply.picture.pixels is PIXELS) == ("c", "source", True)
+    assert (reply.answer.text, reply.source, reply.image.pixels is PIXELS) == ("c", "source", True)
     assert reply.began > requests[2].arrived
 
 
@@ -171,7 +171,7 @@ def test_clients_take_turns():
 
 @pytest.fixture
 def batch():
-    made = Bench(capacity=8, together=3)
+    made = Bench(capacity=8, batch_size=3)
     yield made
     made.pipeline.gate.set()
     made.server.stop(5, "over")
@@ -192,11 +192,11 @@ def test_questions_that_wait_are_answered_together(batch):
 
 
 def test_what_goes_wrong_with_one_leaves_the_others_of_its_batch(batch):
-    def picture():
+    def image():
         raise RefusedError(Status.NO_IMAGE, "no image")
 
     held = batch.hold()
-    requests = [*batch.submit("fail", client="a"), *batch.submit("blind", client="b", picture=picture)]
+    requests = [*batch.submit("fail", client="a"), *batch.submit("blind", client="b", image=image)]
     requests += batch.submit("good", client="c", limits=lambda: Limits(5, 2))
     batch.pipeline.gate.set()
     assert batch.wait([held, *requests])[1:] == [
@@ -231,11 +231,11 @@ def test_what_goes_wrong_is_said_and_the_next_is_served(bench, words):
     assert refusal.answer is None and answer.status == Status.ANSWERED
 
 
-def test_a_picture_may_refuse_its_request(bench):
-    def picture():
+def test_an_image_may_refuse_its_request(bench):
+    def image():
         raise RefusedError(Status.NO_IMAGE, "no image", "header")
 
-    bench.wait(bench.submit("hello", picture=picture))
+    bench.wait(bench.submit("hello", image=image))
     reply = bench.replies[0][1]
     assert (reply.status, reply.reason, reply.source) == (Status.NO_IMAGE, "no image", "header")
 
@@ -263,7 +263,7 @@ def test_an_answer_that_cannot_be_sent_becomes_a_refusal(bench):
 def test_a_reply_is_claimed_once():
     for _ in range(50):
         replies = []
-        request = Request(Mode.CHAT, ("words",), picture=lambda: None, reply=replies.append)
+        request = Request(Mode.CHAT, ("words",), image=lambda: None, reply=replies.append)
         barrier, claims = threading.Barrier(8), []
 
         def claim(request=request, barrier=barrier, claims=claims):
@@ -410,28 +410,28 @@ def test_many_threads_submit_and_cancel_while_the_server_stops_and_starts():
     assert len(counts) == 800 and set(counts.values()) == {1}
 
 
-# --- standing lists -------------------------------------------------------------------------------------------------------
+# --- watch lists ----------------------------------------------------------------------------------------------------------
 
 
 def textured(shift):
-    """A picture with something to follow, moved to the right by ``shift`` pixels."""
+    """An image with something to follow, moved to the right by ``shift`` pixels."""
     noise = np.random.default_rng(0).integers(0, 255, (6, 8), np.uint8)
     return np.roll(np.repeat(np.kron(noise, np.ones((8, 8), np.uint8))[..., None], 3, axis=2), shift, axis=1)
 
 
 class Watching:
-    """A standing list and its results."""
+    """A watch list and its results."""
 
     def __init__(self, *phrases, refresh=3600.0, period=0.01):
-        self.results, self.picture = [], Picture(textured(0), "first")
-        self.standing = WatchRequest(
-            phrases, picture=lambda: self.show(), result=self.results.append, period=lambda: period, refresh=lambda: refresh
+        self.results, self.image = [], CameraImage(textured(0), "first")
+        self.request = WatchRequest(
+            phrases, image=lambda: self.show(), result=self.results.append, period=lambda: period, refresh=lambda: refresh
         )
 
     def show(self):
-        if isinstance(self.picture, Exception):
-            raise self.picture
-        return self.picture
+        if isinstance(self.image, Exception):
+            raise self.image
+        return self.image
 
     def wait(self, count):
         deadline = time.monotonic() + 10
@@ -441,53 +441,53 @@ class Watching:
         return self.results
 
 
-def test_a_standing_list_is_read_once_and_then_followed(bench):
+def test_a_watch_list_is_read_once_and_then_followed(bench):
     watching = Watching("mug", "ball")
-    bench.server.watch(watching.standing)
+    bench.server.watch(watching.request)
     (first,) = watching.wait(1)
     assert (first.answer.text, first.tracked, first.source) == ("mug. ball", False, "first")
     time.sleep(0.05)
-    assert len(watching.results) == 1, "a picture is looked at once"
-    watching.picture = Picture(textured(2), "second")
+    assert len(watching.results) == 1, "an image is looked at once"
+    watching.image = CameraImage(textured(2), "second")
     second = watching.wait(2)[1]
     assert (second.tracked, second.source) == (True, "second")
     assert [phrase.box[0] for phrase in second.answer.phrases] == pytest.approx([22, 22], abs=1)
     assert bench.pipeline.heard.count(("mug", "ball")) == 1
     bench.server.watch(None)
-    watching.picture = Picture(textured(4), "third")
+    watching.image = CameraImage(textured(4), "third")
     time.sleep(0.05)
     assert len(watching.results) == 2
 
 
-def test_a_standing_list_is_read_again_when_it_is_due_or_lost(bench):
+def test_a_watch_list_is_read_again_when_it_is_due_or_lost(bench):
     watching = Watching("mug", refresh=0.0)
-    bench.server.watch(watching.standing)
+    bench.server.watch(watching.request)
     watching.wait(1)
-    watching.picture = Picture(textured(2))
+    watching.image = CameraImage(textured(2))
     assert not watching.wait(2)[1].tracked
     other = Watching("ball")
-    bench.server.watch(other.standing)
+    bench.server.watch(other.request)
     other.wait(1)
-    other.picture = Picture(255 - textured(0))
+    other.image = CameraImage(255 - textured(0))
     assert not other.wait(2)[1].tracked, "nothing of it is there"
-    other.picture = Picture(np.zeros((20, 20, 3), np.uint8))
+    other.image = CameraImage(np.zeros((20, 20, 3), np.uint8))
     assert not other.wait(3)[2].tracked, "another size"
 
 
-def test_what_is_wrong_with_a_picture_is_said_once(bench):
+def test_what_is_wrong_with_an_image_is_said_once(bench):
     watching = Watching("mug")
-    watching.picture = RefusedError(Status.NO_IMAGE, "no image")
-    bench.server.watch(watching.standing)
+    watching.image = RefusedError(Status.NO_IMAGE, "no image")
+    bench.server.watch(watching.request)
     watching.wait(1)
     time.sleep(0.05)
-    watching.picture = RefusedError(Status.IMAGE_TOO_OLD, "too old")
+    watching.image = RefusedError(Status.IMAGE_TOO_OLD, "too old")
     watching.wait(2)
-    watching.picture = Picture(textured(0))
+    watching.image = CameraImage(textured(0))
     watching.wait(3)
     assert [result.status for result in watching.results] == [Status.NO_IMAGE, Status.IMAGE_TOO_OLD, Status.ANSWERED]
 
 
-def test_commands_go_before_a_standing_list():
+def test_commands_go_before_a_watch_list():
     class Slow(Scripted):
         def refer(self, image, phrases, *, callbacks=None):
             self.entered.set()
@@ -506,7 +506,7 @@ def test_commands_go_before_a_standing_list():
     bench.pipeline.entered.clear()
     bench.server.start(3)
     watching = Watching("slow")
-    bench.server.watch(watching.standing)
+    bench.server.watch(watching.request)
     assert bench.pipeline.entered.wait(10)
     assert bench.wait(bench.submit("hello")) == [("hello", Status.ANSWERED)]
     assert bench.pipeline.heard[-2:] == ["given up", "hello"] and not watching.results

@@ -76,6 +76,9 @@ class Traffic:
         """
         self.client.wait_for_node(timeout)
         self.client.wait_until(self._goals.server_is_ready, timeout, f"no action server within {timeout:g} s")
+        publishers = (self._commands, self._phrases, self._lists)
+        read = lambda: min(publisher.get_subscription_count() for publisher in publishers) > 0  # noqa: E731
+        self.client.wait_until(read, timeout, f"the node does not read commands within {timeout:g} s")
 
     def act(self) -> None:
         """Choose one action at random, then receive messages for a moment."""

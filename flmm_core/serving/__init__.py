@@ -1,1 +1,1 @@
-"""Serving a pipeline to several clients: requests, replies, and the one thread that works them off. Knows no transport."""
+"""Serves a pipeline to several clients: requests, replies, and the one worker thread that processes them. No transport."""

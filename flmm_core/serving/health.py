@@ -1,4 +1,4 @@
-"""What a server of commands knows of its own health: counts, durations, whether it can go on. Knows no transport."""
+"""Health of a server of commands: counts, durations, warnings and errors. Independent of any transport."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from flmm_core.common.process_memory import resident_bytes
 from flmm_core.serving.requests import Status
 
 _REMEMBERED = 100
-"""Answers that percentiles are of."""
+"""Number of last answers from which percentiles are computed."""
 _ARRIVALS = 30
-"""Images that their rate is of."""
+"""Number of last images from which the rate is computed."""
 _RECENT = 10.0
-"""Seconds for which a failure of the model on a command is a warning."""
+"""Seconds for which a failed command is reported as a warning."""
 
 _TROUBLE = (Status.MODEL_FAILURE, Status.OUT_OF_MEMORY)
 
 
 class Level(IntEnum):
-    """How it is."""
+    """Severity, as in diagnostics."""
 
     OK = 0
     WARN = 1
@@ -32,19 +32,19 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class HealthReport:
-    """What is to be said now."""
+    """Health at one moment."""
 
     level: Level
     message: str
     values: Mapping[str, str]
-    """By name, in the order in which they are shown."""
+    """Text by name, in the order of display."""
 
 
 class Health:
-    """Counts what happens; :meth:`report` says it.
+    """Counts events; :meth:`report` summarises them. Thread-safe.
 
     Args:
-        camera: whether images come by themselves; else commands bring them.
+        camera: whether images arrive from a camera; if not, each command carries its own image.
     """
 
     def __init__(self, *, camera: bool = True) -> None:
@@ -55,45 +55,45 @@ class Health:
         self._answers = 0
         self._refusals: Counter[Status] = Counter()
         self._trouble = ("", float("-inf"))
-        self._images = self._unreadable = self._looks = self._tracked = 0
+        self._images = self._unreadable = self._watched = self._tracked = 0
         self._arrivals: deque[float] = deque(maxlen=_ARRIVALS)
         self._durations: deque[Mapping[str, float]] = deque(maxlen=_REMEMBERED)
 
     def enter(self, state: str, message: str = "") -> None:
-        """The node's state, and what is in work or went wrong."""
+        """Set the state of the server, with its progress or its error."""
         with self._lock:
             self._state, self._progress = state, message
 
     def loaded(self, facts: Mapping[str, str]) -> None:
-        """Which model it is and where it runs; nothing once it is freed."""
+        """Set the description of the model and its device; empty after it was freed."""
         with self._lock:
             self._facts = facts
 
     def image(self) -> None:
-        """An image message arrived."""
+        """Count an image message."""
         with self._lock:
             self._images += 1
             self._arrivals.append(time.monotonic())
 
     def unreadable(self) -> None:
-        """An image message could not be kept."""
+        """Count an image message that could not be stored."""
         with self._lock:
             self._unreadable += 1
 
     def answered(self, durations: Mapping[str, float]) -> None:
-        """A command was answered; seconds by stage, ``total`` among them."""
+        """Count an answer; ``durations`` are seconds by stage, ``total`` among them."""
         with self._lock:
             self._answers += 1
             self._durations.append(durations)
 
     def watched(self, tracked: bool) -> None:
-        """An image of the standing list was looked at."""
+        """Count an image that the watch list was grounded on."""
         with self._lock:
-            self._looks += 1
+            self._watched += 1
             self._tracked += tracked
 
     def refused(self, status: Status, reason: str) -> None:
-        """A command was refused."""
+        """Count a refusal."""
         with self._lock:
             self._refusals[status] += 1
             if status in _TROUBLE:
@@ -109,14 +109,14 @@ class Health:
         slow_answer: float,
         device_memory: int,
     ) -> HealthReport:
-        """How it is now.
+        """Report the health now.
 
         Args:
-            waiting: commands in the queue.
+            waiting: number of commands in the queue.
             capacity: of the queue.
-            skipped: images that nobody looked at.
-            oldest_image: seconds after which a missing image is a warning; 0: never.
-            slow_answer: seconds that the slowest 5 % of answers may take without a warning; 0: any.
+            skipped: number of images that were replaced before a command used them.
+            oldest_image: seconds without an image after which there is a warning; 0: never.
+            slow_answer: a warning if the slowest 5 % of answers take more seconds than this; 0: never.
             device_memory: bytes on the GPU; 0 without one.
         """
         with self._lock:
@@ -141,7 +141,7 @@ class Health:
 
     def _camera_values(self, now: float, age: float | None, skipped: int) -> dict[str, str]:
         return {
-            "images watched": f"{self._looks}, {self._tracked} of them tracked",
+            "images watched": f"{self._watched}, {self._tracked} of them tracked",
             "images received": str(self._images),
             "images skipped": str(skipped),
             "images unreadable": str(self._unreadable),
@@ -177,7 +177,7 @@ class Health:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest of ``values`` that at least ``share`` of them do not exceed."""
+    """The smallest of ``values`` that is not exceeded by at least ``share`` (0 to 1) of them."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))]
 
@@ -195,5 +195,5 @@ def _percentiles(durations: Sequence[Mapping[str, float]]) -> dict[str, str]:
 
 
 def _rate(arrivals: Sequence[float], now: float) -> float:
-    """Images a second over the last of them; it sinks when none comes any more."""
+    """Images per second over the last arrivals; it falls while none arrives."""
     return (len(arrivals) - 1) / max(now - arrivals[0], 1e-9) if len(arrivals) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""Requests that wait: in the order of arrival for each client, and clients in turn. Its length may be read from any thread."""
+"""The queue of waiting requests: first in, first out for each client, and clients in turn (round robin)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from flmm_core.serving.requests import Mode, Request
 
 
 class FairQueue:
-    """Whoever sends many requests delays their own, not those of others."""
+    """A client that sends many requests delays its own, not those of others.
+
+    Not thread-safe, but its length may be read from any thread.
+    """
 
     def __init__(self) -> None:
         self._lines: OrderedDict[Hashable, deque[Request]] = OrderedDict()
-        """Of each client that waits; the one whose turn it is comes first."""
+        """Requests by client; the client whose turn it is comes first."""
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
     def put(self, request: Request) -> None:
-        """Append to its client's line."""
+        """Append to the requests of its client."""
         self._lines.setdefault(request.client, deque()).append(request)
         self._length += 1
 
     def get(self) -> Request | None:
-        """Take the next one; None if nobody waits."""
+        """Remove and return the next request; None if the queue is empty."""
         if not self._lines:
             return None
         client, line = self._lines.popitem(last=False)
@@ -36,7 +39,7 @@ class FairQueue:
         return request
 
     def get_like(self, mode: Mode, most: int) -> list[Request]:
-        """Take those that come next, as long as they are of a mode and there are at most so many."""
+        """Remove and return the next requests, up to ``most`` of them, and up to the first one of another mode."""
         taken: list[Request] = []
         while len(taken) < most and self._lines and next(iter(self._lines.values()))[0].mode == mode:
             request = self.get()
@@ -45,7 +48,7 @@ class FairQueue:
         return taken
 
     def remove(self, request: Request) -> None:
-        """Forget a request, if it waits."""
+        """Remove a request; does nothing if it is not in the queue."""
         line = self._lines.get(request.client, deque())
         if request in line:
             line.remove(request)
@@ -54,7 +57,7 @@ class FairQueue:
                 del self._lines[request.client]
 
     def clear(self) -> list[Request]:
-        """Take all."""
+        """Remove and return all requests."""
         left = [request for line in self._lines.values() for request in line]
         self._lines.clear()
         self._length = 0

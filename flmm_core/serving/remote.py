@@ -1,7 +1,7 @@
-"""A pipeline that lives elsewhere: commands go to a fleet over HTTP, answers come back as the same types. Knows no models.
+"""A client of a fleet with the interface of a pipeline: commands go out over HTTP, answers come back as the same types.
 
-A command is a pure function of its image and words, so one whose replica dies is sent again, to another: its caller gets one
-answer.
+A command depends on nothing but its image and its words. If the replica that processes it dies, the command is sent again, to
+another replica, and the caller still gets exactly one answer.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from flmm_core.serving.wire import WireCommand, answer_from_json, image_bytes
 from flmm_core.types import GroundedAnswer
 
 PATIENCE = 30.0
-"""Seconds for which a command is sent again while no replica answers it."""
+"""Seconds for which a command is repeated while no replica answers it."""
 _PAUSE = 0.25
-"""Seconds before it is sent again, at first; twice as long each time, up to :data:`_LONGEST_PAUSE`."""
+"""Seconds before the first repetition; doubled each time, up to :data:`_LONGEST_PAUSE`."""
 _LONGEST_PAUSE = 2.0
 _SILENCE = httpx.Timeout(10.0)
-"""Longest silence of a replica at work: it says something several times a second."""
+"""Timeout between two lines of a reply: a replica at work sends several per second."""
 _AGAIN = (Status.BUSY, Status.SHUTTING_DOWN)
-"""Refusals of one replica that another may not repeat."""
+"""Refusals after which another replica may still answer."""
 
 
 class FleetError(RuntimeError):
-    """The fleet cannot be reached, or does not answer as one does."""
+    """The fleet cannot be reached, or its reply has an unexpected form."""
 
 
 @dataclass(frozen=True)
 class RemoteImage:
-    """An image as it is sent."""
+    """An image as it is sent to the fleet."""
 
     content: bytes
     """PNG."""
 
 
 class RemotePipeline:
-    """What a :class:`~flmm_core.serving.server.GroundingServer` serves, at the other end of a network.
+    """A :class:`~flmm_core.serving.pipeline.Pipeline` that runs in a fleet.
 
     Args:
         server: address of the fleet, for instance ``http://fleet.local:8000``.
-        patience: seconds for which a command is sent again while no replica answers it.
+        patience: seconds for which a command is repeated while no replica answers it.
     """
 
     def __init__(self, server: str, *, patience: float = PATIENCE) -> None:
@@ -63,11 +63,11 @@ class RemotePipeline:
         self._client = httpx.Client(timeout=_SILENCE)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the HTTP connections."""
         self._client.close()
 
     def encode(self, image: np.ndarray) -> RemoteImage:
-        """Pack ``[H, W, 3]`` uint8 RGB, without loss."""
+        """Compress ``[H, W, 3]`` uint8 RGB as PNG, without loss."""
         return RemoteImage(image_bytes(image))
 
     def chat(
@@ -83,7 +83,7 @@ class RemotePipeline:
 
         Raises:
             CommandError: the words cannot be used.
-            CommandCancelledError: ``callbacks`` said so.
+            CommandCancelledError: ``callbacks`` cancelled the command.
             MemoryFullError: the replica has too little memory left.
             FleetError: no replica answered.
         """
@@ -95,7 +95,11 @@ class RemotePipeline:
         return self._answer(image, WireCommand(Mode.REFER.name, tuple(phrases), self._name), callbacks or Callbacks())
 
     def describe(self) -> Mapping[str, str]:
-        """What the replicas run, as one of them says it."""
+        """Description of the model, from one of the replicas.
+
+        Raises:
+            FleetError: no fleet answers at this address.
+        """
         try:
             response = self._client.get(f"{self._server}/describe")
             response.raise_for_status()
@@ -105,7 +109,7 @@ class RemotePipeline:
         return {"server": self._server, **facts}
 
     def device_memory(self) -> int:
-        """0: it has no GPU of its own."""
+        """Always 0: the GPUs are those of the replicas."""
         return 0
 
     def _answer(self, image: RemoteImage, command: WireCommand, callbacks: Callbacks) -> GroundedAnswer:
@@ -131,7 +135,7 @@ class RemotePipeline:
                 raise _TryAgainError(f"HTTP {response.status_code}")
             for line in _lines(response):
                 if callbacks.cancelled():
-                    raise CommandCancelledError("command: cancelled")  # the stream is closed, and the replica stops
+                    raise CommandCancelledError("command: cancelled")  # closing the stream stops the replica
                 if "answer" in line:
                     return answer_from_json(line["answer"])
                 if "refused" in line:
@@ -144,19 +148,19 @@ class RemotePipeline:
 
 
 class _TryAgainError(Exception):
-    """This replica did not answer; another may."""
+    """This replica did not answer, but another one may."""
 
 
 def _lines(response: httpx.Response) -> Iterator[dict[str, Any]]:
     for line in response.iter_lines():
         try:
             yield json.loads(line)
-        except json.JSONDecodeError as error:  # the replica died in the middle of it
-            raise _TryAgainError("a broken reply") from error
+        except json.JSONDecodeError as error:  # the replica died while it was sending
+            raise _TryAgainError("an incomplete reply") from error
 
 
 def _error(status: Status, reason: str) -> Exception:
-    """A refusal as the error that a pipeline raises."""
+    """The error that a pipeline would raise for this refusal."""
     if status in _AGAIN:
         return _TryAgainError(reason)
     if status == Status.BAD_COMMAND:
@@ -172,7 +176,7 @@ def _detail(content: bytes) -> str:
     try:
         return one_line(ValueError(str(json.loads(content)["detail"])))
     except (json.JSONDecodeError, KeyError, TypeError):
-        return "the server refused it"
+        return "the server refused the command"
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Commands on their way to a model, and the replies on their way back. Knows no models and no transport."""
+"""Requests to a model and replies to them: types, statuses, checks. Independent of models and of any transport."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from flmm_core.requests.callbacks import Callbacks
 from flmm_core.types import GroundedAnswer
 
 UNUSABLE, FAILED = "the command cannot be used: ", "the model failed: "
-"""What stands before the reason of a command that is to blame, and of a model that is."""
+"""Prefixes of a refusal's reason: the command is at fault, or the model is."""
 
 
 class Status(IntEnum):
-    """What became of a command."""
+    """Outcome of a command."""
 
     ANSWERED = 0
     NO_IMAGE = 1
@@ -40,18 +40,18 @@ class Status(IntEnum):
 
 
 class Mode(IntEnum):
-    """What is wanted of a picture."""
+    """Kind of request."""
 
     CHAT = 0
-    """An answer, and masks of what it names."""
+    """Generate an answer, and ground its phrases."""
     REFER = 1
-    """Masks of a given phrase."""
+    """Ground given phrases; nothing is generated."""
     WATCH = 2
-    """Masks of a standing list of phrases, again and again."""
+    """Ground a watch list again and again."""
 
 
 class RefusedError(Exception):
-    """A command that gets no answer: its status, the reason in one sentence, and the source of a picture that was refused."""
+    """A command that gets no answer: its status, the reason in one sentence, and the source of its image, if one was found."""
 
     def __init__(self, status: Status, reason: str, source: Any = None) -> None:
         super().__init__(reason)
@@ -61,13 +61,13 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What a command looks at."""
+class CameraImage:
+    """The image that a command is about."""
 
     pixels: np.ndarray
     """``[H, W, 3]`` uint8 RGB."""
     source: Any = None
-    """What its sender knows of it, for instance its header; carried through unread."""
+    """What its sender knows about it, for instance its header; passed on to the reply unchanged."""
 
 
 @dataclass(frozen=True)
@@ -76,40 +76,40 @@ class Reply:
 
     status: Status
     reason: str = ""
-    """Why it was refused, in one sentence; empty if it was answered."""
+    """Why the command was refused, in one sentence; empty if it was answered."""
     answer: GroundedAnswer | None = None
-    """None if it was refused."""
-    picture: Picture | None = None
-    """What was looked at; None if it was refused."""
+    """None if the command was refused."""
+    image: CameraImage | None = None
+    """The image of the answer; None if the command was refused."""
     source: Any = None
-    """Source of the picture; of one that was refused, too."""
+    """Source of the image, also of one that was refused."""
     began: float = 0.0
-    """When the worker took it up, in seconds on the monotonic clock; 0 if it never did."""
+    """When the worker started on the command, in seconds on the monotonic clock; 0 if it never did."""
     fetching: float = 0.0
-    """Seconds in which its picture was fetched and read."""
+    """Seconds for fetching and reading the image."""
     tracked: bool = False
-    """The masks were carried over from an earlier picture; the model has not seen this one."""
+    """The masks follow from those of an earlier image by optical flow; the model has not processed this one."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one answer; None: as the pipeline is configured."""
+    """Limits of one answer; None: as the pipeline is configured."""
 
     max_new_tokens: int | None = None
     max_phrases: int | None = None
 
 
 class Request:
-    """A command: it knows where its picture comes from and where its reply goes, and gets one reply exactly.
+    """A command, with the source of its image and the destination of its reply. It gets exactly one reply.
 
     Args:
         mode: CHAT or REFER.
-        words: as the model reads them, see :func:`clean_text`: the question, or the phrases of refer mode.
-        picture: gives the picture when the command's turn comes, in the worker's thread; may raise :class:`RefusedError`.
-        reply: takes the reply, in any thread. If it cannot send it and raises, it is called again with a refusal that says so.
-        limits: of the answer. Asked when the command's turn comes; may raise :class:`RefusedError`.
-        client: who asks; clients are served in turn.
-        callbacks: follows the command.
+        words: cleaned by :func:`clean_text`: the question, or the phrases of refer mode.
+        image: returns the image when the command starts, in the worker's thread; may raise :class:`RefusedError`.
+        reply: sends the reply, in any thread. If it raises, it is called again with a refusal that gives the reason.
+        limits: returns the limits of the answer when the command starts; may raise :class:`RefusedError`.
+        client: identifies the client; clients are served in turn, and all requests with an equal key share one turn.
+        callbacks: receives progress, and can cancel the command.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Request:
         mode: Mode,
         words: Sequence[str],
         *,
-        picture: Callable[[], Picture],
+        image: Callable[[], CameraImage],
         reply: Callable[[Reply], None],
         limits: Callable[[], Limits] = Limits,
         client: Hashable = None,
@@ -125,22 +125,22 @@ class Request:
     ) -> None:
         self.mode = mode
         self.words = tuple(words)
-        self.picture = picture
+        self.image = image
         self.limits = limits
         self.client = client
         self.callbacks = callbacks or Callbacks()
         self.arrived = time.monotonic()
-        """Seconds on the monotonic clock."""
+        """When the request was made, in seconds on the monotonic clock."""
         self.replied = threading.Event()
-        """Set when the reply has been handed over."""
+        """Set when the reply has been sent."""
         self._reply = reply
         self._unclaimed = threading.Lock()
 
     def finish(self, reply: Reply) -> bool:
-        """Give the command its reply, unless it has one: the first caller does, whatever its thread.
+        """Reply, unless the command already has its reply. Thread-safe.
 
         Returns:
-            Whether this was the first.
+            Whether this call replied.
         """
         if not self._unclaimed.acquire(blocking=False):
             return False
@@ -148,7 +148,7 @@ class Request:
             self._reply(reply)
         except Exception as error:
             reason = f"the answer cannot be sent: {one_line(error)}"
-            with suppress(Exception):  # then nothing can be sent any more, and the next command is to be served all the same
+            with suppress(Exception):  # nothing can be sent to this client; the server must go on
                 self._reply(Reply(Status.MODEL_FAILURE, reason, source=reply.source, began=reply.began))
         finally:
             self.replied.set()
@@ -160,27 +160,27 @@ class Request:
 
 
 def clean_text(text: str, max_length: int) -> str:
-    """A command as the model reads it: control characters become spaces, white space is single.
+    """Clean a command for the model: control characters become spaces, runs of white space one space.
 
     Raises:
-        RefusedError: nothing is left, or the text is too long.
+        RefusedError: nothing visible is left, or the text is longer than ``max_length`` characters.
     """
     if len(text) > max_length:
         reason = f"the command is too long: expected at most {max_length} characters (max_command_length), got {len(text)}"
         raise RefusedError(Status.COMMAND_TOO_LONG, reason)
     categories = [unicodedata.category(sign) for sign in text]
     words = " ".join("".join(" " if c in ("Cc", "Cs") else s for s, c in zip(text, categories, strict=True)).split())
-    if all(category[0] in "CZ" for category in categories):  # nothing to see: controls, formats, spaces
+    if all(category[0] in "CZ" for category in categories):  # nothing visible: controls, formats, spaces
         raise RefusedError(Status.EMPTY_COMMAND, "the command is empty")
     return words
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Whatever goes wrong with a command inside the block, as a refusal.
+    """Turn any exception of the block into a refusal.
 
     Raises:
-        RefusedError: says what went wrong.
+        RefusedError: with the status and the reason that the exception stands for.
     """
     try:
         yield
@@ -197,5 +197,5 @@ def refusing() -> Iterator[None]:
 
 
 def cancelled() -> RefusedError:
-    """Of a command that its sender does not want any more."""
+    """The refusal of a command that its client cancelled."""
     return RefusedError(Status.CANCELLED, "the client cancelled the command")

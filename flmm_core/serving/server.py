@@ -1,90 +1,42 @@
-"""Serves one pipeline to several clients: a bounded queue, one thread, one reply to each command.
+"""Serves one pipeline to several clients: a bounded queue, one worker thread, one reply to each command.
 
-Load, start, submit, cancel, stop, start again, ..., unload. Whatever happens, each request that was submitted gets one reply:
-an answer, or the reason why there is none.
+The order of calls is load, start, submit and cancel, stop, start again, ..., unload. Every request that was submitted gets
+exactly one reply: an answer, or a refusal with its reason.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from flmm_core.common.plain_text import one_line
-from flmm_core.requests.callbacks import Callbacks
-from flmm_core.requests.chat_command import ChatCommand
+from flmm_core.common.process_memory import release_memory
+from flmm_core.serving.pipeline import ChatBatch, Pipeline
 from flmm_core.serving.queue import FairQueue
-from flmm_core.serving.requests import (
-    Limits,
-    Mode,
-    Picture,
-    RefusedError,
-    Reply,
-    Request,
-    Status,
-    cancelled,
-    refusing,
-)
-from flmm_core.serving.standing import WatchRequest, WatchWork
-from flmm_core.types import GroundedAnswer
+from flmm_core.serving.requests import Mode, RefusedError, Request, Status, cancelled
+from flmm_core.serving.watch import WatchRequest, WatchWork
+from flmm_core.serving.work import answer_requests
 
 _ENDING = 0.2
-"""Seconds in which a thread that has nothing to do any more ends."""
+"""Seconds in which an idle worker thread ends."""
 _SENDING = 0.3
-"""Seconds for an answer that is ready at the last moment to be sent."""
-_TRY_OUT = (240, 320)
-"""Height and width of the grey image of the first pass."""
-
-
-class Pipeline(Protocol):
-    """What is served: :class:`flmm_core.pipeline.GroundingPipeline`, or what behaves like it."""
-
-    def encode(self, image: np.ndarray) -> Any:
-        """A handle of ``[H, W, 3]`` uint8 RGB for the commands about it."""
-
-    def chat(
-        self,
-        image: Any,
-        text: str,
-        *,
-        max_new_tokens: int | None = None,
-        max_phrases: int | None = None,
-        callbacks: Callbacks | None = None,
-    ) -> GroundedAnswer:
-        """Answer and ground."""
-
-    def refer(self, image: Any, phrases: Sequence[str], *, callbacks: Callbacks | None = None) -> GroundedAnswer:
-        """Ground given phrases."""
-
-    def describe(self) -> Mapping[str, str]:
-        """What it is and where it runs, for people."""
-
-    def device_memory(self) -> int:
-        """Bytes that it has on a GPU; 0 without one."""
-
-
-ChatBatch = Callable[[Any, Sequence[ChatCommand]], Iterator[GroundedAnswer | Exception]]
-"""As :func:`flmm_core.chat.batching.chat_batch`."""
+"""Seconds for sending an answer that is ready at the last moment."""
+_WARM_UP = (240, 320)
+"""Height and width in pixels of the grey image of the first pass."""
 
 
 class GroundingServer:
-    """Serves a pipeline. All methods may be called from any thread, but one at a time from those that change its state.
+    """Serves a pipeline. All methods may be called from any thread; those that change the state, one at a time.
 
     Args:
-        load: builds the pipeline, in the worker's thread.
-        lost: told once, with the reason, when the worker's thread died; every request got its refusal before. Nothing can be
-            served any more until it was unloaded and loaded again.
-        chat_batch: answers several chat commands in one batch; None to answer them one by one.
-        batch_size: most chat commands that are answered in one batch, if they wait.
+        load: builds the pipeline, in the worker thread.
+        lost: called once, with the reason, when the worker thread died; every request was refused before. The server can be
+            used again after :meth:`unload` and :meth:`load`.
+        chat_batch: answers several chat commands in one batch; needed for a ``batch_size`` above 1.
+        batch_size: maximum number of waiting chat commands that are answered in one batch.
     """
 
     def __init__(
@@ -95,10 +47,12 @@ class GroundingServer:
         chat_batch: ChatBatch | None = None,
         batch_size: int = 1,
     ) -> None:
+        if batch_size > 1 and chat_batch is None:
+            raise ValueError(f"batch_size: expected 1 without chat_batch, got {batch_size}")
         self._load = load
         self._lost = lost
         self._chat_batch = chat_batch
-        self._batch_size = batch_size if chat_batch is not None else 1
+        self._batch_size = batch_size
         self._changed = threading.Condition()
         self._queue = FairQueue()
         self._capacity = 0
@@ -106,17 +60,17 @@ class GroundingServer:
         self._serving = False
         self._ending = False
         self._stopped = RefusedError(Status.SHUTTING_DOWN, "the node is not active")
-        self._standing: WatchWork | None = None
+        self._watch: WatchWork | None = None
         self._pipeline: Pipeline | None = None
         self._thread: threading.Thread | None = None
 
     # --- states -----------------------------------------------------------------------------------------------------------
 
     def load(self) -> Future[Mapping[str, str]]:
-        """Load the pipeline and try it out, in the worker's thread.
+        """Load the pipeline and run it once, in the worker thread.
 
         Returns:
-            Done when that is done: what the pipeline says of itself, or what went wrong; then nothing is left of it.
+            The pipeline's description when both have succeeded; else the error, and nothing stays loaded.
         """
         assert self._thread is None, "unload first"
         loaded: Future[Mapping[str, str]] = Future()
@@ -126,10 +80,10 @@ class GroundingServer:
         return loaded
 
     def start(self, capacity: int) -> None:
-        """Take requests from now on.
+        """Accept requests from now on.
 
         Args:
-            capacity: requests that may wait; those in work do not count.
+            capacity: maximum number of waiting requests; those in work do not count.
         """
         with self._changed:
             assert self._pipeline is not None, "load first"
@@ -137,18 +91,18 @@ class GroundingServer:
             self._serving = True
 
     def stop(self, timeout: float, reason: str) -> None:
-        """Take no more requests, refuse those that wait, and let those in work finish; refuse them too if they take longer.
+        """Accept no more requests, refuse the waiting ones, and let those in work finish, or refuse them after ``timeout``.
 
         Args:
             timeout: seconds.
-            reason: why, for those who are refused.
+            reason: for the refusals.
         """
         self.watch(None)
         with self._changed:
             self._stopped = RefusedError(Status.SHUTTING_DOWN, reason)
             self._serving = False
-            left = self._queue.clear()
-        for request in left:
+            waiting = self._queue.clear()
+        for request in waiting:
             request.refuse(self._stopped)
         with self._changed:
             self._changed.wait_for(lambda: not self._in_work, timeout)
@@ -157,13 +111,13 @@ class GroundingServer:
             _abandon(request, self._stopped)
 
     def unload(self, timeout: float) -> bool:
-        """Free the pipeline; it is to be stopped before.
+        """Free the pipeline of a server that was stopped.
 
         Args:
-            timeout: seconds to wait for what is in work, or for a load.
+            timeout: seconds to wait for requests in work, or for a load.
 
         Returns:
-            Whether it is gone; if not, something is still in work.
+            Whether it was freed; if not, a request is still in work.
         """
         with self._changed:
             self._ending = True
@@ -172,14 +126,9 @@ class GroundingServer:
             self._thread.join(timeout + _ENDING)
             if self._thread.is_alive():
                 return False
-        self._thread = self._pipeline = self._standing = None
-        _give_memory_back()
+        self._thread = self._pipeline = self._watch = None
+        release_memory()
         return True
-
-    @property
-    def serving(self) -> bool:
-        """Whether requests are taken."""
-        return self._serving
 
     @property
     def busy(self) -> bool:
@@ -188,57 +137,57 @@ class GroundingServer:
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue."""
+        """Number of requests in the queue."""
         return len(self._queue)
 
     def device_memory(self) -> int:
-        """Bytes on a GPU; 0 without one, and while nothing is loaded."""
+        """Bytes that the pipeline has on a GPU; 0 without one, and while nothing is loaded."""
         pipeline = self._pipeline
         return pipeline.device_memory() if pipeline is not None else 0
 
     # --- requests ---------------------------------------------------------------------------------------------------------
 
-    def refusal(self) -> RefusedError | None:
-        """Why no request can be taken now, if so."""
-        if not self._serving:
-            return self._stopped
-        if len(self._queue) >= self._capacity:
-            return RefusedError(Status.BUSY, f"busy: {self._capacity} commands are waiting already (queue_size)")
-        return None
-
     def submit(self, request: Request) -> None:
-        """Queue a request; it gets its refusal at once if it cannot be taken."""
+        """Queue a request; if it cannot be accepted, it is refused at once."""
         with self._changed:
-            refusal = self.refusal()
+            refusal = self._refusal()
             if refusal is None:
                 self._queue.put(request)
                 self._changed.notify_all()
         if refusal is not None:
             request.refuse(refusal)
 
+    def _refusal(self) -> RefusedError | None:
+        """Why no request can be accepted now; None if one can."""
+        if not self._serving:
+            return self._stopped
+        if len(self._queue) >= self._capacity:
+            return RefusedError(Status.BUSY, f"busy: {self._capacity} commands are waiting already (queue_size)")
+        return None
+
     def cancel(self, request: Request) -> None:
-        """Its sender does not want it any more: it gets its refusal now, and if it is in work, that ends within a token."""
+        """Refuse a request as cancelled, now; if it is in work, its generation ends within one token."""
         request.callbacks.cancel()
         with self._changed:
             self._queue.remove(request)
         request.refuse(cancelled())
 
-    def watch(self, standing: WatchRequest | None) -> None:
-        """Work on a standing list whenever nothing else waits; None ends that."""
+    def watch(self, request: WatchRequest | None) -> None:
+        """Process a watch list whenever no command waits; it replaces the list before. None ends that."""
         with self._changed:
-            if self._standing is not None:
-                self._standing.cancel()
-            self._standing = None if standing is None else WatchWork(standing, wanted=lambda: len(self._queue) > 0)
+            if self._watch is not None:
+                self._watch.cancel()
+            self._watch = None if request is None else WatchWork(request, preempted=lambda: len(self._queue) > 0)
             self._changed.notify_all()
 
-    # --- worker's thread --------------------------------------------------------------------------------------------------
+    # --- worker thread ----------------------------------------------------------------------------------------------------
 
     def _run(self, loaded: Future[Mapping[str, str]]) -> None:
         try:
             self._pipeline = pipeline = self._load()
-            # A first pass over a grey image in both modes: the first command is then as fast as the others, and parts that
-            # do not fit together are noticed now.
-            grey = pipeline.encode(np.full((*_TRY_OUT, 3), 128, np.uint8))
+            # A first pass over a grey image in both modes: it allocates and compiles what later commands reuse, and fails
+            # now if parts of the pipeline do not fit together.
+            grey = pipeline.encode(np.full((*_WARM_UP, 3), 128, np.uint8))
             pipeline.refer(grey, ["thing"])
             pipeline.chat(grey, "thing", max_new_tokens=2)
             facts = pipeline.describe()
@@ -252,13 +201,13 @@ class GroundingServer:
                 if isinstance(work, WatchWork):
                     work.run(pipeline)
                 else:
-                    self._answer(pipeline, work)
-                del work  # what is kept while nothing is to do is not freed
+                    answer_requests(pipeline, work, self._chat_batch)
+                del work  # else its images would stay in memory until the next command
         except BaseException as error:
             self._die(f"cannot serve: {one_line(error)}")
 
     def _next(self) -> list[Request] | WatchWork | None:
-        """End requests and take up the next, in one step: between the two they would be nowhere."""
+        """Finish the requests in work and take the next ones, in one step: every request is always in one of the two lists."""
         with self._changed:
             self._in_work = []
             self._changed.notify_all()
@@ -269,33 +218,10 @@ class GroundingServer:
                     others = self._batch_size - 1 if request.mode == Mode.CHAT else 0
                     self._in_work = [request, *self._queue.get_like(Mode.CHAT, others)]
                     return self._in_work
-                pause = None if self._standing is None else self._standing.pause()
+                pause = None if self._watch is None else self._watch.pause()
                 if pause == 0.0:
-                    return self._standing
+                    return self._watch
                 self._changed.wait(pause)
-
-    def _answer(self, pipeline: Pipeline, requests: Sequence[Request]) -> None:
-        """Answer one request, or several that are chat commands."""
-        looks: list[_Look] = []
-        for request in requests:
-            with _replying(request):
-                looks.append(_Look.of(pipeline, request))
-        if len(looks) > 1 and self._chat_batch is not None:
-            outcomes = self._chat_batch(
-                pipeline, [ChatCommand(look.image, look.request.words[0], **look.options) for look in looks]
-            )
-            for look, outcome in zip(looks, outcomes, strict=True):
-                with _replying(look.request):
-                    if isinstance(outcome, Exception):
-                        raise outcome
-                    look.finish(outcome)
-            return
-        for look in looks:
-            with _replying(look.request):
-                if look.request.mode == Mode.REFER:
-                    look.finish(pipeline.refer(look.image, look.request.words, callbacks=look.request.callbacks))
-                else:
-                    look.finish(pipeline.chat(look.image, look.request.words[0], **look.options))
 
     def _die(self, reason: str) -> None:
         refusal = RefusedError(Status.MODEL_FAILURE, reason)
@@ -309,67 +235,8 @@ class GroundingServer:
         self._lost(reason)
 
 
-@dataclass(frozen=True)
-class _Look:
-    """A request in work, with its picture."""
-
-    request: Request
-    limits: Limits
-    picture: Picture
-    image: Any
-    began: float
-    fetched: float
-
-    @classmethod
-    def of(cls, pipeline: Pipeline, request: Request) -> _Look:
-        """Fetch what belongs to a request; raises what its functions and the pipeline raise."""
-        began = time.monotonic()
-        limits, picture = request.limits(), request.picture()
-        fetched = time.monotonic()
-        return cls(request, limits, picture, pipeline.encode(picture.pixels), began, fetched)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Of a chat command."""
-        limits = self.limits
-        return {"max_new_tokens": limits.max_new_tokens, "max_phrases": limits.max_phrases, "callbacks": self.request.callbacks}
-
-    def finish(self, answer: GroundedAnswer) -> None:
-        """Reply."""
-        self.request.finish(
-            Reply(
-                Status.ANSWERED,
-                answer=answer,
-                picture=self.picture,
-                source=self.picture.source,
-                began=self.began,
-                fetching=self.fetched - self.began,
-            )
-        )
-
-
-@contextmanager
-def _replying(request: Request) -> Iterator[None]:
-    """Refuse the request if something goes wrong inside the block."""
-    try:
-        with refusing():
-            yield
-    except RefusedError as refusal:
-        request.refuse(refusal)
-
-
 def _abandon(request: Request, refusal: RefusedError) -> None:
-    """Refuse a request that is in work; its answer may be on its way just now, and is out then when this returns."""
+    """Refuse a request in work; if its answer is being sent at this moment, wait until it has been sent."""
     request.callbacks.cancel()
     request.refuse(refusal)
     request.replied.wait(_SENDING)
-
-
-def _give_memory_back() -> None:
-    """What was freed goes back to the GPU and to the system: Python and the C library would keep it for later."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-    if trim is not None:
-        trim(0)

@@ -1,8 +1,8 @@
-"""Commands and answers on their way over HTTP, as images and JSON. Knows no server and no client.
+"""The HTTP format of commands and answers: images and JSON. Independent of server and client.
 
 A command is a multipart form: ``image``, a PNG or JPEG file, and ``command``, JSON of :class:`WireCommand`. The reply is a
-stream of JSON lines: ``{}`` while nothing happens, ``{"stage": ...}``, ``{"text": ...}`` and at the end ``{"answer": ...}`` or
-``{"refused": ..., "reason": ...}``, a name of :class:`~flmm_core.serving.requests.Status` and why.
+stream of JSON lines: ``{}`` as a keep-alive, ``{"stage": ...}``, ``{"text": ...}`` and at the end ``{"answer": ...}`` or
+``{"refused": ..., "reason": ...}``, a name of :class:`~flmm_core.serving.requests.Status` and the reason.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ _FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
 @dataclass(frozen=True)
 class WireCommand:
-    """What is wanted of an image."""
+    """A command about an image."""
 
     mode: str
     """Name of a :class:`~flmm_core.serving.requests.Mode`: CHAT or REFER."""
     words: tuple[str, ...]
     """The question, or the phrases."""
     client: str = ""
-    """Who asks; clients are served in turn."""
+    """Identifies the client; clients are served in turn."""
     max_new_tokens: int | None = None
     max_phrases: int | None = None
 
     def to_json(self) -> str:
-        """As the form has it."""
+        """The field ``command`` of the form."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> WireCommand:
-        """Read it.
+        """Parse the field ``command`` of the form.
 
         Raises:
-            ValueError: says what was expected and what came.
+            ValueError: not such an object; the message names what was expected and what was given.
         """
         try:
             value = json.loads(text)
@@ -54,7 +54,7 @@ class WireCommand:
         names = {entry.name for entry in fields(cls)}
         if not isinstance(value, dict) or not {"mode", "words"} <= set(value) <= names:
             known = ", ".join(sorted(names))
-            raise ValueError(f"command: expected an object of mode, words and perhaps others of {known}, got {text!r:.80}")
+            raise ValueError(f"command: expected an object with mode and words, other keys from {known}, got {text!r:.80}")
         modes = (Mode.CHAT.name, Mode.REFER.name)
         if value["mode"] not in modes:
             raise ValueError(f"mode: expected one of {', '.join(modes)}, got {value['mode']!r:.40}")
@@ -70,13 +70,13 @@ class WireCommand:
 
 
 def image_bytes(image: np.ndarray) -> bytes:
-    """``[H, W, 3]`` uint8 RGB as PNG: what comes out at the other end is the same to the bit."""
+    """Compress ``[H, W, 3]`` uint8 RGB as PNG, without loss."""
     _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _FAST)
     return encoded.tobytes()
 
 
 def answer_to_json(answer: GroundedAnswer) -> dict[str, Any]:
-    """An answer; masks are PNGs of their boxes."""
+    """Convert an answer to JSON; each mask is a base64 PNG, cropped to its box."""
     return {
         "text": answer.text,
         "image_height": answer.image_height,
@@ -88,7 +88,7 @@ def answer_to_json(answer: GroundedAnswer) -> dict[str, Any]:
 
 
 def answer_from_json(value: Mapping[str, Any]) -> GroundedAnswer:
-    """What :func:`answer_to_json` wrote."""
+    """Inverse of :func:`answer_to_json`."""
     height, width = value["image_height"], value["image_width"]
     return GroundedAnswer(
         text=value["text"],

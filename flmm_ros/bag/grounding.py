@@ -11,15 +11,15 @@ from rclpy.serialization import deserialize_message
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 
-from flmm_core.serving.requests import Mode, Picture, RefusedError, Reply, Status, refusing
-from flmm_core.serving.server import Pipeline
+from flmm_core.serving.pipeline import Pipeline
+from flmm_core.serving.requests import CameraImage, Mode, RefusedError, Reply, Status, refusing
 from flmm_ros import conversions
 from flmm_ros.bag.files import BagError, BagWriter, Recorded, read
 from flmm_ros.commands import Command, Located, reply_message
+from flmm_ros.depth_matcher import DepthMatcher, View
+from flmm_ros.image_buffer import Source
 from flmm_ros.msg import GroundedAnswer
 from flmm_ros.outputs import makers
-from flmm_ros.pictures import Source
-from flmm_ros.space import Space, View
 
 _IMAGES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
 _NOT_CAMERAS = ("depth", "disparity", "label", "mask", "overlay")
@@ -65,12 +65,12 @@ def image_topic(path: Path, wanted: str, warn: Callable[[str], None]) -> tuple[s
     return cameras[0], counts[cameras[0]]
 
 
-def images(path: Path, topics: Topics, every: int) -> Iterator[tuple[int, Recorded, Space]]:
+def images(path: Path, topics: Topics, every: int) -> Iterator[tuple[int, Recorded, DepthMatcher]]:
     """Every n-th image of a bag, with its number and the depth images around it.
 
     An image is yielded when the depth that follows it has been read, or does not come.
     """
-    space, number = Space(), -1
+    space, number = DepthMatcher(), -1
     waiting: list[tuple[int, Recorded, int]] = []
     """Number, image, and how many depth images came after it."""
     for recorded in read(path):
@@ -90,7 +90,7 @@ def images(path: Path, topics: Topics, every: int) -> Iterator[tuple[int, Record
 
 
 def ground(
-    pipeline: Pipeline, recorded: Recorded, space: Space | None, command: Command, tolerance: float
+    pipeline: Pipeline, recorded: Recorded, space: DepthMatcher | None, command: Command, tolerance: float
 ) -> tuple[GroundedAnswer, Reply, list[Located]]:
     """The reply about one image, as the node would send it; the age of the image is that at its recording.
 
@@ -114,7 +114,7 @@ def ground(
     return message, reply, located
 
 
-def _answer(pipeline: Pipeline, recorded: Recorded, space: Space | None, command: Command, tolerance: float) -> Reply:
+def _answer(pipeline: Pipeline, recorded: Recorded, space: DepthMatcher | None, command: Command, tolerance: float) -> Reply:
     kind = _IMAGES[recorded.kind]
     try:
         message = deserialize_message(recorded.data, kind)
@@ -131,7 +131,7 @@ def _answer(pipeline: Pipeline, recorded: Recorded, space: Space | None, command
     image = pipeline.encode(pixels)
     answer = pipeline.refer(image, [command.text]) if command.mode == Mode.REFER else pipeline.chat(image, command.text)
     source = Source(message.header, view)
-    return Reply(Status.ANSWERED, answer=answer, picture=Picture(pixels, source), source=source)
+    return Reply(Status.ANSWERED, answer=answer, image=CameraImage(pixels, source), source=source)
 
 
 def write_reply(writer: BagWriter, message: GroundedAnswer, reply: Reply, located: Sequence[Located], log_time: int) -> None:

@@ -35,6 +35,8 @@ class Bench:
     name: str
     image_type: type = Image
     image_topic: str = "image"
+    replies: list = field(default_factory=list)
+    """On ~/answer: of topics, not of goals."""
     texts: list = field(default_factory=list)
     label_maps: list = field(default_factory=list)
 
@@ -43,15 +45,21 @@ class Bench:
         # Reliable, so that a test's one image arrives; the node's own reader asks for less.
         self.images = node.create_publisher(self.image_type, f"{namespace}/{self.image_topic}", QoSProfile(depth=5))
         self.commands = node.create_publisher(String, f"{namespace}/command", qos.commands())
-        self.replies = self.client.replies
+        self.phrases = node.create_publisher(String, f"{namespace}/phrase", qos.commands())
+        node.create_subscription(GroundedAnswer, f"{self.name}/answer", self.replies.append, qos.commands())
         node.create_subscription(String, f"{self.name}/answer_text", self.texts.append, qos.commands())
         node.create_subscription(Image, f"{self.name}/label_mask", self.label_maps.append, qos.images())
         self.parameters = AsyncParameterClient(node, self.name)
 
     def connect(self, meanwhile):
         self.client.wait_for_node(180.0, meanwhile)
-        self.until(lambda: self.images.get_subscription_count() > 0)
+        self.wait_for_readers()
         self.until(self.parameters.services_are_ready)
+
+    def wait_for_readers(self):
+        """Until the active node reads what this side publishes."""
+        publishers = (self.images, self.commands, self.phrases)
+        self.until(lambda: all(publisher.get_subscription_count() > 0 for publisher in publishers))
 
     def until(self, ready, timeout=15.0):
         return self.client.wait_until(ready, timeout, f"nothing within {timeout} s")
@@ -70,8 +78,12 @@ class Bench:
                 self.client.spin(0.1)
         raise AssertionError("the image never arrived")
 
-    def ask(self, text="hello", **options):
-        return self.client.ask(text, timeout=20.0, **options)
+    def ask(self, text="hello", *, refer=False):
+        """The reply to a command that is sent by topic; nobody else may send any by topic meanwhile."""
+        self.replies.clear()
+        (self.phrases if refer else self.commands).publish(String(data=text))
+        self.until(lambda: bool(self.replies), 20.0)
+        return self.replies[0]
 
     def ask_about(self, message, text="hello"):
         """Show an image and ask about it."""

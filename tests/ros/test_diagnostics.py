@@ -9,7 +9,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from flmm_core.serving.health import Health, percentile
 from flmm_core.serving.requests import Status
 from flmm_ros import qos
-from flmm_ros.health import diagnostic_status
+from flmm_ros.diagnostics import diagnostic_status
 from flmm_ros.msg import GroundedAnswer
 
 LIMITS = {"waiting": 0, "capacity": 8, "skipped": 6, "oldest_image": 5.0, "slow_answer": 0.0, "device_memory": 0}

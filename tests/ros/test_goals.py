@@ -10,6 +10,7 @@ from rclpy.action import ActionClient
 from sensor_msgs.msg import Image
 
 from flmm_ros.action import Ground
+from flmm_ros.client import NoReplyError
 from flmm_ros.msg import GroundedAnswer
 
 CHAT, REFER = GroundedAnswer.MODE_CHAT, GroundedAnswer.MODE_REFER
@@ -25,11 +26,12 @@ class Client:
         bench.until(self.actions.server_is_ready)
 
     def send(self, text, mode=CHAT, **fields):
-        """The accepted goal, or None if it was rejected."""
+        """The goal, which the node has accepted."""
         goal = Ground.Goal(mode=mode, text=text, **fields)
         sent = self.actions.send_goal_async(goal, feedback_callback=lambda said: self.feedback.append(said.feedback))
         self.bench.until(sent.done)
-        return sent.result() if sent.result().accepted else None
+        assert sent.result().accepted
+        return sent.result()
 
     def result(self, handle):
         """Status of the goal, and its reply."""
@@ -121,7 +123,13 @@ def test_refusals_abort(bench, client):
         status, reply = client.run(text)
         assert (status, reply.status) == (GoalStatus.STATUS_ABORTED, expected), text
         assert reply.reason
-    assert client.send("hello", mode=9) is None
+
+
+@pytest.mark.parametrize("mode", [GroundedAnswer.MODE_WATCH, 9])
+def test_an_unknown_mode_is_refused_with_its_reason(bench, client, mode):
+    status, reply = client.run("hello", mode=mode)
+    assert (status, reply.status) == (GoalStatus.STATUS_ABORTED, GroundedAnswer.STATUS_BAD_COMMAND)
+    assert reply.reason == f"mode: expected one of 0, 1, got {mode}" and reply.command == "hello"
 
 
 @pytest.mark.timing
@@ -174,13 +182,40 @@ def test_cancelling_in_the_last_word_gives_one_result(bench, client):
             assert (status, reply.status) == (GoalStatus.STATUS_SUCCEEDED, GroundedAnswer.STATUS_ANSWERED)
 
 
-def test_goals_beyond_the_queue_are_rejected(bench, client):
+def test_goals_beyond_the_queue_are_refused_as_busy(bench, client):
     bench.show()
     running = client.send("write 10")
     bench.until(lambda: len(client.feedback) > 0)
     waiting = [client.send("hello") for _ in range(8)]
-    assert all(waiting) and client.send("hello") is None
+    status, reply = client.run("one more")
+    assert (status, reply.status) == (GoalStatus.STATUS_ABORTED, GroundedAnswer.STATUS_BUSY)
+    assert reply.reason == "busy: 8 commands are waiting already (queue_size)" and reply.command == "one more"
     assert [client.result(handle)[0] for handle in (running, *waiting)] == [GoalStatus.STATUS_SUCCEEDED] * 9
+
+
+def order_of_answers(client, goals):
+    """Send goals while the node is at work, each as client and text; the texts in the order in which they are answered."""
+    running = client.send("write 20")
+    client.bench.until(lambda: len(client.feedback) > 0)
+    order, results = [], [client.send(text, client=name).get_result_async() for name, text in goals]
+    for (_, text), result in zip(goals, results, strict=True):
+        result.add_done_callback(lambda _, text=text: order.append(text))
+    client.result(running)
+    client.bench.until(lambda: len(order) == len(goals))
+    assert {result.result().status for result in results} == {GoalStatus.STATUS_SUCCEEDED}
+    return order
+
+
+def test_the_clients_that_goals_name_take_turns(bench, client):
+    bench.show()
+    goals = [("a", "sleep 0.10"), ("a", "sleep 0.11"), ("a", "sleep 0.12"), ("b", "sleep 0.13"), ("c", "sleep 0.14")]
+    assert order_of_answers(client, goals) == [f"sleep 0.{n}" for n in (10, 13, 14, 11, 12)]
+
+
+def test_goals_that_name_no_client_share_one_turn(bench, client):
+    bench.show()
+    goals = [("", "sleep 0.10"), ("", "sleep 0.11"), ("b", "sleep 0.12")]
+    assert order_of_answers(client, goals) == [f"sleep 0.{n}" for n in (10, 12, 11)]
 
 
 def test_a_client_that_goes_away_leaves_a_serving_node(bench):
@@ -204,3 +239,10 @@ def test_a_node_that_ends_answers_its_goals(start_scripted):
     assert [one.result().result.reply.status for one in wanted] == [GroundedAnswer.STATUS_SHUTTING_DOWN] * 2
     assert {one.result().status for one in wanted} == {GoalStatus.STATUS_ABORTED}
     assert bench.process.wait(timeout=5) == 0
+
+
+def test_a_client_that_gives_up_cancels_its_command(bench):
+    bench.show()
+    with pytest.raises(NoReplyError, match=r"^no reply to 'write 200' within 1 s$"):
+        bench.client.ask("write 200", timeout=1.0)
+    assert bench.ask("last").answer.startswith("stopped after ")

@@ -1,17 +1,18 @@
 """The node's states: brought up by itself or by a manager, again and again, and what is said of each."""
 
-import os
 import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from action_msgs.msg import GoalStatus
 from bench import IMAGE, Bench, image_of
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from std_msgs.msg import String
 
+from flmm_core.common.process_memory import resident_bytes
 from flmm_ros import qos
 from flmm_ros.client import AskClient
 from flmm_ros.msg import GroundedAnswer, NodeStatus
@@ -59,7 +60,7 @@ def managed(processes):
 
 def connected(manager):
     manager.bench.client.wait_for_node(30.0)
-    manager.bench.until(lambda: manager.bench.images.get_subscription_count() > 0)
+    manager.bench.wait_for_readers()
     return manager.bench
 
 
@@ -138,11 +139,6 @@ def test_deactivation_replies_to_every_command(managed):
     assert managed.change(DEACTIVATE, CLEANUP)
 
 
-def resident(process):
-    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 @pytest.mark.soak
 def test_twenty_cycles_do_not_grow(managed):
     sizes = []
@@ -151,7 +147,7 @@ def test_twenty_cycles_do_not_grow(managed):
         bench = connected(managed)
         bench.ask_about(image_of(IMAGE))
         assert managed.change(DEACTIVATE, CLEANUP)
-        sizes.append(resident(bench.process))
+        sizes.append(resident_bytes(bench.process.pid))
     assert max(sizes[10:]) - max(sizes[:10]) < 4e6, [round(size / 1e6, 1) for size in sizes]
 
 
@@ -164,7 +160,11 @@ def test_a_node_that_is_not_active_refuses_goals(managed):
     managed.bench.until(actions.server_is_ready)
     sent = actions.send_goal_async(Ground.Goal(text="hello"))
     managed.bench.until(sent.done)
-    assert not sent.result().accepted
+    result = sent.result().get_result_async()
+    managed.bench.until(result.done)
+    reply = result.result().result.reply
+    assert (result.result().status, reply.status) == (GoalStatus.STATUS_ABORTED, GroundedAnswer.STATUS_SHUTTING_DOWN)
+    assert reply.reason == "the node was deactivated"
     actions.destroy()
 
 
@@ -212,9 +212,9 @@ def test_the_model_of_the_shipped_size_is_freed(processes):
             bench.images.publish(image_of(np.full((240, 320, 3), 90, np.uint8)))
             client.spin(0.5)
             assert client.ask("the red mug", refer=True, timeout=60.0).status == GroundedAnswer.STATUS_ANSWERED
-            loaded = resident(process)
+            loaded = resident_bytes(process.pid)
             assert manager.change(DEACTIVATE, CLEANUP)
-            sizes[cycle] = loaded, resident(process)
+            sizes[cycle] = loaded, resident_bytes(process.pid)
     print({cycle: [round(size / 1e6) for size in pair] for cycle, pair in sizes.items()})
     weights = sum(path.stat().st_size for path in Path("flmm_tabletop/model").rglob("*.safetensors"))
     assert all(loaded - freed > weights for loaded, freed in sizes.values()), sizes

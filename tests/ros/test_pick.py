@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from bench import IMAGE
+from bench import IMAGE, Bench
 from geometry_msgs.msg import PoseStamped
 from scipy.spatial.transform import Rotation
 from visualization_msgs.msg import Marker, MarkerArray
@@ -47,6 +47,7 @@ def test_an_order_becomes_a_pose_that_lifts_the_thing(processes, log_dir, open_r
     processes.start("picking_node", "flmm_ros.grounding_node", ["--ros-args", *space, *remap])
     pick = processes.start("pick", "flmm_ros.pick_node", ["--ros-args", *space])
     with AskClient("/picking/grounding") as client:
+        bench = Bench(client, "/picking/grounding", image_topic="camera/image")
         targets, starts, markers = [], [], []
         for kind, topic, into in (
             (PoseStamped, "target", targets),
@@ -55,6 +56,7 @@ def test_an_order_becomes_a_pose_that_lifts_the_thing(processes, log_dir, open_r
         ):
             client.node.create_subscription(kind, f"/picking/pick/{topic}", into.append, qos.commands())
         client.wait_for_node(120.0)
+        bench.wait_for_readers()
         client.wait_until(lambda: client.node.count_subscribers("/picking/grounding/answer") > 1, 30.0, "no pick node")
         client.wait_for_image(60.0)
         client.spin(0.5)  # its depth comes on another way
@@ -62,7 +64,7 @@ def test_an_order_becomes_a_pose_that_lifts_the_thing(processes, log_dir, open_r
         for index, thing in enumerate(scene.objects):
             targets.clear()
             starts.clear()
-            reply = client.ask(f"pick up the {thing.name}")
+            reply = bench.ask(f"pick up the {thing.name}")
             client.wait_until(lambda: bool(targets and starts), 10.0, f"no pose for {reply}")
             pose = targets[0].pose
             assert targets[0].header == reply.header == starts[0].header
@@ -76,7 +78,7 @@ def test_an_order_becomes_a_pose_that_lifts_the_thing(processes, log_dir, open_r
         log = (log_dir / "pick.log").read_text()
         assert lifted >= 1, log
         targets.clear()
-        client.ask("what is on the table?")
+        bench.ask("what is on the table?")
         client.spin(0.3)
         assert not targets, "a question is no order"
         assert markers[-1].markers[0].type == Marker.ARROW and len(markers[-1].markers[0].points) == 2

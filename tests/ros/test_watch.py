@@ -77,7 +77,7 @@ def test_a_list_that_cannot_be_used_leaves_the_one_before(watcher):
     watcher.watch("mug")
     watcher.see()
     for phrases, reason in (
-        (["x"] * 33, "the list to watch is too long: expected at most 32 phrases (max_phrases), got 33"),
+        (["x"] * 33, "the watch list is too long: expected at most 32 phrases (max_phrases), got 33"),
         (["mug", "  "], "the command is empty"),
         (["x" * 501], "the command is too long: expected at most 500 characters (max_command_length), got 501"),
     ):
@@ -87,7 +87,7 @@ def test_a_list_that_cannot_be_used_leaves_the_one_before(watcher):
     watcher.results.clear()
     watcher.lists.publish(serialize_message(Watch(phrases=["ball"]))[:11])
     refusal = watcher.bench.until(lambda: next((r for r in watcher.results if r.status), None))
-    assert refusal.reason == "the list to watch is malformed"
+    assert refusal.reason == "the watch list is malformed"
     assert watcher.see(2).command == "mug"
 
 

@@ -1,6 +1,7 @@
-"""Depth images and camera infos as they come, and what they say of one camera image.
+"""Matches depth images and camera infos to camera images by their stamps.
 
-The depth of an image is looked for before the image is read by a model: by the time a slow model answers, it would be gone.
+The depth of an image is looked up before the model processes the image: when a slow model has answered, newer depth images
+would have replaced it.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from flmm_core.spatial.location import Location, NoDepthError, locate
-from flmm_ros.conversions import BadImageError, depth_from_message
+from flmm_ros.conversions.images import BadImageError, depth_from_message
 from flmm_ros.frames import Transform
 
 T = TypeVar("T")
 
 _KEPT = 8
-"""Depth images that are kept, unread: as many as come while one camera image is on its way."""
+"""Number of depth images that are kept, serialized: more than arrive while one camera image is in transit."""
 _WAIT = 0.2
-"""Seconds for which the depth of an image is waited for, if depth has come before."""
+"""Seconds to wait for the depth of an image, if any depth has arrived before."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Depth and camera of one image, or why there are none."""
+    """Depth and intrinsics of one image, or the reason why there are none."""
 
     depth: np.ndarray | None = None
     """``[H, W]`` float32 metres; NaN where there is none."""
@@ -39,10 +40,13 @@ class View:
     reason: str = ""
     """Why there is no depth; empty if there is."""
     transform: Transform | None = None
-    """To the frame in which locations are wanted; None for the image's own."""
+    """To the frame of the locations; None for the frame of the image."""
 
     def locate(self, mask: np.ndarray) -> Location:
-        """As :func:`flmm_core.spatial.location.locate`, in the frame that is wanted.
+        """As :func:`flmm_core.spatial.location.locate`, in the frame of the locations.
+
+        Args:
+            mask: ``[H, W]`` bool.
 
         Raises:
             NoDepthError: there is no depth, or too little under this mask.
@@ -53,8 +57,8 @@ class View:
         return found if self.transform is None else self.transform.apply(found)
 
 
-class Space:
-    """Keeps the last depth images and the last camera info, unread. Thread-safe."""
+class DepthMatcher:
+    """Keeps the last depth images and the last camera info, serialized. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -62,38 +66,38 @@ class Space:
         self._info: bytes | None = None
 
     def clear(self) -> None:
-        """Forget everything that came."""
+        """Discard depth images and camera info."""
         with self._changed:
             self._depths.clear()
             self._info = None
 
     def put_depth(self, serialized: bytes) -> None:
-        """Keep a serialized depth image.
+        """Store a serialized depth image.
 
         Raises:
-            struct.error: it is too short to have a stamp.
+            struct.error: the message is too short to hold a stamp.
         """
-        order = "<" if serialized[1] & 1 else ">"  # of the CDR encapsulation, which the header follows
+        order = "<" if serialized[1] & 1 else ">"  # byte order, from the CDR encapsulation before the header
         sec, nanosec = struct.unpack_from(f"{order}iI", serialized, 4)
         with self._changed:
             self._depths.append((sec * 10**9 + nanosec, serialized))
             self._changed.notify_all()
 
     def put_info(self, serialized: bytes) -> None:
-        """Keep a serialized camera info."""
+        """Store a serialized camera info."""
         with self._changed:
             self._info = serialized
             self._changed.notify_all()
 
     def view(self, header: Header, height: int, width: int, *, tolerance: float, max_pixels: int) -> View:
-        """Depth and camera of an image.
+        """Depth and intrinsics of an image; errors become the ``reason`` of the result.
 
         Args:
             header: of the image.
             height: of the image, pixels.
             width: of the image, pixels.
-            tolerance: seconds by which the stamps of image and depth may differ.
-            max_pixels: largest depth image that is read.
+            tolerance: maximum difference between the stamps of image and depth, seconds.
+            max_pixels: largest accepted depth image.
         """
         try:
             info, serialized = self._pair(header.stamp.sec * 10**9 + header.stamp.nanosec, tolerance)
@@ -133,7 +137,7 @@ def _read(serialized: bytes, kind: type[T], name: str) -> T:
 
 
 def _intrinsics(info: CameraInfo, height: int, width: int) -> np.ndarray:
-    """K of the image: of the rectified one where the camera says how it is rectified."""
+    """Camera matrix of the image: that of the rectified image if the message has a projection matrix."""
     if (info.height, info.width) != (height, width):
         sizes = f"expected {width}x{height}, got {info.width}x{info.height}"
         raise NoDepthError(f"the camera info is of another size than the image: {sizes}")

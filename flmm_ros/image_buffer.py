@@ -1,9 +1,8 @@
-"""The newest image of the camera with its depth, as pictures for commands. Images are kept unread until a command needs one."""
+"""The newest image of the camera with its depth. Messages stay serialized until a command needs the image."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -16,38 +15,39 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from flmm_core.common.plain_text import one_line
-from flmm_core.serving.requests import Picture, RefusedError, Status
+from flmm_core.serving.requests import CameraImage, RefusedError, Status
 from flmm_core.spatial.location import NoDepthError
-from flmm_ros import conversions, parameters
+from flmm_ros import parameters, qos
+from flmm_ros.conversions.images import BadImageError, image_from_compressed, image_from_message
+from flmm_ros.depth_matcher import DepthMatcher, View
 from flmm_ros.frames import Frames, NoTransformError
 from flmm_ros.middleware import LARGE_IMAGES, PROFILES_VARIABLE
-from flmm_ros.space import Space, View
 
 ImageMessage: TypeAlias = Image | CompressedImage
 
 _FIRST = 1.0
-"""Seconds for which the first image is waited for where there is a camera: the node may have subscribed just now."""
+"""Seconds to wait for the first image if a camera publishes: the node may have subscribed only now."""
 _LONG_AGO = 86400.0
-"""Seconds: an image that is older was stamped by another clock than the node's."""
+"""Seconds: an older image was probably stamped by another clock than the node's."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of a picture beside its pixels."""
+    """Metadata of a camera image."""
 
     header: Header
     view: View = field(default_factory=View)
     arrived: Time | None = None
-    """On the node's clock; None if it did not come by the topic."""
+    """Time of arrival on the node's clock; None if the image did not arrive on the image topic."""
 
     def age(self, now: Time) -> float:
-        """Seconds since it was taken, or came if its camera sets no stamp; 0 if nothing is known."""
+        """Seconds since the image was taken, or since it arrived if it has no stamp; 0 if neither is known."""
         taken = stamp_time(self.header, now.clock_type) or self.arrived
         return 0.0 if taken is None else (now - taken).nanoseconds * 1e-9
 
 
 def stamp_time(header: Header, clock_type: ClockType) -> Time | None:
-    """The time of a stamp; None for stamp 0, which means that there is none, and for one that no clock gives."""
+    """The time of a stamp; None for stamp 0, which means "no stamp", and for negative ones, which no clock gives."""
     if header.stamp.sec > 0 or (header.stamp.sec == 0 and header.stamp.nanosec):
         return Time.from_msg(header.stamp, clock_type=clock_type)
     return None
@@ -55,22 +55,22 @@ def stamp_time(header: Header, clock_type: ClockType) -> Time | None:
 
 @dataclass(frozen=True)
 class Arrival:
-    """An image message as it came from the middleware."""
+    """A serialized image message."""
 
     serialized: bytes
     time: Time
-    """On the node's clock."""
+    """When it arrived, on the node's clock."""
 
 
 class LatestImage:
-    """Keeps the newest image message only, unread: most are replaced before any command needs them. Thread-safe."""
+    """Keeps only the newest image message, serialized: most are replaced before a command needs them. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._arrival: Arrival | None = None
         self._taken: Arrival | None = None
         self.skipped = 0
-        """Images that were replaced before anybody looked at them."""
+        """Number of images that were replaced before a command used them."""
 
     def put(self, serialized: bytes, now: Time) -> None:
         """Replace the image."""
@@ -80,83 +80,102 @@ class LatestImage:
             self._arrival = Arrival(serialized, now)
             self._changed.notify_all()
 
-    def get(self, patience: float) -> Arrival | None:
-        """The newest image; the first one is waited for, for so many seconds."""
+    def get(self, timeout: float) -> Arrival | None:
+        """The newest image; waits up to ``timeout`` seconds for the first one, and returns None if none arrives."""
         with self._changed:
-            self._changed.wait_for(lambda: self._arrival is not None, patience)
+            self._changed.wait_for(lambda: self._arrival is not None, timeout)
             self._taken = self._arrival
             return self._arrival
 
     def clear(self) -> None:
-        """Forget the image."""
+        """Discard the image."""
         with self._changed:
             self._arrival = self._taken = None
 
 
-class Pictures:
-    """Gives commands what they look at.
+class ImageBuffer:
+    """Provides commands with their image: the newest one of the camera, or the one that came with a goal.
 
     Args:
-        node: whose parameters say what is accepted, and by whose clock images age.
-        topic: full name of the topic of images, for who wonders where they are.
+        node: its parameters limit size and age of images, and choose the transport; its clock gives their age.
     """
 
-    def __init__(self, node: Node, topic: Callable[[], str]) -> None:
+    def __init__(self, node: Node) -> None:
         self._node = node
-        self._topic = topic
         self._latest = LatestImage()
-        self.space = Space()
+        self.depth = DepthMatcher()
         self._frames: Frames | None = None
-        """From when the first transform was wanted."""
+        """Created with the first transform that is needed."""
         self._read: tuple[Arrival, np.ndarray, Source] | None = None
         """The image of the last command."""
 
-    def put(self, serialized: bytes) -> None:
-        """An image message came."""
-        self._latest.put(serialized, self._node.get_clock().now())
+    @property
+    def topic(self) -> str:
+        """The topic of images before remapping; it depends on the parameter ``image_transport``."""
+        return "image/compressed" if self._compressed else "image"
+
+    @property
+    def message_type(self) -> type[ImageMessage]:
+        """The type of the messages on :attr:`topic`."""
+        return CompressedImage if self._compressed else Image
+
+    @property
+    def _compressed(self) -> bool:
+        return bool(parameters.value(self._node, "image_transport") == "compressed")
 
     @property
     def skipped(self) -> int:
-        """Images that nobody looked at."""
+        """Number of images that were replaced before a command used them."""
         return self._latest.skipped
 
+    def put(self, serialized: bytes) -> None:
+        """Store an image message."""
+        self._latest.put(serialized, self._node.get_clock().now())
+
     def clear(self) -> None:
-        """Forget everything that came."""
+        """Discard images, depth images and camera info."""
         self._latest.clear()
-        self.space.clear()
+        self.depth.clear()
         self._read = None
 
-    def newest(self, kind: type[ImageMessage]) -> Picture:
-        """The newest image with its depth; the same array while no newer one has come.
-
-        Args:
-            kind: of message.
+    def newest(self) -> CameraImage:
+        """The newest image with its depth; the same array as before while no newer one has arrived.
 
         Raises:
-            RefusedError: there is none, or it is too old, or cannot be used.
+            RefusedError: there is none, or it is too old, or it cannot be read.
         """
         arrival = self._latest.get(0.0)
         if arrival is None:
-            publishers = self._node.count_publishers(self._topic())
+            topic = qos.full_name(self._node, self.topic)
+            publishers = self._node.count_publishers(topic)
             arrival = self._latest.get(_FIRST if publishers else 0.0)
             if arrival is None:
-                raise no_image(self._topic(), publishers)
+                raise no_image(topic, publishers)
         if self._read is not None and self._read[0] is arrival:
             _, pixels, source = self._read
             self._check_age(arrival, source.header)
         else:
-            message = _decode(arrival, kind)
+            message = _decode(arrival, self.message_type)
             self._check_age(arrival, message.header)
             pixels, source = self._pixels(message), Source(message.header, arrived=arrival.time)
-        if source.view.depth is None:  # or it came after the command before
+        if source.view.depth is None:  # also for the image of the command before: its depth may have arrived since
             source = replace(source, view=self._view(source.header, *pixels.shape[:2]))
         self._read = (arrival, pixels, source)
-        return Picture(pixels, source)
+        return CameraImage(pixels, source)
+
+    def from_goal(self, message: Image) -> CameraImage:
+        """An image that came with a goal; it has no depth.
+
+        Raises:
+            RefusedError: it cannot be read.
+        """
+        view = View(reason="the goal brought an image of its own, which has no depth")
+        return CameraImage(self._pixels(message), Source(message.header, view))
 
     def _view(self, header: Header, height: int, width: int) -> View:
         tolerance = parameters.value(self._node, "depth_tolerance", float)
         most = parameters.value(self._node, "max_image_pixels")
-        view = self.space.view(header, height, width, tolerance=tolerance, max_pixels=most)
+        view = self.depth.view(header, height, width, tolerance=tolerance, max_pixels=most)
         wanted = parameters.value(self._node, "target_frame")
         if view.depth is None or wanted in ("", header.frame_id):
             return view
@@ -167,21 +186,12 @@ class Pictures:
         except (NoTransformError, NoDepthError) as error:
             return View(reason=one_line(error))
 
-    def given(self, message: Image) -> Picture:
-        """An image that came with its command.
-
-        Raises:
-            RefusedError: it cannot be used.
-        """
-        view = View(reason="the goal brought an image of its own, which has no depth")
-        return Picture(self._pixels(message), Source(message.header, view))
-
     def _pixels(self, message: ImageMessage) -> np.ndarray:
-        read = conversions.image_from_message if isinstance(message, Image) else conversions.image_from_compressed
+        read = image_from_message if isinstance(message, Image) else image_from_compressed
         most, bits = (parameters.value(self._node, name) for name in ("max_image_pixels", "significant_bits"))
         try:
             return read(message, most, bits)
-        except conversions.BadImageError as error:
+        except BadImageError as error:
             raise RefusedError(Status.BAD_IMAGE, one_line(error), Source(message.header)) from error
 
     def _check_age(self, arrival: Arrival, header: Header) -> None:
@@ -190,7 +200,12 @@ class Pictures:
 
 
 def no_image(topic: str, publishers: int) -> RefusedError:
-    """Why there is no image, for a user who is sure that there is a camera."""
+    """The refusal of a command without an image, with what a user can check.
+
+    Args:
+        topic: full name of the image topic.
+        publishers: number of publishers on it.
+    """
     reason = f"no image has arrived yet: nobody publishes {topic}"
     if publishers:
         hint = f"Fast DDS loses large images, unless the camera runs with {PROFILES_VARIABLE}={LARGE_IMAGES}"
@@ -199,10 +214,10 @@ def no_image(topic: str, publishers: int) -> RefusedError:
 
 
 def _decode(arrival: Arrival, kind: type[ImageMessage]) -> ImageMessage:
-    """Read the message.
+    """Deserialize the message.
 
     Raises:
-        RefusedError: it is malformed, or has a stamp that no clock gives.
+        RefusedError: it is malformed, or its stamp is negative.
     """
     try:
         message = deserialize_message(arrival.serialized, kind)
@@ -219,13 +234,13 @@ def check_age(arrival: Arrival, header: Header, now: Time, limit: float) -> None
     """Refuse a stale image.
 
     Args:
-        arrival: when the image came.
+        arrival: the image.
         header: its header; stamp 0 means that the camera sets none.
         now: the node's clock.
         limit: seconds; 0 accepts any age.
 
     Raises:
-        RefusedError: the image was taken, or came, longer ago than ``limit``.
+        RefusedError: the image was taken, or arrived, more than ``limit`` seconds ago.
     """
     if limit <= 0:
         return
