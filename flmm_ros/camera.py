@@ -1,4 +1,4 @@
-"""A simulated robot camera over a table: images, depth and camera info of one scene, until another seed is asked for.
+"""A simulated robot camera over a table: images, depth and camera info of one scene.
 
 The parameter ``seed`` chooses the scene and may change while the node runs. Images that are stamped after the change was
 accepted show the new scene.
@@ -19,8 +19,8 @@ from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import Scene
 
 CAMERA_TUNABLES = (
-    Tunable("seed", int, 0, "Which scene to show.", minimum=0, maximum=2**32 - 1),
-    Tunable("rate", float, 5.0, "Images a second.", unit="Hz", minimum=0.1, maximum=60.0),
+    Tunable("seed", int, 0, "Seed of the scene that the camera shows.", minimum=0, maximum=2**32 - 1),
+    Tunable("rate", float, 5.0, "Images per second.", unit="Hz", minimum=0.1, maximum=60.0),
     Tunable("width", int, 320, "Width of the images.", unit="pixels", minimum=32, maximum=4096),
     Tunable("height", int, 240, "Height of the images.", unit="pixels", minimum=32, maximum=4096),
     Tunable("frame_id", str, "camera_optical_frame", "Frame of the images: z forward, x right, y down (REP 103)."),
@@ -28,14 +28,14 @@ CAMERA_TUNABLES = (
 
 
 class CameraNode(RunnableNode):
-    """Publishes what a camera over a random table sees."""
+    """Publishes images, depth and camera info of a random table."""
 
     def __init__(self) -> None:
         super().__init__("camera")
         parameters.declare(self, CAMERA_TUNABLES, frozenset({"seed"}))
         self._renderer = TabletopRenderer(parameters.value(self, "height"), parameters.value(self, "width"))
         self._shown: tuple[int, Scene] | None = None
-        """Seed and scene."""
+        """Seed and scene of the last image."""
         self._images = qos.create_publisher(self, Image, "~/image", qos.camera_output())
         self._depths = qos.create_publisher(self, Image, "~/depth", qos.camera_output())
         self._infos = qos.create_publisher(self, CameraInfo, "~/camera_info", qos.camera_output())

@@ -1,4 +1,4 @@
-"""Entry point of the simulated camera: signals first, then the imports, which take seconds. The node is in camera.py."""
+"""Entry point of the simulated camera: installs signal handlers before the imports, which take seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the library logs while it loads, in the node's own log."""
+"""Forwards the log of the library to the log of the node while a model loads."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 
 class _ToNode(logging.Handler):
-    def __init__(self, logger: Any, said: Callable[[str], None]) -> None:
+    def __init__(self, logger: Any, on_line: Callable[[str], None]) -> None:
         super().__init__(logging.INFO)
         self._logger = logger
-        self._said = said
+        self._on_line = on_line
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._said(record.getMessage())
+        self._on_line(record.getMessage())
         if record.levelno >= logging.WARNING:  # rclpy allows one severity for each line of code
             self._logger.warning(record.getMessage())
         else:
@@ -23,14 +23,14 @@ class _ToNode(logging.Handler):
 
 
 @contextmanager
-def core_log(logger: Any, said: Callable[[str], None]) -> Iterator[None]:
-    """Pass what the library logs inside the block on to a node's logger, from INFO on.
+def core_log(logger: Any, on_line: Callable[[str], None]) -> Iterator[None]:
+    """Forward what the library logs inside the block to a node's logger, from level INFO.
 
     Args:
         logger: of a node.
-        said: is told each line, too.
+        on_line: also called with each line.
     """
-    core, handler = logging.getLogger("flmm_core"), _ToNode(logger, said)
+    core, handler = logging.getLogger("flmm_core"), _ToNode(logger, on_line)
     level = core.level
     core.addHandler(handler)
     core.setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Answers as vision_msgs, for nodes that know these alone. The package is optional: it comes with a ROS 2 distribution."""
+"""Answers as vision_msgs, for nodes that use standard messages. That package is optional; ROS 2 distributions include it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if available():
 
 
 def detections_2d(answer: GroundedAnswer) -> Detection2DArray:
-    """The phrases that have a mask: class id is the text, score the product of mask score and presence, box in pixels."""
+    """Phrases with a mask. The class id is the text, the score the product of mask score and presence, the box is in pixels."""
     found = Detection2DArray(header=answer.header)
     for phrase in answer.phrases:
         if not phrase.roi.width:
@@ -43,7 +43,7 @@ def detections_2d(answer: GroundedAnswer) -> Detection2DArray:
 
 
 def detections_3d(answer: GroundedAnswer) -> Detection3DArray:
-    """The phrases that have a location: the oriented box in the frame of the locations."""
+    """Phrases with a location, as oriented boxes in the frame of the locations."""
     found = Detection3DArray(header=located_header(answer))
     for phrase in answer.phrases:
         if not phrase.location.valid:
@@ -56,7 +56,7 @@ def detections_3d(answer: GroundedAnswer) -> Detection3DArray:
 
 
 def label_info(answer: GroundedAnswer) -> LabelInfo:
-    """Which phrase each value of the label map stands for."""
+    """The phrase of each value of the label map."""
     classes = [VisionClass(class_id=phrase.label, class_name=phrase.text) for phrase in answer.phrases]
     return LabelInfo(header=answer.header, class_map=classes)
 

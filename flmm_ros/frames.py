@@ -1,4 +1,4 @@
-"""Transforms to another frame at an image's time, by tf2 where a ROS 2 distribution brings it. Asked on request alone."""
+"""Transforms to another frame at the time of an image, by tf2. That package is optional; ROS 2 distributions include it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flmm_core.spatial.location import Location, NoDepthError
 from flmm_ros.conversions.geometry import rotation_from_message
 
 _PATIENCE = 0.1
-"""Seconds for which a transform is waited for: it often comes a little later than the image."""
+"""Seconds to wait for a transform: it often arrives slightly later than the image."""
 
 
 class NoTransformError(RuntimeError):
@@ -26,7 +26,7 @@ class NoTransformError(RuntimeError):
 
 @dataclass(frozen=True)
 class Transform:
-    """From the frame of an image to another one."""
+    """A rigid transform from the frame of an image to another frame."""
 
     frame_id: str
     rotation: np.ndarray
@@ -35,12 +35,15 @@ class Transform:
     """``[3]`` metres."""
 
     def apply(self, location: Location) -> Location:
-        """A location in the other frame."""
+        """Express a location in the other frame."""
         return location.moved(self.rotation, self.translation)
 
 
 class Frames:
-    """Listens to TF.
+    """Looks up transforms; listens to TF from its creation on.
+
+    Args:
+        node: that subscribes.
 
     Raises:
         NoTransformError: tf2_ros is not installed.
@@ -55,15 +58,15 @@ class Frames:
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
     def transform(self, header: Header, frame_id: str) -> Transform:
-        """The transform of an image's frame at the image's time.
+        """The transform from the frame of an image to ``frame_id``, at the stamp of the image.
 
         Raises:
-            NoDepthError: TF does not know it; says why.
+            NoDepthError: TF has no such transform; the message says why.
         """
         try:
             stamp = Time.from_msg(header.stamp)
             found = self._buffer.lookup_transform(frame_id, header.frame_id, stamp, Duration(seconds=_PATIENCE)).transform
-        except Exception as error:  # tf2's own types, which are not there where tf2 is not
+        except Exception as error:  # of tf2's own types, which cannot be imported where tf2 is missing
             names = f"from {header.frame_id!r} to {frame_id!r} (target_frame) at the image's time"
             raise NoDepthError(f"no transform {names}: {one_line(error)}") from error
         at = found.translation

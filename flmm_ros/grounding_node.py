@@ -1,4 +1,4 @@
-"""Entry point of the grounding node: signals first, then the imports, which take seconds. The node is in grounding.py."""
+"""Entry point of the grounding node: installs signal handlers before the imports, which take seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(args: Sequence[str] | None = None, *, load: Callable[[GroundingConfig],
 
     Args:
         args: command line; None for that of the process.
-        load: builds the pipeline; None for the real one.
+        load: builds the pipeline; None for that of the parameters.
 
     Returns:
         0; 1 if the model could not be loaded; 2 for a wrong parameter.

@@ -1,4 +1,4 @@
-"""Where the things of an answer are, as markers for RViz."""
+"""The objects of an answer as markers for RViz."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _TEXT = 0.03
 _DOT = 0.015
 """Diameter of centroids, metres."""
 _THIN = 0.002
-"""Least edge of a box, metres: RViz draws nothing of a flat one."""
+"""Minimum edge of a box, metres: RViz does not draw flat ones."""
 
 
 def markers_message(answer: GroundedAnswer) -> MarkerArray:
-    """Box, centroid and label of each phrase that has a location; the markers of the answer before go.
+    """Box, centroid and label of each phrase with a location, after a marker that deletes all earlier ones.
 
     Colours are those of the overlay.
     """
@@ -34,7 +34,7 @@ def _of(phrase: GroundedPhrase, answer: GroundedAnswer) -> list[Marker]:
     red, green, blue = (part / 255 for part in color_of(phrase.label - 1))
     where, centroid = phrase.location, phrase.location.centroid
     edges = {axis: max(_THIN, getattr(where.box_size, axis)) for axis in "xyz"}
-    # Of what stands nowhere, up is up on the image: -y of the optical frame.
+    # Without a support surface, up is the image's: -y of the optical frame.
     up = where.up if where.on_surface else Vector3(y=-1.0)
     rise = max(edges.values()) / 2 + _TEXT
     above = Point(**{axis: getattr(centroid, axis) + rise * getattr(up, axis) for axis in "xyz"})

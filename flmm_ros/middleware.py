@@ -1,4 +1,4 @@
-"""What the middleware is to be told before rclpy starts."""
+"""Settings of the middleware that must be made before rclpy starts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 LARGE_IMAGES = Path(__file__).with_name("fastdds.xml")
-"""Settings of Fast DDS with shared memory for the images of a camera; says why."""
+"""Settings of Fast DDS with shared memory for camera images; the reason is in the file."""
 PROFILES_VARIABLE = "FASTDDS_DEFAULT_PROFILES_FILE"
-"""Environment variable in which Fast DDS looks for a file of settings."""
+"""Environment variable that names the settings file of Fast DDS."""
 
 
 def make_room_for_images() -> None:
-    """Let this process and its children send large images over Fast DDS, unless the user has settings of their own.
+    """Let this process and its children send large images over Fast DDS, unless the user has chosen other settings.
 
-    Takes effect where it is called before :func:`rclpy.init`.
+    Must be called before :func:`rclpy.init`.
     """
     os.environ.setdefault(PROFILES_VARIABLE, str(LARGE_IMAGES))

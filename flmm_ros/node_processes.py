@@ -1,4 +1,4 @@
-"""Starts nodes as child processes, each with a log file, and stops them whatever happens. Imports no ROS."""
+"""Starts nodes as child processes, each with a log file, and stops them in every case. Imports no ROS."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import Self
 
 _PR_SET_PDEATHSIG = 1
 _PATIENCE = ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
-"""Signals in the order in which a child gets them, and the seconds it has after each.
+"""Signals in the order in which a child gets them, and the seconds to wait after each.
 
-SIGTERM ends a node in order as SIGINT does, and quietly while it is still importing.
+SIGTERM ends a node cleanly, as SIGINT does, and without output while it is still importing.
 """
 
 
 class ChildEndedError(RuntimeError):
-    """A node ended by itself; the message holds the end of its log."""
+    """A node ended unexpectedly; the message contains the last line of its log."""
 
 
 class NodeProcesses:
-    """Child processes that live as long as the ``with`` block.
+    """Child processes that are stopped at the end of the ``with`` block.
 
     Args:
-        log_dir: each child writes ``<name>.log`` there; None leaves their output on the terminal.
-        environment: added to this process's environment.
+        log_dir: folder of the log files ``<name>.log``; None: output goes to the terminal.
+        environment: variables that are added to those of this process.
     """
 
     def __init__(self, log_dir: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
@@ -45,9 +45,9 @@ class NodeProcesses:
         self.stop()
 
     def start(self, name: str, module: str, arguments: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        """Run ``python -m module arguments``; a Python file may stand for the module.
+        """Run ``python -m module arguments``; ``module`` may also be the path of a Python file.
 
-        The child gets its own process group, so that Ctrl-C reaches this process alone, and dies with this process.
+        The child gets its own session, so that Ctrl-C reaches only this process, and is terminated when this process dies.
         """
         target = [module] if module.endswith(".py") else ["-m", module]
         log = None
@@ -71,7 +71,7 @@ class NodeProcesses:
         return child
 
     def check(self) -> None:
-        """Make sure that every child runs.
+        """Check that every child is running.
 
         Raises:
             ChildEndedError: one has ended.
@@ -81,7 +81,7 @@ class NodeProcesses:
                 raise ChildEndedError(f"{name} ended with status {child.returncode}{self._last_words(name)}")
 
     def stop(self) -> None:
-        """End every child: politely first, by force in the end."""
+        """End every child: with SIGTERM, and with SIGKILL if that has no effect within 5 s."""
         for number, patience in _PATIENCE:
             alive = [child for child in self._children.values() if child.poll() is None]
             for child in alive:
@@ -99,12 +99,12 @@ class NodeProcesses:
 
 
 def start_camera_and_node(processes: NodeProcesses, node_arguments: Sequence[str], seed: int) -> None:
-    """Start the simulated camera, the grounding node that looks at it, and the example that turns its answers into poses.
+    """Start the simulated camera, the grounding node on its images, and the picking example.
 
     Args:
-        processes: where they run.
-        node_arguments: ROS arguments of the grounding node, as they follow ``--ros-args``.
-        seed: scene of the camera.
+        processes: starts them.
+        node_arguments: ROS arguments of the grounding node, as after ``--ros-args``.
+        seed: of the scene that the camera shows.
     """
     processes.start("camera", "flmm_ros.camera_node", ["--ros-args", "-p", f"seed:={seed}"])
     remap = [part for topic in ("image", "depth", "camera_info") for part in ("-r", f"{topic}:=/camera/{topic}")]
@@ -113,5 +113,5 @@ def start_camera_and_node(processes: NodeProcesses, node_arguments: Sequence[str
 
 
 def _die_with_parent() -> None:
-    """In the child, before the program starts: ask the kernel for SIGTERM when the parent dies."""
+    """In the child, before the program starts: request SIGTERM from the kernel for when the parent dies."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,7 +1,7 @@
 """ROS parameters of the nodes, declared from :class:`flmm_core.config.Tunable` entries.
 
-A default, range or description is never repeated here: those of grounding come from flmm_core.config, the node's own are
-in :data:`NODE_TUNABLES`.
+Every default, range and description exists once: those of grounding in flmm_core.config, the node's own in
+:data:`NODE_TUNABLES`.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ NODE_TUNABLES = (
         "autostart",
         bool,
         True,
-        "Load the model and take commands at once. Off: wait for the transitions configure and activate.",
+        "Load the model and accept commands at start. Off: wait for the transitions configure and activate.",
     ),
     Tunable(
         "server",
         str,
         "",
-        "Address of a fleet that answers in place of a model of this node's own, as http://fleet.local:8000; empty: none. Of"
-        " the parameters about models max_new_tokens and max_phrases are still this node's.",
+        "Address of a fleet that answers instead of a model in this node, for instance http://fleet.local:8000; empty: none. Of"
+        " the model parameters, only max_new_tokens and max_phrases then have an effect.",
     ),
     Tunable(
         "image_transport",
         str,
         "raw",
-        "Whether to read images themselves, or the JPEG or PNG images of image_transport beside them (image/compressed).",
+        "Which images to subscribe to: raw, or the compressed ones of image_transport (image/compressed: JPEG, PNG).",
         choices=("raw", "compressed"),
     ),
     Tunable(
         "max_image_age",
         float,
         5.0,
-        "Refuse to answer on an image older than this, by its stamp and by its arrival; 0 accepts any age.",
+        "Refuse commands if the newest image is older than this, by its stamp or by its arrival; 0 accepts any age.",
         unit="s",
         minimum=0.0,
         maximum=86400.0,
@@ -63,8 +63,8 @@ NODE_TUNABLES = (
         "significant_bits",
         int,
         0,
-        "Bits that the camera uses of the samples of 16-bit images (mono16, rgb16, ...); 0: 10, 12, 14 or 16, by the"
-        " brightest sample of each image. Set it for images in the dark: by content they may come out brighter.",
+        "Significant bits of the samples of 16-bit images (mono16, rgb16, ...); 0: 10, 12, 14 or 16, by the brightest sample"
+        " of each image. Set it for dark scenes: the automatic choice may brighten them.",
         unit="bits",
         minimum=0,
         maximum=16,
@@ -73,7 +73,7 @@ NODE_TUNABLES = (
         "depth_tolerance",
         float,
         0.02,
-        "Stamps of an image and of its depth may differ by this much.",
+        "Maximum difference between the stamps of an image and its depth image.",
         unit="s",
         minimum=0.0,
         maximum=10.0,
@@ -82,7 +82,7 @@ NODE_TUNABLES = (
         "target_frame",
         str,
         "",
-        "Frame of locations, ~/objects, ~/markers and ~/detections_3d, by TF at the image's time; empty: that of the image.",
+        "Frame of locations, ~/objects, ~/markers and ~/detections_3d, by TF at the image's stamp; empty: that of the image.",
     ),
     Tunable(
         "max_command_length",
@@ -97,7 +97,7 @@ NODE_TUNABLES = (
         "queue_size",
         int,
         8,
-        "Commands that may wait for the worker; more are refused.",
+        "Maximum number of waiting commands; more are refused.",
         unit="commands",
         minimum=1,
         maximum=1000,
@@ -106,7 +106,7 @@ NODE_TUNABLES = (
         "watch_rate",
         float,
         5.0,
-        "Results for the phrases of ~/watch, at most.",
+        "Maximum rate of the results for ~/watch.",
         unit="Hz",
         minimum=0.1,
         maximum=60.0,
@@ -115,7 +115,7 @@ NODE_TUNABLES = (
         "watch_refresh",
         float,
         2.0,
-        "Time between two images of ~/watch that the model reads; on those between, masks follow by optical flow. 0: all.",
+        "Time between two passes of the model for ~/watch; between them masks follow by optical flow. 0: every image.",
         unit="s",
         minimum=0.0,
         maximum=3600.0,
@@ -124,13 +124,13 @@ NODE_TUNABLES = (
         "slow_answer",
         float,
         0.0,
-        "Diagnostics warn when one answer in twenty takes longer than this; 0: never.",
+        "Diagnostics warn if more than 5 % of the answers take longer than this; 0: never.",
         unit="s",
         minimum=0.0,
         maximum=3600.0,
     ),
 )
-"""What the node adds to the tunables of grounding."""
+"""Tunables of the node, in addition to those of grounding."""
 
 CHANGEABLE = frozenset(
     {
@@ -146,30 +146,30 @@ CHANGEABLE = frozenset(
         "watch_refresh",
     }
 )
-"""Parameters that take effect at any time; the others when the node is configured, and are locked from then on."""
+"""Parameters that may change at any time; the others take effect when the node is configured, and are locked from then on."""
 
 _IMPLICIT = ("use_sim_time", "start_type_description_service", "qos_overrides")
 """Parameters that rclpy itself declares."""
 
 
 class ParameterError(ValueError):
-    """A parameter was given a wrong value at start, or does not exist; the message is one line."""
+    """A parameter has a wrong value at start, or does not exist; the message is one line."""
 
 
 def declare(
     node: Node, entries: Iterable[Tunable], changeable: frozenset[str], *, locked: Callable[[], str] | None = None
 ) -> None:
-    """Declare ``entries`` on ``node``, and refuse wrong values now and later.
+    """Declare parameters on a node, and refuse wrong values now and later.
 
     Args:
-        node: the node; nothing of ``entries`` may be declared on it yet.
+        node: none of ``entries`` may be declared on it yet.
         entries: the parameters.
         changeable: names of those that may change at any time.
-        locked: why the others cannot change now, or nothing; None: they are read-only.
+        locked: returns why the others cannot change now, or an empty text; None: they are read-only.
 
     Raises:
-        ParameterError: an override (command line, file) is out of range or of a wrong type, or the command line names a
-            parameter that there is not. One that a file names is ignored with a warning: files are shared between nodes.
+        ParameterError: an override (command line, file) is out of range or of a wrong type, or the command line names an
+            unknown parameter. Unknown names in files only cause a warning, because nodes share files.
     """
     by_name = {entry.name: entry for entry in entries}
     _check_names(node, by_name)
@@ -203,7 +203,7 @@ def declare_grounding(node: Node, locked: Callable[[], str]) -> None:
 
 
 def grounding_config(node: Node) -> GroundingConfig:
-    """The configuration that the node's parameters ask for now."""
+    """The configuration in the node's parameters now."""
     return GroundingConfig(**{entry.name: value(node, entry.name, entry.type) for entry in tunables()})
 
 
@@ -219,7 +219,7 @@ def _descriptor(entry: Tunable, read_only: bool) -> ParameterDescriptor:
         description=entry.description + unit,
         read_only=read_only,
         additional_constraints=f"one of: {', '.join(entry.choices)}" if entry.choices else "",
-        # The callback checks the type, in clearer words than rclpy's; and a whole number is a fine value for a float.
+        # The callback checks the type, with a clearer message than rclpy's, and accepts whole numbers for floats.
         dynamic_typing=True,
     )
     if entry.minimum is not None and entry.maximum is not None:
@@ -241,25 +241,28 @@ def _check_names(node: Node, known: Mapping[str, Tunable]) -> None:
 
 
 def _typed_names(words: Sequence[str]) -> set[str]:
-    """Parameters that were typed for this process alone: ``-p name:=value``."""
+    """Names of the parameters on the command line: ``-p name:=value``."""
     given = (word for flag, word in pairwise(words) if flag in ("-p", "--param"))
     return {assignment.split(":=")[0].split(":")[-1] for assignment in given}
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """What to tell someone who asks for a parameter that does not exist."""
+    """The message about a parameter that does not exist, with the closest known name."""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
     return f"unknown parameter {name}: {hint}"
 
 
 def overrides_of(node: Node) -> Mapping[str, Parameter[Any]]:
-    """What command line and files ask for, unknown names included; rclpy shows it to nobody."""
+    """Parameter overrides of command line and files, unknown names included.
+
+    A private attribute, because rclpy has no public access to overrides of parameters that are not declared.
+    """
     return getattr(node, "_parameter_overrides", {})
 
 
 def _refusal(entry: Tunable, given: Any, error: Exception) -> str:
-    """One line in the words of :meth:`Tunable.check`, whichever layer noticed the mistake first."""
+    """The message of :meth:`Tunable.check`, also where rclpy found the mistake first."""
     try:
         entry.check(given)
     except ValueError as refusal:

@@ -1,6 +1,6 @@
-"""A robot's side of "pick up the lemon": answers of the grounding node become poses for a gripper. An example to start from.
+"""An example of a consumer of answers: "pick up the lemon" becomes a pose for a gripper.
 
-It listens to answers, as any consumer of the grounding node does, and commands no robot.
+It subscribes to the answers of the grounding node and commands no robot.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ PICK_TUNABLES = (
         "verbs",
         str,
         "pick, grab, take, lift, bring, give, hand, fetch, get",
-        "Commands that begin with one of these words are about a thing to take.",
+        "Commands that begin with one of these words ask for an object to be picked up.",
     ),
-    Tunable("max_opening", float, 0.11, "Distance of the open fingers, at most.", unit="m", minimum=0.01, maximum=1.0),
-    Tunable("standoff", float, 0.12, "Distance from which the gripper comes.", unit="m", minimum=0.0, maximum=1.0),
+    Tunable("max_opening", float, 0.11, "Maximum distance of the open fingers.", unit="m", minimum=0.01, maximum=1.0),
+    Tunable("standoff", float, 0.12, "Distance of the pre-grasp pose from the grasp pose.", unit="m", minimum=0.0, maximum=1.0),
 )
 
 
 class PickNode(RunnableNode):
-    """Publishes where a gripper should go for the thing that a command named.
+    """Publishes grasp and pre-grasp poses for the object that a command names.
 
     Both poses are in the frame of the location: x is the direction in which the fingers close, z that of the approach.
     """
@@ -70,10 +70,10 @@ class PickNode(RunnableNode):
 
 
 def thing_of(answer: GroundedAnswer) -> GroundedPhrase:
-    """The thing that an answer is about: the first that it points at.
+    """The object that an answer is about: the first phrase with a mask.
 
     Raises:
-        NoGraspError: it points at nothing, or nobody knows where that is.
+        NoGraspError: no phrase has a mask, or the location of the first one is unknown.
     """
     pointed = [phrase for phrase in answer.phrases if phrase.roi.width]
     if not pointed:
@@ -84,7 +84,7 @@ def thing_of(answer: GroundedAnswer) -> GroundedPhrase:
 
 
 def arrow(header: Header, grasp: Grasp, start: np.ndarray) -> MarkerArray:
-    """The approach, for RViz."""
+    """The approach from ``start`` (``[3]`` metres) to the grasp, as an arrow for RViz."""
     return MarkerArray(
         markers=[
             Marker(

@@ -1,4 +1,4 @@
-"""Entry point of the picking example: signals first, then the imports, which take seconds. The node is in pick.py."""
+"""Entry point of the picking example: installs signal handlers before the imports, which take seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flmm_ros.signals import leave_on_signals
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Turn answers into poses until SIGINT or SIGTERM.
+    """Run the node until SIGINT or SIGTERM.
 
     Returns:
         0; 2 for a wrong parameter.

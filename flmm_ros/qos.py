@@ -1,7 +1,7 @@
-"""Quality of service of every topic, stated once, and what to do when the other side has another one.
+"""Quality of service of every topic, its overrides, and warnings about other nodes with an incompatible one.
 
-Users override it with parameters (``qos_overrides./image.subscription.reliability``), by the name of a topic as it is or as it
-was before remapping.
+Users override it with parameters (``qos_overrides./image.subscription.reliability``), by the name of the topic before or after
+remapping.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from flmm_core.common.plain_text import one_line
 from flmm_ros.parameters import overrides_of
 
 COMMAND_DEPTH = 1000
-"""Commands that may wait in the middleware while the node is busy, and replies a slow reader may lag behind."""
+"""Number of commands that the middleware queues while the node is busy, and of replies that it queues for a slow reader."""
 
 _POLICIES = ("history", "depth", "reliability", "durability")
-"""What may be overridden."""
+"""Policies that may be overridden."""
 
 
 def camera() -> QoSProfile:
-    """Camera images: sensor data, the latest only."""
+    """Subscriptions to camera images: best effort, the latest only."""
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 
 
 def camera_output() -> QoSProfile:
-    """What a camera offers: reliable, so that it matches readers of either kind."""
+    """Publishers of camera images: reliable, so that they match both reliable and best-effort readers."""
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 
 
 def commands() -> QoSProfile:
-    """Commands and their replies: none may be lost."""
+    """Commands and their replies: reliable, with a long queue."""
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=COMMAND_DEPTH, reliability=QoSReliabilityPolicy.RELIABLE)
 
 
 def images() -> QoSProfile:
-    """Result images (label map, overlay): reliable; each may take megabytes, so few are kept."""
+    """Result images (label map, overlay): reliable, with a short queue, because each may take megabytes."""
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=5, reliability=QoSReliabilityPolicy.RELIABLE)
 
 
 def diagnostics() -> QoSProfile:
-    """As every other publisher of /diagnostics has it."""
+    """As other publishers of /diagnostics."""
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=10, reliability=QoSReliabilityPolicy.RELIABLE)
 
 
 def latched() -> QoSProfile:
-    """The last message for whoever comes, however late."""
+    """Late subscribers get the last message (transient local)."""
     return QoSProfile(
         history=QoSHistoryPolicy.KEEP_LAST,
         depth=1,
@@ -70,7 +70,7 @@ def latched() -> QoSProfile:
 
 
 def full_name(node: Node, topic: str) -> str:
-    """The name of a topic after remapping. ``image/compressed`` lies beside the topic that ``image`` is remapped to."""
+    """The name of a topic after remapping; ``image/compressed`` follows the remapping of ``image``."""
     name = str(node.resolve_topic_name(topic))
     base, _, rest = topic.partition("/")
     if rest and base != "~" and name == _plain_name(node, topic):
@@ -79,10 +79,16 @@ def full_name(node: Node, topic: str) -> str:
 
 
 def create_publisher(node: Node, kind: type, topic: str, profile: QoSProfile) -> Publisher[Any]:
-    """A publisher whose quality of service users may override.
+    """Create a publisher whose quality of service users may override.
+
+    Args:
+        node: that publishes.
+        kind: type of the messages.
+        topic: its name before remapping.
+        profile: the default quality of service.
 
     Raises:
-        ValueError: an override has a value that there is not.
+        ValueError: an override has an unknown value.
     """
     name = full_name(node, topic)
     _override(node, topic, name, "publisher", profile)
@@ -94,19 +100,19 @@ def create_publisher(node: Node, kind: type, topic: str, profile: QoSProfile) ->
 def create_subscription(
     node: Node, kind: type, topic: str, callback: Callable[..., None], profile: QoSProfile
 ) -> Subscription[Any]:
-    """A subscription to serialized messages whose quality of service users may override.
+    """Create a subscription to serialized messages whose quality of service users may override.
 
-    Serialized, because a malformed message is to be refused like any other, and most images are never read.
+    Messages stay serialized, so that a malformed command can be refused, and because most images are never used.
 
     Args:
         node: that subscribes.
-        kind: of message.
-        topic: as it is before remapping.
-        callback: takes the serialized message and its MessageInfo.
-        profile: what is asked for.
+        kind: type of the messages.
+        topic: its name before remapping.
+        callback: called with the serialized message and its MessageInfo.
+        profile: the default quality of service.
 
     Raises:
-        ValueError: an override has a value that there is not.
+        ValueError: an override has an unknown value.
     """
     name = full_name(node, topic)
     _override(node, topic, name, "subscription", profile)
@@ -118,7 +124,7 @@ def create_subscription(
 
 
 def unused_overrides(node: Node) -> list[str]:
-    """Names of overrides that no publisher or subscription of the node has taken."""
+    """Names of overrides that no publisher or subscription of the node uses."""
     given = (name for name in overrides_of(node) if name.startswith("qos_overrides."))
     return sorted(name for name in given if not node.has_parameter(name))
 
@@ -132,7 +138,7 @@ def _plain_name(node: Node, topic: str) -> str:
 
 
 def _override(node: Node, topic: str, name: str, entity: str, profile: QoSProfile) -> None:
-    """Apply what the user asked for: by the topic's name before remapping, and then by the one that it has."""
+    """Apply overrides of a topic: those by its name before remapping, then those by its name after it."""
     given = overrides_of(node)
     plain = _plain_name(node, topic)
     for key in (plain, name):
@@ -159,7 +165,7 @@ def _value(parameter: str, policy: str, value: object) -> Any:
 
 
 def _complain(node: Node, topic: str, ours: QoSProfile, entity: str) -> None:
-    """Say what does not fit, with both sides' settings, and what helps."""
+    """Log an incompatibility, with both sides' settings and the remedies."""
     try:
         node.get_logger().warning(incompatibility(node, topic, ours, entity))
     except Exception as error:
@@ -167,13 +173,13 @@ def _complain(node: Node, topic: str, ours: QoSProfile, entity: str) -> None:
 
 
 def incompatibility(node: Node, topic: str, ours: QoSProfile, entity: str) -> str:
-    """Which other sides of a topic get nothing, or give nothing, because of their quality of service.
+    """A message that names the other endpoints of a topic with an incompatible quality of service, and the remedies.
 
     Args:
-        node: whose side is ``ours``.
+        node: has one endpoint of the topic.
         topic: full name.
-        ours: quality of service of the node's side.
-        entity: what the node has: ``publisher`` or ``subscription``.
+        ours: quality of service of this endpoint.
+        entity: kind of this endpoint: ``publisher`` or ``subscription``.
     """
     publishes = entity == "publisher"
     others = node.get_subscriptions_info_by_topic(topic) if publishes else node.get_publishers_info_by_topic(topic)
@@ -182,7 +188,7 @@ def incompatibility(node: Node, topic: str, ours: QoSProfile, entity: str) -> st
     for other in others:
         differing = _mismatch(ours, other.qos_profile) if publishes else _mismatch(other.qos_profile, ours)
         if differing:
-            unknown = other.node_name.startswith("_NODE_NAME")  # it has come just now
+            unknown = other.node_name.startswith("_NODE_NAME")  # discovered just now
             name = "a new node" if unknown else f"{other.node_namespace.rstrip('/')}/{other.node_name}"
             faulty.add(f"{name} ({_settings(other.qos_profile)})")
             policies |= differing.items()
@@ -195,7 +201,10 @@ def incompatibility(node: Node, topic: str, ours: QoSProfile, entity: str) -> st
 
 
 def _mismatch(offered: QoSProfile, asked: QoSProfile) -> dict[str, tuple[str, str]]:
-    """Policies that do not fit, and what would: to offer, or to ask for. rclpy's check stumbles over infinite deadlines."""
+    """Incompatible policies, each with a compatible value to offer and one to request.
+
+    rclpy's own check fails on infinite deadlines.
+    """
     found = {}
     if offered.reliability == QoSReliabilityPolicy.BEST_EFFORT and asked.reliability == QoSReliabilityPolicy.RELIABLE:
         found["reliability"] = ("reliable", "best_effort")

@@ -1,6 +1,6 @@
-"""Speech to text: where speech comes from, and what recognises it. Knows no topics.
+"""Speech to text: sources of speech, and recognisers. Independent of topics.
 
-Speech is 16-bit mono at 16 kHz everywhere here.
+Speech is always 16-bit mono at 16 kHz.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ import numpy as np
 from flmm_sim.spoken import grammar
 
 RATE = 16_000
-"""Samples a second."""
+"""Samples per second."""
 
 _QUIET = 0.5
-"""Seconds of silence around a file: recognisers want some before and after a word."""
+"""Seconds of silence around a file: recognisers need some before and after a word."""
 
 
 class SpeechError(ValueError):
-    """What cannot be heard, and why, on one line."""
+    """A source or a recogniser cannot be used; the message is one line."""
 
 
 class Recogniser(Protocol):
     """Turns one utterance into words."""
 
     def text(self, speech: bytes) -> str:
-        """The words; empty if nothing was understood."""
+        """Recognise 16-bit mono samples at 16 kHz; returns the words, or an empty text if nothing was understood."""
 
 
 class PocketsphinxRecogniser:
-    """Small, on the CPU, with the model of English that its wheel brings; it understands the sentences of a grammar alone.
+    """A small recogniser for the CPU with the English model of its wheel; it understands only the sentences of a grammar.
 
     Args:
-        grammar_file: JSGF; None for that of the shipped world.
-        wake_word: words that each command begins with, with the shipped world's grammar.
+        grammar_file: JSGF; None for the commands about the simulated table.
+        wake_word: words that each command begins with; only used without ``grammar_file``.
 
     Raises:
         SpeechError: the grammar cannot be used.
@@ -54,7 +54,7 @@ class PocketsphinxRecogniser:
         words = {line.split(" ", 1)[0] for line in dictionary.splitlines()}
         try:
             text = grammar(words.__contains__, wake_word) if grammar_file is None else grammar_file.read_text(encoding="utf-8")
-            # Digital silence has no logarithm: dither, or words are lost.
+            # Dither, because the logarithm of digital silence is undefined and words would be lost.
             self._decoder = Decoder(Config(lm=None, dither=True, loglevel="FATAL"))
             self._decoder.add_jsgf_string("commands", text)
             self._decoder.activate_search("commands")
@@ -62,7 +62,7 @@ class PocketsphinxRecogniser:
             raise SpeechError(f"grammar: cannot be used ({error})") from error
 
     def text(self, speech: bytes) -> str:
-        """The sentence of the grammar that was said."""
+        """The sentence of the grammar that was recognised; empty if none was."""
         silence = bytes(2 * int(RATE * _QUIET))
         self._decoder.start_utt()
         self._decoder.process_raw(silence + speech + silence, full_utt=True)
@@ -72,7 +72,7 @@ class PocketsphinxRecogniser:
 
 
 class WhisperRecogniser:
-    """Whisper by faster-whisper: any words, any accent; a GPU is of use.
+    """Whisper, run by faster-whisper: it needs no grammar; a GPU makes it faster.
 
     Args:
         model: folder of a model in CTranslate2's format; nothing is downloaded.
@@ -91,17 +91,17 @@ class WhisperRecogniser:
         self._model = WhisperModel(str(model), local_files_only=True)
 
     def text(self, speech: bytes) -> str:
-        """What was said."""
+        """The words that were recognised."""
         samples = np.frombuffer(speech, np.int16).astype(np.float32) / 32768
         segments, _ = self._model.transcribe(samples)
         return " ".join(segment.text.strip() for segment in segments)
 
 
 def utterances(source: Any) -> Iterator[bytes]:
-    """Cut a stream into utterances, by where people speak.
+    """Split a stream into utterances by voice activity.
 
     Args:
-        source: has ``read(bytes)``, which gives that much speech, or nothing at its end.
+        source: has ``read(count)``, which returns ``count`` bytes of speech, or none at the end.
     """
     from pocketsphinx import Segmenter
 
@@ -109,10 +109,10 @@ def utterances(source: Any) -> Iterator[bytes]:
 
 
 def file_source(path: Path) -> BytesIO:
-    """A WAV file as a stream.
+    """Read a WAV file of any rate as a stream of 16-bit mono samples at 16 kHz.
 
     Raises:
-        SpeechError: it is no WAV file of 16-bit samples.
+        SpeechError: not a WAV file of 16-bit samples.
     """
     try:
         with wave.open(str(path)) as file:
@@ -124,34 +124,34 @@ def file_source(path: Path) -> BytesIO:
         raise SpeechError(f"source: expected 16-bit samples, got {8 * width}-bit ones in {path}")
     samples = np.frombuffer(data, "<i2").reshape(-1, channels).mean(axis=1, dtype=np.float32)
     length = max(1, round(len(samples) * RATE / rate))
-    # As an image of one row: area averages where samples get fewer, so that nothing is folded back.
+    # Resampled as an image of one row: averaging when the rate falls prevents aliasing.
     how = cv2.INTER_AREA if rate > RATE else cv2.INTER_LINEAR
-    heard = cv2.resize(samples[None], (length, 1), interpolation=how)[0] if rate != RATE and len(samples) else samples
+    speech = cv2.resize(samples[None], (length, 1), interpolation=how)[0] if rate != RATE and len(samples) else samples
     quiet = np.zeros(int(RATE * _QUIET), np.int16)
-    return BytesIO(np.concatenate([quiet, np.rint(heard).astype(np.int16), quiet]).tobytes())
+    return BytesIO(np.concatenate([quiet, np.rint(speech).astype(np.int16), quiet]).tobytes())
 
 
 class Microphone:
-    """The default microphone as a stream; deaf on request, so that a robot does not hear itself.
+    """The default microphone as a stream; it is muted while the robot speaks.
 
     Args:
-        deaf: whether to hear silence now.
+        muted: whether the microphone is muted now: it then returns silence.
 
     Raises:
-        SpeechError: there is none, or sounddevice is not installed.
+        SpeechError: there is no microphone, or sounddevice is not installed.
     """
 
-    def __init__(self, deaf: Callable[[], bool]) -> None:
-        self._deaf = deaf
+    def __init__(self, muted: Callable[[], bool]) -> None:
+        self._muted = muted
         try:
             import sounddevice
 
             self._stream = sounddevice.RawInputStream(samplerate=RATE, channels=1, dtype="int16")
             self._stream.start()
-        except Exception as error:  # PortAudio's absence is an OSError, a missing device an error of sounddevice's own
-            raise SpeechError(f"source: no microphone ({error}); a WAV file may stand in for it") from error
+        except Exception as error:  # OSError without PortAudio, sounddevice's own error without a device
+            raise SpeechError(f"source: no microphone ({error}); a WAV file can be used instead") from error
 
     def read(self, count: int) -> bytes:
-        """So many bytes of speech; waits for them."""
+        """Wait for ``count`` bytes of speech."""
         data, _ = self._stream.read(count // 2)
-        return bytes(len(data)) if self._deaf() else bytes(data)
+        return bytes(len(data)) if self._muted() else bytes(data)

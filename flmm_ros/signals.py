@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM: both ask a node to end in order. Imports nothing heavy, so that a node can call it first of all.
+"""Handlers of SIGINT and SIGTERM, which both end a node cleanly. Imports little, so that a node can call it first.
 
-Python's own answer to SIGINT, an exception at any line, and the system's to SIGTERM, a death, both lose replies.
+The defaults would lose replies: Python raises an exception at any line at SIGINT, and the system kills the process at SIGTERM.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from types import FrameType
 
 
 def leave_on_signals() -> None:
-    """For the imports before a node exists: a signal ends the process at once, with status 0. No command was taken yet."""
+    """For the time before a node exists: a signal ends the process at once, with status 0."""
     _handle(lambda number, frame: os._exit(0))
 
 
 def stop_on_signals() -> threading.Event:
-    """From now on a signal sets the returned event, which a node looks at.
+    """From now on a signal sets the returned event, which the node polls.
 
-    A further signal changes nothing: the end is under way then and takes 3 s at most, and the last replies must still go
-    out when an impatient user presses Ctrl-C twice, or when launch sends SIGTERM after SIGINT. SIGQUIT and SIGKILL end the
-    process at any time.
+    Further signals change nothing: shutdown takes 3 s at most, and the last replies must be sent even if a user presses
+    Ctrl-C twice, or launch sends SIGTERM after SIGINT. SIGQUIT and SIGKILL end the process at any time.
     """
     stop = threading.Event()
     _handle(lambda number, frame: stop.set())

@@ -1,4 +1,4 @@
-"""Runs a node as a process: signals, exit status, and one clear line when it cannot go on."""
+"""Runs a node as a process: signals, exit status, and a one-line message if it fails."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from flmm_ros.parameters import ParameterError, unknown
 from flmm_ros.signals import stop_on_signals
 
 _PERIOD = 0.1
-"""Seconds until the executor looks at signals again."""
-# Launch loses patience 5 s after it asked a node to end. A node is to be gone within 3 s, these two and _PERIOD included.
+"""Seconds between two checks for signals."""
+# launch sends SIGTERM 5 s after SIGINT. A node ends within 3 s, which include _PERIOD and the two times below.
 _GRACE = 1.5
-"""Seconds in which a node ends what it is doing."""
-_LAST_WORDS = 0.3
-"""Seconds for which it then still answers what reaches it."""
+"""Seconds for a node to finish the command in work."""
+_DRAINING = 0.3
+"""Seconds for which it then still refuses commands that arrive."""
 
 
 class RunnableNode(Node):
-    """What :func:`run_node` needs of a node."""
+    """A node that :func:`run_node` can run."""
 
     failure: str | None = None
-    """Why it cannot go on; None while all is well."""
+    """Why the node has to end; None while it works."""
     ending: threading.Event
-    """Set when the process is asked to end: what takes long gives up then."""
+    """Set by a signal: long operations must then give up."""
 
     def close(self, timeout: float) -> None:
-        """End what it is doing, within ``timeout`` seconds."""
+        """Finish or refuse all commands within ``timeout`` seconds."""
 
     def leave(self) -> None:
-        """Leave the graph."""
+        """Destroy the node."""
         self.destroy_node()
 
     def set_parameters_atomically(self, parameter_list: list[Parameter[Any]]) -> SetParametersResult:
-        """As rclpy does, which all its services use; but a parameter that does not exist is refused by name."""
+        """As in rclpy, whose parameter services all use it, but an unknown parameter is refused with the closest known name."""
         for parameter in parameter_list:
             if not self.has_parameter(parameter.name):
                 known = [name for name in self.get_parameters_by_prefix("") if not name.startswith("qos_overrides")]
@@ -55,14 +55,14 @@ class RunnableNode(Node):
 
 
 def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> int:
-    """Make a node and spin it until SIGINT or SIGTERM, or until it fails; it then ends within 3 s.
+    """Create a node and spin it until SIGINT or SIGTERM, or until it fails; it then ends within 3 s.
 
-    The signals are handled by :mod:`flmm_ros.signals` and not by rclpy, whose handler ends the context at once: a node
-    must still be able to publish its last replies.
+    The signals are handled by :mod:`flmm_ros.signals` and not by rclpy, whose handler shuts the context down at once, before
+    the node can publish its last replies.
 
     Returns:
-        Exit status 1 or 2 if there is no node to run, because it failed or because its parameters are wrong. Else it ends
-        the process: with status 0 after a signal, 1 if the node failed.
+        Only if the node cannot be created: exit status 2 for wrong arguments or parameters, 1 for other errors. Otherwise
+        this function ends the process, with status 0 after a signal and 1 if the node failed.
     """
     ending = stop_on_signals()
     try:
@@ -80,17 +80,16 @@ def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> in
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     _spin(executor, node, lambda: ending.is_set() or node.failure is not None)
-    failure = node.failure  # one that comes while it ends is of no interest
+    failure = node.failure  # failures during shutdown are ignored
     node.close(_GRACE)
-    last = time.monotonic() + _LAST_WORDS
-    _spin(executor, node, lambda: time.monotonic() > last)  # what came meanwhile gets its refusal too
+    last = time.monotonic() + _DRAINING
+    _spin(executor, node, lambda: time.monotonic() > last)  # commands that arrived meanwhile are refused
     if failure is not None:
         node.get_logger().fatal(failure)
     executor.shutdown(timeout_sec=0.1)
     node.leave()
     rclpy.try_shutdown()
-    # Without the interpreter's clean-up: that of PyTorch takes more than a second, and a thread may be deep in a model and
-    # cannot be told to stop.
+    # Without the interpreter's clean-up, because that of PyTorch takes more than a second, and a thread may still run a model.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0 if failure is None else 1)
@@ -100,5 +99,5 @@ def _spin(executor: SingleThreadedExecutor, node: RunnableNode, done: Callable[[
     while rclpy.ok() and not done():
         try:
             executor.spin_once(timeout_sec=_PERIOD)
-        except Exception as error:  # a message that cannot be taken must not end the node
+        except Exception as error:  # an event that cannot be processed must not end the node
             node.get_logger().error(f"event dropped: {one_line(error)}")

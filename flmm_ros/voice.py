@@ -1,6 +1,6 @@
-"""Ears and a mouth for the grounding node: what people say becomes commands, answers are spoken.
+"""Speech input and output for the grounding node: recognised sentences become commands, answers are spoken.
 
-It translates between sound and ``std_msgs/String``; any other speech recogniser that publishes such messages does as well.
+It converts between sound and ``std_msgs/String``; any other recogniser that publishes such messages can replace it.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from flmm_ros.recognisers import (
 from flmm_ros.spinning import RunnableNode
 
 VOICE_TUNABLES = (
-    Tunable("source", str, "microphone", "What to listen to: microphone, or a WAV file of 16-bit samples."),
-    Tunable("recogniser", str, "pocketsphinx", "What recognises speech.", choices=("pocketsphinx", "faster-whisper")),
+    Tunable("source", str, "microphone", "Source of speech: microphone, or a WAV file of 16-bit samples."),
+    Tunable("recogniser", str, "pocketsphinx", "Speech recogniser.", choices=("pocketsphinx", "faster-whisper")),
     Tunable("model", str, "", "Folder of the model of faster-whisper; nothing is downloaded."),
-    Tunable("grammar", str, "", "JSGF file of what pocketsphinx understands; empty: the sentences of the shipped world."),
-    Tunable("wake_word", str, "", "Words that a command begins with, for instance computer; empty: every sentence is one."),
-    Tunable("speak", bool, True, "Speak answers, where espeak-ng, espeak or spd-say is installed."),
+    Tunable("grammar", str, "", "JSGF grammar for pocketsphinx; empty: commands about the simulated table."),
+    Tunable("wake_word", str, "", "Words that each command begins with, for instance computer; empty: none are needed."),
+    Tunable("speak", bool, True, "Speak answers, if espeak-ng, espeak or spd-say is installed."),
 )
 
 _POLL = 0.1
-"""Seconds between two looks for a listener."""
-_MOUTHS = {"espeak-ng": ["--stdin"], "espeak": ["--stdin"], "spd-say": ["--wait", "--pipe-mode"]}
-"""Speech synthesisers that read from their standard input, and the options that make them do so."""
+"""Seconds between two checks for a subscriber."""
+_SYNTHESISERS = {"espeak-ng": ["--stdin"], "espeak": ["--stdin"], "spd-say": ["--wait", "--pipe-mode"]}
+"""Speech synthesisers, with the options that make them read from standard input."""
 
 
 class VoiceNode(RunnableNode):
-    """Publishes what it hears on ``command``, and speaks the answers of the node ``grounding`` beside it.
+    """Publishes recognised sentences on ``command``, and speaks the answers of the node ``grounding`` in its namespace.
 
     Raises:
-        SpeechError: there is nothing to listen to, or to recognise with.
+        SpeechError: the source of speech or the recogniser is not available.
     """
 
     def __init__(self) -> None:
@@ -57,11 +57,12 @@ class VoiceNode(RunnableNode):
         chosen = parameters.value(self, "source")
         self._source = Microphone(self._speaking.is_set) if chosen == "microphone" else file_source(Path(chosen))
         self._commands = qos.create_publisher(self, String, "command", qos.commands())
-        self._mouth = next((name for name in _MOUTHS if shutil.which(name)), "") if parameters.value(self, "speak") else ""
-        if self._mouth:
+        installed = (name for name in _SYNTHESISERS if shutil.which(name))
+        self._synthesiser = next(installed, "") if parameters.value(self, "speak") else ""
+        if self._synthesiser:
             self.create_subscription(String, "grounding/answer_text", self._speak, qos.commands())
         else:
-            self.get_logger().info("answers are not spoken: no espeak-ng, espeak or spd-say is installed, or speak is off")
+            self.get_logger().info("answers are not spoken: espeak-ng, espeak and spd-say are not installed, or speak is off")
         self._thread = threading.Thread(target=self._listen, name="voice", daemon=True)
         self._thread.start()
 
@@ -79,12 +80,12 @@ class VoiceNode(RunnableNode):
             source = parameters.value(self, "source")
             self.get_logger().info(f"listening: {source}")
             while source != "microphone" and self._commands.get_subscription_count() == 0:
-                time.sleep(_POLL)  # what a file says would be lost
+                time.sleep(_POLL)  # a file would be published before anybody subscribes
             for speech in utterances(self._source):
                 self._hear(self._recogniser.text(speech))
-            self.get_logger().info("everything was heard")
+            self.get_logger().info("end of the source")
         except Exception as error:
-            self.failure = f"cannot listen: {one_line(error)}"
+            self.failure = f"speech input failed: {one_line(error)}"
 
     def _hear(self, text: str) -> None:
         command = command_in(text, parameters.value(self, "wake_word"))
@@ -97,7 +98,8 @@ class VoiceNode(RunnableNode):
     def _speak(self, answer: String) -> None:
         try:
             self._speaking.set()
-            subprocess.run([self._mouth, *_MOUTHS[self._mouth]], input=answer.data, text=True, timeout=60.0, check=True)
+            command = [self._synthesiser, *_SYNTHESISERS[self._synthesiser]]
+            subprocess.run(command, input=answer.data, text=True, timeout=60.0, check=True)
         except (OSError, subprocess.SubprocessError) as error:
             self.get_logger().error(f"an answer was not spoken: {one_line(error)}")
         finally:
@@ -105,9 +107,9 @@ class VoiceNode(RunnableNode):
 
 
 def command_in(text: str, wake_word: str) -> str:
-    """The command in what was heard; empty if it does not begin with the wake word, or nothing follows.
+    """The command in a recognised sentence; empty if it does not begin with the wake word, or nothing follows it.
 
-    Case and punctuation do not count.
+    Case and punctuation are ignored.
     """
     words, wake = text.split(), wake_word.split()
     heard = [_bare(word) for word in words[: len(wake)]]

@@ -1,4 +1,4 @@
-"""Entry point of the voice: signals first, then the imports, which take seconds. The node is in voice.py."""
+"""Entry point of the voice node: installs signal handlers before the imports, which take seconds."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from flmm_ros.signals import leave_on_signals
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Listen and speak until SIGINT or SIGTERM.
+    """Run the node until SIGINT or SIGTERM.
 
     Returns:
-        0; 1 if there is nothing to listen to, or to recognise with; 2 for a wrong parameter.
+        0; 1 if the source of speech or the recogniser is not available; 2 for a wrong parameter.
     """
     leave_on_signals()
     from flmm_ros.spinning import run_node

@@ -1,6 +1,4 @@
-"""A simulated camera over a table, the grounding node that looks at it, and a robot's side of "pick up the lemon".
-
-Ends when one of its nodes ends.
+"""The simulated camera, the grounding node on its images, and the picking example; ends when one of its nodes ends.
 
 For instance::
 
@@ -26,7 +24,7 @@ SHARE = Path(get_package_share_directory("flmm_ros"))
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Camera, node and consumer."""
+    """Camera, grounding node and picking example."""
     camera = Node(
         package="flmm_ros",
         executable="camera_node",
@@ -45,8 +43,8 @@ def generate_launch_description() -> LaunchDescription:
     )
     return LaunchDescription(
         [
-            DeclareLaunchArgument("demo_seed", default_value="0", description="which scene the camera shows"),
-            DeclareLaunchArgument("demo_rate", default_value="5.0", description="images a second"),
+            DeclareLaunchArgument("demo_seed", default_value="0", description="seed of the scene that the camera shows"),
+            DeclareLaunchArgument("demo_rate", default_value="5.0", description="images per second"),
             RegisterEventHandler(OnProcessExit(on_exit=[Shutdown(reason="a node of the demo has ended")])),
             camera,
             grounding,

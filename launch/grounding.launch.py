@@ -1,12 +1,12 @@
-"""The grounding node, for a camera that is already there.
+"""The grounding node, for a camera that is already running.
 
 For instance::
 
     ros2 launch flmm_ros grounding.launch.py grounding_image:=/camera/image_raw
     ros2 launch flmm_ros grounding.launch.py grounding_lmm:=llava-hf/llava-1.5-7b-hf grounding_heads:=... grounding_rviz:=true
 
-A launch file that includes another one shares its arguments' names with it. So those that mean something to this node alone
-begin with ``grounding_``; the others mean the same to every node.
+Launch files that include each other share the names of their arguments. Arguments of this node alone therefore begin with
+``grounding_``; the others have the same meaning for every node.
 """
 
 import tempfile
@@ -33,13 +33,13 @@ TOPIC_ARGUMENTS = {
     "command": "questions",
     "phrase": "phrases to ground",
 }
-"""Inputs of the node; each argument is the topic to read instead."""
+"""Inputs of the node; each argument is the topic to subscribe to instead."""
 
 SWITCH = ["true", "false"]
 
 
 def _nodes(context: LaunchContext) -> list[Node]:
-    """The node, and RViz on request; only model arguments that were given override the parameter file."""
+    """The node, and RViz on request; model arguments override the parameter file only if they are given."""
 
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
@@ -60,7 +60,7 @@ def _nodes(context: LaunchContext) -> list[Node]:
             namespace=namespace,
             parameters=[str(file), {**{key: text for key, text in given.items() if text}, **switches}],
             remappings=[(topic, value(f"grounding_{topic}")) for topic in TOPIC_ARGUMENTS],
-            # Of this node's own logger: debug for all would drown it in the middleware's.
+            # Only for this node's own logger: at level debug, the middleware logs far more than the node.
             ros_arguments=["--log-level", f"{name.strip('/').replace('/', '.')}:={level}"],
             respawn=value("grounding_respawn") == "true",
             respawn_delay=2.0,
@@ -80,7 +80,7 @@ def _nodes(context: LaunchContext) -> list[Node]:
 
 
 def _rviz_config(node: str, frame: str) -> str:
-    """RViz's layout for this node: layouts hold absolute names."""
+    """Write RViz's layout for this node, because layouts contain absolute names; returns its path."""
     layout = (SHARE / "rviz" / "grounding.rviz").read_text()
     space = node.removesuffix("/grounding")
     layout = layout.replace("/pick/", f"{space}/pick/").replace(": /grounding/", f": {node}/")
@@ -98,13 +98,16 @@ def generate_launch_description() -> LaunchDescription:
         "grounding_params_file": (str(SHARE / "config" / "grounding.yaml"), "YAML file of the node's parameters"),
         "grounding_fixed_frame": ("camera_optical_frame", "frame in which RViz draws"),
         "namespace": ("", "namespace of the node"),
-        "log_level": ("info", "of the node's own log: debug, info, warn, error"),
+        "log_level": ("info", "level of the node's own log: debug, info, warn, error"),
     }
     switches = {
         "grounding_rviz": ("false", "show overlay, label mask, points and markers in RViz"),
-        "grounding_respawn": ("false", "start the node again when it dies"),
-        "autostart": ("true", "load the model and take commands at once; false: a manager configures and activates the node"),
-        "use_sim_time": ("false", "time comes from /clock: for bags and simulators"),
+        "grounding_respawn": ("false", "restart the node when it dies"),
+        "autostart": (
+            "true",
+            "load the model and accept commands at start; false: wait for a manager to configure and activate",
+        ),
+        "use_sim_time": ("false", "take the time from /clock, for bags and simulators"),
     }
     return LaunchDescription(
         [

@@ -54,7 +54,7 @@ class WireCommand:
         names = {entry.name for entry in fields(cls)}
         if not isinstance(value, dict) or not {"mode", "words"} <= set(value) <= names:
             known = ", ".join(sorted(names))
-            raise ValueError(f"command: expected an object with mode and words, other keys from {known}, got {text!r:.80}")
+            raise ValueError(f"command: expected an object of mode, words and optionally others of {known}, got {text!r:.80}")
         modes = (Mode.CHAT.name, Mode.REFER.name)
         if value["mode"] not in modes:
             raise ValueError(f"mode: expected one of {', '.join(modes)}, got {value['mode']!r:.40}")

@@ -140,7 +140,7 @@ def test_whisper_gets_samples(tmp_path, monkeypatch):
     assert WhisperRecogniser(tmp_path).text(b"\x00\x80\xff\x7f") == "Where is the mug?"
 
 
-def test_a_deaf_microphone_hears_silence(monkeypatch):
+def test_a_muted_microphone_returns_silence(monkeypatch):
     class Stream:
         def __init__(self, **_):
             pass
@@ -152,10 +152,10 @@ def test_a_deaf_microphone_hears_silence(monkeypatch):
             return b"\x01\x02" * count, False
 
     monkeypatch.setitem(sys.modules, "sounddevice", types.SimpleNamespace(RawInputStream=Stream))
-    deaf = []
-    microphone = Microphone(lambda: bool(deaf))
+    muted = []
+    microphone = Microphone(lambda: bool(muted))
     assert microphone.read(4) == b"\x01\x02\x01\x02"
-    deaf.append(True)
+    muted.append(True)
     assert microphone.read(4) == bytes(4)
 
 
@@ -188,9 +188,9 @@ def test_from_speech_to_masks_and_a_spoken_answer(processes, log_dir, tmp_path, 
 
 
 def test_a_voice_that_cannot_hear_ends_with_its_reason(processes, log_dir):
-    process = processes.start("deafened", "flmm_ros.voice_node", ["--ros-args", "-p", "source:=/no/such.wav"])
+    process = processes.start("sourceless", "flmm_ros.voice_node", ["--ros-args", "-p", "source:=/no/such.wav"])
     assert process.wait(timeout=30) == 1
-    log = (log_dir / "deafened.log").read_text()
+    log = (log_dir / "sourceless.log").read_text()
     assert log.count("[FATAL]") == 1 and "source: expected a WAV file, got /no/such.wav" in log and "Traceback" not in log
 
 
