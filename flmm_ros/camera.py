@@ -56,7 +56,7 @@ class CameraNode(RunnableNode):
     def _scene(self, seed: int) -> Scene:
         if self._shown is None or self._shown[0] != seed:
             self._shown = (seed, self._renderer.sample(seed))
-            names = ", ".join(thing.name for thing in self._shown[1].objects)
+            names = ", ".join(item.name for item in self._shown[1].objects)
             self.get_logger().info(f"seed {seed}: {names}")
         return self._shown[1]
 

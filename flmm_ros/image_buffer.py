@@ -206,10 +206,10 @@ def no_image(topic: str, publishers: int) -> RefusedError:
         topic: full name of the image topic.
         publishers: number of publishers on it.
     """
-    reason = f"no image has arrived yet: nobody publishes {topic}"
+    reason = f"no image has arrived yet: no node publishes {topic}"
     if publishers:
         hint = f"Fast DDS loses large images, unless the camera runs with {PROFILES_VARIABLE}={LARGE_IMAGES}"
-        reason = f"no image has arrived yet, though {publishers} publishes {topic} ({hint})"
+        reason = f"no image has arrived yet, although publishers of {topic} exist: {publishers} ({hint})"
     return RefusedError(Status.NO_IMAGE, reason)
 
 

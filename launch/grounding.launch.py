@@ -82,8 +82,8 @@ def _nodes(context: LaunchContext) -> list[Node]:
 def _rviz_config(node: str, frame: str) -> str:
     """Write RViz's layout for this node, because layouts contain absolute names; returns its path."""
     layout = (SHARE / "rviz" / "grounding.rviz").read_text()
-    space = node.removesuffix("/grounding")
-    layout = layout.replace("/pick/", f"{space}/pick/").replace(": /grounding/", f": {node}/")
+    namespace = node.removesuffix("/grounding")
+    layout = layout.replace("/pick/", f"{namespace}/pick/").replace(": /grounding/", f": {node}/")
     layout = layout.replace("camera_optical_frame", frame)
     with tempfile.NamedTemporaryFile("w", prefix="grounding_", suffix=".rviz", delete=False) as file:
         file.write(layout)

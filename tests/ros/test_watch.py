@@ -1,4 +1,4 @@
-"""WatchRequest lists: grounded again and again on the newest image, followed between two passes of the model."""
+"""Watch lists: grounded again and again on the newest image, followed between two passes of the model."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ class Callbacks:
         self.lists.publish(Watch(phrases=phrases))
 
     def show(self, shift=0):
-        """A picture of a camera, with its stamp."""
+        """An image of a camera, with its stamp."""
         message = image_of(np.ascontiguousarray(np.roll(TEXTURE, shift, axis=1)))
         message.header = Header(frame_id="camera")
         message.header.stamp = self.bench.client.node.get_clock().now().to_msg()
@@ -39,7 +39,7 @@ class Callbacks:
         return message.header
 
     def see(self, shift=0):
-        """The result about a new picture."""
+        """The result about a new image."""
         header = self.show(shift)
         return self.bench.until(lambda: next((r for r in self.results if r.header == header), None))
 
@@ -70,7 +70,7 @@ def test_commands_are_answered_between(watcher):
     reply = watcher.bench.ask("hello")
     assert reply.answer == "It said: hello" and not reply.tracked and 0.0 < reply.image_age < 5.0
     assert watcher.see(2).status == GroundedAnswer.STATUS_ANSWERED
-    assert len(watcher.bench.replies) == 1, "results of a standing list are no replies to commands"
+    assert len(watcher.bench.replies) == 1, "results of a watch list are no replies to commands"
 
 
 def test_a_list_that_cannot_be_used_leaves_the_one_before(watcher):
