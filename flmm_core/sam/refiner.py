@@ -1,7 +1,6 @@
-"""SAM as a refiner: coarse mask, box and words in, sharp mask out. Built from the parts of ``segment_anything``.
+"""SAM as a refiner: a coarse mask, its box and the tokens of a phrase become a sharp mask.
 
-The image is encoded once; each phrase then costs one pass of the small mask decoder. This file knows SAM's frames and
-prompts; it knows nothing of LMMs.
+The image is encoded once; each phrase then takes one pass of the small mask decoder. This file is independent of LMMs.
 """
 
 from __future__ import annotations
@@ -19,29 +18,34 @@ from torch.nn import functional as F
 
 from flmm_core.images.geometry import mask_box
 from flmm_core.images.masks import Overlap
+from flmm_core.sam.masks import RefinedMask, RefinedMasks, SamPrompts
 from flmm_core.sam.transformers_sam import TransformersSam
 
 DECODER_BATCH = 8
-"""Phrases that go through the mask decoder together; bounds memory on long answers."""
+"""Phrases in one pass of the mask decoder; limits the memory that long answers take."""
 
 
 @dataclass(frozen=True)
 class RefinerConfig:
-    """Which prompts are used; the published method uses all three and a single mask."""
+    """Prompts that the mask decoder gets; the published method uses all three and a single mask."""
 
     use_mask: bool = True
     use_box: bool = True
     use_text: bool = True
     multimask: bool = False
-    """Let SAM propose three masks and keep the one closest to the coarse mask."""
+    """Whether SAM proposes three masks, of which the one with the highest IoU with the coarse mask is kept."""
 
 
 @dataclass(frozen=True)
 class SamImage:
-    """An image that SAM's image encoder has seen."""
+    """Output of SAM's image encoder for one image."""
 
     embedding: Tensor
-    """``[1, 256, eh, ew]``; SAM 2 and HQ-SAM keep more of the image behind these channels."""
+    """``[1, C, eh, ew]`` float32: a grid of ``eh x ew`` cells over the padded input.
+
+    ``C`` is 256 for SAM. SAM 2 and HQ-SAM pack further feature maps behind these channels, in the layout of
+    :mod:`flmm_core.sam.transformers_sam`.
+    """
     image_height: int
     image_width: int
     input_height: int
@@ -49,46 +53,12 @@ class SamImage:
     input_width: int
 
     def to(self, device: torch.device) -> SamImage:
-        """With its embedding in float32 on a device."""
+        """A copy with the embedding in float32 on a device."""
         return replace(self, embedding=self.embedding.to(device, torch.float32))
 
 
-@dataclass(frozen=True)
-class SamPrompts:
-    """Prompts of ``n`` phrases in SAM's frame."""
-
-    masks: Tensor
-    """``[n, 1, mh, mw]`` logits."""
-    boxes: Tensor
-    """``[n, 4]`` XYXY pixels of SAM's input."""
-    texts: tuple[Tensor, ...]
-    """``n`` tensors ``[t, 256]``, one row for each token of the phrase."""
-
-
-@dataclass(frozen=True)
-class RefinedMasks:
-    """Answers of the mask decoder, before they are enlarged to the image."""
-
-    low_res: Tensor
-    """``[n, m, m]`` logits over SAM's padded input."""
-    iou: Tensor
-    """``[n]`` quality that SAM predicts for each mask."""
-
-
-@dataclass(frozen=True)
-class RefinedMask:
-    """One phrase's mask at image size, with what is measured on it."""
-
-    mask: Tensor
-    """``[H, W]`` bool in image pixels, on the device that computed it."""
-    box: tuple[int, int, int, int]
-    """XYXY pixels around the mask, ends exclusive; ``(0, 0, 0, 0)`` if the mask is empty."""
-    score: float
-    """Mean of the mask's probability over its own pixels, in [0, 1]; 0 if the mask is empty."""
-
-
 class SamRefiner(nn.Module):
-    """SAM with a frozen image encoder; prompt encoder and mask decoder may be trained."""
+    """SAM with a frozen image encoder; its prompt encoder and mask decoder may be trained."""
 
     def __init__(self, *, sam: Sam | TransformersSam, config: RefinerConfig | None = None) -> None:
         super().__init__()
@@ -97,9 +67,9 @@ class SamRefiner(nn.Module):
         self.config = config or RefinerConfig()
         self.model.image_encoder.requires_grad_(False)
         self.encoder_engine: Callable[[Tensor], Tensor] | None = None
-        """Stands in for :meth:`encoder_network`."""
+        """Replaces :meth:`encoder_network` if set."""
         self.decoder_engine: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-        """Stands in for :meth:`decoder_network`."""
+        """Replaces :meth:`decoder_network` if set."""
 
     @property
     def text_size(self) -> int:
@@ -144,26 +114,26 @@ class SamRefiner(nn.Module):
         return SamImage(run(pixels), image.shape[0], image.shape[1], size[0], size[1])
 
     def encoder_network(self, pixels: Tensor) -> Tensor:
-        """The image encoder itself, which an engine may stand in for: ``[1, 3, frame, frame]`` to ``[1, 256, eh, ew]``."""
+        """The image encoder, which an engine may replace: ``[1, 3, frame, frame]`` to ``[1, C, eh, ew]``."""
         embedding: Tensor = self.model.image_encoder(pixels)
         return embedding
 
     def decoder_network(self, embedding: Tensor, masks: Tensor, boxes: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Prompt encoder and mask decoder themselves, which an engine may stand in for.
+        """Prompt encoder and mask decoder, which an engine may replace.
 
         Args:
-            embedding: ``[1, 256, eh, ew]`` of the image.
+            embedding: ``[1, C, eh, ew]`` of :class:`SamImage`.
             masks: ``[n, 1, mh, mw]`` logits.
             boxes: ``[n, 4]`` float32, XYXY pixels of SAM's input.
             texts: ``[n, t, 256]``.
 
         Returns:
-            Logits ``[n, k, m, m]`` over SAM's padded input, and the quality ``[n, k]`` that SAM predicts; ``k`` is 1, or 3 with
+            Logits ``[n, k, m, m]`` over the padded input, and the IoU ``[n, k]`` that SAM predicts; ``k`` is 1, or 3 with
             ``multimask``.
         """
         config, encoder = self.config, self.model.prompt_encoder
         sparse, dense = encoder(points=None, boxes=boxes if config.use_box else None, masks=masks if config.use_mask else None)
-        if not (config.use_box or config.use_mask):  # SAM assumes a single prompt then
+        if not (config.use_box or config.use_mask):  # without prompts SAM returns one row for all phrases
             sparse, dense = sparse.expand(len(texts), -1, -1), dense.expand(len(texts), -1, -1, -1)
         if config.use_text:
             sparse = torch.cat([sparse, texts], dim=1)
@@ -180,7 +150,7 @@ class SamRefiner(nn.Module):
         """Prompts from coarse masks and words.
 
         The value that pads the mask prompt is ``min(-1, minimum over all phrases of this call)``, as in the published
-        method: a phrase's prompt therefore depends, outside the image only, on the phrases it comes with.
+        method: outside the image a phrase's prompt therefore depends on the other phrases of the call.
 
         Args:
             image: from :meth:`encode_image`.
@@ -223,8 +193,8 @@ class SamRefiner(nn.Module):
     def forward(self, image: SamImage, coarse: Tensor, texts: Sequence[Tensor]) -> RefinedMasks:
         """Refine coarse masks.
 
-        The decoder has no padding mask for prompt tokens, so only phrases of equal token count share a batch; results are
-        in the order of the phrases and do not depend on the grouping, but see :meth:`prompts` for the padding.
+        The decoder has no padding mask for prompt tokens, so only phrases with the same number of tokens share a batch. Results
+        are in the order of the phrases and independent of the batches, but see :meth:`prompts` for the padding.
 
         Args:
             image: from :meth:`encode_image`.
@@ -244,7 +214,7 @@ class SamRefiner(nn.Module):
         return RefinedMasks(low_res, torch.cat([result.iou for result in results])[order])
 
     def _decode(self, image: SamImage, prompts: SamPrompts, batch: list[int], coarse: Tensor) -> RefinedMasks:
-        """Run the decoder on phrases ``batch``, which have equally many tokens."""
+        """Run the decoder on the phrases with indices ``batch``, which have the same number of tokens."""
         texts = torch.stack([prompts.texts[i][: None if self.config.use_text else 0] for i in batch])
         run = self.decoder_network if self.decoder_engine is None else self.decoder_engine
         low_res, iou = run(image.embedding, prompts.masks[batch], prompts.boxes[batch], texts)
@@ -256,7 +226,7 @@ class SamRefiner(nn.Module):
 
     @torch.no_grad()
     def _closest(self, image: SamImage, candidates: Tensor, coarse: Tensor) -> int:
-        """Which of the candidates ``[k, m, m]`` overlaps best with the thresholded coarse mask ``[h, w]``."""
+        """Index of the candidate ``[k, m, m]`` with the highest IoU with the thresholded coarse mask ``[h, w]``."""
         target = self._image_mask(coarse, image)
         ious = [Overlap.of(mask, target).iou for mask in self.to_image(candidates, image) > 0]
         return ious.index(max(ious))
@@ -291,7 +261,7 @@ class SamRefiner(nn.Module):
         return tuple(refined)
 
     def to_image(self, low_res: Tensor, image: SamImage) -> Tensor:
-        """SAM's standard postprocessing: logits ``[n, m, m]`` over its padded input to ``[n, H, W]`` image pixels."""
+        """Enlarge logits ``[n, m, m]`` over the padded input to ``[n, H, W]`` over the image, by SAM's own postprocessing."""
         return self.model.postprocess_masks(
             low_res[:, None],
             (image.input_height, image.input_width),

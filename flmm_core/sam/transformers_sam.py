@@ -1,7 +1,12 @@
 """SAM 2 and HQ-SAM as refiners: models of transformers behind the parts that :class:`~flmm_core.sam.refiner.SamRefiner` uses.
 
-Their decoders want more of the image than one embedding: SAM 2 two finer feature maps, HQ-SAM an early layer of its encoder.
-These are packed behind the embedding's channels, so that an image is one tensor here as with SAM.
+Their decoders take further feature maps beside the embedding ``[1, d, e, e]``. These are packed behind its channels, so that an
+image is one tensor ``[1, C, e, e]`` as with SAM (``d`` = 256; ``e`` = 64 for an input of 1024 x 1024 pixels):
+
+- SAM 2, C = 4 d: the embedding; a map ``[1, d/8, 4e, 4e]`` whose blocks of 4 x 4 cells become 16 channels each, ``2 d`` channels
+  in all; a map ``[1, d/4, 2e, 2e]`` whose blocks of 2 x 2 cells become 4 channels each, ``d`` channels in all (pixel_unshuffle).
+- HQ-SAM, C = d + v: the embedding; the output ``[1, e, e, v]`` of the first block of the encoder with global attention; ``v`` is
+  the width of the encoder.
 """
 
 from __future__ import annotations
@@ -18,16 +23,16 @@ from transformers import Sam2Model, SamHQModel
 from flmm_core.errors import LoadError
 
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Of RGB 0..255; those of SAM, too."""
+"""Mean and standard deviation of RGB 0..255, as for SAM."""
 _FINER = (4, 2)
-"""How many times finer SAM 2's other feature maps are than its embedding."""
+"""Resolution of SAM 2's further feature maps, in multiples of the embedding's."""
 
 
 class TransformersSam(nn.Module):
-    """What both share: an image encoder, a prompt encoder and a mask decoder, with the calls of ``segment_anything``."""
+    """Image encoder, prompt encoder and mask decoder with the interfaces of ``segment_anything``."""
 
     model_types: ClassVar[tuple[str, ...]]
-    """In the ``config.json`` of a checkpoint."""
+    """Values of ``model_type`` in the ``config.json`` of a checkpoint."""
     model_class: ClassVar[Any]
     stretches: ClassVar[bool]
     """Whether an image is stretched to the square input; else it keeps its shape and is padded."""
@@ -46,7 +51,7 @@ class TransformersSam(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the model."""
         return self.pixel_mean.device
 
     def preprocess(self, pixels: Tensor) -> Tensor:
@@ -64,7 +69,7 @@ class TransformersSam(nn.Module):
 
 
 class _PromptEncoder(nn.Module):
-    """Boxes and masks of ``n`` phrases; of transformers' encoder the calls of ``segment_anything``."""
+    """The prompt encoder of transformers with the interface of ``segment_anything``, for ``n`` phrases."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -96,7 +101,7 @@ class _Sam2Encoder(nn.Module):
         super().__init__()
         self.img_size = int(model.prompt_encoder.input_image_size)
         self.vision_encoder = model.vision_encoder
-        # Part of the decoder's weights, but what depends on the image alone is computed once, and does not learn.
+        # These belong to the decoder's weights, but depend on the image alone: computed once for an image, and frozen.
         self.finer = nn.ModuleList([model.mask_decoder.conv_s0, model.mask_decoder.conv_s1])
         self.no_memory_embedding = model.no_memory_embedding
 
@@ -108,17 +113,17 @@ class _Sam2Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """A mask decoder of transformers with the call of ``segment_anything``; ``n`` phrases are a batch of it."""
+    """A mask decoder of transformers with the interface of ``segment_anything``; ``n`` phrases form its batch."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.decoder = model.mask_decoder
-        # SAM 2 gives another mask than the single one where that looks unstable: for clicks, not for what learns along.
+        # SAM 2 replaces the single mask by another one where it looks unstable, which is meant for clicks, not for training.
         self.decoder.dynamic_multimask_via_stability = False
 
     @abstractmethod
     def unpacked(self, rest: Tensor) -> dict[str, Any]:
-        """What the decoder takes beside the embedding, from the channels ``[n, ...]`` behind it."""
+        """Further inputs of the decoder, from the channels ``[n, C - d, e, e]`` behind the embedding."""
 
     def forward(
         self,
@@ -150,7 +155,7 @@ class _Sam2Decoder(_Decoder):
 
 
 class Sam2(TransformersSam):
-    """SAM 2 and 2.1, for images."""
+    """SAM 2 and 2.1, on single images."""
 
     model_types = ("sam2", "sam2_video")
     model_class = Sam2Model
@@ -176,7 +181,7 @@ class _SamHqDecoder(_Decoder):
 
 
 class SamHq(TransformersSam):
-    """HQ-SAM: SAM with a token and features for fine masks."""
+    """HQ-SAM: SAM with an additional output token and features for fine masks."""
 
     model_types = ("sam_hq",)
     model_class = SamHQModel
@@ -189,7 +194,7 @@ _KINDS = {kind: adapter for adapter in (Sam2, SamHq) for kind in adapter.model_t
 
 
 def is_transformers_sam(config: dict[str, Any]) -> bool:
-    """Whether a ``config.json`` is that of a SAM that is computed by transformers."""
+    """Whether a ``config.json`` belongs to a SAM that runs in transformers."""
     return config.get("model_type") in _KINDS
 
 
