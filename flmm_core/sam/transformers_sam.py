@@ -3,9 +3,9 @@
 Their decoders take further feature maps beside the embedding ``[1, d, e, e]``. These are packed behind its channels, so that an
 image is one tensor ``[1, C, e, e]`` as with SAM (``d`` = 256; ``e`` = 64 for an input of 1024 x 1024 pixels):
 
-- SAM 2, C = 4 d: the embedding; a map ``[1, d/8, 4e, 4e]`` whose blocks of 4 x 4 cells become 16 channels each, ``2 d`` channels
-  in all; a map ``[1, d/4, 2e, 2e]`` whose blocks of 2 x 2 cells become 4 channels each, ``d`` channels in all (pixel_unshuffle).
-- HQ-SAM, C = d + v: the embedding; the output ``[1, e, e, v]`` of the first block of the encoder with global attention; ``v`` is
+- SAM 2, C = 4 d: the embedding; a map ``[1, d/8, 4e, 4e]``, each block of 4 x 4 cells as 16 channels (``2 d`` in all); a map
+  ``[1, d/4, 2e, 2e]``, each block of 2 x 2 cells as 4 channels (``d`` in all).
+- HQ-SAM, C = d + v: the embedding; the output ``[1, e, e, v]`` of the encoder's first block with global attention; ``v`` is
   the width of the encoder.
 """
 
