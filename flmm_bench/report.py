@@ -87,7 +87,8 @@ def write(folder: Path, name: str, found: Findings) -> None:
     rates = found.rates
     parts = [
         f"# Benchmark: {name}",
-        f"Written by `flmm bench --name {name}`. Ratios are medians over rounds in which all variants ran in turn.",
+        f"Written by `flmm bench --name {name}`. Ratios are medians over rounds in which all variants ran in turn."
+        " Models that are described by their layers have random weights, which affect neither time nor memory.",
         table(found.rows),
         f"![Each figure against its target]({name}.png)",
         "## Floors",

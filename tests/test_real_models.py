@@ -126,9 +126,7 @@ def assigned(words):
 
 
 def test_commands():
-    """Names of checkpoints are those of the table; commands take the variables that were set; heads lie where they were
-    trained.
-    """
+    """Checkpoints are those of the table, commands take the variables that were set, heads lie where they were trained."""
     given, trained = (assigned(words) for words in commands(section(document(REAL_MODELS), "Commands")) if "=" in words[0])
     checkpoints = {names(row[0])[0]: family for family, row in CHECKPOINTS.items()}
     assert rows("Families")[checkpoints[given["LMM"]]][0] == "published" and given["HEADS"].endswith(".pth")
@@ -142,7 +140,7 @@ def test_commands():
         "$SAM",
         trained["HEADS"],
     )
-    assert given["SAM"] in by_start["wget", next(words[1] for words in by_start.values() if words[0] == "wget")][1]
+    assert given["SAM"] in next(words[1] for words in by_start.values() if words[0] == "wget")
     assert by_start["hf", "download"][2] in checkpoints
 
 
