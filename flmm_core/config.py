@@ -1,7 +1,7 @@
-"""Every tunable of grounding, once: name, default, unit, range and meaning.
+"""Every tunable of grounding: name, default, unit, range and meaning.
 
-The command line and the ROS node declare their options from :func:`tunables`, so a default exists in this file only.
-This file knows nothing of models: it only says which values are allowed.
+The command line and the ROS node declare their options from :func:`tunables`, so each default is stated once. This file is
+independent of models: it only defines which values are allowed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _tunable(default: Any, description: str, **metadata: Any) -> Any:
 
 @dataclass(frozen=True)
 class GroundingConfig:
-    """How to ground. Unknown names are refused by the constructor, wrong values by :meth:`Tunable.check`."""
+    """The configuration of grounding. The constructor refuses unknown names and, by :meth:`Tunable.check`, invalid values."""
 
     lmm: str = _tunable(
         DEFAULT_MODEL,
@@ -67,7 +67,7 @@ class GroundingConfig:
         "SAM: a folder of this project or of transformers' SamModel, Sam2Model or SamHQModel, a segment-anything .pth file, one"
         " of these on the Hub (owner/name, owner/name/file.pth), or the name of a registered model.",
     )
-    device: str = _tunable("auto", "Where to compute: auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+    device: str = _tunable("auto", "Device: auto (cuda if there is one), cpu, cuda, cuda:1, ...")
     dtype: str = _tunable(
         "auto",
         "Number format of the LMM; heads and SAM are always float32. auto: bfloat16 on cuda, float32 on the CPU.",
@@ -75,34 +75,34 @@ class GroundingConfig:
     )
     quantization: str = _tunable(
         "none",
-        "Fewer bits for the matrices of the LMM's decoder, by bitsandbytes: int8 (LLM.int8) or int4 (NF4). The model that they"
-        " make is another one; it is as frozen as the whole one.",
+        "Quantization of the matrices of the LMM's decoder by bitsandbytes: int8 (LLM.int8) or int4 (NF4). The quantized model"
+        " gives other answers; it is just as frozen.",
         choices=("none", "int8", "int4"),
     )
     heads_backend: str = _tunable(
         "torch",
-        "What runs the networks of heads and SAM: PyTorch, ONNX Runtime on the same device, or TensorRT on a GPU. Nothing falls"
-        " back.",
+        "Runtime of the networks of heads and SAM: PyTorch, ONNX Runtime on the same device, or TensorRT on a GPU, without any"
+        " fallback.",
         choices=("torch", "onnx", "tensorrt"),
     )
     heads_precision: str = _tunable("fp32", "Number format of exported networks.", choices=("fp32", "fp16"))
     engines: str = _tunable(
-        "", "Folder of networks that `flmm export` wrote; empty: they are made once and kept in the user's cache folder."
+        "", "Folder of networks that `flmm export` wrote; empty: they are exported once and kept in the user's cache folder."
     )
     max_new_tokens: int = _tunable(64, "Longest answer of the LMM.", unit="tokens", minimum=1, maximum=1024)
     max_phrases: int = _tunable(
         32,
-        "Most phrases of a command that get a mask, the surest ones; the reply names the others.",
+        "Most phrases of a command that get a mask, those with the highest scores; the reply names the others.",
         unit="phrases",
         minimum=1,
         maximum=1000,
     )
     selector_threshold: float = _tunable(
-        0.5, "A token belongs to a phrase from this probability on.", unit="probability", minimum=0.0, maximum=1.0
+        0.5, "Least probability of a token that belongs to a phrase.", unit="probability", minimum=0.0, maximum=1.0
     )
     presence_threshold: float = _tunable(
         0.5,
-        "A phrase whose thing is there with less than this probability gets an empty mask and is marked as absent.",
+        "A phrase whose object is present with less than this probability gets an empty mask and is marked as absent.",
         unit="probability",
         minimum=0.0,
         maximum=1.0,
@@ -111,27 +111,27 @@ class GroundingConfig:
         0.5, "A pixel belongs to a mask above this probability.", unit="probability", minimum=0.01, maximum=0.99
     )
     refer_prompt: str = _tunable(
-        "Please give me a description of the image.", "Question that given phrases are the answer to, in refer mode."
+        "Please give me a description of the image.", "Question of refer mode, to which the given phrases are the answer."
     )
     reuse_prefix: bool = _tunable(
         True,
-        "Keep the LMM's keys and values of the image between commands. Off: the LMM reads the image again for each"
-        " command, which is slower and gives its logits to the bit even in bfloat16.",
+        "Cache the LMM's keys and values of the image between commands. Off: the LMM reads the image again for each"
+        " command, which is slower, but its logits are bit-identical even in bfloat16.",
     )
     cuda_graphs: bool = _tunable(
         True,
         "On a GPU, decode in static shapes as one CUDA graph for each token, several times faster. A bfloat16 model may choose"
-        " another token where its two best scores are a rounding apart; off: it chooses as without this package, to the bit.",
+        " another token where its two best scores are a rounding apart; off: it chooses exactly as transformers does.",
     )
     image_cache: int = _tunable(
         512,
-        "Memory for what was computed of earlier images, so that commands about them are cheap; the newest is always kept.",
+        "Memory for cached features of earlier images, which make commands about them cheap; the newest image is always kept.",
         unit="MB",
         minimum=0,
         maximum=1_000_000,
     )
     cpu_threads: int = _tunable(
-        0, "Threads of PyTorch on the CPU; 0 keeps PyTorch's own choice.", unit="threads", minimum=0, maximum=256
+        0, "Threads of PyTorch on the CPU; 0: PyTorch's default.", unit="threads", minimum=0, maximum=256
     )
 
     def __post_init__(self) -> None:

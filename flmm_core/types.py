@@ -41,7 +41,7 @@ class ImageGeometry:
 
 @dataclass(frozen=True)
 class KeywordSpan:
-    """A phrase of the answer that is to get a mask."""
+    """A phrase of the answer that gets a mask."""
 
     text: str
     start: int
@@ -53,12 +53,12 @@ class KeywordSpan:
     token_end: int
     """One past the last token."""
     score: float = 1.0
-    """Confidence of the selector in [0, 1]; 1 for phrases that were given."""
+    """Confidence of the keyword selector in [0, 1]; 1 for phrases given by the user."""
 
 
 @dataclass(frozen=True)
 class CoarseMasks:
-    """Mask logits of the U-Net, un-padded: they cover exactly the image, at the head's resolution."""
+    """Un-padded mask logits of the U-Net, which cover exactly the image."""
 
     logits: torch.Tensor
     """``[n, h', w']`` float32."""
@@ -67,7 +67,7 @@ class CoarseMasks:
 
 @dataclass(frozen=True)
 class GroundedPhrase:
-    """A phrase and the pixels that it names."""
+    """A phrase with the mask of the object that it names."""
 
     text: str
     start: int
@@ -79,19 +79,19 @@ class GroundedPhrase:
     score: float
     """Mean of the refined mask's probability over its own pixels, in [0, 1]; 0 if the mask is empty."""
     presence: float = 1.0
-    """Probability that the thing is in the image at all, in [0, 1]; 1 where the heads have no presence score."""
+    """Probability in [0, 1] that the object is in the image; 1 if the heads have no presence score."""
     absent: bool = False
-    """The thing is not there: ``presence`` lies below the threshold. The words stay, the mask is empty."""
+    """Whether the object is absent: ``presence`` is below the threshold, and the mask is empty."""
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """``[H, W]`` bool, in image pixels; fetched from the device when it is first asked for."""
+        """``[H, W]`` bool, in image pixels; copied from the device at the first access."""
         return self.pixels.cpu().numpy()
 
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Wall-clock seconds of each stage. ``image`` is next to nothing for a command on an image that was encoded before."""
+    """Wall-clock seconds of each stage. ``image`` is close to zero for a command about an image whose features are cached."""
 
     image: float = 0.0
     lmm: float = 0.0
@@ -101,13 +101,13 @@ class StageSeconds:
 
     @property
     def total(self) -> float:
-        """All stages together."""
+        """Sum of all stages."""
         return self.image + self.lmm + self.keywords + self.mask_head + self.refiner
 
 
 @dataclass(frozen=True)
 class GroundedAnswer:
-    """What the LMM said, and where in the image the things are that it named."""
+    """The LMM's answer, and the masks of the objects that it names."""
 
     text: str
     phrases: tuple[GroundedPhrase, ...]
@@ -115,4 +115,4 @@ class GroundedAnswer:
     image_width: int
     seconds: StageSeconds = field(default_factory=StageSeconds)
     left_out: tuple[str, ...] = ()
-    """Phrases that got no mask because there were more than ``max_phrases``, in the order of the text."""
+    """Phrases without a mask because there were more than ``max_phrases``, in the order of the text."""

@@ -92,9 +92,9 @@ def published(path, **sizes):
 
 def test_published_heads_are_told_by_their_channels(tmp_path):
     facts = info(published(tmp_path / "a.pth", layers=24, heads=16, hidden=8)).facts
-    assert facts["channels"] == "384" and facts["LMM"] == "published heads of so many channels: DeepSeek-VL-1.3B"
-    assert facts["format"] == "published .pth" and facts["presence score"] == "no" and facts["SAM"] == "not said"
-    assert "no published heads have so many" in info(published(tmp_path / "b.pth")).facts["LMM"]
+    assert facts["channels"] == "384" and facts["LMM"] == "published heads with this number of channels: DeepSeek-VL-1.3B"
+    assert facts["format"] == "published .pth" and facts["presence score"] == "no" and facts["SAM"] == "not stated"
+    assert "no published heads have this number of channels" in info(published(tmp_path / "b.pth")).facts["LMM"]
     assert load_heads(tmp_path / "b.pth", shape=lmm_shape(save_llava(tmp_path / "lmm")), sam=tiny_sam())
 
 

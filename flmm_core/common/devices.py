@@ -1,4 +1,4 @@
-"""Where to compute, and in which number format."""
+"""The device to compute on, and the LMM's number format."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from flmm_core.errors import DeviceError
 
 
 def resolve_device(config: GroundingConfig) -> tuple[torch.device, torch.dtype]:
-    """Where to compute and in which number format the LMM runs.
+    """The device and the number format that a configuration selects.
 
     Raises:
-        DeviceError: there is no such device; see :func:`check_device`.
+        DeviceError: this machine has no such device; see :func:`check_device`.
     """
     name = config.device
     if name == "auto":
@@ -28,14 +28,14 @@ def resolve_device(config: GroundingConfig) -> tuple[torch.device, torch.dtype]:
 
 
 def check_device(device: torch.device) -> None:
-    """Refuse a device that this machine does not have, before anything is loaded for it.
+    """Refuse a device that this machine does not have, before a model is loaded for it.
 
     Raises:
-        DeviceError: names the devices that there are.
+        DeviceError: names the available devices.
     """
     if device.type not in ("cpu", "cuda"):
         raise DeviceError(f"device: expected auto, cpu, cuda or cuda:N, got {str(device)!r}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
-        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
-        raise DeviceError(f"device: expected one that this machine has ({there}), got {str(device)!r}")
+        available = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise DeviceError(f"device: expected one that this machine has ({available}), got {str(device)!r}")

@@ -1,4 +1,4 @@
-"""How much memory tensors take, wherever they are kept."""
+"""Memory of the tensors in any object."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def tensor_bytes(kept: Any) -> int:
-    """Bytes of all tensors in ``kept``: containers and objects are looked into, memory that tensors share counts once."""
+    """Bytes of all tensors in ``kept``, including those in containers and attributes; shared memory counts once."""
     storages = {}
     for tensor in _tensors(kept, set()):
         storage = tensor.untyped_storage()

@@ -1,1 +1,1 @@
-"""Images with their truth: the sample types that training, evaluation and simulation share, and their readers."""
+"""Images with ground truth: the sample types of training, evaluation and simulation, and readers of data sets."""

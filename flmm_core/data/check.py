@@ -1,4 +1,4 @@
-"""Looks through a data set: what is in it, and what of it cannot be used."""
+"""Inspects a data set: counts its contents and finds samples that cannot be used."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ KEPT_MESSAGES = 10
 
 @dataclass
 class Findings:
-    """What was found in a data set."""
+    """Contents of a data set, and its unusable samples."""
 
     images: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     """Turns of each kind."""
     phrases: int = 0
     absent: int = 0
-    """Phrases that mean nothing in their image."""
+    """Phrases that refer to no object in their image."""
     tags: Counter[str] = field(default_factory=Counter)
     """Phrases with each tag."""
     masks: int = 0
     ignored: int = 0
-    """Masks whose pixels do not count."""
+    """Masks of pixels that are ignored in evaluations."""
     coverage: list[float] = field(default_factory=list)
     """Share of its image that each mask covers."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Images of each height and width."""
     broken: int = 0
     broken_messages: list[str] = field(default_factory=list)
-    """The first, one line each."""
+    """The first messages, one line each."""
     left_out: int = 0
     left_out_messages: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    """Some, spread over the data set, for people to look at."""
+    """Some samples, spread over the data set, for visual inspection."""
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """What was counted, and how many."""
+        """Names of the counts, and the counts, as text."""
         yield "images", f"{self.images:,}"
         for kind, count in self.kinds.most_common():
             yield f"turns: {kind}", f"{count:,}"
@@ -87,7 +87,7 @@ def look_through(dataset: Dataset[Any], *, limit: int | None = None, shown: int 
             _keep(findings.broken_messages, str(error))
             continue
         _count(findings, sample)
-        if waiting and sample.turns:  # one in place of each broken one
+        if waiting and sample.turns:  # replaces a broken one
             findings.samples.append(sample)
             waiting -= 1
     return findings

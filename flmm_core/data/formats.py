@@ -1,4 +1,4 @@
-"""Finds out what a folder of data is, and reads it: one reader for each layout, as published."""
+"""Detects the layout of a data set and opens it; there is one reader for each published layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Format:
     name: str
     summary: str
     needs: str
-    """Files by which it is known."""
+    """Files by which it is recognised."""
     splits: Callable[[Path], tuple[str, ...]]
     """Splits of a folder; none if the folder has another layout."""
     read: Callable[[Path, str], Dataset[Any]]
@@ -67,14 +67,14 @@ FORMATS = {
         ),
     )
 }
-"""By name."""
+"""Formats by name."""
 
 
 def format_of(folder: Path) -> tuple[Format, tuple[str, ...]]:
-    """Which layout a folder has, and its splits.
+    """The layout of a folder, and its splits.
 
     Raises:
-        ValueError: it has none of the known ones; or its expressions are still pickles.
+        ValueError: it has no known layout, or its expressions are still pickles.
     """
     if not folder.is_dir():
         raise ValueError(f"expected a folder of data at {folder}, got {'a file' if folder.exists() else 'nothing there'}")
@@ -92,7 +92,7 @@ def open_dataset(source: str) -> Dataset[Any]:
         source: ``FOLDER``, ``FORMAT=FOLDER``, or either with ``@SPLIT``, which a folder of several needs.
 
     Raises:
-        ValueError: says what was expected and what is there.
+        ValueError: there is no such data set or split.
     """
     found, folder, names = _chosen(source)
     if len(names) > 1:
@@ -107,14 +107,14 @@ def open_splits(source: str) -> list[Dataset[Any]]:
         source: as for :func:`open_dataset`.
 
     Raises:
-        ValueError: says what was expected and what is there.
+        ValueError: there is no such data set or split.
     """
     found, folder, names = _chosen(source)
     return [found.read(folder, name) for name in names]
 
 
 def _chosen(source: str) -> tuple[Format, Path, tuple[str, ...]]:
-    """The layout and the folder that a source names, and the splits that it may mean."""
+    """The layout and the folder that a source names, and the splits that it selects."""
     where, _, split = source.partition("@")
     head, equals, tail = where.partition("=")
     folder = Path(tail if equals else where)

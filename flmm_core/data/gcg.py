@@ -31,13 +31,13 @@ FORMAT = "gcg"
 _HELD_OUT = ("val", "test")
 
 Entry = dict[str, Any]
-"""An image with its caption, as the file has it; of the COCO kinds with its annotations."""
+"""An image with its caption as stored in the file; in the COCO layouts with its annotations."""
 Grounding = tuple[str, tuple[int, int] | None, list[Any]]
-"""A phrase, its characters in the caption if the file says, and the segmentations whose union it names."""
+"""A phrase, its character range in the caption if the file states it, and the segmentations whose union it names."""
 
 
 def splits(folder: Path) -> tuple[str, ...]:
-    """The splits of a folder, those for training by the names of their files; none if it has another layout."""
+    """Splits of a folder, those for training named after their files; none if it has another layout."""
     train = tuple(path.stem for path in sorted((folder / "annotations" / "train").glob("*GCG*.json")))
     held_out = folder / "annotations" / "val_test"
     return train + tuple(split for split in _HELD_OUT if (held_out / f"{split}_gcg_coco_caption_gt.json").is_file())
@@ -87,7 +87,7 @@ def _sample(path: Path, caption: str, groundings: Iterable[Grounding]) -> Sample
         raise ValueError(f"expected its image at {path}, got no such file")
     with Image.open(path) as image:
         width, height = image.size
-    # Positions count from the beginning of the caption as it is written, with the quotation marks around some cut off.
+    # Character positions refer to the caption without the quotation marks that enclose some captions.
     caption = caption.strip('"').strip()
     spans: list[Span] = []
     names, rles, left_out, after = [], [], [], 0
@@ -111,7 +111,7 @@ def _sample(path: Path, caption: str, groundings: Iterable[Grounding]) -> Sample
 
 
 def _located(caption: str, words: str, after: int) -> tuple[int, int]:
-    """Where words come in a caption, beginning after the phrase before; ``(-1, -1)`` if nowhere."""
+    """Character range of words in a caption, searched from the previous phrase on; ``(-1, -1)`` if they do not occur."""
     lowered = caption.lower()
     start = lowered.find(words.lower(), after)
     start = lowered.find(words.lower()) if start < 0 else start
@@ -152,7 +152,7 @@ def _held_out_entries(folder: Path, split: str) -> list[Entry]:
     for image in captions["images"]:
         said = first.get(image["id"], {})
         name = image.get("file_name") or f"{image['id']}.jpg"
-        # What is missing is found missing when the sample is read, and told by its file.
+        # Missing entries are reported when the sample is read, with the name of its file.
         entry: Entry = {key: said[key] for key in ("caption", "labels") if key in said}
         entries.append({"file_name": name, "annotations": grouped.get(image["id"], []), **entry})
     return entries

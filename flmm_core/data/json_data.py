@@ -9,7 +9,7 @@ from typing import Any
 
 
 def read_json(path: Path, kind: type[dict] | type[list], *names: str) -> Any:
-    """Read a JSON file, in UTF-8, or as some releases have it in Windows-1252.
+    """Read a JSON file in UTF-8 or, like some releases, in Windows-1252.
 
     Args:
         path: of the file.
@@ -17,7 +17,7 @@ def read_json(path: Path, kind: type[dict] | type[list], *names: str) -> Any:
         names: entries that a ``dict`` must have.
 
     Raises:
-        ValueError: it is missing, damaged, or something else.
+        ValueError: it is missing or damaged, or holds another type or other entries.
     """
     if not path.is_file():
         raise ValueError(f"expected a JSON file at {path}, got no such file")
@@ -39,14 +39,14 @@ def read_json(path: Path, kind: type[dict] | type[list], *names: str) -> Any:
 
 
 def images_folder(candidates: Sequence[Path], what: str) -> Path:
-    """The first folder that is there.
+    """The first folder that exists.
 
     Args:
-        candidates: where images may lie, as people keep them.
-        what: whose images they are.
+        candidates: usual places of the images.
+        what: the data set, for the message.
 
     Raises:
-        ValueError: none is there.
+        ValueError: none exists.
     """
     for folder in candidates:
         if folder.is_dir():

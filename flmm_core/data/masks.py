@@ -1,4 +1,4 @@
-"""Masks as data sets write them, as compressed COCO RLE."""
+"""Converts the masks of data sets into compressed COCO RLE."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def mask_rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 def segmentation_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Compressed RLE of what COCO calls a segmentation.
+    """Compressed RLE of a segmentation as COCO defines it.
 
     Args:
-        segmentation: polygons ``[[x0, y0, x1, y1, ...], ...]`` in pixels, whose union it is; or RLE, compressed or not.
+        segmentation: polygons ``[[x0, y0, x1, y1, ...], ...]`` in pixels, whose union is meant; or RLE, compressed or not.
         height: of the image.
         width: of the image.
 

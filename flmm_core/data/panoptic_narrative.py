@@ -26,7 +26,7 @@ FORMAT = "png"
 _PREFIX = "png_coco_"
 
 Entry = tuple[dict[str, Any], list[dict[str, Any]]]
-"""The panoptic annotation of an image, and its narratives, as the files have them."""
+"""The panoptic annotation of an image, and its narratives, as stored in the files."""
 
 
 def splits(folder: Path) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ def _sample(
             if len(known) < len(ids):
                 left_out.append(f"{words!r}: expected its segments in {record['file_name']}, got it without some")
             if known:
-                # As the benchmark counts: a phrase of stuff is stuff, and it is plural where the annotation says so.
+                # As in the benchmark: the first segment decides between thing and stuff, the annotation on plural.
                 kind = "thing" if things[categories[known[0]]] else "stuff"
                 count = "plural" if segment.get("plural") else "singular"
                 spans.append(Span(start, at, tuple(index[i] for i in known), (kind, count)))

@@ -1,6 +1,6 @@
-"""The pickles of RefCOCO as JSON, without running what a pickle may say.
+"""Converts the pickles of RefCOCO into JSON without executing code from them.
 
-A pickle is a program. The unpickler here knows numbers, text, lists and dictionaries, and refuses every name of code.
+The unpickler accepts numbers, text, lists and dictionaries, and refuses every reference to code.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 import pickle
 from pathlib import Path
 from typing import Any
+
+from flmm_core.common.plain_text import one_line
 
 _KEYS = ("ref_id", "ann_id", "image_id", "split", "sentences")
 
@@ -23,17 +25,16 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_refs(path: Path) -> list[dict[str, Any]]:
-    """Read ``refs(*).p``; nothing but plain data is taken.
+    """Read ``refs(*).p``; only plain data are accepted.
 
     Raises:
-        ValueError: the file is damaged, names any code, or is something else.
+        ValueError: the file is damaged, refers to code, or holds something else.
     """
     try:
         # Written by Python 2, whose text is bytes.
         refs = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="utf-8", errors="replace").load()
     except Exception as error:  # a damaged pickle fails in many ways
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: expected a pickle of plain data, got one that {reason}") from error
+        raise ValueError(f"{path}: expected a pickle of plain data, got one that {one_line(error)}") from error
     if not isinstance(refs, list) or not all(isinstance(ref, dict) and all(key in ref for key in _KEYS) for ref in refs):
         raise ValueError(f"{path}: expected a list of expressions with {', '.join(_KEYS)}, got something else")
     return refs
@@ -46,7 +47,7 @@ def convert_refs(folder: Path) -> list[Path]:
         The files written.
 
     Raises:
-        ValueError: there is none, or one cannot be used.
+        ValueError: there is no such file, or one cannot be used.
     """
     pickles = sorted(folder.glob("*refs(*).p"))
     if not pickles:

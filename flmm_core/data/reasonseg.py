@@ -1,11 +1,11 @@
-"""ReasonSeg: questions whose answer has to be thought out, and the regions that they mean.
+"""ReasonSeg: questions whose answers require reasoning, and the regions that they refer to.
 
 ::
 
     train/*.jpg, train/*.json    an image and its annotation: text, is_sentence, shapes {label, points}
     val/..., test/...
 
-Shapes have the labels ``target``, and ``ignore`` for pixels that count neither way.
+Shapes have the labels ``target``, and ``ignore`` for pixels that are not evaluated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMAT = "reasonseg"
 
 _SPLITS = ("train", "val", "test")
 _LOOKED_AT = 20
-"""JSON files of which one must be an annotation: some may be damaged."""
+"""Files that are checked for an annotation, as some may be damaged."""
 
 
 def splits(folder: Path) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ def _sample(path: Path) -> Sample:
     for number, shape in enumerate(annotation["shapes"]):
         group = {"target": targets, "ignore": ignored}.get(shape["label"].lower())
         if group is None:
-            continue  # "flag" and the like mean nothing in the image
+            continue  # labels such as "flag" mark no region
         try:
             rles.append(polygon_rle(shape["points"], height, width))
         except ValueError as error:

@@ -32,7 +32,7 @@ _MDETR = re.compile(r"finetune_(refcoco[+g]?)_(\w+)\.json")
 _COCO = "instances_train2014.json"
 
 Entry = tuple[dict[str, Any], list[dict[str, Any]]]
-"""An image, and the expressions about it, as the files have them."""
+"""An image, and the expressions about it, as stored in the files."""
 
 
 def splits(folder: Path) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ def _mdetr_files(folder: Path) -> dict[str, Path]:
 
 
 def _instances(folder: Path) -> Path | None:
-    """Where the masks are."""
+    """Path of the file with the masks; None if there is none."""
     places = (folder / "instances.json", folder / _COCO, folder.parent / "annotations" / _COCO)
     return next((path for path in places if path.is_file()), None)
 
@@ -135,7 +135,7 @@ def read_dataset(folder: Path, split: str) -> Dataset[Entry]:
         image, about = entry
         return _sample(image, about, annotations, categories, images)
 
-    # An image that instances.json lacks is broken when it is read, by its number.
+    # An image that is missing in instances.json is reported when it is read, with its number.
     entries = [(records.get(i, {"id": i}), about) for i, about in grouped.items()]
 
     def label(entry: Entry) -> str:

@@ -1,7 +1,7 @@
-"""Images with their truth: the one type that readers of data sets give, and training and evaluation take.
+"""Images with ground truth: the type that readers of data sets return and that training and evaluation take.
 
-A sample is an image, conversations about it whose phrases are character ranges, and the masks of what they name, as
-compressed COCO RLE. No file is read here but the image itself.
+A sample is an image, conversations about it whose phrases are character ranges, and the masks of the objects that they
+name, as compressed COCO RLE. This file reads no other files than images.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ REFER = "refer"
 """The kind of turn that refer mode reads: names of objects, each followed by a full stop."""
 
 REFER_ABSENT = "refer_absent"
-"""As ``REFER``, but some of the names mean nothing that is there."""
+"""As ``REFER``, but some of the names refer to absent objects."""
 
 MISTAKE = "mistake"
-"""A wrong answer, which names what is not there."""
+"""A wrong answer, which names absent objects."""
 
 DESCRIBE = "describe"
 """A description of the whole image, whose phrases are grounded."""
 
 REASON = "reason"
-"""A question whose answer is not known; only what it should point at is: one span without characters."""
+"""A question whose answer is unknown, while the region it refers to is known: one span without characters."""
 
 DETAIL = "detail"
 """A question about a small part of the image: one span without characters, whose object is the part."""
 
 NO_ANSWERS = (REFER, REFER_ABSENT, MISTAKE, REASON, DETAIL)
-"""Kinds that no LMM learns from; every other kind has one right answer, which an LMM may learn."""
+"""Kinds that are not used to train an LMM; every other kind has one right answer."""
 
 REFER_KINDS = (REFER, REFER_ABSENT)
 """Kinds that refer mode reads, phrase by phrase."""
@@ -51,9 +51,9 @@ class Span:
     start: int
     end: int
     objects: tuple[int, ...]
-    """Empty for a name of what is not there, as in "there is no red mug"."""
+    """Empty for the name of an absent object, as in "there is no red mug"."""
     tags: tuple[str, ...] = ()
-    """Groups that evaluations report by themselves, for instance ``thing`` and ``plural``."""
+    """Groups that evaluations report separately, for instance ``thing`` and ``plural``."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Turn:
 
     @property
     def present(self) -> tuple[Span, ...]:
-        """Names of what is there."""
+        """Spans that name present objects."""
         return tuple(span for span in self.spans if span.objects)
 
     @property
@@ -78,11 +78,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Expression:
-    """Words for some objects of an image, as refer mode takes them."""
+    """A referring expression for some objects of an image."""
 
     words: str
     objects: tuple[int, ...]
-    """Empty if nothing in the image is meant."""
+    """Empty if it refers to no object in the image."""
 
 
 def refer_turn(expressions: Sequence[Expression]) -> Turn:
@@ -97,7 +97,7 @@ def refer_turn(expressions: Sequence[Expression]) -> Turn:
 
 
 def expressions_of(turn: Turn) -> list[Expression]:
-    """What :func:`refer_turn` joined."""
+    """The expressions that :func:`refer_turn` joined."""
     return [Expression(words, span.objects) for words, span in zip(turn.phrases, turn.spans, strict=True)]
 
 
@@ -117,9 +117,9 @@ class Sample:
     rles: tuple[dict[str, Any], ...]
     """Compressed COCO masks ``[H, W]``, one for each object."""
     ignored: tuple[int, ...] = ()
-    """Objects whose pixels count neither as right nor as wrong."""
+    """Objects whose pixels are ignored in evaluations."""
     left_out: tuple[str, ...] = ()
-    """What of its annotations cannot be used, and why, one line each."""
+    """Reasons why annotations cannot be used, one line each."""
 
     def image(self) -> np.ndarray:
         """Read the image, ``[H, W, 3]`` uint8 RGB.
@@ -146,7 +146,7 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True)
 class Dataset(Generic[Entry]):
-    """A data set on disk: it knows its samples from the start, and reads each when it is asked for."""
+    """A data set on disk: the list of its samples is read at once, each sample when it is accessed."""
 
     format: str
     """Name of its layout."""
@@ -154,10 +154,10 @@ class Dataset(Generic[Entry]):
     split: str
     """Empty if the folder is one split."""
     entries: Sequence[Entry]
-    """What ``load`` needs of each sample."""
+    """One entry for each sample, from which ``load`` reads it."""
     load: Callable[[Entry], Sample]
     label: Callable[[Entry], str]
-    """Names the file of an entry in messages."""
+    """Name of an entry's file, for messages."""
 
     def fingerprint(self) -> str:
         """SHA-256 of the annotations of all samples, and of the sizes of their image files, which are not read."""

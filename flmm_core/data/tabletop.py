@@ -1,4 +1,4 @@
-"""This project's own layout, written by ``flmm scenes``; any other source of the same layout will do.
+"""This project's own layout, written by ``flmm scenes`` or by any other program.
 
 ::
 
@@ -16,12 +16,12 @@ from flmm_core.data.json_data import read_json
 from flmm_core.data.samples import Dataset, Sample, Span, Turn
 
 DATASET_FILES = ("questions.json", "annotations.json")
-"""What a data-set folder must hold beside its images."""
+"""Files that a data-set folder must hold beside its images."""
 
 FORMAT = "tabletop"
 
 Entry = tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]
-"""An image, its turns and its annotations, as the files have them."""
+"""An image, its turns and its annotations, as stored in the files."""
 
 
 def splits(folder: Path) -> tuple[str, ...]:

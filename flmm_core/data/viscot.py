@@ -27,9 +27,9 @@ from flmm_core.data.samples import DETAIL, Dataset, Sample, Span, Turn
 FORMAT = "viscot"
 
 _REQUEST = re.compile(r"\s*Please provide the bounding box")
-"""Where a question ends and the request for the part begins."""
+"""Text that separates a question from the request for the part."""
 _MARK = "###"
-"""Stands in the second image's name, between the file and the part."""
+"""Separates the file and the part in the name of the second image."""
 
 
 def splits(folder: Path) -> tuple[str, ...]:
@@ -43,7 +43,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _is_benchmark(path: Path) -> bool:
-    """Whether the first entry is one of the benchmark, from the file's beginning alone: other files can be large."""
+    """Whether the first entry is one of the benchmark; only the beginning of the file is read, as files can be large."""
     with path.open(encoding="utf-8", errors="replace") as file:
         head = file.read(20_000)
     return '"question_id"' in head and '"conversations"' in head and _MARK in head

@@ -1,4 +1,4 @@
-"""Goes through the samples of a data set; what cannot be used is told and skipped."""
+"""Iterates over the samples of a data set; unusable samples are reported and skipped."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ T = TypeVar("T")
 
 
 def spread(count: int, most: int | None) -> Sequence[int]:
-    """Indices of at most ``most`` of ``count`` things, spread over them; None for all."""
+    """Indices of at most ``most`` of ``count`` items, evenly spread; all of them if ``most`` is None."""
     return range(count) if most is None or most >= count else [i * count // most for i in range(most)]
 
 
 def visit_samples(
     dataset: Dataset[Any], use: Callable[[int, Sample], T | None], *, tell: Callable[[str], None], limit: int | None = None
 ) -> list[T]:
-    """What ``use`` makes of the samples, in order, with a progress bar.
+    """Results of ``use`` for the samples, in order, with a progress bar.
 
     Args:
-        dataset: what to go through.
-        use: called with index and sample; what it gives None for is left out.
+        dataset: whose samples are visited.
+        use: called with index and sample; None results are left out.
         tell: called with one line for each sample that cannot be used; it is skipped.
-        limit: samples to look at, spread over the data set; None for all.
+        limit: number of samples, spread over the data set; None for all.
     """
     made = []
     for index in tqdm(spread(len(dataset), limit), desc=f"{dataset.format} {dataset.split}".strip(), unit="image"):

@@ -1,7 +1,6 @@
-"""Draws attention maps beside the masks that come of them: one row for each phrase, one column for each head.
+"""Draws attention maps beside the masks computed from them: one row for each phrase, one column for each head.
 
-Written for readers who see such a figure for the first time: it says what each column and mark means. A chart of all heads says
-which of them point.
+The figure explains its columns and marks to readers who have not seen one before. A chart shows how well each head points.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ _PAPER, _INK, _FAINT = (255, 255, 255), (24, 26, 32), (104, 110, 122)
 _GOOD, _BAD = (0, 128, 60), (190, 40, 30)
 _TRUTH, _FOUND = (40, 230, 90), (255, 92, 70)
 _MOST_NUMBERS = 16
-"""Charts of more heads in a layer have no room for numbers."""
+"""Largest number of heads in a layer for which the chart has room for numbers."""
 
 
 @dataclass(frozen=True)
 class AttentionRow:
-    """One phrase of an answer: what some heads look at, and what became of it."""
+    """One phrase of an answer: attention maps of some heads, and its masks."""
 
     image: np.ndarray
     """``[H, W, 3]`` uint8 RGB."""
@@ -45,14 +44,14 @@ class AttentionRow:
     refined: np.ndarray
     """``[H, W]`` bool: SAM's mask."""
     truth: np.ndarray | None
-    """``[H, W]`` bool, where it is known."""
+    """``[H, W]`` bool; None if it is not known."""
 
     def peak(self, index: int) -> tuple[int, int]:
         """``(x, y)`` pixel where one of the maps is largest."""
         return peaks(self.maps[index : index + 1], *self.image.shape[:2])[0]
 
     def attention_share(self, index: int) -> float:
-        """Share of one map's attention to the image that falls on the true thing; NaN if that is not known."""
+        """Share of one map's attention to the image that lies on the true object; NaN if that is not known."""
         return float("nan") if self.truth is None else float(share_on(self.maps[index : index + 1], self.truth)[0])
 
     def iou(self, mask: np.ndarray) -> float:
@@ -62,17 +61,17 @@ class AttentionRow:
 
 @dataclass(frozen=True)
 class HeadChart:
-    """How well each attention head of an LMM points, on other images than those of the figure."""
+    """How often each attention head of an LMM points at named objects, on other images than those of the figure."""
 
     pointing: np.ndarray
-    """``[l, q]`` share of the names for which the peak of the head's map lies on the named thing, by layer and query head."""
+    """``[l, q]`` share of the names for which the peak of the head's map lies on the named object, by layer and query head."""
     names: int
-    """How many names that was measured on."""
+    """Count of the names."""
     random_pointing: float
-    """How often a random point would hit."""
+    """Share of the names for which a random point would lie on the object."""
 
     def layer_and_head(self, channel: int) -> tuple[int, int]:
-        """Both counted from 0, as in the code of transformers."""
+        """Layer and head of a channel, both counted from 0, as in the code of transformers."""
         return channel // self.pointing.shape[1], channel % self.pointing.shape[1]
 
 
@@ -81,11 +80,14 @@ def draw_attention(rows: Sequence[AttentionRow], chart: HeadChart, channels: Seq
 
     Args:
         rows: their maps are of ``channels``.
-        chart: of all heads, on other images.
+        chart: of all heads.
         channels: the heads shown.
 
     Returns:
         ``[H, W, 3]`` uint8 RGB.
+
+    Raises:
+        ValueError: there are no rows.
     """
     if not rows:
         raise ValueError("rows: expected at least one phrase to draw, got none")
@@ -145,7 +147,7 @@ def _column_titles(width: int, chart: HeadChart, channels: Sequence[int]) -> Ima
 
 
 def _head_chart(width: int, chart: HeadChart) -> Image.Image:
-    """How often each head's peak lies on the named thing: a line for each layer, a column for each head."""
+    """Share of names for which each head's peak lies on the named object: a line for each layer, a column for each head."""
     layers, heads = chart.pointing.shape
     numbers = heads <= _MOST_NUMBERS
     cell_width, cell_height = (64, 26) if numbers else (max(4, min(24, (width - 2 * GAP - 70) // heads)), 14)
@@ -200,7 +202,7 @@ def _percent(value: float, what: str) -> str:
 
 
 def _heat(row: AttentionRow, index: int, color: tuple[int, int, int]) -> np.ndarray:
-    """The image in grey under a map's heat, with a cross at the peak."""
+    """The image in grey under a heat map, with a cross at the peak."""
     size = _size(row.image)
     heat = cv2.resize(row.maps[index], size, interpolation=cv2.INTER_LINEAR)
     heat = np.clip(heat / max(float(row.maps[index].max()), 1e-12), 0, 1)

@@ -1,4 +1,4 @@
-"""Draws the truth of a data set's image as an answer is drawn."""
+"""Draws the ground truth of a data set's image in the style of an answer."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from flmm_core.images.geometry import mask_box
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 MOST_PHRASES = 8
-"""Phrases of a turn that are drawn, so that the picture stays readable."""
+"""Phrases of a turn that are drawn, so that the drawing stays readable."""
 
 
 def drawn_phrase(words: str, start: int, mask: torch.Tensor, *, absent: bool = False) -> GroundedPhrase:
-    """A phrase to draw: a mask that no refiner gave a score.
+    """A phrase to draw, with a mask without a score.
 
     Args:
         words: of the phrase.
         start: its first character in the text.
         mask: ``[H, W]`` bool.
-        absent: whether it means nothing in the image.
+        absent: whether it refers to no object in the image.
     """
     x0, y0, x1, y1 = mask_box(mask).tolist()
     return GroundedPhrase(words, start, start + len(words), mask, (x0, y0, x1, y1), math.nan, absent=absent)
@@ -34,7 +34,7 @@ def true_answer(sample: Sample, turn: Turn, most: int = MOST_PHRASES) -> Grounde
 
     Args:
         sample: whose turn it is.
-        turn: one without an answer is drawn with its question as the one phrase.
+        turn: for one without an answer, the question is the only phrase.
         most: phrases that are kept, the first ones.
     """
     height, width = sample.rles[0]["size"] if sample.rles else sample.image().shape[:2]
@@ -48,7 +48,7 @@ def true_answer(sample: Sample, turn: Turn, most: int = MOST_PHRASES) -> Grounde
 
 
 def truth_sheet(samples: list[Sample]) -> np.ndarray:
-    """A contact sheet ``[H, W, 3]`` uint8 RGB: of each sample its first turn that names anything."""
+    """A contact sheet ``[H, W, 3]`` uint8 RGB of each sample's first turn with phrases."""
     pictures = []
     for sample in samples:
         turn = next((turn for turn in sample.turns if turn.spans), sample.turns[0])

@@ -1,4 +1,4 @@
-"""Families of LMMs, found by the raw config of a checkpoint. A new one is one file and one line here."""
+"""Families of LMMs, selected by the raw config of a checkpoint. A new family is one file and one entry here."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ FAMILIES: dict[str, type[LmmFamily]] = {
     "gemma3": Gemma3Family,
     "paligemma": PaliGemmaFamily,
 }
-"""By the project's own names."""
+"""Families by the project's names."""
 
 
 def family_of(checkpoint: Checkpoint) -> type[LmmFamily]:
-    """The one family that a checkpoint is of.
+    """The one family that a checkpoint belongs to.
 
     Raises:
-        LoadError: no family knows its kind, or those that do say why it is none of theirs.
+        LoadError: no family claims its kind, or those that do refuse it; the message gives their reasons.
     """
     kin = {name: family for name, family in FAMILIES.items() if family.claims(checkpoint)}
     if not kin:

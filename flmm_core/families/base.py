@@ -1,4 +1,4 @@
-"""What the project needs to know of a family of LMMs: prompt, preprocessing, where images are, which layers give maps."""
+"""Interface of a family of LMMs: its prompt, preprocessing, image layouts and the layers that give maps."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from flmm_core.families.load_options import LoadOptions
 
 @dataclass(frozen=True)
 class LmmShape:
-    """Numbers of an LMM that grounding heads must fit."""
+    """Sizes of an LMM that grounding heads must fit."""
 
     layers: int
     heads: int
     """Query heads of each layer."""
     hidden_size: int
     maps_per_head: int = 1
-    """2 where each head gives a coarse and a fine map."""
+    """2 if each head gives a coarse and a fine map."""
     mapless_layers: int = 0
     """Decoder layers that give no maps."""
 
@@ -46,22 +46,24 @@ class LmmShape:
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """The images of one prompt as the model takes them, and where they are going to be in the sequence."""
+    """The images of one prompt as inputs of the model, and their places in the sequence."""
 
     inputs: Mapping[str, Tensor]
-    """By the model's own names: ``pixel_values``, float32 and normalised, and what else it wants (image sizes, grids)."""
+    """Inputs by the model's own names: ``pixel_values``, float32 and normalised, and others such as image sizes and grids."""
     layouts: tuple[ImageLayout, ...]
     """One for each image, in the order of the prompt."""
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the vision tower makes of the images of one prompt."""
+    """Output of the vision tower for the images of one prompt."""
 
     views: tuple[Tensor, ...]
-    """Projected features ``[tokens, d]`` of each view (whole image or tile), as the projector gives them; for looking at."""
+    """Projected features ``[tokens, d]`` of each view (whole image or tile), as the projector gives them; for
+    inspection.
+    """
     given: Any
-    """What :meth:`LmmFamily.model_inputs` hands to the model."""
+    """The value that :meth:`LmmFamily.model_inputs` passes to the model."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,14 @@ class LoadedLmm:
 
 
 class ModelOutline:
-    """A model's config and the names of its weights: all that a family asks its model for before anything is computed."""
+    """A model's config and the names of its weights, in place of the model where a family is used without one."""
 
     def __init__(self, config: Any, weights: Collection[str]) -> None:
         self.config = config
         self.weights = weights
 
     def named_parameters(self) -> Iterator[tuple[str, None]]:
-        """Names alone."""
+        """Names of the weights, without their values."""
         return ((name, None) for name in self.weights)
 
 
@@ -91,46 +93,46 @@ class LmmFamily(ABC):
     model_type: ClassVar[str]
     """``model_type`` of the raw config; :meth:`claims` may look at more."""
     prompt_marks: ClassVar[tuple[str, ...]] = ()
-    """What the checkpoint's chat template must write, if it has one; see :meth:`doubt`."""
+    """Parts that the checkpoint's chat template must write, if it has one; see :meth:`doubt`."""
     answer_separator: ClassVar[str] = " "
-    """What stands between the prompt and an answer that is read rather than generated."""
+    """Text between the prompt and an answer that is read rather than generated."""
     phrase_separator: ClassVar[str] = " "
-    """What stands after the full stop between phrases that are read together."""
+    """Text after the full stop between phrases that are read together."""
     system: ClassVar[str] = ""
-    """What stands before the prompt in a chat; reading phrases goes without it, as the published heads were trained."""
+    """Text before the prompt in a chat; phrases are read without it, as in the training of the published heads."""
     turn_end: ClassVar[str | None] = None
-    """What stands behind an answer where the next turn of a conversation begins; None for a model of single questions."""
+    """Text between an answer and the next turn of a conversation; None for a model of single questions."""
     reads_apart: ClassVar[bool] = False
-    """Whether an answer, and each phrase of it, is tokenised apart from what stands before; there are no separators then."""
+    """Whether an answer, and each phrase of it, is tokenised separately from the text before it, without separators."""
     quantizes: ClassVar[bool] = True
-    """Whether its decoder can be loaded with fewer bits: its files are those of one transformers model."""
+    """Whether its decoder can be quantized: its files are those of one transformers model."""
     settings: ClassVar[Mapping[str, Any]] = {}
-    """What the files of a checkpoint do not say, with the values that published heads were trained with."""
+    """Settings that the files of a checkpoint do not contain, with the values used in the training of the published heads."""
     maps_per_head: ClassVar[int] = 1
     """Maps that an image layout makes of each head's attention: 2 for coarse and fine."""
     reuses_prefix: ClassVar[bool] = True
-    """Whether keys and values up to the last image may serve other prompts: not where the image looks at the words."""
+    """Whether keys and values up to the last image may be reused for other prompts: not if the image attends to words."""
     reads_batches: ClassVar[bool] = True
-    """Whether several answers may be read at once behind the keys and values of an image: not where layers are linear."""
+    """Whether several answers may be read in one batch behind the keys and values of an image: not where layers are linear."""
     boxes: ClassVar[BoxFormat] = SHARES
-    """How it is asked for boxes, and says them: what grounding is compared with."""
+    """How it is prompted for boxes and writes them, for the comparison with grounding."""
     image_token_id: int
-    """Marks the place of an image in tokenised words; the image's layout takes its place."""
+    """Token that marks an image in a prompt; the image's layout replaces it."""
     image_token: str
 
     # --- before the weights are read ---
 
     @classmethod
     def claims(cls, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint is of the family's kind, from its raw config."""
+        """Whether a checkpoint is of the family's kind, judged by its raw config."""
         return checkpoint.config.get("model_type") == cls.model_type
 
     @classmethod
     def doubt(cls, checkpoint: Checkpoint) -> str:
-        """Why a checkpoint of the kind is none of this family after all, in one line; empty if it is.
+        """The reason, in one line, why a checkpoint of the kind does not belong to this family; empty if it does.
 
-        Kinds are shared by models that were trained on other prompts, so the chat template decides. Without one the
-        family's own prompt is taken.
+        Models of one kind may have been trained on different prompts, so the chat template decides. Without one the family's
+        own prompt is used.
         """
         missing = [mark for mark in cls.prompt_marks if mark not in checkpoint.prompt]
         if not checkpoint.chat_template or not missing:
@@ -144,19 +146,19 @@ class LmmFamily(ABC):
 
     @classmethod
     def map_layers(cls, text: PreTrainedConfig) -> tuple[int, ...]:
-        """Decoder layers that give maps, in order; all of them unless some slide or are linear."""
+        """Decoder layers that give maps, in order: all of them, except those with sliding-window or linear attention."""
         return tuple(range(int(text.num_hidden_layers)))
 
     @classmethod
     def shape(cls, text: PreTrainedConfig) -> LmmShape:
-        """Numbers that heads must fit, from the decoder's config."""
+        """Sizes that heads must fit, from the decoder's config."""
         layers = int(text.num_hidden_layers)
         mapless = layers - len(cls.map_layers(text))
         return LmmShape(layers, int(text.num_attention_heads), int(text.hidden_size), cls.maps_per_head, mapless)
 
     @classmethod
     def unloaded(cls, checkpoint: Checkpoint, weights: Collection[str]) -> LmmFamily:
-        """The family as :meth:`load` makes it, but without a model: its prompt and its layouts, from small files alone.
+        """The family as :meth:`load` builds it, but without a model: its prompt and layouts, from small files alone.
 
         Args:
             checkpoint: of the family.
@@ -187,7 +189,7 @@ class LmmFamily(ABC):
         """The user's text in the family's chat format, with one image token for each image."""
 
     def later_prompt(self, text: str) -> str:
-        """The user's text in a later turn of a conversation, which brings no image."""
+        """The user's text in a later turn of a conversation, without an image."""
         return self.prompt(text, images=0)
 
     @abstractmethod
@@ -211,19 +213,19 @@ class LmmFamily(ABC):
         return {"input_ids": ids, "mm_encoder_outputs": {"image": features.given}}
 
     def new_cache(self, model: PreTrainedModel) -> DynamicCache:
-        """An empty cache. Without a config it keeps every position in every layer, sliding ones too, as maps need it."""
+        """An empty cache. Without a config it keeps every position in all layers, sliding ones included, as maps need it."""
         return DynamicCache()
 
     def model_state(self, model: PreTrainedModel) -> Any:
-        """What the model itself keeps of the sequence that it read last (for instance ``rope_deltas``), to be put back."""
+        """State of the last sequence inside the model (for instance ``rope_deltas``), for :meth:`restore_state`."""
         return None
 
-    def restore_state(self, model: PreTrainedModel, state: Any) -> None:  # noqa: B027 - most models keep nothing
-        """Put back what :meth:`model_state` gave, before the model goes on from that sequence's cache."""
+    def restore_state(self, model: PreTrainedModel, state: Any) -> None:  # noqa: B027 - most models have no such state
+        """Restore a result of :meth:`model_state` before the model continues from that sequence's cache."""
 
 
 def check_complete(report: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that lacks weights; transformers would fill them with random numbers and warn.
+    """Refuse a checkpoint that lacks weights; transformers would only warn and initialise them at random.
 
     Args:
         report: the loading info of ``from_pretrained``.

@@ -1,4 +1,4 @@
-"""How LMMs are asked for boxes, and how they say them, each as it was trained.
+"""How LMMs are prompted for boxes and how they write them, each as it was trained.
 
 Sources: the model cards of Qwen2.5-VL and Qwen3-VL (JSON with ``bbox_2d``), InternVL's documentation, PaliGemma's paper
 (``<loc0000>`` tokens), LLaVA-1.5's training questions, and the documentation of Gemini, whose convention Gemma 3 follows.
@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]
 """XYXY pixels of the image, ends exclusive."""
 
 Frame = Literal["image", "square", "resized"]
-"""What the numbers are counted in: the image; the image padded to a centred square; what the vision tower saw."""
+"""Frame of the numbers: the image; the image padded to a centred square; the input of the vision tower."""
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _BOX = re.compile(rf"[\[(]{','.join([_NUMBER] * 4)}[\])]|{'<loc([0-9]{4})>' * 4}")
@@ -26,29 +26,29 @@ _LABEL = re.compile(r'"(?:label|ref)"\s*:\s*"([^"]*)"')
 
 @dataclass(frozen=True)
 class BoxFormat:
-    """Words that ask for the box of a phrase, and what the numbers of the answer mean."""
+    """The prompt for the box of a phrase, and the meaning of the numbers in the answer."""
 
     question: str
-    """With ``{phrase}``."""
+    """The prompt, with ``{phrase}``."""
     unit: float | None
     """Value at the frame's far edge; None for pixels."""
     frame: Frame = "image"
     rows_first: bool = False
-    """YXYX rather than XYXY."""
+    """Whether boxes are YXYX instead of XYXY."""
 
     def ask(self, phrase: str) -> str:
-        """The user's words."""
+        """The prompt for a phrase."""
         return self.question.format(phrase=phrase)
 
     def parse(self, answer: str, geometry: ImageGeometry) -> list[tuple[str, Box]]:
-        """Boxes that an answer names, cut to the image, each with its words; one that is empty or outside is left out.
+        """Boxes in an answer, cut to the image, each with its words; boxes that are empty or outside are left out.
 
         Args:
             answer: the LMM's words.
             geometry: of the image in the frame that the vision tower saw.
 
         Returns:
-            Words and box: the nearest ``label`` of JSON, or what stands between this box and the one before.
+            Words and box: the nearest ``label`` of JSON, or the text between this box and the one before.
         """
         found, end = [], 0
         matches = list(_BOX.finditer(answer))

@@ -1,4 +1,4 @@
-"""What a checkpoint of an LMM says of itself, read from its small files before any weights are."""
+"""The small files of an LMM's checkpoint: config, chat template and the like, read before any weights."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from flmm_core.errors import LoadError
 
 _CONTENTS = ([{"type": "image"}, {"type": "text", "text": "{text}"}], "<image>\n{text}")
-"""What :attr:`Checkpoint.prompt` puts into the chat template, the second where the first does not fit."""
+"""Contents that :attr:`Checkpoint.prompt` puts into the chat template; the second if the template does not take the first."""
 
 
 class Checkpoint:
-    """A folder or a Hugging Face name. Nothing is run or imported from it; not every kind has every file."""
+    """A folder or a Hugging Face name. No code of it is run; not every kind has every file."""
 
     def __init__(self, source: str | Path, settings: Mapping[str, Any] | None = None) -> None:
         self.source = str(Path(source).expanduser()) if Path(source).expanduser().exists() else str(source)
         self.settings = dict(settings or {})
-        """What its files do not say, by the names of the family's ``settings``, where it differs from these."""
+        """Values that replace those of the family's ``settings``, by the same names."""
 
     def file(self, name: str) -> Path | None:
-        """Where a file of it lies, downloaded if need be; None if it has no such file."""
+        """Path of one of its files, downloaded if necessary; None if it has no such file."""
         if Path(self.source).is_dir():
             path = Path(self.source) / name
             return path if path.is_file() else None
@@ -34,11 +34,11 @@ class Checkpoint:
         return Path(found) if found else None
 
     def require(self, name: str) -> Path:
-        """Where a file of it lies.
+        """Path of one of its files.
 
         Raises:
             LoadError: the folder has no such file.
-            OSError: the Hub has no such file, or cannot be asked.
+            OSError: the Hub has no such file, or cannot be reached.
         """
         if (path := self.file(name)) is not None:
             return path
@@ -57,12 +57,12 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The raw ``config.json``, as it is; transformers need not know its kind. Empty if it has none."""
+        """The raw ``config.json``, of a kind that transformers need not support. Empty if it has none."""
         return self.json("config.json")
 
     @cached_property
     def chat_template(self) -> str:
-        """The Jinja text, from any of the places where it may stand; empty if it has none."""
+        """The Jinja text, from any of the files that may contain it; empty if it has none."""
         path = self.file("chat_template.jinja")
         if path:
             return path.read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ class Checkpoint:
     def prompt(self) -> str:
         """The chat template with one user's turn of an image and the words ``{text}``; empty without a template.
 
-        A template that cannot be filled in is returned as it is. Where it can be told so, the answer is not thought over first.
+        A template that cannot be rendered is returned unchanged. If the template allows it, thinking is switched off.
         """
         if not self.chat_template:
             return ""
@@ -92,7 +92,7 @@ class Checkpoint:
                     bos_token="",
                     eos_token="",
                 )
-            except Exception:  # templates raise what they like
+            except Exception:  # templates raise errors of any type
                 continue
             return str(rendered[0][0])
         return self.chat_template

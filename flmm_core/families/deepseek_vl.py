@@ -30,19 +30,19 @@ from flmm_core.families.load_options import LoadOptions
 from flmm_core.images.geometry import long_side_geometry, place_in_frame
 
 _SMALLEST_SIDE = 14
-"""``min_size`` of the published processors, for one that does not say it."""
+"""Default of ``min_size`` in the published processors."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Numbers of the preprocessing."""
+    """Constants of the preprocessing."""
 
     background: tuple[int, int, int]
     """RGB 0..255 around an image."""
     norms: Mapping[str, published.Norm]
     """Mean and standard deviation of RGB 0..1, for each of the model's inputs by name."""
     smallest: int = _SMALLEST_SIDE
-    """Pixels of the frame that an image is high and wide at least."""
+    """Least height and width of an image in the frame, pixels."""
 
 
 class DeepseekVlFamily(LmmFamily):
@@ -64,7 +64,7 @@ class DeepseekVlFamily(LmmFamily):
     tower: ClassVar[str] = "CLIPVisionTower"
     """Class of the vision tower in the published layout."""
     frame_prefix: ClassVar[str] = ""
-    """Of the numbers of transformers' processor that are about the frame."""
+    """Prefix of the attributes of transformers' processor that concern the frame."""
 
     def __init__(self, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pixels: Pixels) -> None:
         config: Any = model.config
@@ -76,14 +76,14 @@ class DeepseekVlFamily(LmmFamily):
 
     @classmethod
     def claims(cls, checkpoint: Checkpoint) -> bool:
-        """By transformers' name, or by the class of the tower in the published layout."""
+        """Claims checkpoints by transformers' name, or by the class of the tower in the published layout."""
         if checkpoint.config.get("model_type") == published.MODEL_TYPE:
             return cls.tower in checkpoint.config["vision_config"]["cls"]
         return super().claims(checkpoint)
 
     @classmethod
     def doubt(cls, checkpoint: Checkpoint) -> str:
-        """Janus shares the published layout's kind and has another prompt."""
+        """Refuses Janus, which has the published layout's kind, but another prompt."""
         if "gen_vision_config" in checkpoint.config:
             return "expected DeepSeek-VL, got a model that draws images too (gen_vision_config), such as Janus"
         return super().doubt(checkpoint)
@@ -97,7 +97,7 @@ class DeepseekVlFamily(LmmFamily):
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, how: LoadOptions) -> LoadedLmm:
-        """Load model and tokenizer; an answer ends with the tokenizer's end, whatever the config's default is."""
+        """Load model and tokenizer; answers end with the tokenizer's end token, not with the config's default."""
         config, tokenizer, pixels = cls._small_files(checkpoint)
         given: str | None = checkpoint.source
         options: dict[str, Any] = {}
@@ -116,7 +116,7 @@ class DeepseekVlFamily(LmmFamily):
 
     @classmethod
     def unloaded(cls, checkpoint: Checkpoint, weights: Collection[str]) -> LmmFamily:
-        """Without a model, in either layout."""
+        """The family without a model, in either layout."""
         config, tokenizer, pixels = cls._small_files(checkpoint)
         return cls(model=cast(PreTrainedModel, ModelOutline(config, weights)), tokenizer=tokenizer, pixels=pixels)
 
@@ -152,7 +152,7 @@ class DeepseekVlFamily(LmmFamily):
         return self.template.format(image=self.image_token * images, text=text)
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
-        """Each image in a frame of its own: long side to the frame, centred on the mean colour, normalised."""
+        """Place each image in a frame: long side to the frame, centred on the mean colour, normalised."""
         layouts, frames = [], []
         for image in images:
             width, height = image.size
@@ -174,11 +174,11 @@ class DeepseekVlFamily(LmmFamily):
         return PreparedImages(inputs, tuple(layouts))
 
     def views(self, frames: Tensor) -> dict[str, Tensor]:
-        """Frames ``[n, 3, s, s]``, RGB 0..1, as each tower sees them, by the model's names of its inputs."""
+        """Inputs of each tower by the model's names, from frames ``[n, 3, s, s]`` of RGB 0..1."""
         return {"pixel_values": frames}
 
     def encode(self, model: PreTrainedModel, prepared: PreparedImages) -> ImageFeatures:
-        """Vision towers and aligner."""
+        """Run the vision towers and the aligner."""
         inputs = {name: values.to(device=model.device, dtype=model.dtype) for name, values in prepared.inputs.items()}
         output = model.base_model.get_image_features(**inputs, return_dict=True)  # type: ignore[operator]
         return ImageFeatures(views=tuple(output.pooler_output), given=output)

@@ -1,4 +1,4 @@
-"""DeepSeek-VL with two vision towers (7B): SAM sees the frame, SigLIP a small copy of it; both give the same grid.
+"""DeepSeek-VL with two vision towers (7B): SAM takes the frame, SigLIP a small copy of it; both give the same grid.
 
 Preprocessing is the published heads': the copy is made from the frame's exact values, where transformers' processor makes
 it from rounded ones.

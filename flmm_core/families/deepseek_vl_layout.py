@@ -1,6 +1,6 @@
 """DeepSeek-VL's published layout (``multi_modality``): its config and weights, as transformers has them.
 
-The config gives vision towers by name only. This file knows names and numbers; it knows nothing of images or words.
+The config refers to vision towers by name only. This file is independent of images and words.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Norm = tuple[Sequence[float], Sequence[float]]
 SIGLIP_TOWERS: Mapping[str, Mapping[str, Any]] = {
     "siglip_large_patch16_384": {"width": 1024, "layers": 24, "heads": 16, "patch_size": 16, "mlp_ratio": 4},
 }
-"""SigLIP towers by the names that configs give them."""
+"""SigLIP towers by their names in configs."""
 SAM_TOWER = "sam_b_downsample"
 """The one SAM tower; the defaults of ``SamVisionConfig`` are its sizes."""
 
@@ -63,13 +63,13 @@ _NAMES = (
     (r"(.*vision_encoder)\.blocks\.(\d+)\.norm(\d)\.", r"\1.layers.\2.layer_norm\3."),
     (r"(.*vision_encoder)\.blocks\.(\d+)\.", r"\1.layers.\2."),
 )
-"""Beginnings of names and what takes their place, one after the other."""
+"""Prefixes of names and their replacements, applied in this order."""
 _OWN_NORM = {"pixel_mean": [0.0] * 3, "pixel_std": [1.0] * 3}
-"""What a tower does to its input by itself, unless its config says more."""
+"""Normalisation inside a tower, unless its config states another one."""
 _UNUSED = re.compile(
     r"vision_model\.(vision_tower\.|vision_tower_low\.vision_tower\.)attn_pool\.|vision_model\.\w+_layer_norm\."
 )
-"""What the published model holds and never uses."""
+"""Weights of the published model that are not used."""
 
 
 def text_config(checkpoint: Checkpoint) -> LlamaConfig:

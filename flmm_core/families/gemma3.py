@@ -1,4 +1,4 @@
-"""Gemma 3: one stretched square for each image, whose tokens look at each other in both directions.
+"""Gemma 3: one stretched square for each image, whose tokens attend to each other in both directions.
 
 Five of six layers slide, so only the others give maps. Crops of long images (pan and scan) are left out, as in the
 processor unless it is asked for them.
@@ -19,7 +19,7 @@ from flmm_core.families.hugging_face import HuggingFaceFamily
 
 
 class Gemma3Family(HuggingFaceFamily):
-    """Gemma 3 of 4, 12 and 27 billion parameters; the smaller ones see nothing."""
+    """Gemma 3 with 4, 12 and 27 billion parameters; the smaller ones have no vision tower."""
 
     model_type = "gemma3"
     boxes = JSON_ROWS_FIRST
@@ -45,10 +45,10 @@ class Gemma3Family(HuggingFaceFamily):
         return f"<start_of_turn>user\n{self.image_mark * images}{text}<end_of_turn>\n<start_of_turn>model\n"
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
-        """Each image stretched to a square of its own."""
+        """Stretch each image to a square."""
         pixels = self.image_processor(list(images), do_pan_and_scan=False, return_tensors="pt")["pixel_values"]
         return self.one_grid(images, pixels, self.grid)
 
     def model_inputs(self, model: PreTrainedModel, ids: Tensor, features: ImageFeatures) -> dict[str, Any]:
-        """Words are of type 0, image tokens of type 1, which see all of their image."""
+        """Token types: 0 for words, 1 for image tokens, which attend to their whole image."""
         return {**super().model_inputs(model, ids, features), "token_type_ids": (ids == self.image_token_id).long()}

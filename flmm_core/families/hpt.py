@@ -39,14 +39,14 @@ _IMAGE_TOKEN = "<image>"
 
 
 class _HptFamily(LlavaFamily):
-    """What both HPTs share."""
+    """Base of both HPTs."""
 
     quantizes = False
     model_type = "projector"  # of the only folder that is HPT's own
     reads_apart = True
     tower_type: ClassVar[str]
     end_of_turn: ClassVar[str]
-    """Ends an answer in the published prompts; not every checkpoint's ``generation_config.json`` says so."""
+    """End token of answers in the published prompts, which some checkpoints' ``generation_config.json`` lack."""
 
     def __init__(self, *, instruction: str, **parts: Any) -> None:
         super().__init__(**parts)
@@ -54,7 +54,7 @@ class _HptFamily(LlavaFamily):
 
     @classmethod
     def claims(cls, checkpoint: Checkpoint) -> bool:
-        """Whether there are folders of a projector and of the right kind of tower; a config of the whole says nothing."""
+        """Claims checkpoints with folders of a projector and of the right kind of tower, as there is no config of the whole."""
         if checkpoint.json("projector/config.json").get("model_type") != cls.model_type:
             return False
         return checkpoint.json("visual_encoder/config.json").get("model_type") == cls.tower_type
@@ -66,7 +66,7 @@ class _HptFamily(LlavaFamily):
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, how: LoadOptions) -> LoadedLmm:
-        """Load the parts and put them together."""
+        """Load the parts and combine them into one model."""
         settings = {**cls.settings, **checkpoint.settings}
         decoder = _part(AutoModelForCausalLM, checkpoint, "llm", how.dtype)
         tower = _part(AutoModel, checkpoint, "visual_encoder", how.dtype)
@@ -86,7 +86,7 @@ class _HptFamily(LlavaFamily):
 
     @classmethod
     def unloaded(cls, checkpoint: Checkpoint, weights: Collection[str]) -> LmmFamily:
-        """Without a model."""
+        """The family without a model."""
         settings, tokenizer = {**cls.settings, **checkpoint.settings}, _words(checkpoint)
         tower: Any = AutoConfig.from_pretrained(checkpoint.source, subfolder="visual_encoder")
         tower.image_size = int(settings["image_size"])
@@ -103,7 +103,7 @@ class _HptFamily(LlavaFamily):
         return self.instruction.replace("{input}", f"{self.image_token}\n" * images + text)
 
     def model_inputs(self, model: PreTrainedModel, ids: Tensor, features: ImageFeatures) -> dict[str, Any]:
-        """Embeddings: the image token is not among those that the decoder knows."""
+        """Embeddings with the image's features, as the decoder has no embedding of the image token."""
         images = ids == self.image_token_id
         embeds = model.get_input_embeddings()(ids.masked_fill(images, 0))
         return {"inputs_embeds": embeds.masked_scatter(images[..., None], torch.cat(features.views).to(embeds))}
@@ -176,7 +176,7 @@ def _projector(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Sequential:
 
 
 def _enlarge(tower: Any, image_size: int) -> None:
-    """Let a tower take images of ``image_size`` pixels: its position embeddings are interpolated.
+    """Interpolate the position embeddings of a tower for images of ``image_size`` pixels.
 
     They are rounded through float16, a class token's too, as they were when the published heads were trained.
     """
@@ -196,7 +196,7 @@ def _enlarge(tower: Any, image_size: int) -> None:
 
 
 def _end_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token: str) -> None:
-    """Let a token end answers too, if the tokenizer knows it."""
+    """Add an end token of answers, if the tokenizer has it."""
     if (end := tokenizer.get_vocab().get(token)) is None:
         return
     ends = model.generation_config.eos_token_id

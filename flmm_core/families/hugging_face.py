@@ -1,7 +1,7 @@
-"""What families share whose model, preprocessing and features are those of transformers, used as they are.
+"""Base of the families whose model, preprocessing and features are those of transformers, unchanged.
 
-No published heads exist for them, so there is nothing else to agree with. Pixels are made with Pillow, as the models were
-trained: the processors of torchvision give slightly different ones.
+No published heads exist for them. Images are resized with Pillow, as in the training of the models; torchvision's processors
+give slightly different pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flmm_core.images.geometry import stretched_geometry
 
 
 class HuggingFaceFamily(LmmFamily):
-    """A model that transformers has, with its own image processor."""
+    """A model of transformers with its own image processor."""
 
     model_class: ClassVar[Any]
     """``AutoModelForImageTextToText`` where a family serves several classes."""
@@ -45,12 +45,12 @@ class HuggingFaceFamily(LmmFamily):
         return LoadedLmm(model=model, tokenizer=tokenizer, family=family)
 
     def one_grid(self, images: Sequence[Image.Image], pixels: Tensor, side: int) -> PreparedImages:
-        """Images that are stretched to a square each, without tiles.
+        """Images that are each stretched to a square, without tiles.
 
         Args:
             images: RGB.
             pixels: ``[images, 3, height, width]`` as the model takes them.
-            side: image tokens from side to side of a square.
+            side: image tokens along each side of a square.
         """
         frame = (pixels.shape[-2], pixels.shape[-1])
         geometries = (stretched_geometry(image, frame=frame, grid=(side, side)) for image in images)

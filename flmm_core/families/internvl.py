@@ -42,12 +42,12 @@ class InternVLFamily(HuggingFaceFamily):
 
     @classmethod
     def claims(cls, checkpoint: Checkpoint) -> bool:
-        """The authors' own layout too, to say which one is needed."""
+        """Also claims the authors' own layout, so that the refusal can name the layout that is needed."""
         return super().claims(checkpoint) or checkpoint.config.get("model_type") == "internvl_chat"
 
     @classmethod
     def doubt(cls, checkpoint: Checkpoint) -> str:
-        """Layouts and decoders that are not served."""
+        """Refuses layouts and decoders that are not supported."""
         if not super().claims(checkpoint):
             return "expected the layout of transformers (its name ends in -hf or -HF), got that of InternVL's own code"
         if checkpoint.config.get("text_config", {}).get("model_type") == "gpt_oss":

@@ -1,6 +1,6 @@
-"""Where the cells of an image are among the columns of a sequence, and how attention to them becomes maps.
+"""Places of an image's cells among the columns of a sequence, and the conversion of attention to them into maps.
 
-A layout belongs to one image of one prompt. It knows cells and columns; it knows nothing of models or words.
+A layout belongs to one image of one prompt. This file is independent of models and words.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class ImageLayout(ABC):
     """One image in a sequence. Subclasses are frozen dataclasses of their family."""
 
     geometry: ImageGeometry
-    """Where the image lies in the frame that the maps cover; its grid is that of the maps."""
+    """Position of the image in the frame that the maps cover; its grid is that of the maps."""
 
     @property
     @abstractmethod
     def ids(self) -> tuple[int, ...]:
-        """Token ids that stand for the image in the sequence, side by side: ``m`` columns.
+        """Token ids of the image in the sequence: ``m`` adjacent columns.
 
-        All that comes between its cells belongs to them too: newline, row and column tokens.
+        They include the tokens between its cells: newline, row and column tokens.
         """
 
     @abstractmethod
@@ -54,7 +54,7 @@ class GridLayout(ImageLayout):
         return (self.image_token_id,) * (self.skipped + self.geometry.grid_height * self.geometry.grid_width)
 
     def maps(self, rows: Tensor) -> Tensor:
-        """Cells to their places."""
+        """Maps ``[n, c, h, w]`` of the cells, in reading order."""
         layers, heads, phrases, columns = rows.shape
         if columns != len(self.ids):
             raise ValueError(f"image columns: expected {len(self.ids)}, got {columns}")

@@ -68,7 +68,7 @@ class LlavaFamily(LmmFamily):
         return self.template.format(image=f"{self.image_token}\n" * images, text=text)
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
-        """Each image in a frame of its own."""
+        """Place each image in a frame, centred, and normalise it."""
         layouts = tuple(GridLayout(self._geometry(image), self.image_token_id, self.skipped) for image in images)
         pixels = [self._pixels(image, layout) for image, layout in zip(images, layouts, strict=True)]
         return PreparedImages({"pixel_values": torch.stack(pixels)}, layouts)

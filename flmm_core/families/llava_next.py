@@ -1,8 +1,8 @@
 """LLaVA-NeXT (``LlavaNextForConditionalGeneration``): the whole image, then tiles of it, a newline after each row of cells.
 
 Each head gives a coarse map, of the whole image, and a fine one, of the tiles put together. Preprocessing is the published
-heads': un-padded sizes truncate, where transformers rounds them to 7 digits first; and the un-padded cells count as exactly
-the image, though they may be half a cell off on each side.
+heads': un-padded sizes truncate, where transformers rounds them to 7 digits first; and the un-padded cells are treated as
+exactly the image, though they may be off by half a cell on each side.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class AnyresLayout(ImageLayout):
     tiles: tuple[int, int]
     """Rows and columns of tiles."""
     cut: tuple[int, int]
-    """Rows and columns of padding cells that are left out on either side of the tiles."""
+    """Rows and columns of padding cells that are cut off on either side of the tiles."""
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -58,13 +58,13 @@ class AnyresLayout(ImageLayout):
 
 
 class LlavaNextFamily(LlavaFamily):
-    """What the two published LLaVA-NeXT, and what came from them, have in common."""
+    """Base of the two published variants of LLaVA-NeXT and of the models derived from them."""
 
     model_type = "llava_next"
     architecture: ClassVar[Any] = LlavaNextForConditionalGeneration
     maps_per_head = 2
     decoder: str
-    """Kind of the decoder, which decides where a checkpoint has no chat template."""
+    """Kind of the decoder, which identifies a checkpoint without a chat template."""
 
     def __init__(self, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: Any) -> None:
         super().__init__(model=model, tokenizer=tokenizer, image_processor=image_processor)
@@ -72,14 +72,14 @@ class LlavaNextFamily(LlavaFamily):
 
     @classmethod
     def doubt(cls, checkpoint: Checkpoint) -> str:
-        """The chat template decides, or the decoder where there is none."""
+        """Judged by the chat template, or by the decoder if there is none."""
         decoder = cls.text_config(checkpoint).model_type
         if checkpoint.chat_template or decoder == cls.decoder:
             return super().doubt(checkpoint)
         return f"expected a decoder of kind {cls.decoder!r} where there is no chat template, got {decoder!r}"
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
-        """The views of all images under each other."""
+        """Stack the views of all images: whole image and tiles."""
         layouts = tuple(self._layout(image.height, image.width) for image in images)
         views = [view for image, layout in zip(images, layouts, strict=True) for view in self._views(image, layout)]
         sizes = torch.tensor([(image.height, image.width) for image in images])
@@ -130,7 +130,7 @@ class LlavaNextFamily(LlavaFamily):
         return [self._normalised(np.asarray(view)) for view in views]
 
     def encode(self, model: PreTrainedModel, prepared: PreparedImages) -> ImageFeatures:
-        """Vision tower and projector of every view; tiles are put together, padding is cut off and newlines are added."""
+        """Run vision tower and projector on every view, join the tiles, cut the padding off and add newlines."""
         parts: Any = model.base_model
         config: Any = model.config
         pixels = prepared.inputs["pixel_values"].to(device=model.device, dtype=model.dtype)
@@ -159,13 +159,13 @@ class LlavaNextFamily(LlavaFamily):
 
 
 class LlavaNextVicunaFamily(LlavaNextFamily):
-    """LLaVA-NeXT that is prompted as Vicuna."""
+    """LLaVA-NeXT with the prompt of Vicuna."""
 
     decoder = "llama"
 
 
 class LlavaNextMistralFamily(LlavaNextFamily):
-    """LLaVA-NeXT that is prompted as Mistral."""
+    """LLaVA-NeXT with the prompt of Mistral."""
 
     decoder = "mistral"
     prompt_marks = ("[INST]", "[/INST]")

@@ -1,7 +1,7 @@
 """LLaVA-OneVision (``LlavaOnevisionForConditionalGeneration``): as LLaVA-NeXT, but many tiles are shrunk to fewer cells.
 
-No heads were published, so preprocessing is transformers' own, image by image, un-padding included. The cells count as
-exactly the image, as LLaVA-NeXT's do.
+No heads were published, so preprocessing is transformers' own, image by image, un-padding included. The cells are treated as
+exactly the image, as with LLaVA-NeXT.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LlavaOnevisionFamily(LlavaNextFamily):
         return int(round(size, 7))
 
     def _fine_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Shrunk, where the image covers clearly more cells than ``most_tiles`` have."""
+        """Reduced if the image covers clearly more cells than ``most_tiles`` tiles have."""
         ratio = math.sqrt(height * width / (self.most_tiles * self.grid**2))
         return (int(height // ratio), int(width // ratio)) if ratio > 1.1 else (height, width)
 

@@ -1,4 +1,4 @@
-"""How the weights of an LMM are loaded: number format, place, and fewer bits by bitsandbytes."""
+"""Options of loading the weights of an LMM: number format, device and quantization by bitsandbytes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from transformers import BitsAndBytesConfig
 
 _SEES = ("vision_tower", "visual", "vision_model", "multi_modal_projector", "connector", "aligner")
 _KEPT = ("lm_head", *(f".*{name}" for name in _SEES))
-"""Modules that keep their number format, as patterns of their names: the output layer, and what sees the image."""
+"""Patterns of the names of modules that are not quantized: the output layer, the vision tower and the projector."""
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load. A model goes straight from its mapped files to its device."""
+    """How to load a model. Its weights go directly from the mapped files to the device."""
 
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
     quantization: str = "none"
-    """Of the decoder's matrices: none, int8 (LLM.int8) or int4 (NF4)."""
+    """Quantization of the decoder's matrices: none, int8 (LLM.int8) or int4 (NF4)."""
 
     def __post_init__(self) -> None:
         if self.quantization == "none":

@@ -44,7 +44,7 @@ _ONLY = {
     "optimize_vision_tower": False,
     "optimize_vision_tower_aux": False,
 }
-"""What the published checkpoints' configs say, and what is not known to work otherwise."""
+"""Values in the configs of the published checkpoints; other values are not supported."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TiledLayout(ImageLayout):
     geometry: ImageGeometry
     image_token_id: int
     tiles: int
-    """From left to right, and from top to bottom."""
+    """Count of tiles along each side."""
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class TiledLayout(ImageLayout):
         return (self.image_token_id,) * (cells // self.tiles**2 + cells)
 
     def maps(self, rows: Tensor) -> Tensor:
-        """Tiles put together, and the whole image enlarged to their size."""
+        """Maps of the joined tiles, and those of the whole image enlarged to the same size."""
         layers, heads, phrases, columns = rows.shape
         if columns != len(self.ids):
             raise ValueError(f"image columns: expected {len(self.ids)}, got {columns}")
@@ -107,13 +107,13 @@ class MgmFamily(LmmFamily):
 
     @classmethod
     def claims(cls, checkpoint: Checkpoint) -> bool:
-        """Whether the kind is right, and the number of maps: tiles double it."""
+        """Claims checkpoints of the kind and with the family's number of maps, which tiles double."""
         tiled = int(checkpoint.config.get("image_grid") or 1) > 1
         return super().claims(checkpoint) and tiled == (cls.maps_per_head == 2)
 
     @classmethod
     def doubt(cls, checkpoint: Checkpoint) -> str:
-        """The chat template, another decoder, or an option that no published checkpoint uses."""
+        """Refuses other chat templates and decoders, and options that no published checkpoint uses."""
         config = checkpoint.config
         only = _ONLY | {"architectures": [cls.architecture]} | ({"image_global": True} if cls.maps_per_head == 2 else {})
         for key, value in only.items():
@@ -123,14 +123,14 @@ class MgmFamily(LmmFamily):
 
     @classmethod
     def text_config(cls, checkpoint: Checkpoint) -> PreTrainedConfig:
-        """The raw config without what is MGM's own."""
+        """The raw config without the entries of MGM."""
         raw = checkpoint.config.items()
         own = ("mm_", "image_", "optimize_", "tokenizer_", "model_type", "architectures")
         return cls.text_class(**{key: value for key, value in raw if value is not None and not key.startswith(own)})
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, how: LoadOptions) -> LoadedLmm:
-        """Load the LMM and its two towers; words get a mark for images, which the decoder never reads."""
+        """Load the LMM and its two towers; the tokenizer gets a token for images, which the decoder never reads."""
         text = cls.text_config(checkpoint)
         model = load_model(checkpoint, text, dtype=how.dtype)
         tokenizer = cls._words(checkpoint, text)
@@ -144,7 +144,7 @@ class MgmFamily(LmmFamily):
 
     @classmethod
     def unloaded(cls, checkpoint: Checkpoint, weights: Collection[str]) -> LmmFamily:
-        """Without a model; the tower for the whole image has the grid."""
+        """The family without a model; the grid is that of the tower for the whole image."""
         text, clip = cls.text_config(checkpoint), tower(checkpoint, "mm_vision_tower")
         config = LlavaConfig(vision_config=CLIPVisionConfig.from_pretrained(clip), text_config=text)
         return cls(
@@ -170,7 +170,7 @@ class MgmFamily(LmmFamily):
         return self.template.format(image=f"{self.image_token}\n" * images, text=text)
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
-        """Each image in a square of its own, as both towers see it."""
+        """Pad each image to a square and resize it for both towers."""
         layouts = [self._layout(image) for image in images]
         details = [self._pixels(image, layout.geometry) for image, layout in zip(images, layouts, strict=True)]
         inputs = {"pixel_values": torch.stack([self._views(one) for one in details]), "pixel_values_aux": torch.stack(details)}
@@ -196,7 +196,7 @@ class MgmFamily(LmmFamily):
         return torch.from_numpy(values).permute(2, 0, 1).contiguous()
 
     def _views(self, pixels: Tensor) -> Tensor:
-        """What CLIP sees: the whole image, or its tiles and the whole made from them; ``[v, 3, view, view]``."""
+        """Input of CLIP, ``[v, 3, view, view]``: the whole image, or its tiles and then the whole image."""
         fine = F.interpolate(pixels[None], (self.view * self.tiles,) * 2, mode="bilinear")
         if self.tiles == 1:
             return fine
@@ -211,7 +211,7 @@ class MgmFamily(LmmFamily):
         return ImageFeatures(views=tuple(features), given=features.flatten(0, 1))
 
     def model_inputs(self, model: PreTrainedModel, ids: Tensor, features: ImageFeatures) -> dict[str, Any]:
-        """Embeddings with the images' features in their places: the decoder has no word for an image."""
+        """Embeddings with the images' features inserted, as the decoder has no token for an image."""
         mark = ids == self.image_token_id
         embeddings = model.get_input_embeddings()(ids.masked_fill(mark, 0))
         return {"inputs_embeds": embeddings.masked_scatter(mark[..., None], features.given)}
@@ -224,7 +224,7 @@ class MgmHdFamily(MgmFamily):
 
 
 class MgmGemmaFamily(MgmFamily):
-    """MGM-2B. Gemma scales all of its input by the root of its size, the features of images too, as MGM was trained."""
+    """MGM-2B. Gemma scales its input, image features included, by the square root of the hidden size."""
 
     model_type = "mgm_gemma"
     prompt_marks = ("<start_of_turn>user", "<start_of_turn>model")
@@ -236,7 +236,7 @@ class MgmGemmaFamily(MgmFamily):
     architecture = "MGMGemmaForCausalLM"
 
     def encode(self, model: PreTrainedModel, prepared: PreparedImages) -> ImageFeatures:
-        """Features, scaled here: transformers scales words only, in their embedding."""
+        """Features, scaled here because transformers scales the embeddings of words only."""
         features = super().encode(model, prepared)
         scale = torch.tensor(model.config.get_text_config().hidden_size ** 0.5, dtype=model.dtype)
         return ImageFeatures(features.views, features.given * scale.to(model.device))

@@ -1,7 +1,7 @@
 """Mini-Gemini (arXiv 2403.18814) from transformers' parts: LLaVA with a second tower and patch-info mining.
 
 A ConvNeXt looks at the image in more detail than CLIP does; before the projector each CLIP patch mines the details that
-lie inside it. This file knows the hub layout of MGM's weights; it knows nothing of prompts or image files.
+lie inside it. This file contains the layout of MGM's weights on the Hub; it is independent of prompts and image files.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DETAIL_NAMES = {
     r"visual\.trunk\.stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc": r"encoder.stages.\1.layers.\2.pwconv",
     r"visual\.trunk\.head\.norm\.": "layernorm.",
 }
-"""OpenCLIP's ConvNeXt to transformers'; CLIP's head and text tower match nothing and are left out."""
+"""OpenCLIP's ConvNeXt to transformers'; CLIP's head and text tower match no pattern and are left out."""
 
 _LMM_NAMES = {
     r"lm_head\.": "lm_head.",
@@ -57,11 +57,11 @@ _LMM_NAMES = {
     r"model\.vlm_uni_val_projector\.": "mining.value.",
 }
 _LMM_IGNORED = re.compile(r"model\.vision_tower(_aux)?\.|.*\.rotary_emb\.inv_freq$")
-"""Frozen towers, which are read from their own files, and what is computed from the config."""
+"""Frozen towers, which are read from their own files, and values computed from the config."""
 
 
 class MgmConfig(LlavaConfig):
-    """LLaVA's config, and that of the tower for details."""
+    """LLaVA's config with that of the second tower."""
 
     model_type = "mgm"
     sub_configs_defaults = {**LlavaConfig.sub_configs_defaults, "detail_config": SubConfigSpec(ConvNextConfig)}  # noqa: RUF012
@@ -69,7 +69,7 @@ class MgmConfig(LlavaConfig):
 
 
 class PatchInfoMining(nn.Module):
-    """Each patch asks for the details inside it: ``patch + softmax(query key^T / sqrt(d)) value``."""
+    """Cross-attention of each patch to the details inside it: ``patch + softmax(query key^T / sqrt(d)) value``."""
 
     def __init__(self, patch_size: int, detail_size: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class PatchInfoMining(nn.Module):
         self.value = nn.Sequential(nn.LayerNorm(detail_size), nn.Linear(detail_size, patch_size))
 
     def forward(self, patches: Tensor, details: Tensor) -> Tensor:
-        """Mine.
+        """Add details to patches.
 
         Args:
             patches: ``[v, g * g, d]`` of views with ``g`` by ``g`` patches.
@@ -139,7 +139,7 @@ class MgmForConditionalGeneration(LlavaForConditionalGeneration):
 
 
 def load_model(checkpoint: Checkpoint, text: PreTrainedConfig, *, dtype: torch.dtype) -> MgmForConditionalGeneration:
-    """Put the model together from the LMM's files and those of its two towers.
+    """Build the model from the LMM's files and those of its two towers.
 
     Args:
         checkpoint: of the LMM.
@@ -193,7 +193,7 @@ def _detail_config(state: dict[str, Tensor]) -> ConvNextConfig:
 
 
 def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """Weights by their names here; those that match nothing are left out."""
+    """Weights under the names of this file; those that match no pattern are left out."""
 
     def pairs() -> Iterator[tuple[str, Tensor]]:
         for name, value in state.items():
@@ -205,7 +205,7 @@ def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tenso
 
 
 def tower(checkpoint: Checkpoint, key: str) -> str:
-    """Where a tower is: in the folder that the LMM's config names, in one of its last part beside the LMM, or on the Hub.
+    """Location of a tower: the folder that the LMM's config names, in one of its last part beside the LMM, or on the Hub.
 
     Args:
         checkpoint: of the LMM.

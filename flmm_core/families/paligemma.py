@@ -1,4 +1,4 @@
-"""PaliGemma 2 (and 1): one stretched square for each image, then the user's words, which all see each other.
+"""PaliGemma 2 (and 1): one stretched square for each image, then the user's words, all with bidirectional attention.
 
 So the images' keys depend on the words, and every prompt is read from its beginning. The prompt ends with a line break; what is
 behind it is the answer, and sees what is before it only.
@@ -20,7 +20,7 @@ from flmm_core.families.hugging_face import HuggingFaceFamily
 
 
 class PaliGemmaFamily(HuggingFaceFamily):
-    """PaliGemma with either decoder: Gemma, or Gemma 2, whose scores are soft-capped and every second layer of which slides.
+    """PaliGemma with either decoder: Gemma, or Gemma 2, with soft-capped scores and a sliding window in every second layer.
 
     All layers give maps: a window of 4096 holds the image, or at 896 pixels nearly all of it.
     """
@@ -45,12 +45,12 @@ class PaliGemmaFamily(HuggingFaceFamily):
         return f"{self.image_token * images}{self.start}{' '.join(text.splitlines())}\n"
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
-        """Each image stretched to a square of its own."""
+        """Stretch each image to a square."""
         pixels = self.image_processor(list(images), return_tensors="pt")["pixel_values"]
         return self.one_grid(images, pixels, self.grid)
 
     def model_inputs(self, model: PreTrainedModel, ids: Tensor, features: ImageFeatures) -> dict[str, Any]:
-        """The prompt is of type 0, whose tokens see each other; the answer behind its line break of type 1."""
+        """Token types: 0 for the prompt, which attends in both directions, 1 for the answer behind its line break."""
         if self.line_break not in ids:
             raise ValueError(f"prompt: expected a line break at its end (token {self.line_break}), got none")
         end = int((ids[0] == self.line_break).nonzero()[0]) + 1

@@ -34,7 +34,7 @@ ASSISTANT = "<|im_start|>assistant\n"
 
 
 class Qwen25VlFamily(LmmFamily):
-    """Qwen2.5-VL, and the other Qwen-VL models as far as they are like it."""
+    """Qwen2.5-VL, and the base of the other Qwen-VL models."""
 
     model_type = "qwen2_5_vl"
     boxes = JSON_PIXELS
@@ -68,7 +68,7 @@ class Qwen25VlFamily(LmmFamily):
 
     @classmethod
     def unloaded(cls, checkpoint: Checkpoint, weights: Collection[str]) -> LmmFamily:
-        """Without a model; the template is the checkpoint's."""
+        """The family without a model; the template is the checkpoint's."""
         return cls(
             model=cast(PreTrainedModel, ModelOutline(AutoConfig.from_pretrained(checkpoint.source), weights)),
             tokenizer=AutoTokenizer.from_pretrained(checkpoint.source),
@@ -81,7 +81,7 @@ class Qwen25VlFamily(LmmFamily):
         return self.template.replace(IMAGE, IMAGE * images).replace("{text}", text)
 
     def later_prompt(self, text: str) -> str:
-        """Without the system turn."""
+        """The user's text without system turn and image."""
         prompt = self.prompt(text, images=0)
         return prompt[prompt.index(USER.split(IMAGE)[0]) :]
 
@@ -110,7 +110,7 @@ class Qwen25VlFamily(LmmFamily):
         return GridLayout(geometry, self.image_token_id)
 
     def encode(self, model: PreTrainedModel, prepared: PreparedImages) -> ImageFeatures:
-        """Vision tower and merger; given are its output and the grids, which say where the words are in rotary positions."""
+        """Run vision tower and merger; the model is given their output and the grids, from which rotary positions follow."""
         grids = prepared.inputs["image_grid_thw"].to(model.device)
         pixels = prepared.inputs["pixel_values"].to(device=model.device, dtype=model.dtype)
         tower: Any = model
@@ -124,9 +124,9 @@ class Qwen25VlFamily(LmmFamily):
         return {"input_ids": ids, "mm_encoder_outputs": {"image": output}, "image_grid_thw": grids, "mm_token_type_ids": kinds}
 
     def model_state(self, model: PreTrainedModel) -> Tensor:
-        """``rope_deltas``: how far the words' positions lie behind their columns, since an image takes few positions."""
+        """``rope_deltas``: offset of the words' positions from their columns, as an image takes few positions."""
         return model.model.rope_deltas
 
     def restore_state(self, model: PreTrainedModel, state: Tensor) -> None:
-        """Put an image's ``rope_deltas`` back; the model keeps those of the last sequence only."""
+        """Restore an image's ``rope_deltas``; the model keeps those of the last sequence only."""
         model.model.rope_deltas = state

@@ -1,7 +1,7 @@
-"""Qwen3.5: most decoder layers are linear and give no maps; those of full attention, one in four, do.
+"""Qwen3.5: one decoder layer in four has full attention and gives maps; the others are linear and give none.
 
-A full layer gates what attention gathers, behind the softmax: its rows are rows all the same. A linear layer keeps a state
-of fixed size instead of keys and values, so the cache is of the model's own kind.
+Full layers gate the output of attention after the softmax, which does not change its rows. Linear layers keep a state of fixed
+size instead of keys and values, so the cache is of the model's own class.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flmm_core.families.qwen2_5_vl import ASSISTANT, USER, Qwen25VlFamily
 
 
 class Qwen35Family(Qwen25VlFamily):
-    """Qwen3.5, answering without thinking aloud first."""
+    """Qwen3.5, answering without a thinking phase."""
 
     model_type = "qwen3_5"
     boxes = JSON_THOUSANDTHS

@@ -1,7 +1,7 @@
 """SmolVLM, SmolVLM2 and Idefics3: tiles with row and column tokens between them, then the whole image.
 
-The image is stretched a little, so that its sides are whole tiles; nothing is padded or cropped. Of what the model reads for an
-image only the words between the tiles are text, and these are tokenised here as its processor does.
+The image is stretched a little, so that its sides are whole tiles; nothing is padded or cropped. The row
+and column tokens between the tiles are tokenised here as the model's processor does it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AROUND, WHOLE = "<fake_token_around_image>", "<global-img>"
 
 
 class SmolVlmFamily(HuggingFaceFamily):
-    """SmolVLM and Idefics3: one architecture, of two names."""
+    """SmolVLM and Idefics3, which are one architecture with two names."""
 
     model_type = "smolvlm"
     model_class = AutoModelForImageTextToText
@@ -40,15 +40,15 @@ class SmolVlmFamily(HuggingFaceFamily):
 
     @classmethod
     def claims(cls, checkpoint: Checkpoint) -> bool:
-        """Both names."""
+        """Claims checkpoints of both names."""
         return checkpoint.config.get("model_type") in (cls.model_type, "idefics3")
 
     def prompt(self, text: str, images: int = 1) -> str:
-        """The user's text behind the images; a beginning that the tokenizer does not write is written here."""
+        """The user's text behind the images, with the beginning-of-sequence token if the tokenizer does not add it."""
         return f"{self.start}User:{self.image_token * images}{text}<end_of_utterance>\nAssistant:"
 
     def later_prompt(self, text: str) -> str:
-        """Without the beginning; a turn of words alone has a space before them."""
+        """The user's text without beginning-of-sequence token and image; a turn of text alone starts with a space."""
         return f"User: {text}<end_of_utterance>\nAssistant:"
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
@@ -59,7 +59,7 @@ class SmolVlmFamily(HuggingFaceFamily):
         return PreparedImages(inputs, tuple(self._layout(image, int(rows), int(columns)) for image, rows, columns in splits))
 
     def _layout(self, image: Image.Image, rows: int, columns: int) -> TiledLayout:
-        """Where the image's cells are; no rows and columns for one that is not split."""
+        """Layout of an image; 0 rows and columns for one that is not split."""
         cells = self.image_token * self.grid**2
         text = "".join(
             "".join(f"{AROUND}<row_{row + 1}_col_{column + 1}>{cells}" for column in range(columns)) + "\n"

@@ -1,4 +1,4 @@
-"""An image that is read as tiles and once more as a whole: InternVL, SmolVLM."""
+"""Layout of an image that is read as tiles and as a whole: InternVL, SmolVLM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TiledLayout(ImageLayout):
     """Its grid is that of the tiles put together."""
     tokens: tuple[int, ...]
     image_token_id: int
-    """Which of the tokens are cells; others stand between the tiles."""
+    """Id of the tokens that are cells; the others are separators between the tiles."""
     rows: int
     """Tiles from top to bottom."""
     columns: int
@@ -30,7 +30,7 @@ class TiledLayout(ImageLayout):
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Cells and what stands between them."""
+        """Ids of the cells and separators."""
         return self.tokens
 
     @property
@@ -40,7 +40,7 @@ class TiledLayout(ImageLayout):
         return tiles + 1 if tiles > 1 else 1
 
     def maps(self, rows: Tensor) -> Tensor:
-        """Tiles put together; a cell of the whole image shares its attention out among the cells that it covers."""
+        """Fine maps of the joined tiles and coarse maps, where a cell's attention is shared by the cells it covers."""
         layers, heads, phrases, columns = rows.shape
         if columns != len(self.tokens):
             raise ValueError(f"image columns: expected {len(self.tokens)}, got {columns}")

@@ -1,6 +1,6 @@
 """Image files and PIL images as people see them: upright, in sRGB, 8 bits for each channel.
 
-The one reader for commands and data sets.
+Commands and data sets read images only through this file.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def _read(source: Path | io.BytesIO, place: str) -> np.ndarray:
 def as_seen(image: Image.Image) -> np.ndarray:
     """A PIL image as people see it, ``[H, W, 3]`` uint8 RGB.
 
-    The EXIF orientation is applied, an embedded colour profile is converted to sRGB, 16 bits become the upper 8, and what is
-    transparent shows white.
+    The EXIF orientation is applied, an embedded colour profile is converted to sRGB, of 16 bits the upper 8 are kept, and
+    transparent pixels are blended with white.
 
     Raises:
-        ValueError: the values have no known range, as floating-point ones.
+        ValueError: the values are floating-point numbers, whose range is not known.
     """
     upright = ImageOps.exif_transpose(image)
     profile = upright.info.get("icc_profile")

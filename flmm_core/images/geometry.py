@@ -1,7 +1,7 @@
-"""Resize, pad and un-pad: the only such arithmetic of the project.
+"""Arithmetic of resizing, padding and un-padding, for the whole project.
 
 Sizes truncate with ``int()`` and un-padded sizes round with ``int(x + 0.5)``, as the published heads were trained.
-This file knows frames and pixels; it knows nothing of models.
+This file is independent of models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def long_side_geometry(
         frame: side of the square frame, pixels.
         grid_height: image tokens from top to bottom of the frame.
         grid_width: image tokens from left to right.
-        smallest: pixels of the frame that the image is high and wide at least.
+        smallest: least height and width of the image in the frame, pixels.
     """
     longest = max(image_height, image_width)
     inner_height = max(smallest, int(image_height * frame / longest))
@@ -45,7 +45,7 @@ def long_side_geometry(
 
 
 def stretched_geometry(image: Image.Image, *, frame: tuple[int, int], grid: tuple[int, int]) -> ImageGeometry:
-    """An image that fills its frame, whatever that does to its shape.
+    """An image that is stretched to its frame.
 
     Args:
         image: of any size.
@@ -105,14 +105,14 @@ def unpadded_range(offset: int, inner: int, padded: int, size: int) -> tuple[int
 
 
 def unpad(maps: Tensor, geometry: ImageGeometry) -> Tensor:
-    """Cut the padding off maps ``[..., mh, mw]`` that cover the padded frame; what is left covers exactly the image."""
+    """Cut the padding off maps ``[..., mh, mw]`` that cover the padded frame; the result covers exactly the image."""
     top, bottom = unpadded_range(geometry.offset_y, geometry.inner_height, geometry.padded_height, maps.shape[-2])
     left, right = unpadded_range(geometry.offset_x, geometry.inner_width, geometry.padded_width, maps.shape[-1])
     return maps[..., top:bottom, left:right]
 
 
 def mask_box(mask: Tensor) -> Tensor:
-    """XYXY pixels around a ``[H, W]`` bool mask, ends exclusive, ``[4]`` int64; zeros if it is empty. Waits for no device."""
+    """XYXY pixels around a ``[H, W]`` bool mask, ends exclusive, ``[4]`` int64; zeros if it is empty. Never waits for a GPU."""
     edges = []
     for along in (mask.any(dim=0), mask.any(dim=1)):
         marked = along.long()

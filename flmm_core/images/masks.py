@@ -1,4 +1,4 @@
-"""Masks and maps over one image: overlap, peaks, and how much of a map lies on a mask."""
+"""Masks and maps over one image: overlap of masks, peaks of maps, share of a map on a mask."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From a configuration to the parts of a pipeline."""
+"""Loads the parts of a pipeline that a configuration names."""

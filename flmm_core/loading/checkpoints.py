@@ -41,14 +41,14 @@ from flmm_core.weights.folders import (
 HEADS_FORMAT = "flmm-heads"
 
 _FROM_SAM = ("sam.model.prompt_encoder.pe_layer.",)
-"""Fixed buffers that published heads leave out; SAM's own are used."""
+"""Fixed buffers that published heads omit; SAM's own are used."""
 _IGNORED = ("sam.model.image_encoder.",)
-"""Frozen parts that some published heads carry; SAM's own are used."""
+"""Frozen parts that some published heads contain; SAM's own are used."""
 
 
 @dataclass(frozen=True)
 class HeadsOrigin:
-    """Which LMM and SAM heads were trained on; written next to the weights, names for people and fingerprints to check."""
+    """The LMM and the SAM that heads were trained on, stored with the weights: names for messages, fingerprints for checks."""
 
     lmm: str = ""
     sam: str = ""
@@ -81,12 +81,12 @@ def fingerprints(**parts: str | Path) -> dict[str, str]:
 
 
 def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> FrozenLmm:
-    """Load an LMM from a folder, a Hugging Face name or a registered model, without progress bars or advice.
+    """Load an LMM from a folder, a Hugging Face name or a registered model, without progress bars or warnings.
 
     See :meth:`FrozenLmm.from_pretrained`.
 
     Raises:
-        LoadError: of the type that the cause has.
+        LoadError: it cannot be loaded; the message names the cause.
         DeviceError: this machine has no such device.
     """
     check_device(device)
@@ -96,7 +96,7 @@ def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **
 
 
 def load_plain_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, quantization: str = "none") -> LoadedLmm:
-    """Load an LMM as :func:`load_lmm` does, but neither frozen nor with the attention recorder."""
+    """Load an LMM as :func:`load_lmm` does, but without freezing it and without the attention recorder."""
     check_device(device)
     source = sources.located("lmm", source)
     with explained("LMM", source), _quiet():
@@ -105,7 +105,7 @@ def load_plain_lmm(source: str | Path, *, device: torch.device, dtype: torch.dty
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let transformers neither draw progress bars nor warn while it loads: what matters is raised."""
+    """Silence progress bars and warnings of transformers while it loads; errors are raised."""
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -118,7 +118,7 @@ def _quiet() -> Iterator[None]:
 
 
 def lmm_shape(source: str | Path) -> LmmShape:
-    """Numbers of an LMM from its config alone, so that unfit heads are refused before gigabytes are read."""
+    """Layers, heads and sizes of an LMM, from its config alone: unfit heads are refused before its weights are read."""
     source = sources.located("lmm", source)
     with explained("LMM", source):
         return lmm_loading.lmm_shape(source)
@@ -148,7 +148,7 @@ def load_heads(source: str | Path, *, shape: LmmShape, sam: Sam) -> GroundingHea
 
 
 def read_heads_config(path: Path) -> HeadsConfig:
-    """Which LMM heads fit, and their size, without reading their weights.
+    """Sizes of heads, and of the LMM that they fit, without reading their weights.
 
     Args:
         path: a folder written by :func:`save_heads`, or a published ``.pth`` file.
@@ -171,7 +171,7 @@ def read_heads_config(path: Path) -> HeadsConfig:
 
 
 def read_origin(path: Path) -> HeadsOrigin:
-    """Which LMM and SAM heads were trained on, as they say themselves; published ``.pth`` files do not."""
+    """The LMM and SAM that heads state as their origin; published ``.pth`` files state none."""
     require(path, "heads")
     if not path.is_dir():
         return HeadsOrigin()
@@ -182,11 +182,11 @@ def read_origin(path: Path) -> HeadsOrigin:
 def check_origin(heads: str | Path, *, lmm: str | Path, sam: str | Path) -> None:
     """Refuse heads that were trained on another LMM or with another SAM of the same sizes.
 
-    Published ``.pth`` heads do not say what they were trained on, and are not checked.
+    Published ``.pth`` heads do not state their origin and are not checked.
 
     Args:
         heads: as for :func:`load_heads`.
-        lmm: as for :func:`load_lmm`. The weights of a Hugging Face name are downloaded here if need be.
+        lmm: as for :func:`load_lmm`. The weights of a Hugging Face name are downloaded if necessary.
         sam: as for :func:`load_sam`.
 
     Raises:
@@ -218,16 +218,16 @@ def save_heads(
 
 
 def convert_heads(source: str | Path, folder: Path, *, lmm: str | Path, sam: str | Path) -> HeadsOrigin:
-    """Write published heads for :func:`load_heads` in float32, with what they belong to.
+    """Write published heads for :func:`load_heads` in float32, with their origin.
 
     Args:
         source: published ``.pth`` file, perhaps on the Hub (``owner/name/file.pth``).
-        folder: made if need be.
-        lmm: as for :func:`load_lmm`; only its config and, for the fingerprint, its files of weights are looked at.
+        folder: created if it does not exist.
+        lmm: as for :func:`load_lmm`; only its config and, for the fingerprint, its weight files are read.
         sam: as for :func:`load_sam`.
 
     Returns:
-        What was written of LMM and SAM.
+        The origin as written.
 
     Raises:
         LoadError: the file holds no published heads, or those of another LMM or SAM.

@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its configs and the headers of its weights: no model is built and no weights are read."""
+"""Describes a checkpoint from its configs and the headers of its weights, without building a model or reading weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from flmm_core.weights.folders import CONFIG_FILE, WEIGHTS_FILE
 from flmm_core.weights.sam_names import is_sam_model, segment_anything_names
 
 EXAMPLE = (640, 480)
-"""Width and height of the image whose maps are described, pixels."""
+"""Width and height of the example image whose maps are described, pixels."""
 
 _VITS = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
 """SAMs of segment-anything by the width and depth of their image encoders."""
@@ -39,23 +39,23 @@ Tensors = Mapping[str, StoredTensor]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One part of a model, for people to read."""
+    """Description of one part of a model."""
 
     kind: str
     """LMM, heads or SAM."""
     source: str
     facts: Mapping[str, str]
-    """Values by what they are, in the order to show them."""
+    """Properties by name, in the order of the output."""
 
 
 def model_info(source: str | Path) -> tuple[ModelInfo, ...]:
-    """What a source is.
+    """Describe a source.
 
     Args:
         source: LMM, heads or SAM as for the loaders, or a registered model, which has all three.
 
     Raises:
-        LoadError: it is none of these.
+        LoadError: it is not a model or part of one.
     """
     if parts := sources.registered_parts(source):
         return lmm_info(parts["lmm"]), heads_info(Path(parts["heads"])), sam_info(Path(parts["sam"]))
@@ -68,7 +68,7 @@ def model_info(source: str | Path) -> tuple[ModelInfo, ...]:
 
 
 def _on_disk(source: str | Path) -> Path:
-    """The file or folder; of heads and SAMs on the Hub their copy, and nothing there for an LMM, whose weights can be large."""
+    """The local file or folder; heads and SAMs on the Hub are downloaded, LMMs, whose weights can be large, are not."""
     path = Path(source).expanduser()
     if path.exists() or not sources.may_be_on_hub("heads", str(source)):
         return path
@@ -99,11 +99,11 @@ def _kind(path: Path) -> str:
 
 
 def lmm_info(source: str | Path) -> ModelInfo:
-    """What an LMM is; of one on the Hub small files are downloaded, its weights are not."""
+    """Describe an LMM; for one on the Hub small files are downloaded, but no weights."""
     shape, checkpoint = lmm_shape(source), Checkpoint(source)
     with explained("LMM", source):
         kind = family_of(checkpoint)
-        # What cannot be found out, for instance without the Hub, is said in its place: the rest is known all the same.
+        # A property that cannot be determined, for instance without the Hub, is reported as not known.
         tensors, no_weights = _attempt(lambda: _lmm_tensors(checkpoint))
         words, no_words = _attempt(lambda: _words_and_grid(kind.unloaded(checkpoint, tensors)))
         facts = {
@@ -128,7 +128,7 @@ def lmm_info(source: str | Path) -> ModelInfo:
 
 
 def _attempt(find: Callable[[], dict[str, _Found]]) -> tuple[dict[str, _Found], str]:
-    """What is found, or nothing and why."""
+    """The result and an empty reason, or no result and the reason."""
     try:
         return find(), ""
     except Exception as error:  # libraries and the Hub fail in many ways
@@ -141,7 +141,7 @@ def _channels(shape: LmmShape) -> str:
 
 
 def _lmm_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """All tensors, from headers; those of the Hub's safetensors are asked for alone."""
+    """All tensors, from headers; for safetensors on the Hub only the headers are requested."""
     if not Path(checkpoint.source).is_dir():
         return {
             name: StoredTensor.of_safetensors(tensor.dtype, tensor.shape)
@@ -157,7 +157,7 @@ def _lmm_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
 
 
 def _lmm_files(checkpoint: Checkpoint) -> list[Path]:
-    """Those on disk."""
+    """Weight files on disk."""
     if not Path(checkpoint.source).is_dir():
         return []
     return [file for files in lmm_weight_files(checkpoint.source).values() for file in files]
@@ -178,7 +178,7 @@ def _words_and_grid(family: LmmFamily) -> dict[str, str]:
 
 
 def heads_info(path: Path) -> ModelInfo:
-    """What heads are, and which LMM and SAM they belong to."""
+    """Describe heads, and the LMM and SAM that they belong to."""
     config, origin = read_heads_config(path), read_origin(path)
     with explained("heads", path):
         file = path / WEIGHTS_FILE if path.is_dir() else path
@@ -188,11 +188,11 @@ def heads_info(path: Path) -> ModelInfo:
             lmm, sam = _named(origin.lmm, origin.lmm_fingerprint), _named(origin.sam, origin.sam_fingerprint)
         else:
             lmm = (
-                f"published heads of so many channels: {known}"
+                f"published heads with this number of channels: {known}"
                 if known
-                else "not said, and no published heads have so many channels"
+                else "not stated, and no published heads have this number of channels"
             )
-            sam = "not said"
+            sam = "not stated"
         facts = {
             "format": "this project's folder" if path.is_dir() else "published .pth",
             "channels": f"{config.unet.in_channels}" + (f", U-Net sees {len(config.unet.kept)}" if config.unet.kept else ""),
@@ -211,7 +211,7 @@ def heads_info(path: Path) -> ModelInfo:
 
 def _named(name: str, fingerprint: str) -> str:
     if not name and not fingerprint:
-        return "not said"
+        return "not stated"
     return f"{name or 'without a name'}, " + (f"fingerprint {fingerprint}" if fingerprint else "without a fingerprint")
 
 
@@ -219,7 +219,7 @@ def _named(name: str, fingerprint: str) -> str:
 
 
 def sam_info(path: Path) -> ModelInfo:
-    """What a SAM is."""
+    """Describe a SAM."""
     with explained("SAM", path):
         file = path / WEIGHTS_FILE if path.is_dir() else path
         tensors: Tensors = stored_tensors(file)
@@ -270,7 +270,7 @@ def _weights(tensors: Tensors, served: Iterable[str], files: Iterable[Path]) -> 
 
 
 def _short(amount: int, unit: str) -> str:
-    """With three digits and a decimal prefix."""
+    """An amount with three digits and a decimal prefix."""
     value, prefixes = float(amount), ["", "k", "M", "G", "T"]
     while value >= 999.5 and len(prefixes) > 1:
         value, prefixes = value / 1000, prefixes[1:]

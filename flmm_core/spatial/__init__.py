@@ -1,1 +1,1 @@
-"""From masks and depth to space: place, support plane, grasp, tracking."""
+"""Masks and depth to positions in space: location, support plane, grasp, tracking."""

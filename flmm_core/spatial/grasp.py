@@ -1,4 +1,4 @@
-"""How a parallel gripper takes a thing from above.
+"""Grasps of a parallel gripper from above.
 
 All positions are metres in the camera's optical frame (REP 103).
 """
@@ -12,29 +12,29 @@ import numpy as np
 from flmm_core.spatial.location import Location
 
 REACH = 0.04
-"""Metres from a thing's top down to the middle of the fingers' pads, at most: fingers are no longer."""
+"""Largest distance, in metres, from the top of an object down to the middle of the finger pads: the length of the fingers."""
 CLEARANCE = 0.016
-"""Metres that the middle of the fingers' pads keeps from the surface, at least."""
+"""Least height, in metres, of the middle of the finger pads above the surface."""
 MARGIN = 0.016
-"""Metres that open fingers are farther apart than the thing is wide."""
+"""Metres by which the opening of the fingers exceeds the width of the object."""
 
 
 class NoGraspError(ValueError):
-    """A thing that cannot be taken from above, and why, on one line."""
+    """The object cannot be grasped from above; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Grasp:
-    """Where the gripper goes."""
+    """A pose of the gripper and the opening of its fingers."""
 
     position: np.ndarray
-    """``[3]`` float64: between the pads of the fingers."""
+    """``[3]`` float64: the point between the finger pads."""
     approach: np.ndarray
-    """``[3]`` float64, of length one: the way there."""
+    """``[3]`` float64 unit vector: direction of the approach."""
     closing: np.ndarray
-    """``[3]`` float64, of length one, across the approach: the fingers close along it."""
+    """``[3]`` float64 unit vector, orthogonal to the approach: the fingers close along it."""
     opening: float
-    """Metres between the open fingers."""
+    """Distance between the open fingers, metres."""
 
     @property
     def rotation(self) -> np.ndarray:
@@ -43,14 +43,14 @@ class Grasp:
 
 
 def top_grasp(location: Location, max_opening: float) -> Grasp:
-    """Take a thing across its narrower side, at half its height or as deep as fingers reach.
+    """Grasp an object across its narrower side, at half its height or as deep as the fingers reach.
 
     Args:
-        location: of a thing on a surface.
-        max_opening: metres between the gripper's fingers when it is open.
+        location: of an object on a surface.
+        max_opening: largest distance between the fingers, metres.
 
     Raises:
-        NoGraspError: it stands on no surface, or is too wide.
+        NoGraspError: the object does not stand on a surface, or is too wide.
     """
     if location.up is None:
         raise NoGraspError("expected a thing that stands on a flat surface, got one that does not")

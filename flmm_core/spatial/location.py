@@ -1,7 +1,7 @@
-"""Where a thing is in space: a mask, the depth under it and the camera's intrinsics.
+"""Locates an object in space from its mask, a depth image and the camera's intrinsics.
 
-All positions are metres in the camera's optical frame (REP 103): x right, y down, z forward. Of a thing that stands on a flat
-surface the whole is estimated, its hidden side too; of any other thing what is visible.
+All positions are metres in the camera's optical frame (REP 103): x right, y down, z forward. For an object on
+a flat surface the box covers the whole object, including the estimated hidden side; for any other object what is visible.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ import numpy as np
 from flmm_core.spatial.support import ring_width, standing_box, surfaces_around
 
 _FEWEST = 12
-"""Points that a position needs."""
+"""Least number of points for a position."""
 _ERODED = 2
-"""Pixels that are taken off the mask's edge, where depth bleeds from one surface to the other ..."""
+"""Pixels that are eroded from the mask, as depth at edges mixes two surfaces ..."""
 _KEPT = 0.5
-"""... as long as this share of the mask is left."""
+"""... while at least this share of the mask remains."""
 _SPREADS = 3.0
-"""Depths farther than so many standard deviations (robust: MAD) from the median belong to something else ..."""
+"""Depths farther than this number of standard deviations (from the MAD) from the median are outliers ..."""
 _NEAR = 0.02
-"""... and this, in metres, is never too far."""
+"""... unless they are within this distance, in metres."""
 _ABOVE = 0.004
-"""What is less high over a surface, in metres, is the surface itself ..."""
+"""Points lower than this above a surface, in metres, belong to the surface ..."""
 _STANDS = 0.3
-"""... and what is less than this share of a thing above it does not stand on it."""
+"""... and an object with less than this share of its points above it does not stand on it."""
 _ROBUST = (2.0, 98.0)
 """Percentiles between which an extent is measured."""
 
 
 class NoDepthError(ValueError):
-    """There is no depth to tell where something is; the message is one line."""
+    """Too little depth to locate an object; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a thing is."""
+    """Position, extent and oriented box of an object."""
 
     points: np.ndarray
-    """``[k, 3]`` float32: its points, edges and outliers left out."""
+    """``[k, 3]`` float32: points of the object, without edges and outliers."""
     centroid: np.ndarray
-    """``[3]`` float64: the middle of the whole thing if it stands on a surface, else the mean of its points."""
+    """``[3]`` float64: centre of the whole object if it stands on a surface, else the mean of its points."""
     extent: np.ndarray
     """``[3]`` float64: robust size along the frame's axes (2nd to 98th percentile)."""
     box_center: np.ndarray
@@ -54,15 +54,15 @@ class Location:
     depth_fraction: float
     """Share of the mask's pixels with a depth, in [0, 1]."""
     up: np.ndarray | None
-    """``[3]`` float64: normal of the flat surface that it stands on, towards the camera; the box is upright on it, and holds
-    the whole thing. None if it stands on none."""
+    """``[3]`` float64: normal, towards the camera, of the flat surface that the object stands on; the box is upright on it and
+    contains the whole object. None if it stands on no such surface."""
 
     def moved(self, rotation: np.ndarray, translation: np.ndarray) -> Location:
-        """The same in another frame.
+        """The location in another frame.
 
         Args:
             rotation: ``[3, 3]`` of this frame in the other one.
-            translation: ``[3]`` metres: its origin there.
+            translation: ``[3]`` metres, the origin of this frame in the other one.
         """
         points = self.points @ rotation.T.astype(np.float32) + translation.astype(np.float32)
         low, high = np.percentile(points, _ROBUST, axis=0)
@@ -79,12 +79,12 @@ class Location:
 
 
 def locate(mask: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> Location:
-    """Where the thing under a mask is.
+    """Locate the object under a mask.
 
     Args:
         mask: ``[H, W]`` bool.
-        depth: ``[H, W]`` float32 metres along the optical axis, registered to the mask's image; what is not finite or not
-            above 0 is no depth.
+        depth: ``[H, W]`` float32 metres along the optical axis, registered to the mask's image; values that are not
+            finite or not above 0 are missing.
         intrinsics: ``[3, 3]`` pinhole matrix K of that image, pixels.
 
     Raises:
@@ -93,7 +93,7 @@ def locate(mask: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> Locat
     """
     if mask.shape != depth.shape:
         raise ValueError(f"depth: expected {mask.shape[0]}x{mask.shape[1]} as the mask, got {depth.shape[0]}x{depth.shape[1]}")
-    # Nothing but the mask's surroundings is looked at: an image may be large, and its things many.
+    # Only the surroundings of the mask are processed, as images may be large and contain many objects.
     around = max(_ERODED, ring_width(mask))
     left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
     left, right = max(0, left - around), left + width + around
@@ -117,7 +117,7 @@ def locate(mask: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> Locat
             continue
         if (box := standing_box(surface, above, rays[mask], edge)) is not None:
             return _location(above, box.center, box.center, box.axes, box.size, share, surface.normal)
-    points = points[_of_one_thing(points[:, 2])]
+    points = points[_inliers(points[:, 2])]
     axes = _axes(points)
     along = points @ axes
     box_low, box_high = np.percentile(along, _ROBUST, axis=0)
@@ -146,18 +146,18 @@ def _rays(shape: tuple[int, ...], left: int, top: int, intrinsics: np.ndarray) -
     return np.stack([x, y, np.ones_like(x)], axis=2)
 
 
-def _of_one_thing(z: np.ndarray) -> np.ndarray:
-    """Which depths are near to the others."""
+def _inliers(z: np.ndarray) -> np.ndarray:
+    """``[k]`` bool: which of the depths ``[k]`` are no outliers."""
     median = np.median(z)
     spread = 1.4826 * np.median(np.abs(z - median))
     return np.abs(z - median) <= max(_SPREADS * spread, _NEAR)
 
 
 def _inner(mask: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, int]:
-    """The mask without its edge, and how many pixels that was; thin things keep theirs, and what has no depth inside."""
+    """The eroded mask and the number of eroded pixels, which is less for thin objects and where depth is sparse."""
     inner, eroded = mask, 0
     for _ in range(_ERODED):
-        # Beyond the image's border a thing goes on: that is no edge of it.
+        # At the border of the image an object continues, so that is not an edge of it.
         less = cv2.erode(inner.astype(np.uint8), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE) > 0
         if less.sum() < _KEPT * mask.sum() or (less & valid).sum() < _FEWEST:
             break

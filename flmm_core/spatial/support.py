@@ -1,4 +1,4 @@
-"""The surface that a thing stands on, and what it says of the side of the thing that no camera sees.
+"""The surface that an object stands on, and the object's box including the side that the camera does not see.
 
 All positions are metres in the camera's optical frame (REP 103).
 """
@@ -12,29 +12,30 @@ import cv2
 import numpy as np
 
 RING = 0.35
-"""Width of the ring around a mask in which its surface is looked for, as a share of the mask's size."""
+"""Width of the ring around a mask that is searched for its surface, as a share of the mask's size."""
 _GAP = 2
-"""Pixels between mask and ring, where depth bleeds."""
+"""Pixels between mask and ring, where depth mixes two surfaces."""
 _FEWEST = 50
-"""Points that a surface needs."""
+"""Least number of points of a surface."""
 _MOST = 2000
-"""Points of the ring that are looked at."""
+"""Largest number of points of the ring that are used."""
 _TRIES = 60
-"""Planes through three points of the ring that are tried (RANSAC, Fischler and Bolles 1981)."""
+"""Number of planes through three points of the ring that are tried (RANSAC, Fischler and Bolles 1981)."""
 _FLAT = 0.004
-"""Points so near to a plane, in metres, belong to it."""
+"""Largest distance, in metres, of a point that belongs to a plane."""
 _SHARE = 0.15
-"""A surface holds at least this share of the ring."""
+"""Least share of the ring's points on a surface."""
 _SURFACES = 3
-"""Surfaces that are looked at."""
+"""Largest number of surfaces that are tried."""
 _GRAZING = 0.15
-"""Sine of the least angle at which a surface is looked at."""
+"""Sine of the least angle between the line of sight and a surface."""
 _LIFTED, _LIFTED_SHARE = 0.05, 0.5
-"""A thing whose lowest visible points are higher than so many metres, and than this share of its top, does not stand on it."""
+"""An object does not stand on a surface if its lowest visible points are higher than this, in metres, and than this share of
+its height."""
 _BOXY = 0.9
-"""A footprint that fills so much of its smallest rectangle is one."""
+"""A footprint that fills at least this share of its smallest rectangle is a rectangle."""
 _SEEN = 0.9
-"""A footprint that reaches this share of its width into the depth is seen whole."""
+"""A footprint whose visible depth is at least this share of its width is visible as a whole."""
 _ROBUST = (2.0, 98.0)
 """Percentiles between which a size is measured."""
 
@@ -48,13 +49,13 @@ class Surface:
     offset: float
 
     def heights(self, points: np.ndarray) -> np.ndarray:
-        """``[k]`` of ``[k, 3]`` points."""
+        """Heights ``[k]`` of points ``[k, 3]``, metres."""
         return points @ self.normal + self.offset
 
 
 @dataclass(frozen=True)
 class StandingBox:
-    """The box of a whole thing on its surface."""
+    """The box of a whole object on its surface."""
 
     center: np.ndarray
     """``[3]`` float64."""
@@ -65,11 +66,11 @@ class StandingBox:
 
 
 def surfaces_around(mask: np.ndarray, depth: np.ndarray, rays: np.ndarray) -> Iterator[Surface]:
-    """The planes around a mask, the largest first: near an edge the floor may be larger than the table.
+    """Planes around a mask, the largest first; near the edge of a table the floor may be the largest.
 
     Args:
         mask: ``[h, w]`` bool, with some of its surroundings.
-        depth: ``[h, w]`` float32 metres; what is not finite or not above 0 is no depth.
+        depth: ``[h, w]`` float32 metres; values that are not finite or not above 0 are missing.
         rays: ``[h, w, 3]`` float64: point at depth 1 of each pixel.
     """
     wide = max(_GAP + 2, ring_width(mask))
@@ -96,10 +97,10 @@ def surfaces_around(mask: np.ndarray, depth: np.ndarray, rays: np.ndarray) -> It
 
 
 def _largest_plane(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``[k]`` bool: which of the points ``[k, 3]`` lie on it."""
+    """``[k]`` bool: which of the points ``[k, 3]`` lie on the largest plane."""
     triples = points[rng.integers(0, len(points), (_TRIES, 3))]
     normals = np.cross(triples[:, 1] - triples[:, 0], triples[:, 2] - triples[:, 0])
-    lengths = np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)  # points on a line span no plane, and hold few
+    lengths = np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)  # collinear points span no plane
     normals = normals / lengths
     near = np.abs(points @ normals.T - np.einsum("ij,ij->i", normals, triples[:, 0])) < _FLAT
     near[:, lengths[:, 0] <= 1e-12] = False
@@ -107,25 +108,25 @@ def _largest_plane(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def ring_width(mask: np.ndarray) -> int:
-    """Pixels."""
+    """Width in pixels of the ring around a mask ``[H, W]`` that is searched for its surface."""
     _, _, width, height = cv2.boundingRect(mask.astype(np.uint8))
     return round(RING * max(width, height))
 
 
 def standing_box(surface: Surface, points: np.ndarray, rays: np.ndarray, edge: float) -> StandingBox | None:
-    """The box of a thing that stands on a surface, its hidden side estimated.
+    """The box of an object that stands on a surface, with its hidden side estimated.
 
-    What is visible of a footprint is its full width, and its near side; if it does not reach as far into the depth as it is
-    wide, the rest is taken to be hidden behind it, but no farther than where the surface is seen again.
+    The camera sees the full width and the near side of a footprint. If the visible part is less deep than wide, the footprint
+    is assumed to be as deep as wide, but to end where the surface is visible again.
 
     Args:
-        surface: that it may stand on.
-        points: ``[k, 3]`` visible points of the thing, above the surface.
+        surface: that the object may stand on.
+        points: ``[k, 3]`` visible points of the object, above the surface.
         rays: ``[m, 3]`` points at depth 1 of the pixels of its mask.
-        edge: metres that were taken off each edge of the mask.
+        edge: metres that were eroded from each edge of the mask.
 
     Returns:
-        None if it does not stand on it.
+        None if the object does not stand on the surface.
     """
     heights = surface.heights(points)
     low, top = np.percentile(heights, _ROBUST)
@@ -135,7 +136,7 @@ def standing_box(surface: Surface, points: np.ndarray, rays: np.ndarray, edge: f
     sight = points.mean(axis=0)
     away = sight - (sight @ up) * up
     length = np.linalg.norm(away)
-    if length < 1e-6 * np.linalg.norm(sight):  # from straight above
+    if length < 1e-6 * np.linalg.norm(sight):  # seen from straight above
         away, length = np.array([0.0, 1.0, 0.0]) - up[1] * up, np.linalg.norm(np.array([0.0, 1.0, 0.0]) - up[1] * up)
     away /= length
     right = np.cross(away, up)

@@ -1,4 +1,4 @@
-"""Masks that follow a picture to the next by dense optical flow: cheap, and good for a few seconds.
+"""Tracks masks from image to image by dense optical flow, which is cheap and reliable for a few seconds.
 
 The flow is DIS (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016) as OpenCV has it.
 """
@@ -15,34 +15,34 @@ import torch
 from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
 
 _SIDE = 320
-"""Longest side of the pictures between which the flow is computed, pixels."""
+"""Longest side of the images between which the flow is computed, pixels."""
 _LOST = 25.0
-"""Mean difference of grey values, of 255, between a thing and what the flow says it came from, above which it is lost."""
+"""Mean difference of grey values (0..255) between an object and its origin by the flow, above which tracking fails."""
 
 
 class MaskTracker:
-    """Carries the masks of an answer from picture to picture.
+    """Moves the masks of an answer along with a sequence of images.
 
     Args:
-        pixels: ``[H, W, 3]`` uint8 RGB, the picture of the answer.
-        answer: its phrases are followed; absent ones stay absent.
+        pixels: ``[H, W, 3]`` uint8 RGB, the image of the answer.
+        answer: its phrases are tracked; absent ones stay absent.
     """
 
     def __init__(self, pixels: np.ndarray, answer: GroundedAnswer) -> None:
         self._answer = answer
         self._grey = _small_grey(pixels)
         self._masks: list[Any] = [np.where(phrase.mask, 255, 0).astype(np.uint8) for phrase in answer.phrases]
-        """Soft masks ``[H, W]`` uint8: outlines do not fray when they are moved again and again."""
+        """Soft masks ``[H, W]`` uint8, so that repeated resampling does not degrade the outlines."""
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
 
     def follow(self, pixels: np.ndarray) -> GroundedAnswer | None:
-        """The answer with its masks where the things are now.
+        """Move the masks to the next image.
 
         Args:
-            pixels: ``[H, W, 3]`` uint8 RGB, the next picture.
+            pixels: ``[H, W, 3]`` uint8 RGB, the next image.
 
         Returns:
-            None if the picture has another size or shows something else: nothing can be followed any more.
+            The answer with the moved masks; None if the image has another size or an object was lost.
         """
         height, width = self._answer.image_height, self._answer.image_width
         if pixels.shape[:2] != (height, width):
@@ -75,7 +75,7 @@ def _moved(phrase: GroundedPhrase, soft: np.ndarray) -> GroundedPhrase:
 def _small_grey(pixels: np.ndarray) -> np.ndarray:
     height, width = pixels.shape[:2]
     scale = min(1.0, _SIDE / max(height, width))
-    # DIS needs some pixels in either direction.
+    # DIS needs at least 16 pixels in both directions.
     size = max(16, round(width * scale)), max(16, round(height * scale))
     return cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
 

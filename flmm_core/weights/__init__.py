@@ -1,1 +1,1 @@
-"""Weights on disk and on the Hub: where they are, what they hold, what they are called."""
+"""Weights on disk and on the Hub: locations, contents, names of tensors, fingerprints."""

@@ -1,6 +1,6 @@
-"""Manifests of cached files: what they were made from, so that nothing stale is ever read.
+"""Manifests of cached files, which record their sources, so that no stale file is read.
 
-A cache is a folder with a ``manifest.json``. It knows nothing of what is cached.
+A cache is a folder with a ``manifest.json``. This file is independent of the cached contents.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ MANIFEST_FILE = "manifest.json"
 
 
 def require_manifest(folder: Path, made_from: Mapping[str, str | int | float]) -> None:
-    """Make a new folder for cached files, or make sure that those in it were made from the same.
+    """Create a folder for cached files, or check that the files in it have the same sources.
 
     Args:
         folder: made if it does not exist.
-        made_from: all that the cached files depend on, for instance fingerprints, counts and seeds.
+        made_from: everything that the cached files depend on, for instance fingerprints, counts and seeds.
 
     Raises:
-        ValueError: the folder holds files that were made from something else, or it is not known from what.
+        ValueError: the folder holds files of other or of unknown sources.
     """
     path = folder / MANIFEST_FILE
     if path.exists():
@@ -34,12 +34,12 @@ def require_manifest(folder: Path, made_from: Mapping[str, str | int | float]) -
 
 
 def require_equal(path: Path, record: Mapping[str, Any], *, remedy: str) -> None:
-    """Make sure that a file of :func:`write_record` holds an equal record.
+    """Check that a file of :func:`write_record` holds an equal record.
 
     Args:
         path: the file.
         record: expected, of any nesting.
-        remedy: what to do otherwise, for the message.
+        remedy: advice for the message of the error.
 
     Raises:
         ValueError: names the first entry that differs.
@@ -56,7 +56,7 @@ def require_equal(path: Path, record: Mapping[str, Any], *, remedy: str) -> None
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, whole or not at all; what JSON does not know, as paths, is written as text."""
+    """Write a record as JSON, atomically; values that JSON lacks, such as paths, are written as text."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(_json(record), encoding="utf-8")
     temporary.replace(path)

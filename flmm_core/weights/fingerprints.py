@@ -1,7 +1,7 @@
-"""Fingerprints of weights, files and settings: short names that change with what they stand for.
+"""Fingerprints of weights, files and settings: SHA-256 digests that change with the contents.
 
-Those of weights are read from the files, not from loaded models, so they do not depend on the number format that a model is
-loaded in; large tensors and files are sampled, so that 15 GB take a moment.
+Those of weights are computed from files, not from loaded models, so they do not depend on the number format in which a model is
+loaded. Large tensors and files are sampled, so that 15 GB take a moment.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from flmm_core.weights.sam_names import is_sam_model, segment_anything_names
 
 BLOCKS = 4
 BLOCK_BYTES = 1024
-"""Of what is larger than all blocks together, so many blocks are read, evenly spread from the first byte to the last."""
+"""Number and size of the blocks that are read of larger tensors and files, evenly spread from the first byte to the last."""
 
 _LMM_WEIGHTS = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
 )  # fmt: skip
-"""In the order in which transformers looks for them."""
+"""In the order of transformers' search."""
 _TORCH_NAMES = {"F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
-"""Number formats by the names that PyTorch gives them, where safetensors is to be taken for a ``.pth`` file."""
+"""PyTorch's names of the number formats, to give a safetensors file the fingerprint of a ``.pth`` file."""
 _PARTS = ("projector", "llm", "visual_encoder")
-"""Folders of an LMM that has no config and no weights of the whole; the first one is only found there."""
+"""Folders of an LMM that is stored in parts; the first one occurs only there."""
 
 
 def lmm_fingerprint(source: str | Path) -> str:
@@ -84,7 +84,7 @@ def settings_fingerprint(settings: Mapping[str, Any]) -> str:
 def files_fingerprint(paths: Iterable[Path]) -> str:
     """Fingerprint of names, sizes and samples of many files, in the given order; copies of them have the same.
 
-    The last bytes are always among the samples: there PNG keeps the checksums of its pixels.
+    The last bytes are always among the samples, as PNG stores the checksum of the pixels there.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -102,7 +102,7 @@ def _from_hub(name: str, file: str) -> Path | None:
         return Path(hf_hub_download(name, file))
     except EntryNotFoundError:
         if file.endswith(_LMM_WEIGHTS[-1]):
-            raise  # says whether the network or the file is missing
+            raise  # its message distinguishes a missing network from a missing file
         return None
 
 
@@ -122,7 +122,7 @@ def _lmm_files(source: str | Path, find: Callable[[str], Path | None], folder: s
 
 
 def _weights_fingerprint(files: Iterable[Path]) -> str:
-    """Of all tensors by name, however they are spread over files."""
+    """Fingerprint of all tensors by name, independent of their distribution over files."""
     tensors: dict[str, str] = {}
     for path in files:
         tensors.update(_safetensors_entries(path) if path.suffix == ".safetensors" else _pickled_entries(path))

@@ -1,4 +1,4 @@
-"""Reading and writing the folders and files that heads and SAMs are kept in, strictly.
+"""Strict reading and writing of the folders and files of heads and SAMs.
 
 A folder holds ``config.json``, which says its format, and ``model.safetensors``. Every failure is a
 :class:`~flmm_core.errors.LoadError` of one line that names the file, what was expected and what was found.
@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 
 
 def require(path: Path, what: str) -> None:
-    """Refuse a path where nothing is."""
+    """Refuse a path that does not exist."""
     if not path.exists():
         raise LoadError(f"{what} {path}: expected an existing file or folder, got nothing there")
 
@@ -37,7 +37,18 @@ def load_strictly(
     source: Path,
     may_miss: tuple[str, ...] = (),
 ) -> None:
-    """Copy weights of any float dtype; every entry must be known, of the right shape, and none may miss without leave."""
+    """Copy weights of any float dtype into a module.
+
+    Args:
+        module: whose entries must be those of ``state``, with the same shapes.
+        state: the weights.
+        what: LMM, heads or SAM, for messages.
+        source: the file, for messages.
+        may_miss: prefixes of entries that may be missing.
+
+    Raises:
+        LoadError: entries are missing or unknown, or have another shape.
+    """
     expected = module.state_dict()
     unknown = sorted(key for key in state if key not in expected)
     missing = sorted(key for key in expected if key not in state and not key.startswith(may_miss or ("\0",)))

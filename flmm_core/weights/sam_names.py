@@ -1,7 +1,7 @@
-"""SAM as `SamModel` of transformers stores it: its names of the weights, as those of ``segment_anything``.
+"""Translates the weight names of transformers' `SamModel` into those of ``segment_anything``.
 
-The weights are the same, one for one. What is built from them is the SAM of ``segment_anything``, whose norms in the mask
-decoder divide by ``sqrt(var + 1e-5)``, as they were trained; those of transformers add 1e-6.
+The weights are the same, one for one. They are loaded into the SAM of ``segment_anything``, whose norms in the mask decoder
+divide by ``sqrt(var + 1e-5)``, as in training; those of transformers add 1e-6.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MODEL_TYPE = "sam"
 _Value = TypeVar("_Value")
 
 _COPIES = ("prompt_encoder.shared_embedding.positional_embedding",)
-"""Entries that are the same tensor as another one."""
+"""Entries that duplicate another tensor."""
 
 _NAMES = tuple(
     (re.compile(pattern), name)
@@ -55,7 +55,7 @@ _FIXED: dict[str, dict[str, Any]] = {
         "hidden_act": "relu", "num_attention_heads": 8, "attention_downsample_rate": 2, "iou_head_depth": 3,
     },
 }  # fmt: skip
-"""What ``segment_anything`` always does; no weight shows all of it."""
+"""Settings that are fixed in ``segment_anything`` and cannot all be read from weights."""
 
 
 def is_sam_model(config: Mapping[str, Any]) -> bool:
@@ -67,7 +67,7 @@ def check_sam_config(config: Mapping[str, Any]) -> None:
     """Refuse a `SamModel` that ``segment_anything`` cannot compute.
 
     Args:
-        config: its ``config.json``; what is left out there has the value that all SAMs have.
+        config: its ``config.json``; settings that it omits have the values of all SAMs.
 
     Raises:
         ValueError: names the setting.
@@ -80,7 +80,7 @@ def check_sam_config(config: Mapping[str, Any]) -> None:
 
 
 def segment_anything_names(entries: Mapping[str, _Value]) -> dict[str, _Value]:
-    """Entries of a `SamModel`, whatever they hold, by the names of ``segment_anything``; unknown names stay as they are."""
+    """Entries of a `SamModel` under the names of ``segment_anything``; unknown names are kept."""
     renamed: dict[str, _Value] = {}
     for name, value in entries.items():
         if name in _COPIES:

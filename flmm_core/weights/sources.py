@@ -1,6 +1,6 @@
-"""Where the parts of a model are: in a folder or file, under a registered name, or on the Hugging Face Hub.
+"""Resolves the source of a model's part: a folder or file, a registered name, or a name on the Hugging Face Hub.
 
-This file knows names and places. It knows nothing of what is in them.
+This file is independent of the contents.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ model. That works in a checkout, after pip and after colcon, whereas entry point
 """
 
 _KINDS = {"lmm": "LMM", "heads": "heads", "sam": "SAM"}
-"""What the parts are called in messages."""
+"""Names of the parts in messages."""
 
 _FOLDER_FILES = ["config.json", "*.safetensors"]
-"""What heads and SAMs consist of, of all that a repository of the Hub may hold."""
+"""Files of heads and SAMs among all files of a repository on the Hub."""
 
 
 def registered_models() -> dict[str, Path]:
@@ -47,14 +47,14 @@ def registered_parts(source: str | Path) -> dict[str, str]:
 
 
 def located(part: str, source: str | Path) -> str:
-    """The folder, file or name of the Hub that ``source`` means; nothing is downloaded.
+    """The folder, file or name on the Hub that ``source`` stands for; nothing is downloaded.
 
     Args:
         part: ``lmm``, ``heads`` or ``sam``.
         source: what the user gave: one of these, or the name of a registered model.
 
     Raises:
-        LoadError: there is no such folder or file, and it is no name that the Hub might have.
+        LoadError: there is no such folder or file, and it cannot be a name on the Hub.
     """
     name = str(source)
     models = registered_models()
@@ -77,14 +77,14 @@ def located(part: str, source: str | Path) -> str:
 
 
 def local(part: str, source: str | Path) -> Path:
-    """The folder or file that ``source`` means, on this machine; what is on the Hub is downloaded, without progress bars.
+    """The local folder or file that ``source`` stands for; files on the Hub are downloaded, without progress bars.
 
     Args:
         part: ``heads`` or ``sam``.
         source: as for :func:`located`; on the Hub ``owner/name`` is a folder, ``owner/name/file.pth`` one file in it.
 
     Raises:
-        LoadError: of the type that the cause has.
+        LoadError: it does not exist, is not accessible, or the Hub cannot be reached.
     """
     name = located(part, source)
     if (path := Path(name)).exists():
