@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from textwrap import indent
 
 from flmm_cli.shared.options import add_node_options, node_arguments, require_counts
 from flmm_cli.shared.records import write_json
@@ -64,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
         timeout=args.timeout,
         start_timeout=args.start_timeout,
         on_started=lambda seconds: print(f"both are ready after {seconds:.1f} s", flush=True),
-        on_outcome=lambda one: print(f"  {printable(one.command.text)}\n    {report.answer_text(one)}", flush=True),
+        on_outcome=lambda one: print(
+            f"  {printable(one.command.text)}\n{indent(report.answer_text(one), ' ' * 4)}", flush=True
+        ),
     )
     report.draw(outcomes, args.out)
     write_json(args.out / files.ANSWERS, [report.record(outcome) for outcome in outcomes])

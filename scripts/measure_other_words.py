@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from flmm_bench.machine import machine
 from flmm_cli.shared.held_out import rendered_scenes
 from flmm_cli.shared.table import format_table
 from flmm_core.config import DEFAULT_MODEL, GroundingConfig
@@ -214,6 +215,7 @@ def main() -> int:
         figures = {
             "command": "python scripts/measure_other_words.py --json docs/other_words.json",
             "images": f"flmm scenes --split test --seed 0 --count {IMAGES}",
+            "machine": machine(),
             "max_new_tokens": LIMIT,
             "groups": groups,
             "upper_case": cases,
