@@ -203,6 +203,23 @@ def test_rooms_in_their_order():
     assert not wrong
 
 
+def test_imports_point_down_in_the_drawing():
+    """Down, or to the right within a row."""
+    from test_imports import file_imports, room_imports
+
+    found = re.findall(
+        r'<text x="([\d.]+)" y="([\d.]+)"[^>]*font-weight="600"[^>]*>([\w.]+)<', document("docs/images/architecture.svg")
+    )
+    boxes = re.findall(r'<rect x="(\d+)" y="(\d+)"', document("docs/images/architecture.svg"))
+    place = {name.removesuffix(".py"): (int(y), int(x)) for (x, y), (*_, name) in zip(boxes, found, strict=True)}
+    graph = file_imports(ROOT)
+    rooms = {key: others for key, others in room_imports(graph).items() if key.startswith("flmm_core.")}
+    arrows = {(room.split(".")[1], other.split(".")[1]) for room, others in rooms.items() for other in others}
+    packages = {(key.split(".")[0], other.split(".")[0]) for key, others in graph.items() for other in others}
+    arrows |= {(one, other) for one, other in packages if other not in (one, "flmm_core")}
+    assert not {(one, other) for one, other in arrows if place[one] >= place[other]}
+
+
 def test_packages_of_the_page():
     _, above = tables(section(document(ARCHITECTURE), "Layers"))
     assert {"flmm_core", *(names(row[0])[0] for row in above)} == set(PACKAGES)
