@@ -15,7 +15,7 @@ from flmm_core.pipeline import GroundingPipeline
 from flmm_core.spatial.grasp import Grasp, NoGraspError, top_grasp
 from flmm_core.spatial.location import NoDepthError, locate
 from flmm_core.types import GroundedPhrase
-from flmm_sim.gripper import WIDEST, try_pick
+from flmm_sim.gripper import MAX_OPENING, try_pick
 from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import Scene, scene_seed
 
@@ -98,7 +98,7 @@ def _grasp(phrase: GroundedPhrase, scene: Scene, target: int) -> tuple[Grasp, fl
     place = locate(phrase.mask, scene.depth, scene.intrinsics)
     centre = (scene.camera_pose @ np.append(place.centroid, 1.0))[:2]
     error = float(np.linalg.norm(centre - np.array(scene.objects[target].position[:2])))
-    return top_grasp(place, WIDEST), error
+    return top_grasp(place, MAX_OPENING), error
 
 
 def rows(found: Sequence[Attempt]) -> list[tuple[str, str, str]]:

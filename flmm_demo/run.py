@@ -26,7 +26,7 @@ from flmm_ros.conversions import location_from_message, phrase_from_message
 from flmm_ros.msg import GroundedAnswer as Reply
 from flmm_ros.node_processes import NodeProcesses, start_camera_and_node
 from flmm_ros.pick import thing_of
-from flmm_sim.gripper import WIDEST, try_pick
+from flmm_sim.gripper import MAX_OPENING, try_pick
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ def simulated_grasp(command: DemoCommand, reply: Reply) -> str:
     scene = command.scene
     wanted = [index for span in command.turn.spans for index in span.objects]
     try:
-        grasp = top_grasp(location_from_message(thing_of(reply).location), WIDEST)
+        grasp = top_grasp(location_from_message(thing_of(reply).location), MAX_OPENING)
     except NoGraspError as error:
         return f"not tried, {error}"
     rotation, translation = scene.camera_pose[:3, :3], scene.camera_pose[:3, 3]

@@ -1,4 +1,4 @@
-"""Answers as they are written down: words, and the character range of each name in them. Knows English, and no scene."""
+"""Composes the text of answers and records the character range of each name. This file is independent of scenes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class AnswerText:
         self.spans: list[Span] = []
 
     def say(self, words: str) -> AnswerText:
-        """Add words that name nothing."""
+        """Add words that name no object."""
         self.text += words
         return self
 
     def name(self, words: str, objects: Sequence[int]) -> AnswerText:
-        """Add a name of some objects, or of none that is there."""
+        """Add a name of some objects, or of an absent object."""
         self.spans.append(Span(len(self.text), len(self.text) + len(words), tuple(objects)))
         return self.say(words)
 
     def name_all(self, names: Sequence[str], there: Sequence[str]) -> AnswerText:
-        """Add an enumeration in the order of kinds, then colours; equal things together, as in "two red mugs".
+        """Add an enumeration in the order of kinds, then colours; equal objects together, as in "two red mugs".
 
         Args:
             names: what to name, each "colour kind".
@@ -44,18 +44,18 @@ class AnswerText:
         return self
 
     def turn(self, kind: str, question: str) -> Turn:
-        """The finished answer to a question; sentences begin with a capital letter."""
+        """A turn with the question and the composed answer; sentences begin with a capital letter."""
         answer = self.text if kind in (REFER, REFER_ABSENT) else self.text[0].upper() + self.text[1:]
         return Turn(kind, question, answer, tuple(self.spans))
 
 
 def article(noun: str) -> str:
-    """Return the indefinite article of a noun, with its space."""
+    """The indefinite article of a noun, followed by a space."""
     return "an " if noun[0] in "aeiou" else "a "
 
 
 def plural(noun: str) -> str:
-    """More than one: mugs, boxes."""
+    """Plural of a noun: mugs, boxes."""
     return noun + ("es" if noun.endswith(("x", "sh")) else "s")
 
 

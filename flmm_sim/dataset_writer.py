@@ -26,14 +26,14 @@ from flmm_sim.renderer import TabletopRenderer
 from flmm_sim.scene import KINDS, Scene, scene_seed
 
 LEARNING_SPLITS = ("train", "val")
-"""Splits that a model may learn from or be tuned on; all others ask for unknown things by words that these never use."""
+"""Splits for training and tuning; all others ask for unknown objects by words that these never use."""
 
 CHUNK = 100
-"""Scenes that one job renders; a stopped run goes on with the first job that did not finish."""
+"""Scenes of one job; an interrupted run continues with the first unfinished job."""
 
 
 def write_dataset(out: Path, *, split: str, seed: int, count: int, workers: int = 2) -> None:
-    """Render ``count`` scenes into ``out`` (see the module's docstring for the layout); goes on where a stopped run ended.
+    """Render ``count`` scenes into ``out`` (see the module's docstring for the layout); continues an interrupted run.
 
     Raises:
         ValueError: the folder holds scenes of another split, seed or number of turns.
@@ -48,7 +48,7 @@ def write_dataset(out: Path, *, split: str, seed: int, count: int, workers: int 
     missing = [job for job in jobs if not _part(parts, job).exists()]
     with (
         tqdm(total=count, initial=count - sum(map(len, missing)), unit="scene", desc=f"scenes {split}") as bar,
-        # Forked processes would hang if this one had drawn something: OpenGL's threads are not forked.
+        # Forked processes would hang if this one had rendered before, as OpenGL's threads are not forked.
         ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
         futures = {pool.submit(_write_chunk, out, split, seed, job): job for job in missing}

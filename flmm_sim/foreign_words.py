@@ -1,7 +1,7 @@
-"""Words that the table-top world does not have, and talk that is no question about it.
+"""Words for objects that are unknown in the table-top world, and talk that is not a question about it.
 
-flmm-tabletop learns to say that it does not know the first and does not understand the second. What is held out is used by no
-split that a model is trained or tuned on.
+flmm-tabletop learns to answer that it does not know the former and does not understand the latter. The held-out words occur in
+no split for training or tuning.
 """
 
 # ruff: noqa: SIM905  (word lists are read more easily as text)
@@ -46,4 +46,4 @@ CHAT = tuple(
     faster | slower | what day is today | is it raining | are you happy | what can you do | ignore that | never mind
     """.split("|")
 )
-"""In English, German, French, Spanish and Italian, and words that mean nothing."""
+"""In English, German, French, Spanish and Italian, and meaningless words."""

@@ -1,4 +1,4 @@
-"""A parallel gripper over the table-top, in MuJoCo's physics: goes to a grasp, closes, and lifts.
+"""A parallel gripper over the table-top, in MuJoCo's physics: moves to a grasp, closes, and lifts.
 
 Things are rigid bodies with the convex hulls of their meshes. Everything is in the table frame.
 """
@@ -13,36 +13,36 @@ from flmm_sim.objects import make_parts
 from flmm_sim.offscreen import mujoco
 from flmm_sim.scene import Scene
 
-WIDEST = 0.11
-"""Metres between the open fingers, at most."""
+MAX_OPENING = 0.11
+"""Largest distance between the open fingers, metres."""
 LIFT = 0.15
-"""Metres by which a thing is lifted ..."""
+"""Height, in metres, to which the gripper lifts an object ..."""
 _HELD = 0.10
-"""... and by which it must have risen."""
+"""... and by which the object must have risen."""
 _ABOVE = 0.12
-"""Metres from which the gripper comes."""
+"""Distance from the grasp at which the approach begins, metres."""
 _STEP = 0.002
 _FINGER = np.array([0.006, 0.010, 0.030])
 """Half sizes, metres: along closing, across, along the approach."""
 TIP = 0.012
-"""Metres from the middle of the fingers' pads, which goes to the grasp's position, to their tips."""
+"""Metres from the middle of the finger pads, which moves to the grasp's position, to the finger tips."""
 _PHASES = (0.3, 0.8, 0.5, 0.8, 0.3)
 """Seconds: rest, down, close, up, hold."""
 
 
 @dataclass(frozen=True)
 class Pick:
-    """What became of an attempt."""
+    """Result of an attempt."""
 
     lifted: bool
     risen: float
-    """Metres by which the thing was higher in the end."""
+    """Metres by which the object was higher at the end."""
     moved_others: float
-    """Metres by which another thing was pushed, the farthest."""
+    """Largest distance by which another object was pushed, metres."""
 
 
 def try_pick(scene: Scene, target: int, position: np.ndarray, rotation: np.ndarray, opening: float) -> Pick:
-    """Let the gripper try to take one thing of a scene.
+    """Simulate an attempt to pick up one object of a scene.
 
     Args:
         scene: what stands on the table.
@@ -54,7 +54,7 @@ def try_pick(scene: Scene, target: int, position: np.ndarray, rotation: np.ndarr
     model = _build(scene, position - _ABOVE * rotation[:, 2], rotation)
     data = mujoco.MjData(model)
     bodies = [model.body(f"thing{i}").id for i in range(len(scene.objects))]
-    apart = min(opening, WIDEST) / 2
+    apart = min(opening, MAX_OPENING) / 2
     data.joint("left").qpos[0] = data.joint("right").qpos[0] = apart
     mujoco.mj_forward(model, data)
     began = data.xpos[bodies].copy()
@@ -92,16 +92,16 @@ def _build(scene: Scene, start: np.ndarray, rotation: np.ndarray) -> mujoco.MjMo
 
 
 def _add_gripper(spec: mujoco.MjSpec, start: np.ndarray, rotation: np.ndarray) -> None:
-    """A slide carries the hand along its approach, two more the fingers."""
+    """A slide moves the hand along its approach, two more move the fingers."""
     slide, box = mujoco.mjtJoint.mjJNT_SLIDE, mujoco.mjtGeom.mjGEOM_BOX
     hand = spec.worldbody.add_body(name="hand", pos=start, quat=_quaternion(rotation), gravcomp=1.0)
     hand.add_joint(name="hand", type=slide, axis=[0, 0, 1])
     palm = TIP - 2 * _FINGER[2] - 0.012
-    hand.add_geom(type=box, size=[WIDEST / 2 + 0.012, 0.012, 0.012], pos=[0, 0, palm], mass=0.5)
+    hand.add_geom(type=box, size=[MAX_OPENING / 2 + 0.012, 0.012, 0.012], pos=[0, 0, palm], mass=0.5)
     _add_motor(spec, "hand", stiffness=4000.0, damping=90.0, force=200.0)
     for name, side in (("left", -1.0), ("right", 1.0)):
         finger = hand.add_body(name=name, gravcomp=1.0)
-        finger.add_joint(name=name, type=slide, axis=[side, 0, 0], range=[0, WIDEST / 2], limited=True)
+        finger.add_joint(name=name, type=slide, axis=[side, 0, 0], range=[0, MAX_OPENING / 2], limited=True)
         pos = [side * _FINGER[0], 0, TIP - _FINGER[2]]
         finger.add_geom(type=box, size=_FINGER, pos=pos, mass=0.05, friction=[1.0, 0.02, 0.001], condim=4)
         _add_motor(spec, name, stiffness=500.0, damping=10.0, force=12.0)

@@ -1,4 +1,4 @@
-"""Turns that only the grounding heads learn from: phrases as refer mode reads them, and wrong answers.
+"""Turns for training the grounding heads alone: phrases of refer mode, and wrong answers.
 
 From the names in them that mean nothing that is there, heads learn to point at nothing.
 """
@@ -16,7 +16,7 @@ REFER_PROMPT = GroundingConfig.refer_prompt
 
 
 class GroundingTurns(TurnWriter):
-    """Writes a speaker's phrases, and answers that the facts contradict."""
+    """Writes a speaker's phrases, and answers that contradict the facts."""
 
     def _refer(self) -> Turn | None:
         text = AnswerText()
@@ -38,13 +38,13 @@ class GroundingTurns(TurnWriter):
         return text.turn(REFER_ABSENT, REFER_PROMPT) if any(not span.objects for span in text.spans) else None
 
     def _named_alone(self, index: int) -> tuple[str, int]:
-        """Words that mean one thing, this one or one that is related to another, and its index."""
+        """An unambiguous expression for an object, perhaps by its relation to another one, and the object's index."""
         words = self.speaker.reference(index)
         related = self.speaker.related_reference() if self.rng.random() < 0.25 else None
         return (words, index) if related is None else (related[1], related[0])
 
     def _absent_words(self) -> str | None:
-        """Words that mean nothing that is there: another thing, a thing of no such world, or a relation that does not hold."""
+        """An expression without an object: an absent object, an unknown one, or a relation that does not hold."""
         choice = self.rng.random()
         if choice < 0.2:
             return self.speaker.unknown_thing()

@@ -1,9 +1,9 @@
-"""Questions about a scene and their true answers, in the ways people talk to robots: how many of which kind, no two alike.
+"""Generates different questions about a scene and their true answers, with a number of turns for each kind.
 
-Every answer is decided by the scene alone (:mod:`flmm_sim.scene_facts`), in words that somebody might choose
-(:mod:`flmm_sim.speaker`). Answers come with the character range of each name and the objects that it names. What has a right
-answer is in :mod:`flmm_sim.true_turns`, what only heads learn from in :mod:`flmm_sim.grounding_turns`; the words themselves are
-in :mod:`flmm_sim.wording` and :mod:`flmm_sim.foreign_words`.
+Answers follow from the scene alone (:mod:`flmm_sim.scene_facts`), in randomly chosen words (:mod:`flmm_sim.speaker`). They come
+with the character range of each name and the objects that it names. Questions with a right answer are in
+:mod:`flmm_sim.true_turns`, turns for the heads alone in :mod:`flmm_sim.grounding_turns`; the words are in
+:mod:`flmm_sim.wording` and :mod:`flmm_sim.foreign_words`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TURNS: Mapping[str, int] = {
     REFER_ABSENT: 2,
     MISTAKE: 2,
 }
-"""How many turns of each kind an image gets."""
+"""Number of turns of each kind for an image."""
 QUESTION_KINDS = tuple(kind for kind in TURNS if kind not in NO_ANSWERS)
 """Kinds with one right answer."""
 
@@ -54,10 +54,10 @@ def questions(
     """Different turns about a scene, as many of each kind as it has a clear answer for.
 
     Args:
-        scene: what is asked about.
+        scene: that the turns are about.
         rng: source of all choices.
         turns: most turns of each kind.
-        unknown_words: things that the world does not have.
+        unknown_words: objects that are unknown in this world.
     """
     facts = SceneFacts(scene)
     speaker = Speaker(facts, rng, unknown_words)

@@ -1,4 +1,4 @@
-"""Random choices of a scene that need no rendering: which objects, where the camera stands, where the objects stand.
+"""Random choices of a scene that need no rendering: objects, camera pose and places of the objects.
 
 Images use OpenCV's convention: pixel (u, v) has its centre at the integers, u to the right, v down.
 """
@@ -14,9 +14,9 @@ import numpy as np
 from flmm_sim.scene import COLORS, KIND_COLORS, KINDS
 
 LYING_SHARE = {"cylinder": 0.35, "bottle": 0.2}
-"""Share of a kind's objects that lie on their side; the others stand."""
+"""Share of a kind's objects that lie on their side; the others stand upright."""
 FILL = {"ring": 0.6, "banana": 0.6, "pan": 0.6, "mug": 0.8, "lemon": 0.85, "bottle": 0.8}
-"""Share of the convex outline in the image that an unhidden object covers, where it is clearly below 1."""
+"""Share of its convex outline in the image that an unoccluded object covers, for kinds where it is clearly below 1."""
 _GAP = 0.006
 """Least distance between two footprints, metres."""
 _FACING = 24
@@ -26,7 +26,7 @@ _DIRECTIONS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], -1)
 
 @dataclass(frozen=True)
 class CameraView:
-    """Where the camera stands and how it maps the table to pixels."""
+    """Pose and intrinsics of the camera."""
 
     height: int
     width: int
@@ -56,7 +56,7 @@ class CameraView:
         return pixels[:, :2] / pixels[:, 2:]
 
     def on_table(self, pixel: np.ndarray) -> np.ndarray:
-        """Where the ray through a pixel ``[2]`` meets the plane of the table top: ``[2]`` metres, table frame."""
+        """Intersection of the ray through a pixel ``[2]`` with the plane of the table top: ``[2]`` metres, table frame."""
         ray = self.pose[:3, :3] @ np.linalg.solve(self.intrinsics, np.append(pixel, 1.0))
         origin = self.pose[:3, 3]
         return (origin - ray * origin[2] / ray[2])[:2]
@@ -64,7 +64,7 @@ class CameraView:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one object stands."""
+    """Pose and outline of one object."""
 
     centre: np.ndarray
     """``[2]`` centre of its footprint's bounding box, table frame, metres."""
@@ -79,7 +79,7 @@ class Placement:
 
 
 def allowed_colors(kind: str) -> tuple[str, ...]:
-    """Colours in which a kind comes."""
+    """Colours of a kind."""
     return KIND_COLORS.get(kind, COLORS)
 
 
@@ -130,7 +130,7 @@ def choose_objects(rng: np.random.Generator, most_of_a_kind: int) -> tuple[tuple
 
 
 def choose_camera(rng: np.random.Generator, height: int, width: int, count: int) -> CameraView:
-    """A camera that looks down at the table by 30 to 60 degrees, from any side; farther off when there are many objects."""
+    """A camera that looks down at the table by 30 to 60 degrees, from any side; farther away if there are many objects."""
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(30, 60))
     roll, fovy = np.radians(rng.normal(0, 1.5)), rng.uniform(32, 46)
     focal = height / 2 / np.tan(np.radians(fovy) / 2)
@@ -166,7 +166,7 @@ def _place_one(
     others: Sequence[Placement],
     half: tuple[float, float],
 ) -> Placement | None:
-    """A free place for one object wholly in the image and on the table, or None when this draw does not fit."""
+    """A free place for one object wholly in the image and on the table, or None if this sample does not fit."""
     rotation = _rotation(rng, kind)
     turned = points @ rotation.T
     low, high = turned.min(axis=0), turned.max(axis=0)
@@ -197,7 +197,7 @@ def _place_one(
 
 
 def visible_shares(view: CameraView, placements: Sequence[Placement]) -> np.ndarray:
-    """Estimated visible share of each object's outline, ``[N]``: farther objects are painted first."""
+    """Estimated visible share of each object's outline, ``[N]``, by painting farther objects first."""
     painted = np.zeros((view.height, view.width), np.uint8)
     order = np.argsort([-float(view.away @ placement.centre) for placement in placements])
     for index in order:
@@ -214,7 +214,7 @@ def place_objects(
     half: tuple[float, float],
     least_share: float,
 ) -> list[Placement] | None:
-    """Places for objects given as (kind, hull points ``[P, 3]``), or None when this draw fits them badly."""
+    """Places for objects given as (kind, hull points ``[P, 3]``), or None if this sample does not fit."""
     placements: list[Placement] = []
     for kind, points in bodies:
         for _ in range(40):

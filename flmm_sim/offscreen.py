@@ -27,7 +27,7 @@ _BACKENDS = ("egl", "osmesa")
 
 
 class RenderingUnavailableError(RuntimeError):
-    """Neither of the two ways to draw without a window works on this machine."""
+    """Neither EGL nor OSMesa works on this machine."""
 
 
 def open_gl(height: int, width: int) -> Any:
@@ -37,7 +37,7 @@ def open_gl(height: int, width: int) -> Any:
         RenderingUnavailableError: no context could be made.
     """
     with contextlib.suppress(ImportError):
-        # Part of PyTorch for GPUs. Its LLVM must be loaded before Mesa's: the other way round the process dies.
+        # Part of PyTorch for GPUs. Its LLVM must be loaded before Mesa's; in the other order the process crashes.
         importlib.import_module("triton")
     asked = os.environ.get("MUJOCO_GL", "").lower()
     failures = []
@@ -60,7 +60,7 @@ def open_gl(height: int, width: int) -> Any:
 
 
 def _forget(backend: str) -> None:
-    """Unload PyOpenGL, which binds itself to one platform, so that another one can be tried."""
+    """Unload PyOpenGL, which binds to one platform at import, so that another one can be tried."""
     for name in list(sys.modules):
         if name.split(".")[0] == "OpenGL" or name == f"mujoco.{backend}":
             del sys.modules[name]

@@ -1,4 +1,4 @@
-"""Draws random images of the table, each with the truth about it, in one reused MuJoCo model without a window."""
+"""Renders random images of the table with ground truth, off screen, in one reused MuJoCo model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LEAST_PIXELS = 150 / (240 * 320)
 """Least visible share of the image for an object."""
 _LEAST_SHARE = 0.35
 _LAYOUTS = 60
-"""Tries before a list of objects is given up."""
+"""Layouts that are tried for a list of objects."""
 
 
 class TabletopRenderer:
@@ -113,7 +113,7 @@ class TabletopRenderer:
         return [self._world.pool[kind][int(next(shuffled[kind]))] for kind in kinds]
 
     def _dress(self, rng: np.random.Generator, instances: Sequence[Instance], colors: Sequence[str]) -> None:
-        """Show these instances only, in their colours, and choose surfaces and lights."""
+        """Show only these instances, in their colours, and choose surfaces and lights."""
         model = self._world.model
         for pool in self._world.pool.values():
             for instance in pool:
@@ -137,7 +137,7 @@ class TabletopRenderer:
             self._world.model.geom_rgba[geom] = np.append(np.minimum(tint, 1.0), 1.0)
 
     def _light(self, rng: np.random.Generator) -> None:
-        """A main light with shadows, sometimes a second one, and light from all around."""
+        """A main light with shadows, sometimes a second one, and ambient light."""
         model = self._world.model
         ambient, main = rng.uniform(0.38, 0.52), rng.uniform(0.40, 0.58)
         second = rng.uniform(0.1, 0.25) if rng.random() < 0.5 else 0.0

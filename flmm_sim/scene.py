@@ -1,4 +1,4 @@
-"""What a simulated image of the table holds: the image, and the truth about every object in it.
+"""A simulated image of the table, and the ground truth of every object in it.
 
 Frames (REP 103): the *table frame* has its origin on the table top at the centre, z up, metres. The *camera optical frame*
 has z forward, x right, y down. The *view frame* lies in the table plane as the camera sees it: ``right`` points to the right
@@ -30,7 +30,7 @@ KINDS = (
 )
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black")
 KIND_COLORS = {"lemon": ("yellow", "green"), "banana": ("yellow", "green")}
-"""Kinds that come in fewer colours than ``COLORS``."""
+"""Kinds with fewer colours than ``COLORS``."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image of the table with its truth."""
+    """An image of the table with ground truth."""
 
     image: np.ndarray
     """``[H, W, 3]`` uint8 RGB."""

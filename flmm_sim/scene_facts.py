@@ -1,6 +1,6 @@
-"""What holds in a scene: where things are, and how they stand to one another. Nothing is chosen here and nothing is said.
+"""Facts about a scene: the places of objects and their relations. This file makes no random choices and writes no text.
 
-What hangs on a few pixels or centimetres is None: the margins below say how clear a thing must be before anybody asks about it.
+Facts that depend on a few pixels or centimetres are None; the margins below define how clear a fact must be to be asked about.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ AWAY_MARGIN = 0.07
 NEXT_RATIO = 0.65
 """The nearest neighbour counts as "next to" when the second nearest is at least 1 / NEXT_RATIO times as far."""
 NEAREST_RATIO = 0.75
-"""A relation names the nearest thing on that side when the second nearest is at least 1 / NEAREST_RATIO times as far."""
+"""A relation names the nearest object on that side when the second nearest is at least 1 / NEAREST_RATIO times as far."""
 
 _HORIZONTAL = ((0.0, 0.38, "left"), (0.44, 0.56, "middle"), (0.62, 1.0, "right"))
-"""Of the mask's centroid, in image widths; in between nobody is asked."""
+"""Ranges of the mask's centroid in image widths; in between no questions are asked."""
 _VERTICAL = ((0.0, 0.37, "back"), (0.43, 0.53, "centre"), (0.59, 1.0, "front"))
-"""Of the mask's centroid, in image heights."""
+"""Ranges of the mask's centroid in image heights."""
 
 
 class SceneFacts:
-    """The truth about a scene's objects, by their indices."""
+    """Facts about a scene's objects, by their indices."""
 
     def __init__(self, scene: Scene) -> None:
         self.objects = scene.objects
         height, width = scene.image.shape[:2]
         self.x = [float(np.nonzero(o.mask)[1].mean()) / width for o in scene.objects]
-        """Of the mask's centroid, in image widths."""
+        """x of each mask's centroid, in image widths."""
         self.y = [float(np.nonzero(o.mask)[0].mean()) / height for o in scene.objects]
-        """In image heights."""
+        """y of each mask's centroid, in image heights."""
         self.names = [o.name for o in scene.objects]
         self.kinds = [o.kind for o in scene.objects]
         self.colors = [o.color for o in scene.objects]
@@ -57,13 +57,13 @@ class SceneFacts:
         return _positions(self.colors, color)
 
     def zone(self, index: int) -> str | None:
-        """Words for the place of an object in the image; None on a boundary."""
+        """Words for the place of an object in the image; None near a boundary."""
         horizontal = [word for low, high, word in _HORIZONTAL if low <= self.x[index] <= high]
         vertical = [word for low, high, word in _VERTICAL if low <= self.y[index] <= high]
         return wording.ZONES[horizontal[0], vertical[0]] if horizontal and vertical else None
 
     def holds(self, relation: str, index: int, anchor: int) -> bool | None:
-        """Whether ``index`` is left of, right of, in front of or behind ``anchor``; None when it is too close to call."""
+        """Whether ``index`` is left of, right of, in front of or behind ``anchor``; None if it is ambiguous."""
         if relation in ("left", "right"):
             gap, margin = self.x[anchor] - self.x[index], SIDE_MARGIN
         else:
@@ -73,7 +73,7 @@ class SceneFacts:
         return (gap > 0) == (relation in ("left", "front"))
 
     def holders(self, relation: str, anchor: int) -> list[int] | None:
-        """The objects that stand in ``relation`` to ``anchor``; None when one of them is too close to call."""
+        """The objects that stand in ``relation`` to ``anchor``; None if one of them is ambiguous."""
         others = [i for i in range(len(self)) if i != anchor]
         if relation == "next":
             return self.clearly_nearest(anchor, others, NEXT_RATIO)

@@ -1,4 +1,4 @@
-"""How a person puts it: which thing is meant, by which of its names, in which words. Every choice falls here, by chance."""
+"""Random choices of a person's words: which object is meant, by which of its names, in which phrasing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUESTION_WORDS = ("what", "where", "where's", "which", "is", "do", "can", "how"
 
 
 class Speaker:
-    """Somebody who looks at a scene and talks about it."""
+    """A simulated person who talks about a scene."""
 
     def __init__(self, facts: SceneFacts, rng: np.random.Generator, unknown_words: Sequence[str]) -> None:
         self.facts = facts
@@ -23,7 +23,7 @@ class Speaker:
         self.unknown_words = unknown_words
 
     def phrase(self, templates: Sequence[str], **slots: str) -> str:
-        """One of the templates filled in, with courtesies, capitals and full stops as they come."""
+        """One of the templates filled in, with random politeness, capitalisation and punctuation."""
         words = str(self.rng.choice(templates)).format(**slots)
         is_question = words.split()[0] in _QUESTION_WORDS
         if self.rng.random() < 0.15:
@@ -35,14 +35,14 @@ class Speaker:
             words += "?" if is_question else "."
         return words
 
-    # --- what is there ----------------------------------------------------------------------------------------------------
+    # --- present objects ----------------------------------------------------------------------------------------------------
 
     def pick(self) -> int:
-        """Any object."""
+        """Index of a random object."""
         return int(self.rng.integers(len(self.facts)))
 
     def pick_unique(self) -> int | None:
-        """An object whose name is its own, or None if the one that was looked at has a double."""
+        """Index of a random object with a unique name, or None if the sampled one has a duplicate."""
         index = self.pick()
         return index if self.facts.names.count(self.facts.names[index]) == 1 else None
 
@@ -51,7 +51,7 @@ class Speaker:
         return str(self.rng.choice(wording.SYNONYMS[kind])) if kind in wording.SYNONYMS and self.rng.random() < 0.2 else kind
 
     def reference(self, index: int) -> str:
-        """Words that mean this object alone."""
+        """An unambiguous expression for an object."""
         kind, color = self.facts.kinds[index], self.facts.colors[index]
         if self.facts.kinds.count(kind) == 1 and self.rng.random() < 0.5:
             return self.spoken(kind)
@@ -60,7 +60,7 @@ class Speaker:
         return f"{color} {self.spoken(kind)}"
 
     def related_reference(self) -> tuple[int, str] | None:
-        """An object and words such as "mug left of the lemon" that mean it alone."""
+        """An object and an unambiguous expression such as "mug left of the lemon"; None if the sampled one is ambiguous."""
         anchor = self.pick_unique()
         if anchor is None:
             return None
@@ -78,17 +78,17 @@ class Speaker:
         return index, self.related(noun, relation, anchor)
 
     def related(self, noun: str, relation: str, anchor: int) -> str:
-        """Words such as "mug left of the lemon"."""
+        """An expression such as "mug left of the lemon"."""
         return f"{noun} {self.rng.choice(wording.RELATION_WORDS[relation])} the {self.reference(anchor)}"
 
     def any_thing(self) -> str:
-        """A word for anything."""
+        """A word for any object."""
         return str(self.rng.choice(("object", "thing")))
 
-    # --- what is not there ------------------------------------------------------------------------------------------------
+    # --- absent objects --------------------------------------------------------------------------------------------------
 
     def absent(self) -> tuple[str | None, str]:
-        """A colour and kind that is not there; often one whose kind, or whose colour, is."""
+        """Colour and kind of an absent object; often its kind or its colour is present."""
         while True:
             kind = str(self.rng.choice(KINDS if self.rng.random() < 0.6 else self.facts.kinds))
             if self.rng.random() < 0.4:
@@ -102,16 +102,16 @@ class Speaker:
                 return color, kind
 
     def spoken_absent(self, color: str | None, kind: str) -> str:
-        """Words for what :meth:`absent` found."""
+        """Words for a result of :meth:`absent`."""
         return self.spoken(kind) if color is None else f"{color} {self.spoken(kind)}"
 
     def unknown_thing(self) -> str:
-        """A thing that the world does not have, one in three with a colour."""
+        """An object that is unknown in this world, one in three with a colour."""
         thing = self.nonsense() if self.rng.random() < 0.4 else str(self.rng.choice(self.unknown_words))
         return f"{self.rng.choice(COLORS)} {thing}" if self.rng.random() < 0.3 else thing
 
     def nonsense(self) -> str:
-        """A word of one to three syllables that means nothing."""
+        """A meaningless word of one to three syllables."""
         syllables = []
         for _ in range(int(self.rng.integers(1, 4))):
             end = str(self.rng.choice(_CONSONANTS)) if self.rng.random() < 0.4 else ""

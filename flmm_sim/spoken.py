@@ -1,4 +1,4 @@
-"""What people may say to a robot at the table-top, as a grammar for speech recognisers (JSGF)."""
+"""Grammar of spoken commands about the table-top, for speech recognisers (JSGF)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def grammar(knows: Callable[[str], bool], wake_word: str = "") -> str:
     """The grammar of the shipped world's questions and orders.
 
     Args:
-        knows: whether the recogniser knows a word; what it does not know is left out.
-        wake_word: words that each command begins with; empty: none.
+        knows: whether the recogniser knows a word; unknown words are left out.
+        wake_word: words at the beginning of each command; empty for none.
 
     Raises:
         ValueError: the recogniser does not know the wake word.

@@ -13,13 +13,13 @@ from flmm_sim.scene_facts import NEAREST_RATIO
 from flmm_sim.turn_writer import TurnWriter
 
 UNKNOWN_ANSWER = "I do not know what that is."
-"""To a question about a thing that this world does not have."""
+"""Answer to a question about an object that is unknown in this world."""
 TALK_ANSWER = "I do not understand."
-"""To words that are no question about the table."""
+"""Answer to words that are not a question about the table."""
 
 
 class TrueTurns(TurnWriter):
-    """Asks a speaker's questions and answers them by the facts."""
+    """Writes a speaker's questions with answers that follow from the facts."""
 
     def _list(self) -> Turn:
         text = AnswerText("I see ").name_all(self.facts.names, self.facts.names)

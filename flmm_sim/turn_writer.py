@@ -1,4 +1,4 @@
-"""What writers of turns have in common: each kind of turn is a method of theirs, found by its name."""
+"""Base of the writers of turns: each kind of turn is a method of a subclass, found by its name."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ class TurnWriter:
         self.rng = speaker.rng
 
     def ask(self, kind: str) -> Turn | None:
-        """A turn of that kind, or None if what chance picked has no clear answer."""
+        """A turn of that kind, or None if the sampled question has no clear answer."""
         ask: Callable[[], Turn | None] = getattr(self, f"_{kind}")
         return ask()

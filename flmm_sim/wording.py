@@ -1,4 +1,4 @@
-"""The words of the table-top language: templates of questions, synonyms, and how relations and places are called.
+"""Words of the table-top language: templates of questions, synonyms, and names of relations and places.
 
 Slots: ``{x}`` and ``{y}`` are references such as "red mug", ``{r}`` a relation such as "left of", ``{c}`` a colour. The keys of
 ``FETCH`` open the answers to their questions.
@@ -15,7 +15,7 @@ SYNONYMS = {
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven")
 RELATIONS = ("left", "right", "front", "behind", "next")
 SIDES = ("left", "right", "front", "behind")
-"""Relations that hold or do not, whatever else is near."""
+"""Relations that do not depend on other objects."""
 RELATION_WORDS = {
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),

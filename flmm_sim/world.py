@@ -38,7 +38,7 @@ class Instance:
     body_geoms: tuple[int, ...]
     """Geoms that take the object's colour."""
     contrast_geoms: tuple[int, ...]
-    """Geoms that take a tone apart from the object's colour."""
+    """Geoms that take a tone that contrasts with the object's colour."""
     points: np.ndarray
     """``[P, 3]`` float64: points that span its convex hull, body frame, metres."""
 

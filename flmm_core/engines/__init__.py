@@ -1,5 +1,6 @@
-"""The heads' networks as exported engines: what is exported, where engines are kept, and what runs them.
+"""Engines: the heads' networks exported and run by ONNX Runtime or TensorRT.
 
-``networks.py`` says what an engine is; ``export.py`` writes ONNX models; ``onnx_engine.py`` runs them; ``parity.py`` compares
-an engine with PyTorch; ``attach.py`` finds or makes the files and puts an engine into heads.
+``networks.py`` defines the interface of an engine; ``export.py`` writes ONNX models; ``onnx_engine.py`` and
+``tensorrt_engine.py`` run them; ``parity.py`` compares an engine with PyTorch; ``attach.py`` finds or exports the files and
+attaches an engine to heads.
 """

@@ -1,4 +1,4 @@
-"""Puts an engine into heads: finds or makes its files, loads them, and lets them serve once they were compared with PyTorch."""
+"""Attaches an engine to heads: finds or exports its files, loads them, and compares the outputs with PyTorch before use."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def attach_backend(
     """Let ONNX Runtime or TensorRT run the heads' networks.
 
     Args:
-        heads: they go to ``device``, and are changed.
+        heads: moved to ``device`` and modified.
         backend: onnx or tensorrt.
-        device: where to run.
+        device: to run on.
         precision: fp32 or fp16.
-        folder: exported networks; empty for the user's cache, where they are made if they are not there or damaged.
+        folder: exported networks; empty for the user's cache, to which they are exported if they are missing or damaged.
 
     Returns:
-        The engine that serves now.
+        The attached engine.
 
     Raises:
-        EngineError: it cannot be loaded, belongs to other heads, or does not compute what PyTorch computes.
+        EngineError: it cannot be loaded, belongs to other heads, or its outputs differ from PyTorch's.
     """
     heads = heads.to(device)
     build = partial(_BACKENDS[backend], heads=heads, device=device, precision=precision)
@@ -68,7 +68,7 @@ def export_checked(
         precision: fp32 or fp16.
 
     Raises:
-        EngineError: they cannot be exported, or do not compute what PyTorch computes.
+        EngineError: they cannot be exported, or their outputs differ from PyTorch's.
     """
     manifest = export_networks(heads, out, what=what, precision=precision)
     device = torch.device("cpu")
@@ -94,7 +94,7 @@ def built_checked(
         precision: of the exported networks.
 
     Raises:
-        EngineError: they cannot be built, or do not compute what PyTorch computes.
+        EngineError: they cannot be built, or their outputs differ from PyTorch's.
     """
     device = next(heads.parameters()).device
     engine = TensorrtEngine(folder, heads, device=device, precision=precision, networks=what)
@@ -104,7 +104,7 @@ def built_checked(
 
 
 def attach(heads: GroundingHeads, engine: Engine) -> None:
-    """Let an engine run the networks of heads, whose PyTorch weights stay as they are."""
+    """Let an engine run the networks of heads; the PyTorch weights are kept unchanged."""
 
     def one(network: str) -> Callable[..., Tensor]:
         return lambda *inputs: engine.run(network, inputs)[0]
@@ -115,7 +115,7 @@ def attach(heads: GroundingHeads, engine: Engine) -> None:
 
 
 def cache_folder(heads: GroundingHeads, precision: str) -> Path:
-    """Where exported networks of these heads are kept for this user (XDG), by their weights, sizes and versions."""
+    """Folder of the exported networks of these heads in the user's cache (XDG), by weights, precision and version of torch."""
     key = {network: weights_hash(module_of(heads, network)) for network in NAMES}
     name = settings_fingerprint({**key, "precision": precision, "torch": torch.__version__})[:24]
     return engine_cache() / name

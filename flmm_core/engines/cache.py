@@ -1,4 +1,4 @@
-"""Where exported networks and built engines are kept for this user."""
+"""The user's cache of exported networks and built engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of the heads' networks, and of their tensors. This file must load at once: no PyTorch here."""
+"""Names of the heads' networks, and of their tensors. This file must load fast, so it does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ OUTPUTS = {"unet": ("logits",), "sam_encoder": ("embedding",), "sam_decoder": ("
 :meth:`SamRefiner.decoder_network`."""
 
 LOGITS = ("logits", "low_res")
-"""Outputs whose sign says what belongs to a mask."""
+"""Outputs that are logits of masks."""

@@ -1,7 +1,7 @@
-"""The three networks of grounding heads, tensors in and tensors out, and what stands in for them.
+"""The three networks of grounding heads as functions of tensors, and the interface of the engines that replace them.
 
-Everything around them (normalising maps, padding, boxes, resizing to the image) is done by the heads themselves, whatever runs
-the networks. This file knows names, shapes and weights of the networks; it knows no runtime.
+Everything around them (normalising maps, padding, boxes, resizing to the image) is done by the heads, with any engine. This
+file defines names, shapes and weights of the networks; it is independent of runtimes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Engine(Protocol):
     """Runs networks of certain heads on one device."""
 
     description: str
-    """What runs them, for logs: backend, provider, number format."""
+    """Backend, provider and number format, for logs."""
 
     def run(self, network: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Outputs of one network.
@@ -69,7 +69,7 @@ class _Decoder(nn.Module):
 
 
 def module_of(heads: GroundingHeads, network: str) -> nn.Module:
-    """A network as a module whose ``forward`` takes its inputs and whose parameters are its own."""
+    """A network as a module that has the network's inputs and outputs and only its parameters."""
     modules: Mapping[str, nn.Module] = {
         "unet": _UNet(heads.mask_head),
         "sam_encoder": _Encoder(heads.sam),
@@ -79,7 +79,7 @@ def module_of(heads: GroundingHeads, network: str) -> nn.Module:
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of all numbers of a module, by name."""
+    """SHA-256 of names, types, shapes and values of all tensors of a module."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -89,17 +89,17 @@ def weights_hash(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class ShapeLimits:
-    """The largest shapes that engines with fixed bounds are built for."""
+    """Largest input shapes of engines that are built for fixed bounds."""
 
     phrases: int = 8
-    """Of a call; more are run in parts."""
+    """Phrases of one call; more are run in several calls."""
     side: int = 256
     """Height and width of the U-Net's input."""
     tokens: int = 128
     """Text tokens of a phrase."""
 
     def profile(self, network: str, sizes: NetworkSizes) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-        """Least, usual and largest shape of each input whose shape varies."""
+        """Smallest, typical and largest shape of each input with a dynamic shape."""
         if network == "sam_encoder":
             return {}
         few, usual, most = 1, min(4, self.phrases), self.phrases
@@ -113,7 +113,7 @@ class ShapeLimits:
         }
 
     def check(self, network: str, inputs: tuple[Tensor, ...]) -> None:
-        """Refuse what is larger.
+        """Refuse inputs that exceed the limits.
 
         Raises:
             EngineError: names the limit.
@@ -127,7 +127,7 @@ class ShapeLimits:
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """Sizes of the networks of certain heads that do not change from call to call."""
+    """Sizes of the networks of given heads that are the same in every call."""
 
     channels: int
     """Attention channels ``c``."""
@@ -144,10 +144,10 @@ class NetworkSizes:
 
     @classmethod
     def of(cls, heads: GroundingHeads) -> NetworkSizes:
-        """Of heads that use all prompts.
+        """The sizes of heads that use all prompts.
 
         Raises:
-            ValueError: they leave some out, which engines do not know.
+            ValueError: they leave some prompts out, or use a SAM of transformers, which engines do not support.
         """
         sam = heads.sam
         if isinstance(sam.model, TransformersSam):
@@ -175,7 +175,7 @@ class NetworkSizes:
         return (count, self.proposals, *self.mask), (count, self.proposals)
 
     def examples(self, network: str, *, phrases: int, grid: tuple[int, int], tokens: int, seed: int = 0) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes, as the heads might make them, the same for the same seed.
+        """Realistic random inputs of the right shapes, the same for the same seed.
 
         Args:
             network: of :data:`~flmm_core.engines.names.NAMES`.

@@ -22,13 +22,13 @@ class OnnxEngine:
 
     Args:
         folder: of :func:`~flmm_core.engines.export.export_networks`.
-        heads: what the networks must belong to.
-        device: where to run; its provider must be there.
+        heads: to which the networks must belong.
+        device: to run on; its provider must be available.
         precision: of the exported networks.
         networks: which to load.
 
     Raises:
-        EngineError: the package or the provider is not there, a file is damaged, or belongs to other heads.
+        EngineError: the package or the provider is missing, or a file is damaged or belongs to other heads.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class OnnxEngine:
             for name, value in zip(names, tensors, strict=True):
                 bind(name, self._device.type, self._device.index or 0, "float32", tuple(value.shape), value.data_ptr())
         if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()  # ONNX Runtime has a stream of its own
+            torch.cuda.current_stream(self._device).synchronize()  # ONNX Runtime uses another stream
         session.run_with_iobinding(binding)
         return outputs
 
@@ -71,14 +71,14 @@ class OnnxEngine:
         options.log_severity_level = 3
         if self._device.type == "cpu":
             options.intra_op_num_threads = torch.get_num_threads()
-            # Threads that wait by spinning take the cores from PyTorch's, which has the next piece of work.
+            # Spinning threads would take cores from PyTorch, which runs the next stage.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         device = [{"device_id": self._device.index or 0}] if self._device.type == "cuda" else [{}]
         try:
             session = onnxruntime.InferenceSession(
                 str(path), sess_options=options, providers=[self._provider], provider_options=device
             )
-        except Exception as error:  # ONNX Runtime has many types of its own
+        except Exception as error:  # ONNX Runtime raises many types
             raise EngineError(f"engines {path}: expected an ONNX model that loads, got {one_line(error):.200}") from error
         if (used := session.get_providers()[0]) != self._provider:
             remedy = _REMEDY[self._device.type]
@@ -103,9 +103,10 @@ def _provider(device: torch.device) -> str:
         import onnxruntime
     except ImportError as error:
         raise EngineError(f"heads_backend onnx: expected the package onnxruntime, got none; {_REMEDY[device.type]}") from error
-    there = onnxruntime.get_available_providers()
-    if wanted not in there:
+    available = onnxruntime.get_available_providers()
+    if wanted not in available:
         raise EngineError(
-            f"heads_backend onnx: expected ONNX Runtime with {wanted}, got one with {', '.join(there)}; {_REMEDY[device.type]}"
+            f"heads_backend onnx: expected ONNX Runtime with {wanted}, got one with {', '.join(available)};"
+            f" {_REMEDY[device.type]}"
         )
     return wanted

@@ -1,7 +1,7 @@
-"""Whether an engine computes what PyTorch computes, measured before it may serve.
+"""Compares the outputs of an engine with PyTorch's before it is used.
 
-Engines are miscompiled now and then, each on some device only: so every engine is compared on the device that it runs on, on
-inputs that are always the same and on those of a black image, for several numbers of phrases, grids and tokens.
+Engines are sometimes miscompiled, on some devices only. Each engine is therefore compared on its own device, on fixed random
+inputs and on those of a black image, for several numbers of phrases, grids and tokens.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from flmm_core.heads.grounding_heads import GroundingHeads
 from flmm_core.images.masks import Overlap
 
 LIMITS = {"fp32": (1e-3, 0.999), "fp16": (3e-2, 0.995)}
-"""Largest difference, as a share of the largest number of the output, and least IoU of what is positive, by precision."""
+"""Largest difference, relative to the largest value of the output, and least IoU of the positive logits, by precision."""
 
 _SHAPES = ((1, (64, 64), 1), (3, (48, 64), 4), (2, (64, 40), 9))
-"""Phrases, grid, and tokens of each phrase."""
+"""Number of phrases, grid, and tokens of each phrase."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How one output of an engine compares with PyTorch's, over all inputs."""
+    """Worst differences of one output of an engine from PyTorch's, over all inputs."""
 
     network: str
     output: str
     difference: float
-    """Largest, as a share of the largest number."""
+    """Largest difference, relative to the largest value."""
     iou: float
-    """Least, of what is positive; 1 for outputs that are no logits."""
+    """Least IoU of the positive logits; 1 for other outputs."""
 
     @property
     def is_logits(self) -> bool:
-        """Whether the sign of the output says what belongs to a mask."""
+        """Whether the output consists of mask logits."""
         return self.output in LOGITS
 
     def passed(self, precision: str) -> bool:
-        """Whether it may serve; nothing that is no number may."""
+        """Whether the differences are within the limits; NaN is not."""
         most, least = LIMITS[precision]
         return self.difference <= most and self.iou >= least
 
@@ -56,7 +56,7 @@ def measure(
     Args:
         engine: of the heads.
         heads: on ``device``.
-        device: where both run.
+        device: that both run on.
         networks: which to compare.
     """
     found: list[Parity] = []
@@ -73,10 +73,10 @@ def measure(
 
 
 def require(found: Sequence[Parity], *, precision: str, what: str) -> None:
-    """Refuse an engine that does not compute what PyTorch computes.
+    """Refuse an engine whose outputs differ from PyTorch's.
 
     Raises:
-        EngineError: gives the figures.
+        EngineError: states the differences.
     """
     most, least = LIMITS[precision]
     for one in found:
@@ -95,7 +95,7 @@ def _inputs(network: str, heads: GroundingHeads, device: torch.device) -> Iterat
     if network == "sam_encoder":
         black = heads.sam.model.preprocess(torch.zeros(1, 3, sizes.frame, sizes.frame, device=device))
         yield (black,)
-    elif network == "unet":  # attention that lies nowhere
+    elif network == "unet":  # no attention at all
         yield (torch.zeros(1, sizes.channels, 64, 64, device=device),)
 
 

@@ -1,7 +1,7 @@
 """Builds and runs exported networks with TensorRT's own Python API, on one GPU.
 
-TensorRT is strongly typed: the number format is that of the exported ONNX models. A built network (a plan) serves on the GPU
-model and TensorRT version that it was built for, so plans are kept in the user's cache under both.
+TensorRT is strongly typed: the number format is that of the exported ONNX models. A built network (a plan) runs only with
+the GPU model and TensorRT version that it was built for, so plans are cached for each combination.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from flmm_core.heads.grounding_heads import GroundingHeads
 from flmm_core.weights.fingerprints import settings_fingerprint
 
 _WORKSPACE = 4 * 2**30
-"""Bytes that a network may take beside its weights and tensors."""
+"""Workspace of a network in bytes, beside its weights and tensors."""
 
 _SAY_EVERY = 5.0
-"""Seconds between two lines about a build."""
+"""Seconds between two log lines during a build."""
 
 _log = logging.getLogger(__name__)
 
 
 class TensorrtEngine:
-    """Networks in TensorRT; those that were not built for this GPU yet are built now, which takes minutes.
+    """Networks in TensorRT; those not yet built for this GPU are built at construction, which takes minutes.
 
     Args:
         folder: of :func:`~flmm_core.engines.export.export_networks`.
-        heads: what the networks must belong to.
+        heads: to which the networks must belong.
         device: a GPU.
         precision: of the exported networks.
         networks: which to load.
-        limits: shapes that the plans serve.
+        limits: input shapes of the plans.
 
     Raises:
-        EngineError: TensorRT or a GPU is not there, a network cannot be built, or belongs to other heads.
+        EngineError: TensorRT or a GPU is missing, or a network cannot be built or belongs to other heads.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class TensorrtEngine:
         """
         self._limits.check(network, inputs)
         most = self._limits.phrases
-        if network != "sam_encoder" and len(inputs[-1]) > most:  # in parts: phrases do not know of each other in here
+        if network != "sam_encoder" and len(inputs[-1]) > most:  # in parts, as phrases are independent here
             named = list(zip(INPUTS[network], inputs, strict=True))
             starts = range(0, len(inputs[-1]), most)
             cuts = [tuple(value if name == "embedding" else value[i : i + most] for name, value in named) for i in starts]
@@ -92,13 +92,13 @@ class TensorrtEngine:
             context.set_tensor_address(name, value.data_ptr())
         for name, value in zip(OUTPUTS[network], outputs, strict=True):
             context.set_tensor_address(name, value.data_ptr())
-        # The stream's order keeps the inputs' memory until they were read, as PyTorch frees it in the same order.
+        # PyTorch frees the inputs' memory in the order of the stream, so it is valid until they have been read.
         if not context.execute_async_v3(_stream(self._device)):
             raise EngineError(f"{self.description}: expected {network} to run, got a failure; the log says why")
         return outputs
 
     def _load(self, folder: Path, network: str, precision: str) -> Any:
-        """An execution context; a plan that is missing or damaged is built."""
+        """An execution context; a missing or damaged plan is built."""
         path = self._plan_path(folder, network)
         for attempt in ("kept", "new"):
             plan = _read_plan(path) if attempt == "kept" else None
@@ -112,7 +112,7 @@ class TensorrtEngine:
         raise EngineError(f"{path}: expected a plan that TensorRT {self._trt.__version__} loads, got none")
 
     def _plan_path(self, folder: Path, network: str) -> Path:
-        """By all that a plan depends on."""
+        """Path of a plan, named after everything that it depends on."""
         key = {
             "network": network,
             "model": read_manifest(folder)["networks"][network]["file"],
@@ -184,7 +184,7 @@ def _stream(device: torch.device) -> int:
 
 
 def _logger(trt: Any) -> Any:
-    """TensorRT's messages in ours."""
+    """A logger of TensorRT that forwards messages to Python's logging."""
     levels = {trt.ILogger.INTERNAL_ERROR: logging.ERROR, trt.ILogger.ERROR: logging.ERROR, trt.ILogger.WARNING: logging.WARNING}
 
     class Logger(trt.ILogger):
@@ -198,7 +198,7 @@ def _logger(trt: Any) -> Any:
 
 
 def _monitor(trt: Any, network: str) -> Any:
-    """Says how far a build is; its outermost phase counts."""
+    """A progress monitor of TensorRT that logs the progress of the outermost phase."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -229,7 +229,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def _read_plan(path: Path) -> bytes | None:
-    """A kept plan; None if there is none, or one that was not written whole."""
+    """A cached plan; None if there is none, or a damaged one."""
     if not path.is_file():
         return None
     content = path.read_bytes()
@@ -241,7 +241,7 @@ def _read_plan(path: Path) -> bytes | None:
 
 
 def _write_plan(path: Path, plan: bytes) -> None:
-    """At once or not at all; its digest stands before it."""
+    """Write a plan, preceded by its digest, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -1,7 +1,7 @@
-"""Where the frozen LMM looks while it says the name of a thing, head by head.
+"""Measures where each attention head of the frozen LMM looks while it names an object.
 
-This is the evidence that grounding comes from the LMM: no mask, box or coordinate ever reached it, yet single heads point at
-what it names. :mod:`flmm_core.drawing.attention_figure` draws what is measured here.
+This is the evidence that grounding comes from the LMM: it was trained without masks, boxes and coordinates, yet single heads
+point at the objects it names. :mod:`flmm_core.drawing.attention_figure` draws what is measured here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flmm_core.requests.callbacks import CoarseMaskCallbacks
 
 @dataclass(frozen=True)
 class HeadRanking:
-    """How well each attention head points at the things that are named."""
+    """How well each attention head points at named objects."""
 
     hits: np.ndarray
     """``[p, c]`` int: names of each image for which the peak cell of the head's map has its centre on the true mask."""
@@ -36,9 +36,9 @@ class HeadRanking:
     names: np.ndarray
     """``[p]`` int: names of each image."""
     random_pointing: float
-    """Mean share of the image that the named things cover: how often a random point would hit."""
+    """Mean share of the image that the named objects cover: the hit rate of a random point."""
     random_attention: float
-    """Mean share of the cells that the named things touch: what attention spread evenly would get."""
+    """Mean share of the cells that the named objects touch: the share that uniform attention would have."""
     heads: int
     """Query heads of each layer."""
 
@@ -48,26 +48,26 @@ class HeadRanking:
         return order[:count].tolist()
 
     def pointing(self, channel: int) -> Figure:
-        """Share of the names that one head's peak lies on."""
+        """Share of the names on whose object one head's peak lies."""
         tallies = zip(self.hits[:, channel].tolist(), self.names.tolist(), strict=True)
         return share([Tally(hits, names) for hits, names in tallies])
 
     def attention_share(self, channel: int) -> float:
-        """Mean share of one head's attention to the image that falls on the named thing's cells."""
+        """Mean share of one head's attention to the image that lies on the named object's cells."""
         return float(self.attention[:, channel].sum() / self.names.sum())
 
     def layer_and_head(self, channel: int) -> tuple[int, int]:
-        """Both counted from 0, as in the code of transformers."""
+        """Layer and head of a channel, both counted from 0, as in the code of transformers."""
         return channel // self.heads, channel % self.heads
 
     def chart(self) -> HeadChart:
-        """All heads as the figure draws them."""
+        """All heads, for the figure."""
         channels = range(self.hits.shape[1])
         pointing = np.array([self.pointing(channel).value for channel in channels]).reshape(-1, self.heads)
         return HeadChart(pointing=pointing, names=int(self.names.sum()), random_pointing=self.random_pointing)
 
     def record(self) -> dict[str, Any]:
-        """All heads, best first, as JSON holds them."""
+        """All heads, best first, as an object for JSON."""
         rows = []
         for channel in self.best():
             layer, head = self.layer_and_head(channel)
@@ -80,11 +80,11 @@ class HeadRanking:
 
 
 def rank_heads(pipeline: GroundingPipeline, samples: Sequence[Sample]) -> HeadRanking:
-    """Let every head point at everything that the true answers name and that is there, one answer of each kind and image.
+    """Measure every head on the present objects that the true answers name, with one answer of each kind and image.
 
     Args:
-        pipeline: its LMM reads the answers; the heads on top of it play no part.
-        samples: held out, with their truth.
+        pipeline: its LMM reads the answers; the grounding heads are not used.
+        samples: held out, with ground truth.
     """
     channels = pipeline.lmm.shape.channels
     hits, attention = np.zeros((len(samples), channels), int), np.zeros((len(samples), channels))
@@ -116,14 +116,14 @@ def attention_rows(
     channels: Sequence[int],
     truth: tuple[Sample, Turn] | None = None,
 ) -> list[AttentionRow]:
-    """Ask about an image, and look at each phrase of the answer.
+    """Ask about an image, and collect the attention maps of each phrase of the answer.
 
     Args:
         pipeline: answers.
         image: ``[H, W, 3]`` uint8 RGB.
         text: a question; or phrases, for refer mode.
         channels: attention heads to show.
-        truth: the image and turn of a data set that this is, if it is.
+        truth: image and turn of a data set, if the image belongs to one.
     """
     handle, seen = pipeline.encode(image), CoarseMaskCallbacks()
     if isinstance(text, str):
@@ -154,7 +154,7 @@ def attention_rows(
 
 
 def clear_names(samples: Sequence[Sample]) -> list[tuple[Sample, Turn]]:
-    """Of each image two names that mean one thing each, of its first relation or other answer with such, for refer mode."""
+    """For each image two unambiguous names from its first relation or other answer with such names, for refer mode."""
     chosen = []
     for sample in samples:
         clear = {name for name in sample.names if sample.names.count(name) == 1}
@@ -180,6 +180,6 @@ def _refer_turn(turn: Turn) -> Turn:
 
 
 def _maps(trace: LmmTrace, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Attention of some character ranges of an answer, ``[n, c, h, w]`` float32, cut to the image."""
+    """Attention maps of character ranges of an answer, ``[n, c, h, w]`` float32, cut to the image."""
     merged = trace.merged_attention([trace.span_of(start, end) for start, end in ranges])
     return unpad(merged, trace.geometry).cpu().numpy()

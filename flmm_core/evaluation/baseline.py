@@ -1,7 +1,7 @@
-"""What users would build instead: the same frozen LMM is asked for a box, and SAM makes a mask of it.
+"""The baseline: the same frozen LMM writes a box, from which SAM makes a mask.
 
-For words that are given, both say where they are. For an answer that the LMM gives, ours grounds its phrases in the same pass;
-boxes need a prompt for each phrase, or one prompt that asks for answer and boxes together, which changes the answer.
+Given phrases are located by both methods. The phrases of an answer are grounded by ours in the same pass; boxes need a
+prompt for each phrase, or one prompt for answer and boxes together, which changes the answer.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from flmm_core.requests.image_handle import ImageHandle
 from flmm_core.sam.refiner import RefinerConfig, SamImage, SamRefiner
 
 TOGETHER = " For each thing that you name, give its bounding box, too."
-"""Asks for boxes in the prompt of the answer itself."""
+"""Suffix of a question that also asks for boxes."""
 
 
 class BoxPrompter:
-    """The LMM of a pipeline says boxes in its own format, and SAM, as it was before any heads were trained, makes masks.
+    """The LMM of a pipeline writes boxes in its own format, and SAM, as before the training of heads, makes masks of them.
 
     Args:
-        pipeline: whose LMM is asked; its heads play no part.
-        sam: with a box as its only prompt; its image encoder is that of the pipeline's SAM.
+        pipeline: whose LMM is asked; its heads are not used.
+        sam: prompted with boxes only; its image encoder is that of the pipeline's SAM.
     """
 
     def __init__(self, pipeline: GroundingPipeline, sam: Any) -> None:
@@ -43,7 +43,7 @@ class BoxPrompter:
         self._refiner = SamRefiner(sam=sam, config=config).to(pipeline.lmm.device).eval()
 
     def point(self, image: ImageHandle, phrase: str) -> np.ndarray:
-        """The mask ``[H, W]`` bool of a phrase; empty if the LMM says no box."""
+        """The mask ``[H, W]`` bool of a phrase; empty if the LMM writes no box."""
         return self.masks(image, [box for _, box in self.said(image, self.pipeline.lmm.family.boxes.ask(phrase))[1]])
 
     def said(self, image: ImageHandle, text: str) -> tuple[str, list[tuple[str, Box]]]:
@@ -69,27 +69,27 @@ class BoxPrompter:
 
 @dataclass(frozen=True)
 class AnswerRecord:
-    """A question that all ways of pointing were asked."""
+    """A question that was answered with all methods."""
 
     phrases: int
-    """Of the LMM's answer, as the keyword selector picks them."""
+    """Phrases of the LMM's answer, as selected by the keyword selector."""
     ours: int
-    """Those that got a mask in the same pass."""
+    """Phrases with a mask from the same pass."""
     second: int
-    """Those that got one by a second prompt for each."""
+    """Phrases with a mask from a second prompt each."""
     together: int
-    """Those for which answer and boxes in one prompt gave a box with their words."""
+    """Phrases whose words have a box when one prompt asks for answer and boxes."""
     ours_kept: bool
-    """Whether grounding left the answer as it was without."""
+    """Whether the answer with grounding equals that without."""
     together_kept: bool
-    """Whether asking for boxes in the same prompt did."""
+    """Whether the answer equals that without masks when boxes are requested in the same prompt."""
     seconds: tuple[float, float, float]
-    """Of ours, of the answer with a second prompt for each phrase, and of the one prompt."""
+    """Time of ours, of the answer with a second prompt for each phrase, and of the single prompt."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found on one image."""
+    """The results of all methods on one image."""
 
     ours: ImageCases
     boxes: ImageCases
@@ -99,17 +99,17 @@ class Comparison:
 
 
 def compare(prompter: BoxPrompter, sample: Sample, index: int, questions: int) -> Comparison:
-    """Ground an image's expressions, each by itself, and answer some of its questions, in every way.
+    """Ground an image's expressions, each by itself, and answer some of its questions, with every method.
 
     Args:
         prompter: with the pipeline.
-        sample: with its truth.
-        index: in the data set.
+        sample: with ground truth.
+        index: of the sample in the data set.
         questions: most questions of the image; those of expressions and without a right answer do not count.
     """
     pipeline = prompter.pipeline
     image = pipeline.encode(sample.image())
-    image.lmm(), image.start_sam().result()  # paid once by both
+    image.lmm(), image.start_sam().result()  # cached for both methods
     asked = [one for turn in sample.turns if turn.kind in REFER_KINDS for one in expressions_of(turn)]
     ours: list[Case] = []
     boxes: list[Case] = []
@@ -175,7 +175,7 @@ def run_comparison(
         dataset: with expressions, questions or both.
         questions: most questions of an image.
         tell: called with one line for each sample that cannot be used; it is skipped.
-        limit: images to look at, spread over the data set; None for all.
+        limit: number of images, spread over the data set; None for all.
     """
 
     def use(index: int, sample: Sample) -> Comparison | None:
@@ -190,7 +190,7 @@ def run_comparison(
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of each way of pointing; None where it does not apply."""
+    """A figure of each method; None where it does not apply."""
 
     name: str
     ours: Figure
@@ -199,13 +199,13 @@ class Row:
     together: Figure | None = None
     """Answer and boxes by one prompt."""
     oracle: Figure | None = None
-    """The true box, which no LMM can better."""
+    """The true box: an upper bound for boxes."""
     lower: bool = False
-    """Whether less is better."""
+    """Whether smaller values are better."""
 
     @property
     def better(self) -> str:
-        """Which is better: ours, or the best of what boxes give without knowing the truth."""
+        """Which is better: ours, or the best of the boxes that the LMM writes."""
         rivals = [figure.value for figure in (self.second, self.together) if figure is not None]
         if not rivals:
             return "-"
@@ -216,7 +216,7 @@ class Row:
 
 
 def comparison_rows(found: Sequence[Comparison]) -> list[Row]:
-    """Ours beside boxes by a prompt for each phrase, and by one prompt for answer and boxes."""
+    """Rows that compare ours with boxes from a prompt for each phrase, and from one prompt for answer and boxes."""
     rows = []
     with_cases = [one for one in found if one.ours.cases]
     if with_cases:

@@ -1,6 +1,6 @@
-"""Runs a pipeline over data sets of the field: referring segmentation, narratives, and reasoning.
+"""Runs a pipeline on published benchmarks: referring segmentation, narratives, and reasoning.
 
-Each evaluation gives the cases of one sample; :func:`run_benchmark` goes through a data set.
+Each evaluation returns the cases of one sample; :func:`run_benchmark` applies it to a data set.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from flmm_core.requests.image_handle import ImageHandle
 Evaluate = Callable[[GroundingPipeline, ImageHandle, Sample], list[Case]]
 
 PROTOCOLS = ("together", "apart")
-"""Of referring segmentation. ``together``: one expression for each object, all of an image in one sequence, as F-LMM was
-evaluated. ``apart``: every expression by itself, the standard of the field."""
+"""Protocols of referring segmentation. ``together``: one expression for each object, all of an image in one sequence (F-LMM).
+``apart``: every expression by itself, the usual protocol."""
 
 
 def referring(protocol: str) -> Evaluate:
-    """Referring segmentation by one of :data:`PROTOCOLS`; of ReasonSeg the texts that are no questions."""
+    """Referring segmentation by one of :data:`PROTOCOLS`, also for the texts of ReasonSeg that are not questions."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol}")
 
@@ -53,7 +53,7 @@ def referring(protocol: str) -> Evaluate:
 
 
 def first_of_each(expressions: Sequence[Expression]) -> list[Expression]:
-    """The first expression for each object or group of objects, and all that mean nothing."""
+    """The first expression for each object or group of objects, and all expressions without an object."""
     seen: set[tuple[int, ...]] = set()
     kept = []
     for one in expressions:
@@ -76,7 +76,7 @@ def narratives(pipeline: GroundingPipeline, image: ImageHandle, sample: Sample) 
 
 
 def reasoning(pipeline: GroundingPipeline, image: ImageHandle, sample: Sample) -> list[Case]:
-    """ReasonSeg: all that the answer to a question points at is its mask; other texts are phrases of refer mode."""
+    """ReasonSeg: the mask of a question is the union of all masks of its answer; other texts are phrases of refer mode."""
     cases = referring("apart")(pipeline, image, sample)
     for turn in sample.turns:
         if turn.kind == REASON:
@@ -100,13 +100,13 @@ def run_benchmark(
 
     Args:
         pipeline: what is evaluated.
-        dataset: whose samples it sees.
+        dataset: whose samples are used.
         evaluate: one of this module's evaluations.
         tell: called with one line for each sample that cannot be used; it is skipped.
-        limit: images to look at, spread over the data set; None for all.
+        limit: number of images, spread over the data set; None for all.
 
     Returns:
-        The images of which anything was asked, in order.
+        The images with at least one case, in order.
     """
 
     def use(index: int, sample: Sample) -> ImageCases | None:

@@ -1,4 +1,4 @@
-"""Phrases with their masks against the truth, as the field's benchmarks count them."""
+"""Predicted masks of phrases compared with ground truth, and the figures of published benchmarks."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from flmm_core.evaluation.metrics import Figure, Tally, cumulative_iou, ratio, s
 from flmm_core.images.masks import Overlap
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Of the IoU, for precision."""
+"""Thresholds of the IoU for precision."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A phrase, and its mask against the truth."""
+    """A phrase with the overlap of its predicted and its true mask."""
 
     words: str
     overlap: Overlap
     there: bool
-    """Whether anything in the image is meant."""
+    """Whether the phrase refers to an object in the image."""
     rle: dict[str, Any]
-    """The found mask, compressed."""
+    """The predicted mask, as compressed RLE."""
     tags: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, words: str, found: np.ndarray, sample: Sample, objects: Sequence[int], tags: tuple[str, ...] = ()) -> Case:
-        """Compare a mask ``[H, W]`` bool with what is meant; pixels that do not count are taken out of both."""
+        """Compare a mask ``[H, W]`` bool with the true one; ignored pixels are removed from both."""
         true = sample.mask(objects) if objects else np.zeros_like(found)
         if sample.ignored:
             counted = ~sample.mask(sample.ignored)
@@ -42,34 +42,34 @@ class Case:
 
     @property
     def masked(self) -> bool:
-        """Whether the found mask has any pixel that counts."""
+        """Whether the predicted mask has any pixel that is not ignored."""
         return bool(coco_mask.area(self.rle))
 
     @property
     def iou(self) -> float:
-        """Intersection over union; 1 where nothing is meant and nothing was found (gRefCOCO's rule)."""
+        """Intersection over union; 1 if the phrase has no object and the mask is empty (gRefCOCO's rule)."""
         return 1.0 if not self.there and not self.overlap.union else self.overlap.iou
 
 
 @dataclass(frozen=True)
 class ImageCases:
-    """All that was asked about one image."""
+    """The cases of one image."""
 
     index: int
-    """In the data set."""
+    """Index of the sample in the data set."""
     path: Path
     cases: tuple[Case, ...]
     seconds: float
-    """For all of them, from the image on."""
+    """Time for all cases, including the image's features."""
 
     @property
     def mean_iou(self) -> float:
-        """Of its cases."""
+        """Mean IoU of the cases."""
         return float(np.mean([case.iou for case in self.cases]))
 
 
 def figures_of(images: Sequence[ImageCases]) -> dict[str, Figure]:
-    """cIoU, gIoU, precision at thresholds, and accuracy about what is not there where any of that was asked.
+    """cIoU, gIoU, precision at thresholds, and accuracy on phrases without an object, if there are any.
 
     cIoU is the sum of intersections over the sum of unions, gIoU the mean of IoUs. No-target accuracy is the share of phrases
     of nothing that got no mask, target accuracy that of the others that got one. Intervals resample images.

@@ -1,4 +1,4 @@
-"""Grounded conversation generation (GCG): the LMM describes an image, and its words and masks are compared with the true ones.
+"""Grounded conversation generation (GCG): the LMM describes an image, and its words and masks are compared with ground truth.
 
 Words are compared by METEOR and CIDEr of pycocoevalcap, which runs Java; masks by AP50 of pycocotools, mean IoU of a one-to-one
 matching, and mask recall, as in GLaMM (section 4).
@@ -32,10 +32,10 @@ MATCH = 0.5
 """Least IoU, and least similarity of the words, of a phrase that counts as recalled."""
 
 _AP_RESAMPLES = 500
-"""Of the bootstrap of AP50, which is computed anew each time."""
+"""Resamples of the bootstrap of AP50, each of which computes AP50 again."""
 
 Similarity = Callable[[Sequence[str], Sequence[str]], np.ndarray]
-"""Of each of ``n`` phrases with each of ``m`` others, ``[n, m]`` in [-1, 1]."""
+"""Similarity of each of ``n`` phrases with each of ``m`` others, ``[n, m]`` in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class MaskedPhrase:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said of an image, and what should have been."""
+    """Generated and true description of an image, with their phrases."""
 
     index: int
-    """In the data set."""
+    """Index of the sample in the data set."""
     path: Path
     caption: str
     phrases: tuple[MaskedPhrase, ...]
@@ -61,7 +61,7 @@ class Conversation:
 
 
 def converse(pipeline: GroundingPipeline, image: ImageHandle, sample: Sample, index: int) -> Conversation | None:
-    """Ask for a description of an image; None if its truth has none."""
+    """Ask for a description of an image; None if its ground truth has none."""
     turns = [turn for turn in sample.turns if turn.kind == DESCRIBE]
     if not turns:
         return None
@@ -81,7 +81,7 @@ def converse(pipeline: GroundingPipeline, image: ImageHandle, sample: Sample, in
 def run_conversations(
     pipeline: GroundingPipeline, dataset: Dataset[Any], *, tell: Callable[[str], None], limit: int | None = None
 ) -> list[Conversation]:
-    """Have the images of a data set described, with a progress bar.
+    """Describe the images of a data set, with a progress bar.
 
     Args:
         pipeline: what is evaluated.
@@ -100,7 +100,7 @@ def run_conversations(
 
 
 def conversation_figures(conversations: Sequence[Conversation], similarity: Similarity | None = None) -> dict[str, Figure]:
-    """METEOR, CIDEr, AP50, mIoU and mask recall; the first two are NaN where there is no Java.
+    """METEOR, CIDEr, AP50, mIoU and mask recall; the first two are NaN without Java.
 
     Intervals resample images. METEOR of all captions together is no mean of theirs, but close to it: its interval is as wide as
     that of their mean.
@@ -180,7 +180,7 @@ def _ap50(conversations: Sequence[Conversation]) -> Figure:
 
 
 def _ious(conversation: Conversation) -> np.ndarray:
-    """``[n, m]`` IoU of each true mask with each found one."""
+    """``[n, m]`` IoU of each true mask with each predicted one."""
     true, found = ([phrase.rle for phrase in phrases] for phrases in (conversation.true_phrases, conversation.phrases))
     if not true or not found:
         return np.zeros((len(true), len(found)))
@@ -204,7 +204,7 @@ def _mean_pair_iou(conversation: Conversation) -> float:
 
 
 def _recalled(conversation: Conversation, similarity: Similarity | None) -> int:
-    """True phrases with a mask of enough IoU whose words are alike enough."""
+    """Count of the true phrases that are recalled: IoU and similarity of the words reach their thresholds."""
     ious = _ious(conversation)
     if similarity is not None and ious.size:
         alike = similarity([p.words for p in conversation.true_phrases], [p.words for p in conversation.phrases])

@@ -1,4 +1,4 @@
-"""Questions about small parts of images, answered at once and after a closer look (Visual CoT).
+"""Questions about small parts of images, answered directly and after a closer look (Visual CoT).
 
 The published score asks a language model of a service how alike two answers are. Here an answer is right if it holds the true
 one, word for word, which anyone can repeat; the answers are kept, so that they can be scored in any other way.
@@ -23,17 +23,17 @@ from flmm_core.evaluation.metrics import Figure, Tally, ratio, share
 from flmm_core.pipeline import GroundingPipeline
 
 FOUND = 0.5
-"""Least IoU of the part that was looked at with the true one."""
+"""Least IoU of the part with the true one, from which it counts as found."""
 
 _ARTICLES = ("a", "an", "the")
 
 
 @dataclass(frozen=True)
 class Detail:
-    """One question."""
+    """A question with both answers."""
 
     index: int
-    """Of its sample in the data set."""
+    """Index of its sample in the data set."""
     path: Path
     question: str
     true: str
@@ -42,9 +42,9 @@ class Detail:
     answer: str
     """The answer after the closer look."""
     box: tuple[int, int, int, int] | None
-    """XYXY pixels of what was looked at, ends exclusive; None if nothing was found."""
+    """XYXY pixels of the part that was enlarged, ends exclusive; None if no part was found."""
     part: Case
-    """That against the true part."""
+    """The part compared with the true one."""
     seconds_glance: float
     seconds: float
 
@@ -107,7 +107,7 @@ def detail_figures(images: Sequence[Sequence[Detail]]) -> dict[str, Figure]:
 
 
 def parts_of(details: Sequence[Detail]) -> ImageCases:
-    """What was looked at for the questions of one image, as a page shows it."""
+    """The enlarged parts for the questions of one image, as cases for a page."""
     seconds = sum(one.seconds_glance + one.seconds for one in details)
     return ImageCases(details[0].index, details[0].path, tuple(one.part for one in details), seconds)
 

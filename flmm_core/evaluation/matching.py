@@ -1,4 +1,4 @@
-"""Which phrase of an answer is compared with which true one, and how masks are compared. The only such code of the project.
+"""Matches phrases of an answer with true ones and compares their masks, for all evaluations.
 
 Strict: nothing that is missing or too much goes unpunished.
 """
@@ -17,16 +17,16 @@ from flmm_core.types import GroundedAnswer, GroundedPhrase
 TrueMask = Callable[[tuple[int, ...]], np.ndarray]
 """The mask ``[H, W]`` bool of some objects of an image, together."""
 Pair = tuple[int | None, int | None]
-"""Indices of a phrase and of a span; None for what has no partner."""
+"""Indices of a phrase and of a span; None where there is no partner."""
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case without punctuation and with single spaces: what "normalised exact match" compares."""
+    """Lower case without punctuation and with single spaces, for "normalised exact match"."""
     return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
 
 
 def is_right(answer: str, truth: str) -> bool:
-    """Whether the words are the true answer, but for case, punctuation and spacing."""
+    """Whether an answer equals the true one apart from case, punctuation and spacing."""
     return normalise_answer(answer) == normalise_answer(truth)
 
 
@@ -84,12 +84,12 @@ def overlaps(pairs: Sequence[Pair], found: Callable[[int], np.ndarray], turn: Tu
 
 
 def true_mask(span: Span, true: TrueMask) -> np.ndarray | None:
-    """Mask of what a span names; None if that is not there."""
+    """True mask of a span; None if its object is absent."""
     return true(span.objects) if span.objects else None
 
 
 def true_masks(answer: GroundedAnswer, turn: Turn, true: TrueMask) -> list[np.ndarray | None]:
-    """For each phrase of an answer what it should point at; None for what is not there or has no part in the true answer."""
+    """True mask of each phrase of an answer; None if its object is absent or it has no partner in the true answer."""
     masks: list[np.ndarray | None] = [None] * len(answer.phrases)
     for phrase, span in match_phrases(answer.phrases, turn, right=is_right(answer.text, turn.answer)):
         if phrase is not None and span is not None:

@@ -1,4 +1,4 @@
-"""Figures with their intervals. Nothing here knows of models or data sets: counts go in, shares and ratios come out.
+"""Shares and ratios of counts, with their 95 % intervals. This file is independent of models and data sets.
 
 Questions about one image fall and rise together, so every interval resamples images, never questions.
 """
@@ -20,7 +20,7 @@ Range = tuple[int, int]
 CONFIDENCE_Z = 1.959964
 """Standard normal quantile of a two-sided 95 % interval."""
 RESAMPLES = 2000
-"""Of the bootstrap."""
+"""Resamples of the bootstrap."""
 
 _WORD = re.compile(r"\w+")
 
@@ -33,12 +33,12 @@ class Figure:
     low: float
     high: float
     count: int
-    """What it was measured on: questions, masks, phrases, words."""
+    """Count of the cases: questions, masks, phrases or words."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How many cases of one image there were, and how many of them were right."""
+    """Count of the cases of one image, and of those that are right."""
 
     right: int
     total: int
@@ -52,7 +52,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Counts of things found, and of those that should have been."""
+    """Counts of retrieved items, of true items, and of those that are both."""
 
     right: int
     found: int
@@ -63,14 +63,14 @@ class Retrieval:
 
 
 def figure_cells(figure: Figure) -> tuple[str, str, str]:
-    """A figure's value, interval and count for a table; "-" for what does not exist."""
+    """A figure's value, interval and count for a table; "-" for NaN."""
     value = "-" if math.isnan(figure.value) else f"{figure.value:.3f}"
     interval = "-" if math.isnan(figure.low) else f"{figure.low:.3f} to {figure.high:.3f}"
     return value, interval, str(figure.count)
 
 
 def share(images: Sequence[Tally]) -> Figure:
-    """A share of cases with its interval over images, whose cases depend on one another; NaN of nothing.
+    """A share of cases with its interval over images, whose cases depend on one another; NaN without cases.
 
     Where all cases are right, or none is, resampling changes nothing: then it is Wilson's interval, with images as cases.
     """
@@ -84,7 +84,7 @@ def share(images: Sequence[Tally]) -> Figure:
 
 
 def ratio(above: Sequence[float], below: Sequence[float], *, count: int, seed: int = 0) -> Figure:
-    """A ratio of two sums over images, with its percentile bootstrap interval over images; NaN of nothing.
+    """A ratio of two sums over images, with its percentile bootstrap interval over images; NaN without cases.
 
     Args:
         above: what each image adds to the numerator.
@@ -122,22 +122,22 @@ def f1(images: Sequence[Retrieval]) -> Figure:
 
 
 def precision(images: Sequence[Retrieval]) -> Figure:
-    """How much of what was found is right."""
+    """Share of the retrieved items that are right."""
     return share([Tally(counts.right, counts.found) for counts in images])
 
 
 def recall(images: Sequence[Retrieval]) -> Figure:
-    """How much of what should have been found was found."""
+    """Share of the true items that were retrieved."""
     return share([Tally(counts.right, counts.true) for counts in images])
 
 
 def phrase_retrieval(found: Sequence[Range], true: Sequence[Range]) -> Retrieval:
-    """Phrases are right if they begin and end where a true one does."""
+    """Retrieval of phrases; a phrase is right if its range equals a true one."""
     return Retrieval(len(set(found) & set(true)), len(set(found)), len(set(true)))
 
 
 def word_retrieval(text: str, found: Sequence[Range], true: Sequence[Range]) -> Retrieval:
-    """Words count as found, and as true, if they touch one of the ranges."""
+    """Retrieval of words; a word counts as retrieved, or as true, if it overlaps one of the ranges."""
     words = [match.span() for match in _WORD.finditer(text)]
     in_found, in_true = ([any(a < end and start < b for a, b in ranges) for start, end in words] for ranges in (found, true))
     return Retrieval(sum(f and t for f, t in zip(in_found, in_true, strict=True)), sum(in_found), sum(in_true))

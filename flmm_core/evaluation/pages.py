@@ -1,4 +1,4 @@
-"""Evaluations as a table in Markdown, and as a page of the best and worst images."""
+"""Writes evaluations as a Markdown table, and as an HTML page of the best and worst images."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from flmm_core.evaluation.metrics import Figure, figure_cells
 from flmm_core.types import GroundedAnswer
 
 SHOWN = 12
-"""Best images on a page, and worst ones."""
+"""Number of the best and of the worst images on a page."""
 DRAWN_CASES = 8
-"""Phrases of an image that are drawn."""
+"""Number of phrases that are drawn on an image."""
 
 
 def markdown_table(figures: Mapping[str, Figure], published: Mapping[str, Sequence[tuple[str, float]]]) -> str:
-    """Measured figures, each with its interval and, where a paper reports it, what that says.
+    """Measured figures, each with its interval and, if a paper reports it, the published value.
 
     Args:
         figures: by name.
@@ -40,7 +40,7 @@ def markdown_table(figures: Mapping[str, Figure], published: Mapping[str, Sequen
 
 
 def extremes_page(title: str, table: str, dataset: Dataset[Any], images: Sequence[ImageCases]) -> str:
-    """A page of HTML that stands alone: the table, then the best and the worst images, found masks beside true ones.
+    """A self-contained HTML page: the table, then the best and the worst images with predicted and true masks.
 
     Args:
         title: of the page.
@@ -67,7 +67,7 @@ def extremes_page(title: str, table: str, dataset: Dataset[Any], images: Sequenc
 
 
 def _pictures(dataset: Dataset[Any], image: ImageCases) -> tuple[Image.Image, Image.Image]:
-    """What was found and what is true."""
+    """Drawings of the predicted and of the true masks."""
     sample = dataset[image.index]
     pixels = sample.image()
     text, phrases, details = "", [], []

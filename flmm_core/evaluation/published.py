@@ -26,11 +26,11 @@ PUBLISHED = (
 
 
 VALIDATION = ("val", "umd/val", "val2017")
-"""Names of the splits that the figures are of."""
+"""Names of the splits to which the figures belong."""
 
 
 def published_figures(folder: str, split: str, figure: str) -> list[tuple[str, float]]:
-    """What F-LMM reports for a data set, by model; none where it reports nothing.
+    """Models and values that F-LMM reports for a data set; empty if it reports none.
 
     Args:
         folder: name of the data set's folder: refcoco, refcoco+, refcocog, or anything for PNG.

@@ -1,4 +1,4 @@
-"""Records of an evaluation as rows of figures with intervals, for tables and JSON."""
+"""Figures with intervals from the records of an evaluation, for tables and JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flmm_core.images.masks import Overlap
 from flmm_core.types import StageSeconds
 
 KEPT_MISTAKES = 100
-"""Most wrong answers that a report shows."""
+"""Largest number of wrong answers in a report."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,19 @@ class TabletopReport:
 
     images: int
     figures: dict[str, Figure]
-    """By name, in the order of the table."""
+    """Figures by name, in the order of the table."""
     seconds: StageSeconds
-    """Medians of the questions, for the reader: they say more of the machine than of the model. ``image`` is that of the
-    questions that paid for it."""
+    """Medians over the questions, which depend on the machine. ``image`` is that of the questions that encoded an image."""
     mistakes: tuple[Mistake, ...]
     """The first wrong answers."""
 
     def record(self) -> dict[str, Any]:
-        """Everything that does not hang on the machine, as JSON holds it; a number that does not exist is None."""
+        """Everything that does not depend on the machine, as an object for JSON; NaN becomes None."""
         rows = [{"figure": name, **plain_figure(figure)} for name, figure in self.figures.items()]
         return {"images": self.images, "rows": rows, "mistakes": [asdict(mistake) for mistake in self.mistakes]}
 
     def table(self) -> list[tuple[str, str, str, str]]:
-        """Rows of what was measured, its value, its 95 % interval and on how many cases."""
+        """Rows of name, value, 95 % interval and number of cases."""
         return [(name, *figure_cells(figure)) for name, figure in self.figures.items()]
 
 
@@ -80,7 +79,7 @@ def _kinds(records: Sequence[ImageRecord]) -> list[str]:
 
 
 def _masks(records: Sequence[ImageRecord]) -> Iterator[tuple[str, Figure]]:
-    """Four rows for each choice of masks; of chat by kind only where a true answer names something."""
+    """Four rows for each selection of masks; chat is split by kind where a true answer names an object."""
 
     def right(image: ImageRecord) -> list[MaskPair]:
         return [r.masks for r in image.chat if r.right]
@@ -115,7 +114,7 @@ def _mask_figures(name: str, images: Sequence[Sequence[MaskPair]]) -> Iterator[t
 
 
 def _presence(records: Sequence[ImageRecord]) -> Iterator[tuple[str, Figure]]:
-    """Whether nothing is pointed at that is not there, and what is there is not called absent."""
+    """Shares of absent objects without a mask, and of present objects that are not called absent."""
 
     def kept(phrases: Sequence[PhraseRecord]) -> Tally:
         return Tally.of(not phrase.called_absent for phrase in phrases if phrase.there)
@@ -146,17 +145,17 @@ def _keywords(records: Sequence[ImageRecord]) -> Iterator[tuple[str, Figure]]:
 
 
 def _median_seconds(chat: Sequence[ChatRecord]) -> StageSeconds:
-    paid = [record.seconds for record in chat if record.seconds.image > 0]
+    encoded = [record.seconds for record in chat if record.seconds.image > 0]
 
     def median(stage: str) -> float:
-        values = [getattr(seconds, stage) for seconds in (paid if stage == "image" else [r.seconds for r in chat])]
+        values = [getattr(seconds, stage) for seconds in (encoded if stage == "image" else [r.seconds for r in chat])]
         return statistics.median(values) if values else 0.0
 
     return StageSeconds(**{entry.name: median(entry.name) for entry in fields(StageSeconds)})
 
 
 def plain_figure(figure: Figure) -> dict[str, Any]:
-    """A figure as JSON holds it: with rounded numbers and without NaN, which JSON lacks."""
+    """A figure as an object for JSON: rounded numbers, and None for NaN."""
     return {
         name: value if isinstance(value, int) else round(value, 5) if math.isfinite(value) else None
         for name, value in asdict(figure).items()

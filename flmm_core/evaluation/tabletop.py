@@ -1,7 +1,7 @@
-"""The evaluation of a whole grounding model on a data set with known answers and masks.
+"""Evaluates a whole grounding model on a data set with known answers and masks.
 
-It measures what a user gets: answers, masks of the answers before and after refinement, the keyword selector, and refer mode.
-:mod:`flmm_core.evaluation.report` turns the records of this file into figures.
+It measures answers, their masks before and after refinement, the keyword selector, and refer mode.
+:mod:`flmm_core.evaluation.report` computes figures from the records of this file.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class MaskPair:
 
 @dataclass(frozen=True)
 class PhraseRecord:
-    """What a phrase of an answer means in truth, and what the model made of it."""
+    """Ground truth of a phrase of an answer, and the model's result."""
 
     there: bool
-    """Whether it names something that is there, as its place in the true answer says."""
+    """Whether it names a present object, according to the matching span of the true answer."""
     called_absent: bool
     masked: bool
     """Whether its mask has any pixel."""
@@ -53,7 +53,7 @@ class PhraseRecord:
 
 @dataclass(frozen=True)
 class SpanCounts:
-    """How well phrases were picked from a true answer."""
+    """Retrieval of phrases and words from a true answer."""
 
     phrases: Retrieval
     words: Retrieval
@@ -61,7 +61,7 @@ class SpanCounts:
 
 @dataclass(frozen=True)
 class ChatRecord:
-    """A question, what came back, and how it compares with the truth."""
+    """A question, its answer, and the comparison with ground truth."""
 
     kind: str
     question: str
@@ -69,37 +69,37 @@ class ChatRecord:
     answer: str
     right: bool
     names_things: bool
-    """Whether the true answer names anything that is there."""
+    """Whether the true answer names a present object."""
     phrases: tuple[PhraseRecord, ...]
     masks: MaskPair
     selector: SpanCounts | None
-    """Of the trained selector on the true answer; None if the heads have none."""
+    """Counts of the trained selector on the true answer; None if the heads have none."""
     chunks: SpanCounts
-    """Of the noun-chunk fallback on the true answer."""
+    """Counts of the noun-chunk rule on the true answer."""
     seconds: StageSeconds
 
 
 @dataclass(frozen=True)
 class ReferRecord:
-    """A phrase that refer mode grounded."""
+    """A phrase that was grounded in refer mode."""
 
     words: str
     relational: bool
-    """Whether it names the thing by another one: "mug left of the lemon"."""
+    """Whether it refers to the object by its relation to another one: "mug left of the lemon"."""
     phrase: PhraseRecord
     masks: MaskPair
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """All that was asked about one image."""
+    """All questions and phrases about one image."""
 
     chat: tuple[ChatRecord, ...]
     refer: tuple[ReferRecord, ...]
 
 
 class ImageEvaluation:
-    """Asks a pipeline everything that a data set knows about an image.
+    """Asks a pipeline all questions of a data set about an image.
 
     Args:
         pipeline: what is evaluated.
@@ -159,7 +159,7 @@ class ImageEvaluation:
         return records
 
     def _keywords(self, image: ImageHandle, turn: Turn) -> tuple[SpanCounts | None, SpanCounts]:
-        """Phrases of the true answer that the trained selector and the noun-chunk rule pick; "no red mug" is none to pick."""
+        """Phrases of the true answer that selector and noun-chunk rule select; names of absent objects must not be selected."""
         true = [(span.start, span.end) for span in turn.present]
         chunks = _span_counts(turn.answer, noun_chunks(turn.answer), true)
         if self.pipeline.heads.keyword_selector is None:
@@ -197,13 +197,13 @@ def _phrase_records(answer: GroundedAnswer, pairs: Sequence[Pair], turn: Turn) -
 
 
 def coarse_mask(logits: torch.Tensor, size: tuple[int, int], threshold: float) -> np.ndarray:
-    """A coarse mask's logits ``[h, w]`` as a mask ``[H, W]`` bool of the image."""
+    """Enlarge a coarse mask's logits ``[h, w]`` to a mask ``[H, W]`` bool of the image."""
     probability = F.interpolate(logits.sigmoid()[None, None], size, mode="bilinear")[0, 0]
     return (probability > threshold).cpu().numpy()
 
 
 def is_relational(phrase: str) -> bool:
-    """Whether a phrase names a thing by another one, as "mug left of the lemon" does."""
+    """Whether a phrase refers to an object by its relation to another one, such as "mug left of the lemon"."""
     return " the " in phrase.lower().removeprefix("the ")
 
 
@@ -225,7 +225,7 @@ def evaluate_images(
     """Evaluate a model on images, with a progress bar.
 
     Args:
-        samples: with their truth.
+        samples: with ground truth.
         config: the model.
         per_kind: most questions of each kind and image; None for all.
         workers: processes, each with the model; they share the processor's cores.
@@ -246,13 +246,13 @@ def evaluate_images(
 def _mapped(
     samples: Sequence[Sample], config: GroundingConfig, per_kind: int | None, workers: int, load: Load
 ) -> Iterator[Iterator[ImageRecord]]:
-    """The images' records as they come."""
+    """The records of the images, in order, as they become available."""
     if workers == 1:
         yield map(ImageEvaluation(load(config), per_kind=per_kind).run, samples)
         return
     if not config.cpu_threads:
         config = replace(config, cpu_threads=max(1, (os.cpu_count() or 1) // workers))
-    spawn = multiprocessing.get_context("spawn")  # forked threads of PyTorch hang
+    spawn = multiprocessing.get_context("spawn")  # PyTorch's threads hang after a fork
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(config, per_kind, load)) as pool:
         yield pool.map(_evaluate_in_worker, samples, chunksize=1)
 

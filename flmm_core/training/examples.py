@@ -1,4 +1,4 @@
-"""Images with all that the frozen models make of them: read as they are needed, or taken from a cache on disk."""
+"""Outputs of the frozen models for images: computed when they are needed, or read from a cache on disk."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from flmm_core.weights.cache_manifest import require_manifest
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase of an answer that the LMM read."""
+    """A phrase of an answer that the LMM has read."""
 
     trace: AnswerTrace
     index: int
 
     @property
     def objects(self) -> tuple[int, ...]:
-        """The image's objects that it names; none if it names what is not there."""
+        """Indices of the objects that it names; empty if it names an absent object."""
         return self.trace.objects[self.index]
 
     @property
@@ -39,13 +39,13 @@ class Phrase:
 
     @property
     def map(self) -> torch.Tensor:
-        """``[c, h, w]`` its attention."""
+        """``[c, h, w]`` attention of the phrase."""
         return self.trace.maps[self.index]
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image with all that the LMM read about it, and what SAM's frozen encoder sees."""
+    """An image with the answers that the LMM has read and the embedding of SAM's frozen encoder."""
 
     sample: Sample
     traces: tuple[AnswerTrace, ...]
@@ -62,12 +62,12 @@ class Example:
 
 
 class TraceCache:
-    """What was read of images, on disk, up to a size; what does not fit is read again each time.
+    """A cache of examples on disk, limited in size; examples that do not fit are computed again each time.
 
     Args:
-        folder: where it is kept; a manifest says of what.
-        made_from: all that the contents depend on.
-        most: bytes that this process may add to what is there.
+        folder: of the cache; a manifest records its sources.
+        made_from: everything that the contents depend on.
+        most: size limit of the folder, bytes.
 
     Raises:
         ValueError: the folder holds traces of another LMM, of other data or of another choice of turns.
@@ -79,12 +79,12 @@ class TraceCache:
         self._room = most - sum(path.stat().st_size for path in folder.glob("*.pt"))
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """What is kept under a name, its tensors mapped from the file; None if there is nothing."""
+        """The entry with a name, its tensors mapped from the file; None if there is none."""
         path = self._folder / f"{name}.pt"
         return torch.load(path, weights_only=True, mmap=True) if path.exists() else None
 
     def put(self, name: str, fields: dict[str, Any]) -> None:
-        """Keep tensors and numbers, if there is room."""
+        """Store tensors and numbers, if the size limit allows it."""
         if self._room <= 0:
             return
         temporary = self._folder / f"{name}.{os.getpid()}.tmp"
@@ -94,17 +94,17 @@ class TraceCache:
 
 
 class ExampleReader:
-    """Reads images of data sets with the frozen models.
+    """Computes examples from data sets with the frozen models.
 
     Args:
-        datasets: what to read; image ``i`` counts through all of them.
+        datasets: their images are numbered consecutively.
         lmm: reads answers.
         refiner: its SAM's frozen encoder sees the images.
-        turns: most answers of an image.
-        variants: choices of an image's turns and expressions, which take turns over the epochs.
+        turns: largest number of answers of an image.
+        variants: number of random choices of an image's turns and expressions, used cyclically over the epochs.
         seed: of these choices.
-        cache: keeps what was read; None to read every time.
-        tell: called with one line for each image that cannot be used, once.
+        cache: of examples; None for none.
+        tell: called once with one line for each image that cannot be used.
     """
 
     def __init__(
@@ -128,16 +128,16 @@ class ExampleReader:
         self._cache = cache
         self._tell = tell
         self.skipped: set[int] = set()
-        """Images that cannot be used, as far as they were asked for."""
+        """Numbers of the images that were found to be unusable."""
 
     def __len__(self) -> int:
         return sum(map(len, self._datasets))
 
     def read(self, index: int, epoch: int) -> Example:
-        """An image, or the next one that can be used and names anything.
+        """The example of an image, or of the next one that can be used and names an object.
 
         Raises:
-            ValueError: there is none in all data sets.
+            ValueError: no image of the data sets can be used.
         """
         for step in range(len(self)):
             if (number := (index + step) % len(self)) in self.skipped:
@@ -167,7 +167,7 @@ class ExampleReader:
             return Example(sample, tuple(map(_trace_of, fields["traces"])), SamImage(**fields["image"]))
         rng = np.random.default_rng([self._seed, 3, number, variant])
         traces = read_turns(self._lmm, sample, choose_turns(sample, self._turns, rng))
-        self._refiner.model.image_encoder.eval()  # it never learns, whatever the rest does
+        self._refiner.model.image_encoder.eval()  # frozen, also while the rest is in training mode
         seen = self._refiner.encode_image(sample.image())
         image = replace(seen, embedding=seen.embedding.half().cpu())
         if self._cache is not None:

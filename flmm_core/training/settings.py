@@ -1,6 +1,6 @@
-"""What training depends on: every default once, with its meaning.
+"""Settings of training: each with its default and meaning.
 
-The commands of the command line are declared from these dataclasses. So this file must load at once: no PyTorch here.
+The options of the command line are declared from these dataclasses. The file must load fast, so it does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ def option(description: str, *, minimum: int | None = None, earlier: bool = Fals
 
     Args:
         description: a phrase for ``--help``.
-        minimum: least value; what is below is refused.
-        earlier: whether the path is a result of an earlier stage.
+        minimum: least value; smaller ones are refused.
+        earlier: whether the value is the path of an earlier stage's result.
     """
     return {"description": description, "minimum": minimum, "earlier": earlier}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Refuses numbers below the minimum of their field."""
+    """A dataclass that refuses numbers below the minimum of their field."""
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -33,7 +33,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class LoopConfig(Checked):
-    """How long and how fast; the learning rate warms up linearly and falls to zero, on a cosine unless told otherwise."""
+    """Steps and learning rate of a stage. The rate warms up linearly and then falls to zero on a cosine, or linearly."""
 
     steps: int = field(metadata=option("steps of the optimiser", minimum=1))
     learning_rate: float = field(metadata=option("the highest"))
@@ -43,24 +43,24 @@ class LoopConfig(Checked):
     bf16: bool = field(default=False, metadata=option("compute in bfloat16 where autocast allows it; weights stay float32"))
     beta1: float = 0.9
     warmup: float = 0.03
-    """Share of the steps."""
+    """Length of the warm-up as a share of the steps."""
     fall: float = 0.0
-    """Share of the steps, the last ones, over which the learning rate falls linearly; up to them it stays. 0: a cosine."""
+    """Share of the steps, at the end, over which the learning rate falls linearly after being constant. 0: a cosine."""
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Norm to which larger gradients are scaled down."""
     checkpoint_seconds: float = 180.0
 
 
 @dataclass(frozen=True)
 class StageSettings(Checked):
-    """What a stage depends on beside its loop."""
+    """Settings of a stage beside those of its loop."""
 
     LOOP: ClassVar[LoopConfig]
-    """The stage's loop, unless told otherwise."""
+    """Default loop of the stage."""
 
 
 SEED = "of weights and batches"
-"""Description of every seed."""
+"""Description of all seeds."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""What the frozen LMM pays attention to while it reads the answers about an image.
+"""Attention and hidden states of the frozen LMM while it reads the answers about an image.
 
-The images are read by the same :class:`FrozenLmm` that serves at run time.
+The images are read by the same :class:`FrozenLmm` as at run time.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from flmm_core.types import ImageGeometry
 
 @dataclass(frozen=True)
 class AnswerTrace:
-    """One answer that the LMM read."""
+    """One answer that the LMM has read."""
 
     geometry: ImageGeometry
     objects: tuple[tuple[int, ...], ...]
-    """The image's objects that each of the ``n`` phrases names; none for a name of what is not there."""
+    """Objects that each of the ``n`` phrases names; empty for the name of an absent object."""
     spans: tuple[tuple[int, int], ...]
     """Half-open token range of each phrase."""
     maps: torch.Tensor
@@ -42,7 +42,7 @@ class AnswerTrace:
 
 
 def read_turns(lmm: FrozenLmm, sample: Sample, turns: Sequence[Turn]) -> tuple[AnswerTrace, ...]:
-    """Let the LMM read some turns of a sample, each by itself, as it would at run time.
+    """Let the LMM read some turns of a sample, each by itself, as at run time.
 
     Raises:
         BrokenSampleError: the image cannot be read.
@@ -63,14 +63,14 @@ def read_turns(lmm: FrozenLmm, sample: Sample, turns: Sequence[Turn]) -> tuple[A
 
 
 def choose_turns(sample: Sample, most: int, rng: np.random.Generator) -> list[Turn]:
-    """Turns to read, in random order, but no second one of a kind before the first of every other.
+    """Choose turns to read, in random order, but with one of every kind before the second of any.
 
-    Of the expressions of refer mode one for each thing is taken, as they are read in one sequence (F-LMM, training).
+    Of the expressions of refer mode one for each object is taken, as they are read in one sequence (F-LMM, training).
 
     Args:
-        sample: with its turns; those without phrases in an answer cannot be read.
-        most: turns to take.
-        rng: chooses.
+        sample: with its turns; those whose answers are unknown are left out.
+        most: largest number of turns.
+        rng: source of the choices.
     """
     turns = [turn for turn in sample.turns if turn.kind not in (REASON, DETAIL)]
     order = [turns[i] for i in rng.permutation(len(turns))]
@@ -110,5 +110,5 @@ def _answer_trace(trace: LmmTrace, turn: Turn, spans: Sequence[tuple[int, int]])
 
 
 def _asserts(turn: Turn, span: Span) -> bool:
-    """Whether a selector should choose a name: what a wrong answer names, too; that it is not there is found out afterwards."""
+    """Whether a selector should choose a name: also in wrong answers, as presence is judged afterwards."""
     return bool(span.objects) or turn.kind == MISTAKE

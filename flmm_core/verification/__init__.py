@@ -1,1 +1,1 @@
-"""Parity with reference data, and the proof that the LMM stays frozen."""
+"""Verification: parity with reference data, and proof that the LMM stays frozen."""

@@ -1,4 +1,4 @@
-"""Every stage of one image of a reference case: from its pixels through the LMM and the heads to SAM's masks."""
+"""Checks every stage of one image of a reference case, from its pixels through LMM and heads to SAM's masks."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class LmmSample:
     inputs: dict[str, Any]
     want: Wanted
     lmm: FrozenLmm
-    """Reads every prompt from its beginning."""
+    """Without a prefix cache."""
     heads: GroundingHeads
 
     def run(self) -> Iterator[Check]:
-        """All stages; then the other ways to the same maps, and the whole path at once."""
+        """Check all stages, then the maps with a prefix cache and of generated answers, and the whole pipeline."""
         yield from self._images()
         encoded = self.lmm.encode_image(self.image)
         yield from self._features(encoded)
@@ -73,7 +73,7 @@ class LmmSample:
         yield self.want.check("image features", got, expected, "projected_image_features")
 
     def _sequence(self, trace: LmmTrace, ranges: Sequence[tuple[int, int]]) -> Iterator[Check]:
-        """Ids and positions, whether the reference's ids have one mark for the image or all of its tokens."""
+        """Ids and positions, for reference ids with one token for the image or with all of its tokens."""
         start, stop = int(trace.image_columns()[0]), int(trace.image_columns()[-1]) + 1
         prompt = self.lmm.words.prompt_tokens(self.lmm.refer_prompt, trace.layouts).ids
         got, expected = [*prompt, *trace.token_ids], self.want["input_ids"].tolist()
@@ -93,7 +93,7 @@ class LmmSample:
         yield Check(self.want.sample, "image positions", wrong(trace.image_columns().tolist(), positions), "image positions")
 
     def _states(self, trace: LmmTrace) -> Iterator[Check]:
-        """Hidden states and attention of the answer's tokens, as far as the reference keeps them."""
+        """Hidden states and attention of the answer's tokens, as far as the reference contains them."""
         states, rows = self.want.last("hidden_states"), self.want.last("attention_rows_mean_over_heads")
         if states is not None:
             count = min(len(trace.token_ids), states.shape[1])
@@ -117,7 +117,7 @@ class LmmSample:
         return self.heads.mix(trace.states)[0]
 
     def _masks(self, trace: LmmTrace, ranges: Sequence[tuple[int, int]], want: Wanted, sam: SamImage) -> Iterator[Check]:
-        """From attention to masks."""
+        """The stages from attention to masks."""
         maps = trace.merged_attention(ranges)
         yield from want.compare("merged maps", "mask_attentions", maps)
         yield from want.compare("U-Net output", "mask_head_output", self.heads.mask_head(maps))
@@ -138,7 +138,7 @@ class LmmSample:
             yield Check(want.sample, "mask IoU", missed_iou(mask, expected), f"{want.prefix}sam_pred_masks > 0")
 
     def _generated(self, path: str, lmm: FrozenLmm, encoded: EncodedImage, sam: SamImage) -> Iterator[Check]:
-        """Maps of an answer that was written are those of the same answer read, and the reference's where it has one."""
+        """Maps of a generated answer against those of the same answer when read, and against the reference if it has them."""
         question = self.inputs.get("question", self.lmm.refer_prompt)
         trace = lmm.generate(encoded, question, max_new_tokens=self.manifest.get("config", {}).get("max_new_tokens", 8))
         if not trace.token_ids:
@@ -146,7 +146,7 @@ class LmmSample:
         prompt = lmm.words.prompt_tokens(question, encoded.layouts, chat=True)
         each = [(i, i + 1) for i in range(len(trace.token_ids))]
         maps = trace.merged_attention(each)
-        if lmm.family.image_token_id not in trace.token_ids:  # a random model may write it, but nobody can read it
+        if lmm.family.image_token_id not in trace.token_ids:  # a random model may generate it, but a prompt cannot contain it
             read = lmm.teacher_force_tokens(encoded, AnswerTokens(prompt, trace.token_ids, trace.token_offsets), trace.text)
             yield self.want.check("merged maps", maps, read.merged_attention(each), f"generated = read, {path}")
         if "answer_output_ids" not in self.want:

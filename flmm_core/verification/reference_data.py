@@ -1,6 +1,6 @@
 """Reference data of the published method, and the comparison with them; see ``flmm_core/verification/verify.py``.
 
-This file knows names, shapes and tolerances. It runs no model.
+This file defines names, shapes and tolerances; it runs no model.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ TOLERANCES = {
     "SAM logits": 2e-3,
     "mask IoU": 0.0,
 }
-"""Largest absolute difference allowed. Ids and positions count what differs; of the mask IoU it is how much 1 is missed by."""
+"""Largest absolute difference allowed; for ids and positions the number that differ, for the mask IoU the distance to 1."""
 
 EXPECTED = (
     "pixel values", "image features", "token positions", "hidden states", "merged maps", "text tokens", "U-Net output",
     "un-padded logits", "boxes", "SAM logits",
 )  # fmt: skip
-"""Stages that each sample of an LMM should have reference tensors of."""
+"""Stages for which each sample of an LMM should have reference tensors."""
 
 _EVERY = re.compile(r"_every(\d+)\w\w_(pixel|channel)$")
 _LAST = re.compile(r"_last\d+")
@@ -51,7 +51,7 @@ _LAST = re.compile(r"_last\d+")
 
 @dataclass(frozen=True)
 class Check:
-    """One stage of one sample against the reference."""
+    """Result of comparing one stage of one sample with the reference."""
 
     sample: str
     stage: str
@@ -65,7 +65,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is within the tolerance; nothing that is no number is."""
+        """Whether the difference is within the tolerance; NaN is not."""
         return self.difference <= self.tolerance
 
 
@@ -80,7 +80,7 @@ class Wanted:
         self._used: set[str] = set()
 
     def part(self, prefix: str) -> Wanted:
-        """Those whose names begin with ``prefix``, by the rest of their names."""
+        """The tensors whose names begin with ``prefix``, by the rest of their names."""
         part = Wanted({}, self.sample)
         part.arrays = {key.removeprefix(prefix): value for key, value in self.arrays.items() if key.startswith(prefix)}
         part.prefix, part._used = self.prefix + prefix, self._used
@@ -88,7 +88,7 @@ class Wanted:
 
     @property
     def unread(self) -> list[str]:
-        """Names of what nothing has been compared with."""
+        """Names of the tensors that have not been compared."""
         return sorted(set(self.arrays) - self._used)
 
     def __contains__(self, key: str) -> bool:
@@ -101,11 +101,11 @@ class Wanted:
         return self.arrays[key]
 
     def compare(self, stage: str, key: str, got: Any) -> Iterator[Check]:
-        """Compare with an entry, whole or thinned out; nothing if there is none.
+        """Compare with an entry, complete or subsampled; yields nothing if there is no such entry.
 
         Args:
             stage: of :data:`TOLERANCES`.
-            key: name of the entry without sample, prefix and the words that say how it was thinned out.
+            key: name of the entry without sample, prefix and the suffix that states the subsampling.
             got: tensor of its shape, but for axes of one.
         """
         for name in self.arrays:
@@ -118,16 +118,16 @@ class Wanted:
             yield self.check(stage, thin, self[name], name)
 
     def last(self, key: str) -> np.ndarray | None:
-        """An entry of which perhaps only the last rows were kept."""
+        """An entry, complete or reduced to its last rows; None if there is none."""
         return next((self[name] for name in self.arrays if _LAST.sub("", name) == key), None)
 
     def check(self, stage: str, got: Any, expected: Any, note: str) -> Check:
-        """Compare with something that was made of entries."""
+        """Compare with an array that was computed from entries."""
         return Check(self.sample, stage, difference(got, expected), self.prefix + note)
 
 
 def difference(got: Any, expected: Any) -> float:
-    """Largest absolute difference; infinite if the shapes differ by more than axes of one."""
+    """Largest absolute difference; infinite if the shapes differ by more than axes of length one."""
     got, expected = np.squeeze(np.asarray(got, np.float64)), np.squeeze(np.asarray(expected, np.float64))
     if got.shape != expected.shape:
         return float("inf")
@@ -135,7 +135,7 @@ def difference(got: Any, expected: Any) -> float:
 
 
 def wrong(got: Iterable[int], expected: Iterable[int]) -> float:
-    """How many integers of two sequences differ; infinite if one is longer."""
+    """Number of positions at which two sequences of integers differ; infinite if their lengths differ."""
     pairs = (list(got), list(expected))
     return float(sum(a != b for a, b in zip(*pairs, strict=True))) if len(pairs[0]) == len(pairs[1]) else float("inf")
 

@@ -1,6 +1,6 @@
-"""Files of the reference data: which folders are cases, and what is in them; see ``flmm_core/verification/verify.py``.
+"""Finds the cases of reference data and reads their files; see ``flmm_core/verification/verify.py``.
 
-This file reads, and says what is missing or damaged. It compares nothing and runs no model.
+This file reports missing and damaged files. It compares nothing and runs no model.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ HEADS = "flmm_heads.pth"
 MANIFEST = "manifest.json"
 _WHAT = "reference data"
 _SHARED = "sam.model.mask_decoder."
-"""Entries of heads that cases share begin so, among others."""
+"""Prefix of entries of heads that several cases share."""
 
 
 def cases(folders: Sequence[Path]) -> list[Path]:
-    """Folders with a manifest: those given, or the ones in them, by their whole paths.
+    """Absolute paths of the folders with a manifest: those given, or their subfolders.
 
     Raises:
-        ValueError: a folder neither is a case nor holds one.
+        ValueError: a folder is not a case and contains none.
     """
     found = []
     for folder in folders:
@@ -48,7 +48,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def fields(path: Path) -> dict[str, Any]:
-    """Of a JSON file."""
+    """Entries of a JSON file."""
     with explained(_WHAT, _required(path)):
         read = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(read, dict):
@@ -77,7 +77,7 @@ def image(folder: Path, name: str) -> Image.Image:
 
 
 def sam_file(folder: Path) -> Path:
-    """The SAM of a case: the one that its manifest names, or the only one that lies in the case or beside it."""
+    """The SAM of a case: the one named in its manifest, or the first one in or beside the case's folder."""
     listed = manifest(folder)
     named = [name for name in [*listed.get("files", {}), *listed.get("sha256", {})] if name.endswith(".pth")]
     given = [folder / name for name in named if Path(name).name.startswith("sam")]
@@ -88,13 +88,13 @@ def sam_file(folder: Path) -> Path:
 
 
 def heads_file(folder: Path, scratch: Path) -> Path:
-    """Heads of a case, whole.
+    """The complete heads of a case.
 
-    SAM's parts that cases share are taken from the case that the manifest names, or else from any neighbour that has them.
+    Parts of SAM that cases share are taken from the case that the manifest names, or else from any neighbouring case.
 
     Args:
         folder: the case.
-        scratch: where heads that had to be completed are written.
+        scratch: folder for completed heads.
     """
     own = _required(folder / HEADS)
     state = _weights(own)

@@ -1,7 +1,7 @@
 """``python -m flmm_core.verification.verify DIR...``: compare every stage with reference data of the published method.
 
-Each folder is one case, or holds some. Models are loaded and run as everywhere else, from image files and phrases on;
-sizes, names and channels come from the files. Prints the largest difference of each stage, and exits with status 1 if one
+Each folder is one case, or contains some. Models are loaded and run as in normal use, starting from image files and phrases;
+sizes, names and channels are read from the files. Prints the largest difference of each stage, and exits with status 1 if one
 exceeds its tolerance or a case cannot be run.
 """
 
@@ -33,17 +33,17 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case."""
+    """Result of a case."""
 
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
-    """What was not compared."""
+    """Tensors that were not compared, and stages without a reference."""
     error: str = ""
-    """Why the case was not run to its end, in one line."""
+    """The error that ended the case early, in one line; empty if there was none."""
 
     @property
     def passed(self) -> bool:
-        """Whether the case was run and nothing exceeds its tolerance."""
+        """Whether the case was completed and all differences are within their tolerances."""
         return not self.error and all(check.passed for check in self.checks)
 
 
@@ -63,9 +63,9 @@ def verify_case(folder: Path) -> Outcome:
     error = ""
     try:
         for check in stages:
-            checks.append(check)  # what came before an error is kept
+            checks.append(check)  # checks before an error are kept
         error = "" if checks else f"reference data {folder}: expected something to compare with, got nothing"
-    except Exception as caught:  # of the libraries that read and run; the other cases are run all the same
+    except Exception as caught:  # any error of the libraries; the other cases are still run
         kind = "" if isinstance(caught, ValueError) else f"{type(caught).__name__}: "
         error = kind + one_line(caught)
         if isinstance(caught, KeyError):
@@ -138,7 +138,7 @@ def _lmm_case(folder: Path, notes: list[str]) -> Iterator[Check]:
 
 
 def report(folder: Path) -> bool:
-    """Run a case and print its stages; whether all passed."""
+    """Run a case and print its stages; returns whether all passed."""
     outcome = verify_case(folder)
     print(folder.name)
     for check in outcome.checks:

@@ -1,4 +1,4 @@
-"""Images of a data set as the vision tower's frames, decoded and resized once and kept beside the data set."""
+"""Images of a data set as the vision tower's frames, decoded and resized once and cached beside the data set."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from flmm_core.weights.fingerprints import files_fingerprint
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's images: what every LLaVA's preprocessor states."""
+"""Mean and standard deviation of RGB 0..1 in CLIP and LLaVA."""
 
 
 def load_frames(folder: Path, samples: Sequence[Sample], frame: int) -> np.ndarray:
     """Frames of all images of a data set.
 
     Args:
-        folder: the data set; the frames are kept there in the folder ``frames-<frame>``.
+        folder: of the data set; the frames are cached in its folder ``frames-<frame>``.
         samples: of that data set, in order.
         frame: side of the square frame, pixels.
 
@@ -34,7 +34,7 @@ def load_frames(folder: Path, samples: Sequence[Sample], frame: int) -> np.ndarr
         ``[images, frame, frame, 3]`` uint8, memory-mapped.
 
     Raises:
-        ValueError: the frames that are kept were made from other images.
+        ValueError: the cached frames were made from other images.
     """
     cache = folder / f"frames-{frame}"
     files = files_fingerprint(sample.path for sample in samples)

@@ -1,4 +1,4 @@
-"""The tower's votes for the images of a data set, computed once: what is frozen need not see an image twice."""
+"""The frozen tower's votes for the images of a data set, computed once and cached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flmm_tabletop.training.frames import normalised
 from flmm_tabletop.vision_tower import TabletopTower
 
 BATCH = 64
-"""Images that the tower sees at once."""
+"""Images of one pass of the tower."""
 
 
 def load_votes(
@@ -26,17 +26,17 @@ def load_votes(
     """Votes of a trained tower, before they become evidence.
 
     Args:
-        cache: folder that keeps them.
+        cache: folder of the votes.
         tower_folder: of the tower's stage.
         samples: of a data set.
         frames: ``[images or more, frame, frame, 3]`` uint8, beginning with these images.
-        device: where the tower computes.
+        device: of the tower.
 
     Returns:
         ``[images, cells, words]`` float16, memory-mapped.
 
     Raises:
-        ValueError: the votes that are kept are of another tower, or of other images.
+        ValueError: the cached votes are those of another tower or of other images.
     """
     files = files_fingerprint(sample.path for sample in samples)
     require_manifest(cache, {"tower": lmm_fingerprint(tower_folder), "images": len(samples), "files": files})

@@ -1,7 +1,8 @@
-"""Second stage of flmm-tabletop: the tiny LLaVA learns to answer, and to look at what is named.
+"""Second stage of flmm-tabletop: the tiny LLaVA learns to answer, and to attend to the objects that it names.
 
-Images, questions and answers go in; no mask, box or coordinate does. What heads are told to look at is where the tower votes,
-which knows words alone. The tower stays as it is, all else learns. The result is an ordinary Hugging Face folder.
+It is trained on images, questions and answers, without masks, boxes or coordinates. The targets of attention are the votes of
+the tower, which was trained on words alone. The tower is frozen, everything else learns. The result is an ordinary Hugging Face
+folder.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ KIND_WEIGHTS: Mapping[str, float] = {
     "talk": 0.4,
     REFER: 0.2,
 }
-"""How much the answers of a kind count, if not 1: the hard ones more; the order of names in refer mode is chance."""
+"""Weights of the answers of a kind, if not 1: more for hard ones; less for refer mode, where the order of names is random."""
 
 TOKENIZED = 3000
-"""Images whose turns the tokenizer is made from."""
+"""Images whose turns the tokenizer is trained on."""
 MEASURED = 160
-"""Held-out images whose answers are counted now and then."""
+"""Held-out images that are measured during training."""
 
 
 def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.device) -> None:
@@ -56,7 +57,7 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
     model = build_lmm(tokenizer, tower.config, settings)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.model.vision_tower.requires_grad_(False)
-    model.eval()  # the tower keeps its statistics; nothing else differs
+    model.eval()  # keeps the tower's batch statistics; no other module differs in training mode
     model.to(device)  # type: ignore[arg-type]
     model.set_attn_implementation({"text_config": packed_turns.NAME})
     packer = TurnPacker(tokenizer, image_tokens=model.config.image_seq_length, groups=settings.turns)
@@ -102,7 +103,7 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
 def lmm_optimizers(
     model: LlavaForConditionalGeneration, settings: LmmSettings, loop: LoopConfig
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the decoder's matrices, AdamW for all else that is trained."""
+    """Muon for the decoder's matrices, AdamW for all other trained parameters."""
     embeddings = model.get_input_embeddings().weight
     matrices = [p for p in model.model.language_model.layers.parameters() if p.ndim == 2]
     known = {id(p) for p in (embeddings, *matrices)}
@@ -128,7 +129,7 @@ def hidden_states(
         packer: that packed the batch.
         votes: ``[images, cells, words]`` of the tower.
         batch: turns of these images.
-        watched: heads whose attention is kept.
+        watched: heads whose attention is recorded.
     """
     device = model.device
     images = model.model.multi_modal_projector(model.model.vision_tower.features(votes.to(device)))
@@ -147,7 +148,7 @@ def hidden_states(
 def lmm_losses(
     model: LlavaForConditionalGeneration, packer: TurnPacker, votes: torch.Tensor, batch: PackedBatch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted mean cross-entropy of the answers' tokens, and mean cross-entropy of where heads look.
+    """Weighted mean cross-entropy of the answers' tokens, and mean cross-entropy of the attention of some heads.
 
     Args:
         model: with the attention of packed turns.
@@ -176,7 +177,7 @@ def lmm_losses(
 def _measure(
     model: LlavaForConditionalGeneration, packer: TurnPacker, encoded: Sequence[Sequence[EncodedTurn]], votes: np.ndarray
 ) -> dict[str, float]:
-    """Share of answers whose every token is the most probable one given those before it: greedy answers that are right."""
+    """Share, by kind, of the answers that greedy decoding would reproduce."""
     right: dict[str, list[bool]] = {}
     for i in range(0, len(encoded), 16):
         batch = packer.pack(encoded[i : i + 16], np.random.default_rng(i))

@@ -1,6 +1,6 @@
-"""How the LMM of flmm-tabletop begins: its tokenizer, its size, and weights with which a word and the sight of it are alike.
+"""Initial state of flmm-tabletop's LMM: its tokenizer, its sizes, and weights that make a word similar to its visual evidence.
 
-Nothing of this is frozen, and how to use it is learnt; from wholly random weights it would stay blind for thousands of steps.
+None of these weights is frozen. From entirely random weights the LMM would ignore the image for thousands of steps.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from flmm_tabletop.vision_tower import TabletopTowerConfig
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 
 EMBEDDING = 0.4
-"""Spread of embeddings, and of what a word means."""
+"""Standard deviation of embeddings and of the meanings of words."""
 SIGHT = 0.7
-"""Share of a word's meaning that a cell's evidence for it brings."""
+"""Factor of a word's meaning in the features of a cell with evidence for it."""
 PLACE = 0.28
-"""Spread of what each channel of positions is turned into."""
+"""Standard deviation of the features of each position channel."""
 LIKENESS = 0.73
-"""Size of the rows with which the mimetic heads compare words."""
+"""Norm of the rows with which the mimetic heads compare words."""
 LIKE_HEADS = 3
 """Mimetic heads of a layer."""
 
 
 def build_tokenizer(turns: Iterable[Turn], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the questions and answers: their words become single tokens, every other text stays sayable."""
+    """A byte-level BPE of the questions and answers: their words become single tokens, any other text can still be encoded."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -66,7 +66,7 @@ def build_tokenizer(turns: Iterable[Turn], vocabulary: int) -> PreTrainedTokeniz
 def build_lmm(
     tokenizer: PreTrainedTokenizerFast, vision: TabletopTowerConfig, settings: LmmSettings
 ) -> LlavaForConditionalGeneration:
-    """A tiny LLaVA as it begins; its tower has random weights."""
+    """A tiny LLaVA in its initial state; its tower has random weights."""
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
@@ -80,7 +80,7 @@ def build_lmm(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        # Slow rotations: words must find images by what they show, hundreds of tokens away, with few channels a head.
+        # Slow rotations, as words must match image tokens hundreds of positions away with few channels for each head.
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )
     config = LlavaConfig(
@@ -122,7 +122,7 @@ def _start(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerF
 def _start_words(
     embeddings: torch.Tensor, tokenizer: PreTrainedTokenizerFast, words: Sequence[str], meanings: torch.Tensor
 ) -> None:
-    """Give every token that spells a word most of its meaning; the rest of the embedding tells "mugs" from "mug"."""
+    """Give every token that spells a word most of its meaning; the rest of the embedding distinguishes "mugs" from "mug"."""
     meaning_of = dict(zip(words, meanings, strict=True))
     for token, index in tokenizer.get_vocab().items():
         spelt = tokenizer.convert_tokens_to_string([token]).strip().lower()
@@ -132,7 +132,7 @@ def _start_words(
 
 
 def _start_projector(projector: Any, meanings: torch.Tensor, positions: int) -> None:
-    """Turn evidence into meanings and hand positions on; the hidden units that are left begin at random, at half volume.
+    """Map evidence to meanings and pass positions on; the remaining hidden units start at random, with half the weight.
 
     Args:
         projector: LLaVA's, from ``words + positions`` channels.
@@ -151,7 +151,7 @@ def _start_projector(projector: Any, meanings: torch.Tensor, positions: int) -> 
     first.weight[:words, :words] = torch.eye(words)
     second.weight[:, :words] = SIGHT * meanings.T
     places = torch.randn(second.out_features, positions) * PLACE
-    for sign, start in ((1, words), (-1, words + positions)):  # gelu(x) - gelu(-x) = x: positions pass unbent
+    for sign, start in ((1, words), (-1, words + positions)):  # gelu(x) - gelu(-x) = x: positions pass unchanged
         first.weight[start : start + positions, words:] = sign * torch.eye(positions)
         second.weight[:, start : start + positions] = sign * places
 
@@ -159,8 +159,8 @@ def _start_projector(projector: Any, meanings: torch.Tensor, positions: int) -> 
 def _start_alike(attention: Any, meanings: torch.Tensor) -> None:
     """Give queries and keys of some heads one projection (mimetic start; Trockman and Kolter, 2023).
 
-    What looks like a word draws that word's attention from the first step. Only channels that rotary positions hardly turn
-    carry this, as likeness must not depend on distance.
+    A word then attends to cells with its evidence from the first step. Only channels that rotary positions hardly rotate are
+    used, as the similarity must not depend on distance.
     """
     size = attention.head_dim
     half = size // 2

@@ -1,6 +1,6 @@
-"""Where heads are told to look: at what a name names, and at what is about to be named.
+"""Training targets for the attention of some heads: the object that a name refers to, before and after the name.
 
-The targets are the votes of the tower, which has learnt them from words; so no place reaches the LMM that words did not teach.
+The targets are the votes of the tower, which was trained on words alone; so no positions are used for supervision.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from flmm_sim.wording import SYNONYMS
 from flmm_tabletop.vision_tower import ANY
 
 LOOK_HEADS: Mapping[int, int] = {1: 0, 2: 0, 3: 0}
-"""Layer to the head that looks, at the end of a name, at what it names."""
+"""Layer to the head that attends, at the end of a name, to the named object."""
 AHEAD_HEADS: Mapping[int, int] = {4: 1, 5: 1}
-"""Layer to the head that looks, before a name in the answer, at what it will name."""
+"""Layer to the head that attends, before a name in the answer, to the object that it will name."""
 PRESENT, ABSENT = 0.35, 0.05
-"""An image shows a thing if its votes for it add up to more than the one, and does not if to less than the other."""
+"""An object is present if its votes sum to more than the first value, and absent if to less than the second."""
 _FAINT = 1e-5
-"""Added to attention, so that a head which looks elsewhere has a finite loss."""
+"""Added to attention, so that the loss is finite where attention is zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Name:
 
 @dataclass(frozen=True)
 class LookingTargets:
-    """Where one head of some layers shall look, at ``n`` tokens of a batch."""
+    """Targets for the attention of one head of some layers, at ``n`` tokens of a batch."""
 
     at: torch.Tensor
     """``[n, 2]`` int64: image of the batch, and token of its turns."""
     share: torch.Tensor
-    """``[n, 1 + cells]`` float32, rows that sum to one: how much to look at the first token, and at each cell."""
+    """``[n, 1 + cells]`` float32, rows that sum to one: attention to the first token, and to each cell."""
 
 
 def _spellings() -> dict[str, str]:
@@ -59,11 +59,11 @@ _NAME = re.compile(
     rf"\b(?:({'|'.join(COLORS)}) )?(?:frying )?({'|'.join(sorted(_KIND_OF, key=len, reverse=True))})\b(?! (?:you|i)\b)",
     re.IGNORECASE,
 )
-"""The last part tells the can on the table from "can you" and "can I"."""
+"""The last part distinguishes the can on the table from "can you" and "can I"."""
 
 
 def find_names(text: str) -> list[Name]:
-    """Names in a question or answer; "object" without a colour names nothing in particular and is left out."""
+    """Names in a question or answer; "object" without a colour is unspecific and left out."""
     names = []
     for match in _NAME.finditer(text):
         color, kind = match[1], _KIND_OF[match[2].lower()]
@@ -73,10 +73,10 @@ def find_names(text: str) -> list[Name]:
 
 
 def looking_share(name: Name, votes: torch.Tensor, words: Sequence[str]) -> torch.Tensor | None:
-    """Where to look for what is named: ``[1 + cells]`` as in ``LookingTargets.share``, or None if it is doubtful.
+    """Target of attention for a name: ``[1 + cells]`` as in ``LookingTargets.share``, or None if presence is uncertain.
 
     Args:
-        name: what is named.
+        name: of an object.
         votes: ``[cells, words]`` of an image: logarithms of how many things each cell adds to a word's number.
         words: of the tower.
     """
@@ -86,13 +86,13 @@ def looking_share(name: Name, votes: torch.Tensor, words: Sequence[str]) -> torc
     total = float(mass.sum())
     if total > PRESENT:
         return torch.cat([mass.new_zeros(1), mass / total])
-    if total < ABSENT:  # nothing to look at
+    if total < ABSENT:  # absent
         return torch.cat([mass.new_ones(1), torch.zeros_like(mass)])
     return None
 
 
 def looking_loss(seen: Mapping[int, torch.Tensor], targets: LookingTargets) -> tuple[torch.Tensor, int]:
-    """Cross-entropy between where heads look and where they shall, summed over tokens and layers, and the number of terms.
+    """Cross-entropy of the heads' attention and its targets, summed over tokens and layers, and the number of terms.
 
     Args:
         seen: layer to the head's attention ``[images, tokens of the turns, prefix]``: the prefix's first token is the

@@ -1,7 +1,7 @@
-"""Attention for many questions about one image in one sequence: each turn sees the prompt's prefix and itself, nothing else.
+"""Attention for many questions about one image in one sequence: each turn attends only to the prompt's prefix and itself.
 
 A sequence is the prefix (with the image) and then groups of turns; the turns of a group are padded to one length. The decoder
-runs unchanged: the rule below is an attention implementation, chosen through the public seam of transformers.
+runs unchanged: the rule below is an attention implementation, selected through the public interface of transformers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class WatchedHeads:
-    """Keeps, with gradients, what one head of some layers attends to in the prefix; for one pass of the decoder."""
+    """Records, with gradients, the attention of one head of some layers to the prefix, during one pass of the decoder."""
 
     heads: Mapping[int, int]
     """Layer to head."""

@@ -1,7 +1,8 @@
 """Third stage of flmm-tabletop: a small SAM learns to sharpen masks of simulated objects.
 
-Its prompts imitate what a mask head gives: the true mask at the resolution of an attention grid, blurred, shifted and noisy,
-and the box around that. The image encoder is frozen afterwards; prompt encoder and mask decoder go on learning with the heads.
+Its prompts imitate the output of a mask head: the true mask at the resolution of an attention grid, blurred, shifted and noisy,
+and the box around that. The image encoder is frozen afterwards; prompt encoder and mask decoder are trained further with the
+heads.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.
 
 
 def _build(kind: str) -> tuple[Sam | TransformersSam, Callable[[Path], object]]:
-    """A SAM with random weights, and what saves it."""
+    """A SAM with random weights, and the function that saves it."""
     if kind == "sam":
         config = TinySamConfig()
         tiny = build_tiny_sam(config)
@@ -103,7 +104,7 @@ def _refine(
 
 
 def imitate_coarse(mask: torch.Tensor, rng: np.random.Generator, grid: int) -> torch.Tensor:
-    """A true mask ``[H, W]`` as a mask head might see it, ``[h, w]`` logits with a long side of ``COARSE`` cells."""
+    """A true mask ``[H, W]`` as a mask head might predict it: ``[h, w]`` logits with a long side of ``COARSE`` cells."""
     height, width = mask.shape
     scale = grid / max(height, width) * rng.uniform(0.8, 2.5)
     cells = (max(2, round(height * scale)), max(2, round(width * scale)))
@@ -119,13 +120,13 @@ def imitate_coarse(mask: torch.Tensor, rng: np.random.Generator, grid: int) -> t
 
 @torch.no_grad()
 def sharpened(refiner: SamRefiner, sample: Sample, seed: int, settings: SamSettings | None = None) -> list[Overlap]:
-    """How well imitated coarse masks of some objects of an image come out.
+    """Overlap of refined imitated coarse masks of some objects of an image with their true masks.
 
     Args:
         refiner: without text prompts.
         sample: an image with masks.
-        seed: of what is imitated.
-        settings: how many objects.
+        seed: of the imitated masks.
+        settings: number of objects, and grid.
     """
     image = refiner.encode_image(sample.image())
     logits, targets = _refine(refiner, image, sample, np.random.default_rng(seed), settings or SamSettings())

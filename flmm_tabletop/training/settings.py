@@ -1,6 +1,6 @@
-"""What the stages of flmm-tabletop depend on: every default once, with its meaning.
+"""Settings of the stages of flmm-tabletop: each with its default and meaning.
 
-The commands of the command line are declared from these dataclasses. So this file must load at once: no PyTorch here.
+The options of the command line are declared from these dataclasses. The file must load fast, so it does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flmm_core.training.settings import SEED, LoopConfig, StageSettings, option
 
 @dataclass(frozen=True)
 class TabletopSettings(StageSettings):
-    """What every stage of flmm-tabletop depends on."""
+    """Settings of all stages of flmm-tabletop."""
 
     data: Path = field(default=Path("data/train"), metadata=option("data set to train on, of `flmm scenes`"))
     val: Path = field(default=Path("data/val"), metadata=option("data set to measure on, of another split"))
@@ -46,7 +46,7 @@ class LmmSettings(TabletopSettings):
     tower: Path = field(default=Path("runs/tower/tower"), metadata=option("the trained vision tower", earlier=True))
     batch: int = field(default=8, metadata=option("images of a step", minimum=1))
     turns: tuple[tuple[int, int], ...] = ((8, 20), (6, 28), (2, 42), (1, 60))
-    """Most turns of an image in one step, and most tokens of each: a turn goes where it fits most closely."""
+    """Most turns of an image in one step, and most tokens of each: a turn is put into the shortest slot that fits."""
     matrix_rate: float = field(
         default=4e-3, metadata=option("highest learning rate of the decoder's matrices, which Muon trains")
     )

@@ -1,7 +1,7 @@
-"""First stage of flmm-tabletop: the vision tower learns which things are in an image, from their names alone.
+"""First stage of flmm-tabletop: the vision tower learns which objects are in an image, from their names alone.
 
 Each cell of the grid votes for every word (a colour, a kind, a colour with a kind, "object"); the votes are summed over the
-image and compared with the number of things of which the word is true. Where a thing is, is never told. The convolutions
+image and compared with the number of objects to which the word applies. The positions of objects are not used. The convolutions
 learn first, by every word; then the tower's own votes, for single words alone, are fitted to what its cells have come to show.
 """
 
@@ -27,7 +27,7 @@ from flmm_tabletop.training.settings import TowerSettings
 from flmm_tabletop.vision_tower import ANY, TabletopTower, TabletopTowerConfig
 
 WORDS = tuple(sorted((*KINDS, *COLORS, ANY)))
-"""What a tower votes for: no pair of words, so that who names a red mug must bring red and mug together by looking."""
+"""Words of a tower: no pairs, so that naming a red mug requires combining red and mug by attention."""
 
 VOTE_RATE = 1e-2
 """Learning rate of the fit of the votes; it falls linearly from the first step."""

@@ -1,4 +1,4 @@
-"""Turns as tokens behind their images: tokenised as the LLaVA family prompts for them, and packed at random for each step."""
+"""Tokenises turns in the prompt format of the LLaVA family, and packs random ones behind their images for each step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flmm_tabletop.training.looking import LookingTargets, Name, find_names, loo
 from flmm_tabletop.training.packed_turns import Packing
 
 IGNORED = -100
-"""Label of what is not to be learnt."""
+"""Label of tokens without a loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class NamedTokens:
     last: int
     """Index of the token that ends it."""
     before: int | None
-    """Of the token before it, if that one predicts it in the answer."""
+    """Index of the token before it, if that one predicts it in the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class TurnPacker:
         self.packing = Packing(len(self.before_image) + image_tokens, groups)
 
     def encode(self, turns: Sequence[Turn]) -> list[EncodedTurn]:
-        """Tokenise the turns that have a right answer, and names; wrong answers and names of nothing are for heads alone."""
+        """Tokenise the turns with a right answer, and find their names; other turns are for training heads alone."""
         learnt = [turn for turn in turns if turn.kind not in (REFER_ABSENT, MISTAKE)]
         if not learnt:
             return []
@@ -125,13 +125,13 @@ class TurnPacker:
 
 
 def looking_targets(batch: PackedBatch, votes: torch.Tensor, words: Sequence[str], *, ahead: bool) -> LookingTargets:
-    """Where to look for the names of a batch.
+    """Targets of attention for the names of a batch.
 
     Args:
         batch: packed turns.
         votes: ``[images, cells, words]`` of the tower.
         words: of the tower.
-        ahead: before names in answers, for what is there; else at the ends of all names.
+        ahead: whether at the tokens before names of present objects in answers; else at the ends of all names.
     """
     at, shares = [], [votes.new_zeros(0, 1 + votes.shape[1], dtype=torch.float32)]
     for place in batch.turns:
