@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ["OMP_NUM_THREADS"] = "1"
 """Of test processes and of the nodes that they start: several run side by side."""
@@ -25,6 +26,38 @@ def pytest_collection_modifyitems(items):
 def pytest_configure(config):
     for name in LONGEST:
         assert (Path(__file__).parent / name).is_file(), f"LONGEST: expected an existing file, got {name}"
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """``made_once(name, write)``: a folder that ``write`` fills once in a run, in whichever worker wants it first."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_once"
+
+    def folder_of(name, write):
+        root.mkdir(exist_ok=True)
+        with FileLock(root / f"{name}.lock"):
+            if not (root / name).exists():
+                write(unfinished := root / f"{name}.unfinished")
+                unfinished.rename(root / name)
+        return root / name
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def tiny_model(made_once):
+    """A whole tiny model: its parts' folders by name, which no test changes."""
+    from tiny_models import save_model
+
+    folder = made_once("model", save_model)
+    return {part: str(folder / part) for part in ("lmm", "heads", "sam")}
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tiny_model):
+    """Folder of the tiny model's LMM."""
+    return Path(tiny_model["lmm"])
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +107,11 @@ def heads():
     return tiny_heads().eval()
 
 
-@pytest.fixture(scope="module")
-def folder(heads, tmp_path_factory):
-    """Exported networks of :func:`heads`; a file that wants another folder has a fixture of this name."""
+@pytest.fixture(scope="session")
+def folder(made_once):
+    """Exported networks of :func:`heads`, which no test changes; a file that wants others has a fixture of this name."""
+    from tiny_models import tiny_heads
+
     from flmm_core.engines.export import export_networks
 
-    out = tmp_path_factory.mktemp("engines") / "fp32"
-    export_networks(heads, out)
-    return out
+    return made_once("engines", lambda out: export_networks(tiny_heads().eval(), out))

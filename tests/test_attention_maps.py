@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_models import save_model
 
 from flmm_core.config import GroundingConfig
 from flmm_core.drawing.attention_figure import CELL, draw_attention
@@ -44,8 +43,8 @@ def test_ranking():
     assert (record["images"], record["names"]) == (2, 10)
 
 
-def test_attention_of_tiny_models(samples, tmp_path):
-    pipeline = GroundingPipeline.from_config(GroundingConfig(**save_model(tmp_path), device="cpu"))
+def test_attention_of_tiny_models(samples, tiny_model):
+    pipeline = GroundingPipeline.from_config(GroundingConfig(**tiny_model, device="cpu"))
     ranking = rank_heads(pipeline, samples[:2])
     assert ranking.hits.shape == ranking.attention.shape == (2, 12)
     assert ranking.names.tolist() == [9, 9]  # 6 in chat, 2 and 1 in refer; neither the absent ones nor the wrong answer's

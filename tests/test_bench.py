@@ -21,6 +21,7 @@ def shipped():
     return shipped_pipeline()
 
 
+@pytest.mark.timing
 def test_ratios_are_taken_round_by_round_and_see_a_slow_variant():
     order = []
 

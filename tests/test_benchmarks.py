@@ -167,7 +167,8 @@ def test_broken_samples_are_told_and_skipped(tmp_path):
     assert [image.path.name for image in images] == ["b.jpg"] and "a.jpg" in told[0]
 
 
-def test_a_damaged_image_does_not_end_conversations(tmp_path, capsys):
+def test_a_damaged_image_does_not_end_conversations(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)  # METEOR is computed in the tests of its own
     folder = tiny.write_gcg(tmp_path)
     path = folder / "GranDf_HA_images" / "val_test" / "sa_3.jpg"
     path.write_bytes(path.read_bytes()[:700])

@@ -12,7 +12,6 @@ import pytest
 from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from tiny_dataset import HEIGHT, WIDTH, write_tiny_dataset
-from tiny_models import save_model
 
 from flmm_cli import main as cli
 from flmm_cli import train
@@ -28,9 +27,8 @@ NAMES = list(cli.declare(argparse.ArgumentParser().add_subparsers()))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    parts = save_model(tmp_path_factory.mktemp("model"))
-    options = [word for part, folder in parts.items() for word in (f"--{part}", folder)]
+def model(tiny_model):
+    options = [word for part, folder in tiny_model.items() for word in (f"--{part}", folder)]
     return [*options, "--device", "cpu", "--max-new-tokens", "4"]
 
 

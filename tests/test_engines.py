@@ -8,7 +8,7 @@ import pytest
 import torch
 from engine_checks import compare
 from segment_anything.build_sam import _build_sam
-from tiny_models import random_image, save_model, tiny_heads
+from tiny_models import random_image, tiny_heads
 
 from flmm_cli.main import main
 from flmm_core.engines import attach as attach_module
@@ -29,11 +29,6 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -98,11 +93,11 @@ def test_half_precision_is_near(heads, tmp_path):
 # --- serving ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_pipeline_on_onnx_gives_the_same_masks(parts, cache, monkeypatch):
+def test_a_pipeline_on_onnx_gives_the_same_masks(tiny_model, cache, monkeypatch):
     masks = {}
     options = {"device": "cpu", "presence_threshold": 0.0}
     for backend in ("torch", "onnx"):
-        pipeline = GroundingPipeline.from_pretrained(**parts, heads_backend=backend, **options)
+        pipeline = GroundingPipeline.from_pretrained(**tiny_model, heads_backend=backend, **options)
         for size in ((50, 70), (64, 40)):
             image = pipeline.encode(random_image(*size))
             masks[backend, size] = [phrase.mask for phrase in pipeline.refer(image, ["red mug", "the lemon", "a"]).phrases]
@@ -112,7 +107,7 @@ def test_a_pipeline_on_onnx_gives_the_same_masks(parts, cache, monkeypatch):
             assert (mask & other).sum() >= 0.999 * (mask | other).sum()
     # Nothing is exported again, and the engine is really in use.
     monkeypatch.setattr(attach_module, "export_networks", lambda *_, **__: pytest.fail("expected the kept networks"))
-    again = GroundingPipeline.from_pretrained(**parts, heads_backend="onnx", **options)
+    again = GroundingPipeline.from_pretrained(**tiny_model, heads_backend="onnx", **options)
     monkeypatch.setattr(again.heads.sam, "decoder_network", None)
     monkeypatch.setattr(again.heads.mask_head, "network", None)
     image = again.encode(random_image(50, 70))
@@ -128,10 +123,9 @@ def test_no_phrases_reach_no_network(heads, folder):
     assert served.sam(image, torch.zeros(0, 42, 64), []).low_res.shape[0] == 0
 
 
-def test_damaged_networks_in_the_cache_are_made_again(heads, cache):
-    served = tiny_heads().eval()
-    attach_backend(served, "onnx", device=CPU)
-    kept = cache_folder(served, "fp32")
+def test_damaged_networks_in_the_cache_are_made_again(heads, folder, cache):
+    kept = cache_folder(heads, "fp32")
+    shutil.copytree(folder, kept)
     (kept / "unet.onnx.data").write_bytes(b"cut")
     attach_backend(tiny_heads().eval(), "onnx", device=CPU)
     assert (kept / "unet.onnx.data").stat().st_size > 1000
@@ -215,8 +209,8 @@ def test_refiners_that_leave_prompts_out_have_no_engine(tmp_path):
         export_networks(heads, tmp_path / "out")
 
 
-def test_the_command(parts, tmp_path, capsys):
-    options = [part for name, value in parts.items() for part in (f"--{name}", value)]
+def test_the_command(tiny_model, tmp_path, capsys):
+    options = [part for name, value in tiny_model.items() for part in (f"--{name}", value)]
     assert main(["export", *options, "--out", str(tmp_path / "out"), "--what", "unet,sam_encoder"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("unet logits: largest difference ") and printed[0].endswith("IoU 1.0000")

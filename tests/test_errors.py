@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
-from tiny_models import SAM_CONFIG, save_llava, save_model, tiny_heads, tiny_sam
+from tiny_models import SAM_CONFIG, save_llava, tiny_heads, tiny_sam
 from transformers import LlavaForConditionalGeneration
 from transformers.utils import hub as transformers_hub
 
@@ -58,11 +58,6 @@ def refused(kind, load, *, blames_the_file=False):
     return message
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
 GPU_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 3.94 GiB.")
 
 
@@ -76,31 +71,31 @@ GPU_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 M
         SafetensorError("I/O error: Cannot allocate memory (os error 12)"),
     ],
 )
-def test_memory_of_the_machine(monkeypatch, parts, error):
+def test_memory_of_the_machine(monkeypatch, tiny_model, error):
     monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", fail_with(error))
-    line = refused(LoadError, lambda: load_lmm(parts["lmm"], device=CPU, dtype=torch.float32))
-    assert line.startswith(f"LMM {parts['lmm']}: expected enough free memory on this machine")
+    line = refused(LoadError, lambda: load_lmm(tiny_model["lmm"], device=CPU, dtype=torch.float32))
+    assert line.startswith(f"LMM {tiny_model['lmm']}: expected enough free memory on this machine")
     monkeypatch.setattr(weight_folders, "load_file", fail_with(error))
-    line = refused(LoadError, lambda: load_sam(parts["sam"]))
-    assert line.startswith(f"SAM {parts['sam']}") and "end other programs" in line
+    line = refused(LoadError, lambda: load_sam(tiny_model["sam"]))
+    assert line.startswith(f"SAM {tiny_model['sam']}") and "end other programs" in line
 
 
-def test_memory_of_the_gpu(monkeypatch, parts):
+def test_memory_of_the_gpu(monkeypatch, tiny_model):
     monkeypatch.setattr(LlavaForConditionalGeneration, "to", fail_with(GPU_FULL))
-    line = refused(LoadError, lambda: load_lmm(parts["lmm"], device=CPU, dtype=torch.float32))
+    line = refused(LoadError, lambda: load_lmm(tiny_model["lmm"], device=CPU, dtype=torch.float32))
     assert "expected enough free memory on the GPU, got too little (CUDA out of memory. Tried" in line
     assert line.endswith("or take a smaller model, a smaller number format (dtype) or device cpu")
     monkeypatch.undo()
     # Heads and SAM move to the GPU when the LMM is there already.
     monkeypatch.setattr(GroundingHeads, "to", fail_with(GPU_FULL))
-    config = GroundingConfig(**parts, device="cpu")
+    config = GroundingConfig(**tiny_model, device="cpu")
     assert refused(LoadError, lambda: GroundingPipeline.from_config(config)).startswith("heads ")
 
 
-def test_a_gpu_that_fails(monkeypatch, parts):
+def test_a_gpu_that_fails(monkeypatch, tiny_model):
     error = RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nCUDA kernel errors might be ...")
     monkeypatch.setattr(LlavaForConditionalGeneration, "to", fail_with(error))
-    line = refused(DeviceError, lambda: load_lmm(parts["lmm"], device=CPU, dtype=torch.float32))
+    line = refused(DeviceError, lambda: load_lmm(tiny_model["lmm"], device=CPU, dtype=torch.float32))
     assert line == f"device: expected a GPU that works, got {str(error).splitlines()[0]}; try device cpu"
 
 
@@ -147,20 +142,20 @@ def test_a_file_that_the_hub_does_not_have(monkeypatch):
     assert "does not appear to have" in refused(LoadError, load, blames_the_file=True)
 
 
-def test_a_folder_never_blames_the_hub(monkeypatch, parts):
+def test_a_folder_never_blames_the_hub(monkeypatch, tiny_model):
     error = OSError("Can't load the tokenizer")
     error.__cause__ = hub.LocalEntryNotFoundError("not in the cache")
     monkeypatch.setattr("flmm_core.families.llava.AutoTokenizer.from_pretrained", fail_with(error))
-    load = lambda: load_lmm(parts["lmm"], device=CPU, dtype=torch.float32)  # noqa: E731
+    load = lambda: load_lmm(tiny_model["lmm"], device=CPU, dtype=torch.float32)  # noqa: E731
     assert "(Can't load the tokenizer)" in refused(LoadError, load, blames_the_file=True)
 
 
-def test_files_that_may_not_be_read(monkeypatch, parts):
-    file = f"{parts['sam']}/model.safetensors"
+def test_files_that_may_not_be_read(monkeypatch, tiny_model):
+    file = f"{tiny_model['sam']}/model.safetensors"
     monkeypatch.setattr(
         "flmm_core.weights.folders.load_file", fail_with(PermissionError(errno.EACCES, "Permission denied", file))
     )
-    line = refused(LoadError, lambda: load_sam(parts["sam"]))
+    line = refused(LoadError, lambda: load_sam(tiny_model["sam"]))
     assert line == f"SAM {file}: expected files that this user may read, got [Errno 13] Permission denied: '{file}'"
 
 
@@ -170,13 +165,14 @@ def test_mistakes_of_the_code_are_not_blamed_on_files():
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_gpus_that_are_not_there(monkeypatch, parts, count):
+def test_gpus_that_are_not_there(monkeypatch, tiny_model, count):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     there = ", ".join(["cpu", "cuda:0", "cuda:1"][: count + 1])
     expected = f"device: expected one that this machine has ({there}), got 'cuda:7'"
     assert refused(DeviceError, lambda: resolve_device(GroundingConfig(device="cuda:7"))) == expected
-    assert refused(DeviceError, lambda: load_lmm(parts["lmm"], device=torch.device("cuda:7"), dtype=torch.float32)) == expected
+    load = lambda: load_lmm(tiny_model["lmm"], device=torch.device("cuda:7"), dtype=torch.float32)  # noqa: E731
+    assert refused(DeviceError, load) == expected
     assert not issubclass(DeviceError, LoadError)
     if count:
         last = f"cuda:{count - 1}"

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from tiny_dataset import write_tiny_dataset
-from tiny_models import save_model
 
 from flmm_core.config import GroundingConfig
 from flmm_core.data.samples import REFER, REFER_ABSENT, Span, Turn
@@ -29,9 +28,8 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    parts = save_model(tmp_path_factory.mktemp("model"))
-    return GroundingConfig(**parts, device="cpu", max_new_tokens=6, selector_threshold=0.3)
+def config(tiny_model):
+    return GroundingConfig(**tiny_model, device="cpu", max_new_tokens=6, selector_threshold=0.3)
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from row_checks import cells, changed_columns, check_greedy, check_rows
-from tiny_models import random_image, save_llava
+from tiny_models import random_image
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from flmm_core import families
@@ -25,8 +25,8 @@ MISTRAL = "{% for message in messages %}[INST] <image>\n{{ message['content'][1]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_llava(tmp_path_factory.mktemp("llava"))
+def folder(tiny_llava):
+    return tiny_llava
 
 
 def checkpoint(folder, config, **files):

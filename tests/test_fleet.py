@@ -11,7 +11,7 @@ import time
 import httpx
 import numpy as np
 import pytest
-from tiny_models import random_image, save_model
+from tiny_models import random_image
 
 from flmm_bench.robots import Task, run_robots
 from flmm_core.config import GroundingConfig
@@ -26,12 +26,9 @@ ROBOTS, COMMANDS = 50, 2
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    root = tmp_path_factory.mktemp("model")
-    save_model(root)
-    parts = {part: str(root / part) for part in ("lmm", "heads", "sam")}
+def config(tiny_model):
     every_word = {"selector_threshold": 0.0, "presence_threshold": 0.0}
-    return GroundingConfig(**parts, **every_word, device="cpu", max_new_tokens=8, cpu_threads=1)
+    return GroundingConfig(**tiny_model, **every_word, device="cpu", max_new_tokens=8, cpu_threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import random_image, save_llava
+from tiny_models import random_image
 from transformers import LlavaForConditionalGeneration
 
 from flmm_cli import main as cli
@@ -19,8 +19,8 @@ from flmm_tabletop import MODEL
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_llava(tmp_path_factory.mktemp("llava"))
+def folder(tiny_llava):
+    return tiny_llava
 
 
 IMAGES = {"wide": random_image(), "tall": random_image(65, 33, seed=1)}

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_dataset import write_tiny_dataset
-from tiny_models import SAM_CONFIG, save_llava, tiny_heads, tiny_sam
+from tiny_models import SAM_CONFIG, tiny_heads, tiny_sam
 from torch.nn import functional as F
 
 from flmm_core.data.samples import REFER, Expression, Sample, Turn, refer_turn
@@ -46,8 +46,8 @@ def samples(data):
 
 
 @pytest.fixture(scope="module")
-def lmm(tmp_path_factory):
-    return save_llava(tmp_path_factory.mktemp("lmm"))
+def lmm(tiny_llava):
+    return tiny_llava
 
 
 @pytest.fixture(scope="module")

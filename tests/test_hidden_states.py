@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from tiny_models import random_image, save_llava
+from tiny_models import random_image
 from transformers import LlavaForConditionalGeneration
 
 from flmm_core.lmm.frozen_lmm import FrozenLmm
@@ -15,8 +15,8 @@ LAYER_WEIGHTS = torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_llava(tmp_path_factory.mktemp("llava"))
+def folder(tiny_llava):
+    return tiny_llava
 
 
 def plain_states(folder, lmm, trace, prompt):

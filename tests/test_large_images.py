@@ -3,9 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-from tiny_models import save_model
-
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -30,17 +27,10 @@ print((kilobytes("VmHWM") - before) * 1024)
 """
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("model")
-    save_model(root)
-    return root
-
-
-def test_an_8k_image_takes_the_stated_memory(root):
+def test_an_8k_image_takes_the_stated_memory(tiny_llava):
     """A byte for each pixel of each mask, and 20 for each pixel of the image (docs/reference.md, grounding_node)."""
     height, width, phrases = 4320, 7680, 6
-    command = [sys.executable, "-c", SCRIPT, str(root), str(height), str(width), str(phrases)]
+    command = [sys.executable, "-c", SCRIPT, str(tiny_llava.parent), str(height), str(width), str(phrases)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     bound = (phrases + 20) * height * width

@@ -7,7 +7,7 @@ import fake_tensorrt
 import pytest
 import torch
 from engine_checks import compare
-from tiny_models import save_model, tiny_heads
+from tiny_models import tiny_heads
 
 from flmm_cli.main import main
 from flmm_core.engines import tensorrt_engine
@@ -113,12 +113,12 @@ def test_shapes_beyond_the_limits_are_refused(heads, folder, built):
     compare(engine, heads, "unet", phrases=1, grid=(64, 64), tokens=1)
 
 
-def test_what_fails_says_so(heads, folder, built, monkeypatch):
+def test_what_fails_says_so(heads, folder, built, monkeypatch, tmp_path):
     monkeypatch.setattr(fake_tensorrt._Context, "execute_async_v3", lambda *_: False)
     engine = TensorrtEngine(folder, heads, device=CPU)
     with pytest.raises(EngineError, match=r"tensorrt 11\.0, GPU \(sm_90\), fp32: expected unet to run, got a failure"):
         engine.run("unet", NetworkSizes.of(heads).examples("unet", phrases=1, grid=(64, 64), tokens=1))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "fresh"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fresh"))
     monkeypatch.setattr(fake_tensorrt.Builder, "build_serialized_network", lambda *_: None)
     with pytest.raises(EngineError, match=r"unet\.onnx: expected a network that TensorRT 11\.0 builds, got a failure"):
         TensorrtEngine(folder, heads, device=CPU)
@@ -147,9 +147,8 @@ def test_without_tensorrt_or_a_gpu(heads, folder, monkeypatch):
         TensorrtEngine(folder, heads, device=CPU)
 
 
-def test_the_command_that_builds(tmp_path, built, monkeypatch, capsys):
-    parts = save_model(tmp_path / "model")
-    options = [part for name, value in parts.items() for part in (f"--{name}", value)]
+def test_the_command_that_builds(tiny_model, tmp_path, built, monkeypatch, capsys):
+    options = [part for name, value in tiny_model.items() for part in (f"--{name}", value)]
     out = tmp_path / "out"
     assert main(["export", *options, "--out", str(out), "--build-engines"]) == 2
     assert "device: expected one that this machine has (cpu), got 'cuda'" in capsys.readouterr().err
