@@ -87,19 +87,20 @@ class HeadsSettings(StageSettings):
     measure_every: int = field(default=1000, metadata=option("steps between measurements", minimum=1))
     turns: int = field(default=4, metadata=option("most answers of an image that the LMM reads", minimum=1))
     variants: int = field(
-        default=3, metadata=option("choices of an image's answers and expressions, which take turns over the epochs", minimum=1)
+        default=3,
+        metadata=option("random choices of an image's answers and expressions, used in turn by epoch", minimum=1),
     )
     batch: int = field(default=1, metadata=option("images of each process in one pass", minimum=1))
     phrases: int = field(default=16, metadata=option("most phrases of an image in one pass", minimum=1))
-    refined: int = field(default=16, metadata=option("most of them that SAM refines, too", minimum=1))
+    refined: int = field(default=16, metadata=option("most of them that SAM refines as well", minimum=1))
     base_channels: int = field(default=64, metadata=option("channels of the first stage of the U-Net", minimum=1))
     attention_heads: int = field(
         default=0, metadata=option("attention heads that the U-Net sees, those that point best at first; 0: all", minimum=0)
     )
     sink_quantile: float = field(
-        default=1.0, metadata=option("attention above this quantile of its map is cut down to it, against sinks; 1: none is")
+        default=1.0, metadata=option("attention above this quantile of its map is clipped to it, against sinks; 1: no clipping")
     )
     sam_rate: float = field(default=1.0, metadata=option("learning rate of SAM's parts, as a share of the others'"))
-    cache: str = field(default="", metadata=option("folder for what LMM and SAM made of the images; empty: read every time"))
-    cache_gigabytes: float = field(default=200.0, metadata=option("most that the folder may hold"))
+    cache: str = field(default="", metadata=option("folder to cache the outputs of LMM and SAM; empty: no cache"))
+    cache_gigabytes: float = field(default=200.0, metadata=option("size limit of that folder"))
     seed: int = field(default=0, metadata=option(SEED, minimum=0))
