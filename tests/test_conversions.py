@@ -1,9 +1,10 @@
-"""Messages to arrays and back, without a graph; tests/ros/test_bad_input.py sends every encoding to a real node."""
+"""Messages to arrays and back, without a graph; tests/ros/test_bad_input.py sends some to a real node."""
 
 import array
 
 import numpy as np
 import pytest
+from encodings_of_images import as_encoding
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built")
@@ -11,7 +12,7 @@ pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not bui
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from flmm_ros.conversions import image_from_message, image_message
+from flmm_ros.conversions import SUPPORTED_ENCODINGS, BadImageError, image_from_message, image_message
 
 ANY_SIZE = 2**31 - 1
 
@@ -33,6 +34,59 @@ def gradient(bits):
 
 RAMP = np.tile(np.arange(256)[:, None], (4, 1, 3)).reshape(4, 256, 3)
 """What every gradient looks like in 8 bits."""
+
+
+IMAGE = np.full((24, 32, 3), (200, 100, 50), np.uint8)
+
+UNSUPPORTED = [
+    "32FC1", "32FC3", "16UC1", "16SC1", "32SC1", "64FC1", "8SC1", "8UC2", "8UC4", "16UC3", "bayer_rggb16", "nv24",
+    "jpeg", "RGB8", "rgb8 ", "", "x" * 10_000, "日本語",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", SUPPORTED_ENCODINGS)
+def test_supported_encodings_give_the_right_colours(encoding):
+    pixels, colour = as_encoding(IMAGE, encoding)
+    message = message_of(pixels, encoding)
+    message.height = 24
+    image = image_from_message(message, ANY_SIZE)
+    assert image.shape == IMAGE.shape and image.dtype == np.uint8
+    assert np.abs(image.mean(axis=(0, 1)) - colour).max() <= 3
+
+
+@pytest.mark.parametrize("encoding", UNSUPPORTED, ids=lambda name: name[:12] or "empty")
+def test_unsupported_encodings_are_refused_by_name(encoding):
+    with pytest.raises(BadImageError) as error:
+        image_from_message(message_of(IMAGE, encoding), ANY_SIZE)
+    assert repr(encoding[:40]) in str(error.value) and "rgb8" in str(error.value) and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"step": 95}, "wrong step: expected at least 96"),
+        ({"step": 0}, "wrong step: expected at least 96"),
+        ({"step": 97}, "wrong data size: expected 2328 bytes (24 rows of step 97), got 2304"),
+        ({"step": 2**32 - 1}, "wrong data size"),
+        ({"height": 25}, "wrong data size: expected 2400 bytes (25 rows of step 96), got 2304"),
+        ({"height": 23}, "wrong data size"),
+        ({"data": []}, "wrong data size: expected 2304 bytes (24 rows of step 96), got 0"),
+        ({"width": 0}, "empty image: got width 0, height 24"),
+        ({"height": 0}, "empty image: got width 32, height 0"),
+        ({"width": 0, "height": 0, "step": 0, "data": []}, "empty image"),
+        ({"width": 2**32 - 1, "height": 2**32 - 1}, "too large"),
+        ({"encoding": "yuyv", "width": 31}, "needs even sizes"),
+        ({"encoding": "rgba8"}, "wrong step: expected at least 128 for width 32 in rgba8, got 96"),
+    ],
+    ids=str,
+)
+def test_fields_that_do_not_fit_are_refused(changed, reason):
+    message = message_of(IMAGE, "rgb8")
+    for name, value in changed.items():
+        setattr(message, name, value)
+    with pytest.raises(BadImageError) as error:
+        image_from_message(message, 16_777_216)
+    assert reason in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("padding", [0, 6])

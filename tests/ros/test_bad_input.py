@@ -3,87 +3,39 @@
 import time
 from threading import Timer
 
-import cv2
 import numpy as np
 import pytest
 from bench import IMAGE, image_of
+from encodings_of_images import as_encoding
 from rclpy.serialization import serialize_message
 from std_msgs.msg import String
 
 from flmm_ros.client import NoReplyError
-from flmm_ros.conversions import SUPPORTED_ENCODINGS
 from flmm_ros.msg import GroundedAnswer
 
-UNSUPPORTED = [
-    "32FC1", "32FC3", "16UC1", "16SC1", "32SC1", "64FC1", "8SC1", "8UC2", "8UC4", "16UC3", "bayer_rggb16", "nv24",
-    "jpeg", "RGB8", "rgb8 ", "", "x" * 10_000, "日本語",
-]  # fmt: skip
 
-
-def gray(value):
-    return np.full((24, 32), value, np.uint8)
-
-
-def as_encoding(encoding):
-    """The colour of IMAGE in an encoding, and the RGB that must come out."""
-    rgb, colour = IMAGE, "200 100 50"
-    luma = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-    if encoding.startswith("mono") or encoding == "8UC1":
-        return (luma.astype("<u2") * 257 if encoding == "mono16" else luma), " ".join([str(luma[0, 0])] * 3)
-    if encoding.startswith("bayer"):
-        pattern = encoding.removeprefix("bayer_").removesuffix("8")
-        mosaic = np.empty((24, 32), np.uint8)
-        for place, letter in enumerate(pattern):
-            mosaic[place // 2 :: 2, place % 2 :: 2] = rgb[0, 0, "rgb".index(letter)]
-        return mosaic, colour
-    if encoding in ("yuv422", "uyvy"):
-        return cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_UYVY), colour
-    if encoding in ("yuv422_yuy2", "yuyv"):
-        return cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_YUY2), colour
-    if encoding in ("nv12", "nv21"):
-        planar = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420).reshape(-1)
-        luma_size, chroma_size = 24 * 32, 12 * 16
-        u, v = planar[luma_size : luma_size + chroma_size], planar[luma_size + chroma_size :]
-        pair = (u, v) if encoding == "nv12" else (v, u)
-        return np.concatenate([planar[:luma_size], np.stack(pair, -1).reshape(-1)]).reshape(36, 32), colour
-    order = {"8UC3": "bgr"}.get(encoding, encoding.rstrip("0123456789"))
-    pixels = np.stack([gray(255) if letter == "a" else rgb[..., "rgb".index(letter)] for letter in order], -1)
-    return (pixels.astype("<u2") * 257 if encoding.endswith("16") else pixels), colour
-
-
-@pytest.mark.parametrize("encoding", SUPPORTED_ENCODINGS)
+@pytest.mark.parametrize("encoding", ["bgr8", "bayer_grbg8", "nv12"])
 def test_supported_encodings_give_the_right_colours(bench, encoding):
-    pixels, colour = as_encoding(encoding)
+    """Three over a graph; all of them in test_conversions.py."""
+    pixels, colour = as_encoding(IMAGE, encoding)
     reply = bench.ask_about(image_of(pixels, encoding, height=24), "mean")
     assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
-    got, expected = (np.array([int(word) for word in words.split()]) for words in (reply.answer, colour))
-    assert np.abs(got - expected).max() <= 3
+    got = np.array([int(word) for word in reply.answer.split()])
+    assert np.abs(got - colour).max() <= 3
 
 
-@pytest.mark.parametrize("encoding", UNSUPPORTED, ids=lambda name: name[:12] or "empty")
-def test_unsupported_encodings_are_refused_by_name(bench, encoding):
-    reply = bench.ask_about(image_of(IMAGE, encoding))
+def test_unsupported_encodings_are_refused_by_name(bench):
+    reply = bench.ask_about(image_of(IMAGE, "日本語"))
     assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE
-    assert repr(encoding[:40]) in reply.reason and "rgb8" in reply.reason
+    assert repr("日本語") in reply.reason and "rgb8" in reply.reason
     assert reply.answer == "" and not reply.phrases
 
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"step": 95}, "wrong step: expected at least 96"),
-        ({"step": 0}, "wrong step: expected at least 96"),
-        ({"step": 97}, "wrong data size: expected 2328 bytes (24 rows of step 97), got 2304"),
-        ({"step": 2**32 - 1}, "wrong data size"),
-        ({"height": 25}, "wrong data size: expected 2400 bytes (25 rows of step 96), got 2304"),
-        ({"height": 23}, "wrong data size"),
         ({"data": []}, "wrong data size: expected 2304 bytes (24 rows of step 96), got 0"),
-        ({"width": 0}, "empty image: got width 0, height 24"),
-        ({"height": 0}, "empty image: got width 32, height 0"),
-        ({"width": 0, "height": 0, "step": 0, "data": []}, "empty image"),
         ({"width": 2**32 - 1, "height": 2**32 - 1}, "too large"),
-        ({"encoding": "yuyv", "width": 31}, "needs even sizes"),
-        ({"encoding": "rgba8"}, "wrong step: expected at least 128 for width 32 in rgba8, got 96"),
     ],
     ids=str,
 )
@@ -126,7 +78,7 @@ def test_tiny_and_thin_images(bench, size):
 
 def test_8k_image(start_scripted):
     # Best effort loses most images of more than half a megabyte: users of such cameras ask for reliable delivery.
-    large = start_scripted("large", "qos_overrides./large/image.subscription.reliability:=reliable")
+    large = start_scripted("large", "max_image_age:=0.0", "qos_overrides./large/image.subscription.reliability:=reliable")
     reply = large.ask_about(image_of(np.zeros((4320, 7680, 3), np.uint8)))
     assert reply.status == GroundedAnswer.STATUS_BAD_IMAGE
     assert "7680x4320 is too large: expected at most 16777216 pixels (max_image_pixels)" in reply.reason

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from bench import Bench, image_of
 from diagnostic_msgs.msg import DiagnosticArray
-from tiny_models import save_model
 
 from flmm_ros.client import AskClient
 from flmm_ros.msg import GroundedAnswer
@@ -18,22 +17,20 @@ pytest.importorskip("ray", reason="Ray is not installed")
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory, log_dir):
+def running(tiny_model, log_dir):
     """Processes, the model's options, and the address of a fleet of it."""
-    root = tmp_path_factory.mktemp("model")
-    parts = save_model(root)
     every_word = {"selector_threshold": "0.0", "presence_threshold": "0.0"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = [word for name, value in {**parts, **every_word}.items() for word in (f"--{name.replace('_', '-')}", value)]
+    options = [word for name, value in {**tiny_model, **every_word}.items() for word in (f"--{name.replace('_', '-')}", value)]
     with NodeProcesses(log_dir) as processes:
         fleet = processes.start("fleet", "flmm_cli", ["fleet", "--port", str(port), "--device", "cpu", *options])
         log, limit = log_dir / "fleet.log", time.monotonic() + 120
         while "ready: http" not in log.read_text():
             assert fleet.poll() is None and time.monotonic() < limit, log.read_text()
             time.sleep(0.2)
-        yield processes, {**parts, **every_word}, f"http://127.0.0.1:{port}"
+        yield processes, {**tiny_model, **every_word}, f"http://127.0.0.1:{port}"
         fleet.terminate()
         assert fleet.wait(timeout=30) == 0, "as services are ended, in order"
 

@@ -51,6 +51,7 @@ def test_a_whole_number_is_a_float(context):
         ("queue_size", "many", "parameter queue_size: expected int, got str 'many'"),
         ("queue_size", 2.5, "parameter queue_size: expected int, got float 2.5"),
         ("queue_size", 0, "parameter queue_size: expected 1 to 1000 commands, got 0"),
+        ("max_new_tokens", 0, "parameter max_new_tokens: expected 1 to 1024 tokens, got 0"),
         ("mask_threshold", float("nan"), "parameter mask_threshold: expected 0.01 to 0.99 probability, got nan"),
         ("max_image_age", -0.5, "parameter max_image_age: expected 0.0 to 86400.0 s, got -0.5"),
         ("max_image_age", True, "parameter max_image_age: expected float, got bool True"),

@@ -10,20 +10,24 @@ import time
 import numpy as np
 import pytest
 from bench import Bench, image_of
-from tiny_models import save_model, tiny_heads
+from tiny_models import tiny_heads
+from transformers.utils import logging
 
+from flmm_core.config import GroundingConfig
 from flmm_core.loading.checkpoints import save_heads
 from flmm_ros.client import AskClient
 from flmm_ros.conversions import phrase_from_message
+from flmm_ros.grounding import load_pipeline
 from flmm_ros.msg import GroundedAnswer
 from flmm_ros.node_processes import NodeProcesses
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(tmp_path_factory, tiny_model):
     """Folders of tiny models, good and bad."""
     folder = tmp_path_factory.mktemp("models")
-    save_model(folder)
+    for part, source in tiny_model.items():
+        shutil.copytree(source, folder / part)
     save_heads(tiny_heads(layers=2), folder / "small_heads")
     for part in ("lmm", "heads", "sam"):
         copy = folder / f"truncated_{part}"
@@ -42,52 +46,58 @@ def arguments_for(models, **changed):
 
 
 FAILURES = {
-    "missing lmm": ({"lmm": "/no/such/folder"}, 1, "LMM /no/such/folder: expected an existing folder"),
-    "missing heads": ({"heads": "/no/such/heads"}, 1, "heads /no/such/heads: expected an existing file or folder"),
-    "missing sam": ({"sam": "/no/such/sam.pth"}, 1, "SAM /no/such/sam.pth: expected an existing file or folder"),
-    "truncated lmm": ({"lmm": "{models}/truncated_lmm"}, 1, "truncated_lmm: cannot be loaded, the file may be damaged"),
-    "truncated heads": ({"heads": "{models}/truncated_heads"}, 1, "cannot be loaded, the file may be damaged"),
-    "truncated sam": ({"sam": "{models}/truncated_sam"}, 1, "cannot be loaded, the file may be damaged"),
-    "wrong head size": (
-        {"heads": "{models}/small_heads"},
-        1,
-        "12 attention channels (3 layers, hidden size 32), got heads for 8",
-    ),
-    "out of range": ({"max_new_tokens": 0}, 2, "parameter max_new_tokens: expected 1 to 1024 tokens, got 0"),
-    "unknown name": ({"max_imageage": 3}, 2, "unknown parameter max_imageage: did you mean max_image_age?"),
-    "no fleet": ({"server": "http://127.0.0.1:9"}, 1, "server http://127.0.0.1:9: expected a fleet of `flmm fleet`, got"),
-    "no such device": ({"device": "abacus"}, 1, "abacus"),
+    "missing lmm": ({"lmm": "/no/such/folder"}, "LMM /no/such/folder: expected an existing folder"),
+    "missing heads": ({"heads": "/no/such/heads"}, "heads /no/such/heads: expected an existing file or folder"),
+    "missing sam": ({"sam": "/no/such/sam.pth"}, "SAM /no/such/sam.pth: expected an existing file or folder"),
+    "truncated lmm": ({"lmm": "{models}/truncated_lmm"}, "truncated_lmm: cannot be loaded, the file may be damaged"),
+    "truncated heads": ({"heads": "{models}/truncated_heads"}, "cannot be loaded, the file may be damaged"),
+    "truncated sam": ({"sam": "{models}/truncated_sam"}, "cannot be loaded, the file may be damaged"),
+    "wrong head size": ({"heads": "{models}/small_heads"}, "12 attention channels (3 layers, hidden size 32), got heads for 8"),
+    "no such device": ({"device": "abacus"}, "abacus"),
 }
+"""Parameters that no model can be loaded with, and what is said. Those of wrong values are in test_parameters.py."""
+OTHERS = {
+    "no fleet": ({"server": "http://127.0.0.1:9"}, "server http://127.0.0.1:9: expected a fleet of `flmm fleet`, got"),
+    "unknown name": ({"max_imageage": 3}, "unknown parameter max_imageage: did you mean max_image_age?"),
+}
+AS_PROCESSES = {"truncated heads": 1, "no fleet": 1, "unknown name": 2}
+"""What is tried with whole nodes, and their exit status."""
 
 
-@pytest.fixture(scope="module")
-def endings(models):
-    """Every node of FAILURES, two at a time; their exit statuses and outputs."""
-    commands = {}
-    for name, (changed, _, _) in FAILURES.items():
-        changed = {key: str(value).replace("{models}", str(models)) for key, value in changed.items()}
-        arguments = arguments_for(models, **changed)
-        commands[name] = [sys.executable, "-m", "flmm_ros.grounding_node", *arguments, "-r", "__node:=start"]
-    results, names = {}, list(commands)
-    for pair in (names[at : at + 2] for at in range(0, len(names), 2)):
-        started = {
-            name: subprocess.Popen(commands[name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for name in pair
-        }
-        for name, process in started.items():
-            output, _ = process.communicate(timeout=90)
-            results[name] = (process.returncode, output)
-    return results
+def parameters_of(models, name):
+    """The node's parameters, and what it says of them."""
+    changed, message = {**FAILURES, **OTHERS}[name]
+    changed = {key: str(value).replace("{models}", str(models)) for key, value in changed.items()}
+    return {**{part: str(models / part) for part in ("lmm", "heads", "sam")}, **changed}, message
+
+
+@pytest.fixture
+def log_level_of_transformers():
+    """Left as it was."""
+    level = logging.get_verbosity()
+    yield
+    logging.set_verbosity(level)
+    logging.enable_progress_bar()
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_what_is_wrong_at_the_start_is_one_clear_line(endings, name):
-    _, expected_status, message = FAILURES[name]
-    status, output = endings[name]
-    fatal = [line for line in output.splitlines() if "[FATAL]" in line]
-    assert len(fatal) == 1, output
+def test_what_cannot_be_loaded_is_one_line(models, log_level_of_transformers, name):
+    parameters, message = parameters_of(models, name)
+    with pytest.raises(ValueError) as error:
+        load_pipeline(GroundingConfig(**parameters))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", AS_PROCESSES)
+def test_what_is_wrong_at_the_start_ends_the_node_with_one_fatal_line(models, name):
+    parameters, message = parameters_of(models, name)
+    command = [sys.executable, "-m", "flmm_ros.grounding_node", *arguments_for(models, **parameters), "-r", "__node:=start"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=90)
+    fatal = [line for line in done.stdout.splitlines() if "[FATAL]" in line]
+    assert len(fatal) == 1, done.stdout
     assert message in fatal[0]
-    assert status == expected_status
-    assert "Traceback" not in output
+    assert done.returncode == AS_PROCESSES[name]
+    assert "Traceback" not in done.stdout
 
 
 @pytest.fixture(scope="module")
