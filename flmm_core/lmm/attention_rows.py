@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-Merge = Literal["mean", "max"]
 
 
 @dataclass(frozen=True)
@@ -80,13 +77,12 @@ class RecordedAttention:
         scores = scores.masked_fill(hidden, float("-inf"))
         return scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)[..., columns]
 
-    def merged_rows(self, spans: Sequence[tuple[int, int]], columns: Tensor, *, merge: Merge = "mean") -> Tensor:
-        """Attention merged over the tokens of each span, one layer at a time.
+    def mean_rows(self, spans: Sequence[tuple[int, int]], columns: Tensor) -> Tensor:
+        """Attention averaged, in the model's dtype, over the tokens of each span, one layer at a time.
 
         Args:
             spans: half-open token ranges, counted from the first kept token; none may be empty.
             columns: ``[m]`` int64, which positions of the sequence are wanted.
-            merge: ``mean`` or ``max`` over the tokens, computed in the model's dtype.
 
         Returns:
             ``[l, q, n, m]`` float32, of the kept layers.
@@ -105,6 +101,5 @@ class RecordedAttention:
         for layer in range(len(self.layers)):
             rows = self.rows(layer, tokens, columns)
             parts = [rows[:, place[start] : place[end - 1] + 1] for start, end in spans]
-            merged = [part.mean(dim=1) if merge == "mean" else part.amax(dim=1) for part in parts]
-            layers.append(torch.stack(merged, dim=1).float())
+            layers.append(torch.stack([part.mean(dim=1) for part in parts], dim=1).float())
         return torch.stack(layers)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flmm_core.families import ImageLayout
-from flmm_core.lmm.attention_rows import Merge, RecordedAttention
+from flmm_core.lmm.attention_rows import RecordedAttention
 from flmm_core.types import ImageGeometry, KeywordSpan
 
 
@@ -45,18 +45,17 @@ class LmmTrace:
         start = self.image_starts[image]
         return torch.arange(start, start + len(self.layouts[image].ids), device=self.states.device)
 
-    def merged_attention(self, spans: Sequence[tuple[int, int]], *, merge: Merge = "mean", image: int = 0) -> Tensor:
-        """Word-to-image attention, merged over the tokens of each span.
+    def merged_attention(self, spans: Sequence[tuple[int, int]], *, image: int = 0) -> Tensor:
+        """Word-to-image attention, averaged over the tokens of each span (F-LMM, mask head).
 
         Args:
             spans: ``n`` half-open token ranges.
-            merge: how to merge over tokens; the published heads expect ``mean``.
             image: to which of the prompt's images.
 
         Returns:
             ``[n, c, h, w]`` float32, channels in the order that the heads expect.
         """
-        rows = self.attention.merged_rows(spans, self.image_columns(image), merge=merge)
+        rows = self.attention.mean_rows(spans, self.image_columns(image))
         if not spans:  # only the layout knows channels and size: it arranges one empty phrase
             layers, heads, _, columns = rows.shape
             rows = rows.new_zeros(layers, heads, 1, columns)

@@ -69,7 +69,7 @@ def test_a_region_of_the_image_is_the_same_region_of_the_maps(lmm, name, region)
 
 def test_coarse_and_fine_maps_hold_all_attention_to_the_image(lmm):
     trace = lmm.teacher_force(lmm.encode_image(random_image(*SIZES["landscape"])), family_checks.QUESTION, family_checks.ANSWER)
-    rows = trace.attention.merged_rows([(0, 2)], trace.image_columns())
+    rows = trace.attention.mean_rows([(0, 2)], trace.image_columns())
     maps = trace.merged_attention([(0, 2)])
     torch.testing.assert_close(maps.unflatten(1, (2, -1)).sum(dim=(1, 3, 4)).flatten(), rows.sum(dim=-1).flatten())
 
