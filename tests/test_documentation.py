@@ -191,7 +191,7 @@ def test_topics_of_the_diagram():
 
 def test_rooms_in_their_order():
     """The page, the file tree and the imports agree."""
-    from test_imports import file_imports, room_imports
+    from test_structure import file_imports, room_imports
 
     rooms = loaded_script("write_file_tree").ROOMS
     core, _ = tables(section(document(ARCHITECTURE), "Layers"))
@@ -203,9 +203,9 @@ def test_rooms_in_their_order():
     assert not wrong
 
 
-def test_imports_point_down_in_the_drawing():
+def test_structure_point_down_in_the_drawing():
     """Down, or to the right within a row."""
-    from test_imports import file_imports, room_imports
+    from test_structure import file_imports, room_imports
 
     found = re.findall(
         r'<text x="([\d.]+)" y="([\d.]+)"[^>]*font-weight="600"[^>]*>([\w.]+)<', document("docs/images/architecture.svg")

@@ -1,4 +1,4 @@
-"""Imports point one way: no cycle among the files of the project, nor among the folders of each package.
+"""The structure of the code: imports point one way, files and functions are small, and the root of the core stays as it is.
 
 Imports for typing count, and so do those inside functions.
 """
@@ -82,3 +82,25 @@ def test_a_cycle_is_found(tmp_path: Path, typing_only: bool):
     graph = file_imports(tmp_path, ("pkg",))
     assert cycle(graph) == []
     assert set(cycle(room_imports(graph))) == {"pkg.one", "pkg.two"}
+
+
+def sources():
+    """All Python files of the project but its tests."""
+    return [*modules(ROOT).values(), *sorted((ROOT / "scripts").glob("*.py")), *sorted((ROOT / "launch").glob("*.py"))]
+
+
+def test_files_and_functions_are_small():
+    """At most 300 lines a file and 50 a function; the path from image to masks fits on one screen."""
+    long = {path for path in sources() if len(path.read_text(encoding="utf-8").splitlines()) > 300}
+    assert not long
+    assert len((ROOT / "flmm_core" / "pipeline.py").read_text(encoding="utf-8").splitlines()) <= 200
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < 50, f"{path}: {node.name}"
+
+
+def test_the_root_of_the_core_stays_small():
+    """Everything else has a folder that names a station of the method."""
+    loose = {path.name for path in (ROOT / "flmm_core").glob("*.py")}
+    assert loose == {"__init__.py", "config.py", "errors.py", "pipeline.py", "types.py"}
