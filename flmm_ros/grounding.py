@@ -39,7 +39,7 @@ from flmm_ros.spinning import RunnableNode
 from flmm_ros.watch_handler import WatchHandler
 
 _STOPPING = 1.5
-"""Seconds in which the command in work may finish when the node is deactivated."""
+"""Seconds in which the command in progress may finish when the node is deactivated."""
 _POLL = 0.05
 """Seconds between two checks for a signal while a model loads."""
 
@@ -116,7 +116,7 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
         return "" if self._state == NodeStatus.UNCONFIGURED else "can be changed only while the node is unconfigured"
 
     def close(self, timeout: float) -> None:
-        """Refuse the waiting commands, and let the one in work finish; refuse it too after ``timeout`` seconds."""
+        """Refuse the waiting commands, and let the one in progress finish; refuse it too after ``timeout`` seconds."""
         self._server.stop(timeout, "the node is shutting down")
         self._diagnostics.stop()
 
@@ -205,7 +205,7 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
 
     def _clean_up(self) -> None:
         if not self._server.unload(_STOPPING):
-            raise RuntimeError("a command is still in work")
+            raise RuntimeError("a command is still in progress")
         self._health.loaded({})
         self._enter(NodeStatus.UNCONFIGURED)
 

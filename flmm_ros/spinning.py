@@ -25,7 +25,7 @@ _PERIOD = 0.1
 """Seconds between two checks for signals."""
 # launch sends SIGTERM 5 s after SIGINT. A node ends within 3 s, which include _PERIOD and the two times below.
 _GRACE = 1.5
-"""Seconds for a node to finish the command in work."""
+"""Seconds for a node to finish the command in progress."""
 _DRAINING = 0.3
 """Seconds for which it then still refuses commands that arrive."""
 

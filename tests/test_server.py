@@ -117,7 +117,7 @@ class Bench:
         return requests
 
     def hold(self):
-        """A request that stays in work until the gate opens."""
+        """A request that stays in progress until the gate opens."""
         (held,) = self.submit("wait", client="holder")
         assert self.pipeline.entered.wait(10)
         return held

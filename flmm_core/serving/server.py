@@ -83,7 +83,7 @@ class GroundingServer:
         """Accept requests from now on.
 
         Args:
-            capacity: maximum number of waiting requests; those in work do not count.
+            capacity: maximum number of waiting requests; those in progress do not count.
         """
         with self._changed:
             assert self._pipeline is not None, "load first"
@@ -91,7 +91,7 @@ class GroundingServer:
             self._serving = True
 
     def stop(self, timeout: float, reason: str) -> None:
-        """Accept no more requests, refuse the waiting ones, and let those in work finish, or refuse them after ``timeout``.
+        """Accept no more requests, refuse the waiting ones, and let those in progress finish, or refuse them after ``timeout``.
 
         Args:
             timeout: seconds.
@@ -114,10 +114,10 @@ class GroundingServer:
         """Free the pipeline of a server that was stopped.
 
         Args:
-            timeout: seconds to wait for requests in work, or for a load.
+            timeout: seconds to wait for requests in progress, or for a load.
 
         Returns:
-            Whether it was freed; if not, a request is still in work.
+            Whether it was freed; if not, a request is still in progress.
         """
         with self._changed:
             self._ending = True
@@ -132,7 +132,7 @@ class GroundingServer:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is in work."""
+        """Whether a request is in progress."""
         return bool(self._in_work)
 
     @property
@@ -166,7 +166,7 @@ class GroundingServer:
         return None
 
     def cancel(self, request: Request) -> None:
-        """Refuse a request as cancelled, now; if it is in work, its generation ends within one token."""
+        """Refuse a request as cancelled, now; if it is in progress, its generation ends within one token."""
         request.callbacks.cancel()
         with self._changed:
             self._queue.remove(request)
@@ -207,7 +207,7 @@ class GroundingServer:
             self._die(f"cannot serve: {one_line(error)}")
 
     def _next(self) -> list[Request] | WatchWork | None:
-        """Finish the requests in work and take the next ones, in one step: every request is always in one of the two lists."""
+        """Finish the requests in progress and take the next ones, in one step: every request is always in one list."""
         with self._changed:
             self._in_work = []
             self._changed.notify_all()
@@ -236,7 +236,7 @@ class GroundingServer:
 
 
 def _abandon(request: Request, refusal: RefusedError) -> None:
-    """Refuse a request in work; if its answer is being sent at this moment, wait until it has been sent."""
+    """Refuse a request in progress; if its answer is being sent at this moment, wait until it has been sent."""
     request.callbacks.cancel()
     request.refuse(refusal)
     request.replied.wait(_SENDING)

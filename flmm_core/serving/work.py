@@ -1,4 +1,4 @@
-"""Requests in work: fetch the image, run the pipeline, send the reply. Whatever fails becomes a refusal of its request."""
+"""Requests in progress: fetch the image, run the pipeline, send the reply. Whatever fails becomes a refusal of its request."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def answer_requests(pipeline: Pipeline, requests: Sequence[Request], chat_batch:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A request in work, with its image encoded."""
+    """A request in progress, with its image encoded."""
 
     request: Request
     limits: Limits

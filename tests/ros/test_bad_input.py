@@ -222,7 +222,7 @@ def test_200_commands_in_a_burst_get_200_replies(bench):
     refused = [reply for reply in bench.replies if reply.status != GroundedAnswer.STATUS_ANSWERED]
     assert refused and {reply.status for reply in refused} == {GroundedAnswer.STATUS_BUSY}
     assert {reply.reason for reply in refused} == {"busy: 8 commands are waiting already (queue_size)"}
-    assert len(bench.replies) - len(refused) >= 9  # the one in work and those that waited
+    assert len(bench.replies) - len(refused) >= 9  # the one in progress and those that waited
 
 
 @pytest.mark.timing
