@@ -1,10 +1,10 @@
 """Fixtures of several test files, and their order: what takes longest begins first."""
 
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 os.environ["OMP_NUM_THREADS"] = "1"
 """Of test processes and of the nodes that they start: several run side by side."""
@@ -36,7 +36,8 @@ def made_once(tmp_path_factory):
 
     def folder_of(name, write):
         root.mkdir(exist_ok=True)
-        with FileLock(root / f"{name}.lock"):
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not (root / name).exists():
                 write(unfinished := root / f"{name}.unfinished")
                 unfinished.rename(root / name)

@@ -18,7 +18,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chr
 PATIENCE = 30_000
 """Milliseconds."""
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser: expected chromium or google-chrome on this machine")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser: `apt-get install chromium`")
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from encodings_of_images import as_encoding
 
-pytest.importorskip("rclpy", reason="rclpy is not installed")
-pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built")
+pytest.importorskip("rclpy", reason="rclpy is not installed: `make setup`")
+pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built: `make setup`")
 
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header

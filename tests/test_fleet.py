@@ -21,7 +21,7 @@ from flmm_core.requests.callbacks import Callbacks
 from flmm_core.serving.remote import FleetError, RemotePipeline
 from flmm_core.serving.wire import WireCommand, answer_from_json, answer_to_json, image_bytes
 
-ray = pytest.importorskip("ray", reason="Ray is not installed")
+ray = pytest.importorskip("ray", reason="Ray is not installed: `make setup`, or `pip install -r requirements-fleet.txt`")
 ROBOTS, COMMANDS = 50, 2
 
 

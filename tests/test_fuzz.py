@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("rclpy", reason="rclpy is not installed")
-pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built")
+pytest.importorskip("rclpy", reason="rclpy is not installed: `make setup`")
+pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built: `make setup`")
 
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image

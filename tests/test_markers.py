@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("rclpy", reason="rclpy is not installed")
-pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built")
+pytest.importorskip("rclpy", reason="rclpy is not installed: `make setup`")
+pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built: `make setup`")
 
 from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
 from sensor_msgs.msg import RegionOfInterest

@@ -115,8 +115,8 @@ def without(blocked, code):
 )
 def test_a_robot_needs_neither_simulation_nor_training(module):
     if module.startswith("flmm_ros."):
-        pytest.importorskip("rclpy", reason="rclpy is not installed")
-        pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built")
+        pytest.importorskip("rclpy", reason="rclpy is not installed: `make setup`")
+        pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built: `make setup`")
     loaded = f"import {module}\nprint([name for name in {SIMULATION_AND_TRAINING} if sys.modules[name]])"
     assert without(SIMULATION_AND_TRAINING, loaded) == "[]\n"
 
@@ -149,7 +149,7 @@ def test_package_xml_declares_every_import():
 
 
 def test_rosdep_installs_the_simulation_on_request_alone():
-    catkin_pkg = pytest.importorskip("catkin_pkg.package", reason="catkin_pkg is not installed")
+    catkin_pkg = pytest.importorskip("catkin_pkg.package", reason="catkin_pkg is not installed: `make setup`")
     package = catkin_pkg.parse_package(str(ROOT / "package.xml"))
     simulation = {"python3-mujoco-pip", "python3-opengl", "python3-scipy"}
     for asked, expected in (({}, set()), ({"FLMM_SIM": "1"}, simulation)):
@@ -232,8 +232,8 @@ def test_simulation_and_evaluation_know_nothing_of_training():
 
 
 def test_parameter_file_holds_every_parameter_and_its_default():
-    pytest.importorskip("rclpy", reason="rclpy is not installed")
-    yaml = pytest.importorskip("yaml")
+    pytest.importorskip("rclpy", reason="rclpy is not installed: `make setup`")
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: `make setup`")
     from flmm_core.config import tunables
     from flmm_ros.parameters import NODE_TUNABLES
 
@@ -249,7 +249,7 @@ def test_launch_file_is_python(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.py")), ids=lambda path: path.name)
 def test_launch_file_describes_itself(path, monkeypatch):
-    reason = "needs launch_ros, which only a ROS 2 distribution has"
+    reason = "needs launch_ros of a ROS 2 distribution, sourced: `apt-get install ros-jazzy-launch-ros`"
     pytest.importorskip("launch", reason=reason)
     pytest.importorskip("launch_ros", reason=reason)
     packages = importlib.import_module("ament_index_python.packages")

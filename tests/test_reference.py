@@ -9,6 +9,8 @@ from documents import REFERENCE, ROOT, document, loaded_script, names, section, 
 
 from flmm_core.config import tunables
 
+NO_ROS = "rclpy is not installed, or the messages of flmm_ros are not built: `make setup`"
+
 
 @pytest.fixture(scope="module")
 def file_tree():
@@ -80,7 +82,7 @@ def test_inputs_are_known():
 
 
 def test_encodings():
-    conversions = pytest.importorskip("flmm_ros.conversions")
+    conversions = pytest.importorskip("flmm_ros.conversions", reason=NO_ROS)
     sentence = re.search(r"Encodings that `image` may have:(.*?)\.\n", document(REFERENCE), re.S)
     assert tuple(names(sentence[1])) == conversions.SUPPORTED_ENCODINGS
 
@@ -101,7 +103,7 @@ def parameter_row(entry, live):
 
 
 def test_parameters_of_the_grounding_node():
-    parameters = pytest.importorskip("flmm_ros.parameters")
+    parameters = pytest.importorskip("flmm_ros.parameters", reason=NO_ROS)
     entries = (*tunables(), *parameters.NODE_TUNABLES)
     rows = reference("Parameters", "grounding_node")
     assert [row[:5] for row in rows] == [parameter_row(entry, entry.name in parameters.CHANGEABLE) for entry in entries]
@@ -109,14 +111,14 @@ def test_parameters_of_the_grounding_node():
 
 
 def test_parameters_of_the_camera():
-    camera = pytest.importorskip("flmm_ros.camera")
+    camera = pytest.importorskip("flmm_ros.camera", reason=NO_ROS)
     rows = reference("Parameters", "camera_node")
     assert [row[:5] for row in rows] == [parameter_row(entry, entry.name == "seed") for entry in camera.CAMERA_TUNABLES]
 
 
 @pytest.mark.parametrize("node", ["voice", "pick"])
 def test_parameters_of_other_nodes(node):
-    module = pytest.importorskip(f"flmm_ros.{node}")
+    module = pytest.importorskip(f"flmm_ros.{node}", reason=NO_ROS)
     live = {"pick": {"verbs", "max_opening", "standoff"}}.get(node, set())
     entries = getattr(module, f"{node.upper()}_TUNABLES")
     rows = reference("Parameters", f"{node}_node")

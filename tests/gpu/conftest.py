@@ -8,5 +8,5 @@ import torch
 def gpu():
     """The GPU."""
     if not torch.cuda.is_available():
-        pytest.skip("needs a GPU that PyTorch can use")
+        pytest.skip("needs a GPU that PyTorch can use (torch.cuda.is_available())")
     return torch.device("cuda")

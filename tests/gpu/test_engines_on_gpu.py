@@ -21,7 +21,7 @@ THERE = {
 
 def need(backend):
     if not THERE[backend]:
-        pytest.skip(f"needs {backend} with CUDA")
+        pytest.skip(f"needs {backend} with CUDA: `pip install -r requirements-gpu.txt`")
 
 
 @pytest.fixture

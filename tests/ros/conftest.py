@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("rclpy", reason="rclpy is not installed")
-pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built")
+pytest.importorskip("rclpy", reason="rclpy is not installed: `make setup`")
+pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built: `make setup`")
 
 from bench import Bench
 from domains import free_domain

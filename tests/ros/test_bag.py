@@ -1,13 +1,14 @@
 """`flmm bag`: recorded images are grounded under their own stamps, whatever state the file is in."""
 
-import numpy as np
+from pathlib import Path
+
 import pytest
 
-pytest.importorskip("mcap", reason="mcap is not installed (requirements-bag.txt)")
+pytest.importorskip("mcap", reason="mcap is not installed: `make setup`, or `pip install -r requirements-bag.txt`")
 
 from bench import image_of
 from mcap.reader import make_reader
-from rclpy.serialization import deserialize_message, serialize_message
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 
@@ -16,7 +17,6 @@ from flmm_ros.bag.files import BagError, BagWriter, definition_of, metadata, rea
 from flmm_ros.conversions import phrase_from_message
 from flmm_ros.msg import GroundedAnswer
 
-K = [400.0, 0.0, 160.0, 0.0, 400.0, 120.0, 0.0, 0.0, 1.0]
 SECOND = 10**9
 STAMPS = ((5, 0), (6, 500), (-3, 0), (4_000_000, 7), (7, 0))
 """Seconds and nanoseconds of the images: before 1970, and with a clock that jumps."""
@@ -171,5 +171,4 @@ def test_definitions_hold_everything():
     ):
         assert text.count(f"MSG: {name}\n") == 1
     with pytest.raises(BagError):
-        list(read(__import__("pathlib").Path("/no/such.mcap")))
-    assert len(serialize_message(GroundedAnswer())) > 0 and np.isfinite(K).all()
+        list(read(Path("/no/such.mcap")))

@@ -13,7 +13,7 @@ from flmm_ros.client import AskClient
 from flmm_ros.msg import GroundedAnswer
 from flmm_ros.node_processes import NodeProcesses
 
-pytest.importorskip("ray", reason="Ray is not installed")
+pytest.importorskip("ray", reason="Ray is not installed: `make setup`, or `pip install -r requirements-fleet.txt`")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from std_msgs.msg import String
 
-pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed (requirements-voice.txt)")
+pytest.importorskip(
+    "pocketsphinx", reason="pocketsphinx is not installed: `make setup`, or `pip install -r requirements-voice.txt`"
+)
 
 from flmm_ros import qos
 from flmm_ros.client import AskClient
