@@ -88,6 +88,8 @@ def test_sizes_must_fit():
 
 
 def test_the_quaternion_of_a_box():
-    geometry = pytest.importorskip("flmm_ros.conversions.geometry", reason="the messages of flmm_ros are not built: `make setup`")
+    geometry = pytest.importorskip(
+        "flmm_ros.conversions.geometry", reason="the messages of flmm_ros are not built: `make setup`"
+    )
     for axes in Rotation.random(50, random_state=0).as_matrix():
         assert np.abs(Rotation.from_quat(geometry._quaternion(axes)).as_matrix() - axes).max() < 1e-9
