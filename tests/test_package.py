@@ -276,6 +276,15 @@ def test_wrong_arguments_end_with_status_2(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("module", ["flmm_ros.grounding", "flmm_ros.client", "flmm_ros.pick", "flmm_ros.voice"])
+def test_a_node_is_there_before_what_its_model_needs_is_imported(module):
+    pytest.importorskip("rclpy", reason="rclpy is not installed: `make setup`")
+    pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built: `make setup`")
+    loaded = f"import sys, {module}\nprint([name for name in ('transformers', 'torchvision') if name in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize("command", [None, *declare(argparse.ArgumentParser().add_subparsers())])
 def test_help_answers_at_once(command):
     """Without anything that takes long to import."""

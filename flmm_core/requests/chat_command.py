@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flmm_core.lmm.tokens import Exchange
 from flmm_core.requests.callbacks import Callbacks
+
+if TYPE_CHECKING:  # a node reads commands before transformers is imported, which takes seconds
+    from flmm_core.lmm.tokens import Exchange
 
 
 @dataclass(frozen=True)
