@@ -16,20 +16,20 @@ help:  ## show this list
 setup:  ## install everything into .venv (idempotent)
 	@$(PYTHON) scripts/setup_env.py
 
-demo: setup  ## ask a simulated robot camera at least eight things; images go to demo_output/
+demo: setup  ## send commands of every kind about images of a simulated camera; images go to demo_output/
 	@$(BIN)/flmm demo
 
-run: setup  ## leave the simulated camera and the grounding node running, for `flmm ask "..."`
+run: setup  ## leave the simulated camera, the grounding node and the picking example running, for `flmm ask "..."`
 	@$(BIN)/flmm run
 
 test: setup  ## run the tests, four at a time (many wait for nodes); then those about time, with nothing beside them
 	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not timing and not soak" --durations=25
 	@$(BIN)/python -m pytest -m "timing and not soak" --durations=25
 
-soak-test: setup  ## a short stress of the nodes, and their memory over twenty cycles (about a minute)
+soak-test: setup  ## a short stress test, and the memory of the nodes over twenty cycles (about a minute)
 	@$(BIN)/python -m pytest -m soak --durations=25
 
-bench: setup  ## measure what grounding costs on top of talking; figures go to docs/benchmarks/ (about 15 minutes)
+bench: setup  ## measure what grounding costs on top of plain text generation; figures go to docs/benchmarks/ (about 15 minutes)
 	@$(BIN)/flmm bench
 
 soak: setup  ## stress the node over real ROS processes for MINUTES (10); figures go to docs/reliability.json

@@ -98,7 +98,7 @@ def _read_lines(pipeline: GroundingPipeline, image: np.ndarray, remember: int, o
         if not (words := line.strip()):
             continue
         if words == "/objects":
-            objects = [f"  [{label}] {printable(phrase.text)}" for label, phrase in conversation.things.items()]
+            objects = [f"  [{label}] {printable(phrase.text)}" for label, phrase in conversation.objects.items()]
             print("\n".join(objects) or "  none yet", flush=True)
             continue
         if words.startswith("/") and not words.startswith(("/refer ", "/look ")):

@@ -1,4 +1,4 @@
-"""`flmm run`: runs the simulated camera and the grounding node until Ctrl-C."""
+"""`flmm run`: runs the simulated camera, the grounding node and the picking example until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the command."""
     parser = subparsers.add_parser(
         "run",
-        help="run the simulated camera and the grounding node until Ctrl-C",
+        help="run the simulated camera, the grounding node and the picking example until Ctrl-C",
         description='Runs until Ctrl-C. Send commands from another terminal: flmm ask "what is on the table?"',
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the scene that the camera shows (default: %(default)s)")

@@ -78,7 +78,7 @@ def attention(report: Report) -> list[str]:
         f"Measured by `{report['command']}` on {report['names']:,} names in {report['images']} images;"
         f" the best {len(rows) - 1} of {len(report['heads'])} heads.",
         "",
-        *_table(("Head", "Peak on the thing", "95 % interval", "Share of its attention on the thing"), rows),
+        *_table(("Head", "Peak on the object", "95 % interval", "Share of its attention on the object"), rows),
         "",
         f"![Attention maps of the heads that point best, beside the masks that come of them]({ATTENTION_IMAGE})",
     ]
@@ -127,7 +127,7 @@ def pairing(report: Report) -> list[str]:
         "image read without depth, ms",
         "with depth, ms",
         "ratio",
-        "a thing located, ms",
+        "an object located, ms",
     )
     return [f"Medians, measured by `{report['command']}` side by side in one process.", "", *_table(header, rows)]
 

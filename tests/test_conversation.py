@@ -130,7 +130,7 @@ def test_things_keep_their_labels(pipeline, image):
     assert talk.labelled(answer_of(("mug", 0, 8), ("lemon", 10, 14), ("cow",))).labels == (1, 2, 0)
     assert talk.labelled(answer_of(("yellow thing", 10, 15), ("box", 16, 20), ("half", 0, 3))).labels == (2, 3, 4)
     assert talk.named("what is left of [2] and [1]?") == "what is left of yellow thing and mug?"
-    assert {label: thing.text for label, thing in talk.things.items()} == {1: "mug", 2: "yellow thing", 3: "box", 4: "half"}
+    assert {label: thing.text for label, thing in talk.objects.items()} == {1: "mug", 2: "yellow thing", 3: "box", 4: "half"}
 
 
 def test_a_label_stands_for_the_words_of_its_thing(pipeline, image, monkeypatch):

@@ -101,6 +101,6 @@ def test_files_and_functions_are_small():
 
 
 def test_the_root_of_the_core_stays_small():
-    """Everything else has a folder that names a station of the method."""
+    """Everything else has a folder that names a stage of the method or what it serves."""
     loose = {path.name for path in (ROOT / "flmm_core").glob("*.py")}
     assert loose == {"__init__.py", "config.py", "errors.py", "pipeline.py", "types.py"}

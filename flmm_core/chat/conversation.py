@@ -49,7 +49,7 @@ class Conversation:
         self._image = image
         self._remember = remember if pipeline.lmm.family.turn_end is not None else 0
         self._said: list[Exchange] = []
-        self.things: dict[int, GroundedPhrase] = {}
+        self.objects: dict[int, GroundedPhrase] = {}
         """Objects by label, each with its latest phrase."""
 
     def ask(self, text: str, *, callbacks: Callbacks | None = None) -> LabelledAnswer:
@@ -94,10 +94,10 @@ class Conversation:
         """
 
         def words(match: re.Match[str]) -> str:
-            if (thing := self.things.get(int(match[1]))) is None:
-                known = ", ".join(map(str, self.things)) or "none yet"
+            if (found := self.objects.get(int(match[1]))) is None:
+                known = ", ".join(map(str, self.objects)) or "none yet"
                 raise CommandError(f"label: expected one of those given ({known}), got {match[1]}")
-            return thing.text
+            return found.text
 
         return _LABEL.sub(words, text)
 
@@ -108,9 +108,9 @@ class Conversation:
             if not phrase.mask.any():
                 labels.append(0)
                 continue
-            alike = {label: Overlap.of(phrase.mask, thing.mask).iou for label, thing in self.things.items()}
+            alike = {label: Overlap.of(phrase.mask, thing.mask).iou for label, thing in self.objects.items()}
             best = max(alike, key=lambda label: alike[label], default=0)
-            label = best if alike.get(best, 0.0) >= SAME_OBJECT else len(self.things) + 1
-            self.things[label] = phrase
+            label = best if alike.get(best, 0.0) >= SAME_OBJECT else len(self.objects) + 1
+            self.objects[label] = phrase
             labels.append(label)
         return LabelledAnswer(answer, tuple(labels))

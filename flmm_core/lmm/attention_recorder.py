@@ -1,10 +1,10 @@
 """Records what word-to-image attention needs while scaled-dot-product attention (SDPA) runs.
 
-The recorder is an attention function registered with transformers under its own name. It delegates to transformers' SDPA,
-so the model's output is bitwise the same, and saves the queries (after rotary embedding) of the tokens from a given position
-on and a reference to the keys, which the key/value cache holds anyway. Attention is recomputed from them afterwards, layer by
-layer, for the wanted tokens only: no attention matrix of the whole sequence ever exists, and nothing is added to the decoding
-loop.
+The recorder is an attention function registered with transformers under its own name. It delegates to transformers' SDPA, so
+the model's output is bitwise the same; soft-capped scores, which SDPA lacks, go to the model's own eager attention. It saves
+the queries (after rotary embedding) of the tokens from a given position on, and a reference to the keys, which the key/value
+cache holds anyway. Attention is recomputed from them afterwards, layer by layer, for the wanted tokens only: no attention
+matrix of the whole sequence ever exists, and nothing is added to the decoding loop.
 
 The rows are exactly those of the model: masks (windows, padding) are saved with the queries, soft caps are applied, unused
 positions of static caches are cut off, and a layer whose cache has dropped positions is refused.
