@@ -31,6 +31,8 @@ from flmm_fleet.settings import FleetSettings
 APPLICATION = "flmm"
 _KEEP_ALIVE = 0.5
 """Seconds without an event after which a replica sends an empty line: it is still working."""
+_PROXY_START = "60"
+"""Seconds for Ray Serve's HTTP proxy to start: by default 5, which a busy machine exceeds while it imports Ray."""
 _SHUTDOWN = 5.0
 """Seconds for the running command to finish when a replica is stopped."""
 
@@ -47,6 +49,7 @@ def start_fleet(config: GroundingConfig, settings: FleetSettings) -> str:
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", _PROXY_START)
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     serve.start(http_options={"host": settings.host, "port": settings.port})
     size: dict[str, Any] = {"num_replicas": settings.replicas}

@@ -63,6 +63,7 @@ def test_random_models_have_the_shape_that_they_say(shipped, anyres):
         assert (mask & phrase.mask).sum() >= 0.99 * (mask | phrase.mask).sum()
 
 
+@pytest.mark.timing
 def test_rows_of_the_shipped_model(shipped):
     images = random_images(120, 160, 2)
     rows = [
