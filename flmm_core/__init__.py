@@ -49,6 +49,11 @@ _MODULES = {
 }
 
 
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name from its module."""
     if name not in _MODULES:

@@ -140,6 +140,7 @@ class GroundingPipeline:
             ranges: characters ``[start, end)`` of the answer that get masks, all of them; the masks come in the same order.
             callbacks: follow the command, and may cancel it.
         """
+        self.lmm.words.check_command(text)
         check_ranges(answer, ranges)
         with self.images.guard(image):
             run = self._encoded(image, callbacks)

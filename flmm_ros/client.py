@@ -55,7 +55,7 @@ class AskClient:
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self._name = f"flmm_ask_{uuid.uuid4().hex}"
-        self._goals: Any = ActionClient(self.node, Ground, f"{node}/ground")
+        self._goals: Any = ActionClient(self.node, Ground, f"{node}/ground", **qos.action_services())
         self.status: NodeStatus | None = None
         """The last status of the node; None before the first one."""
         self.node.create_subscription(NodeStatus, f"{node}/status", self._on_status, qos.latched())
@@ -160,7 +160,7 @@ class AskClient:
     ) -> GroundedAnswer:
         """Send a command, or with ``refer`` a phrase, and return its reply, which may be a refusal.
 
-        If this method raises, for instance at Ctrl-C, a command that the node has accepted is cancelled.
+        If this method raises, for instance at Ctrl-C, the command is cancelled.
 
         Args:
             text: the command or phrase.
@@ -191,13 +191,17 @@ class AskClient:
         return reply
 
     def _cancel(self, sent: Future) -> None:
-        """Cancel a goal, if the node has accepted it."""
-        if sent.done():
-            handle: Any = sent.result()
-            cancelled = handle.cancel_goal_async()
-            deadline = time.monotonic() + _CANCELLING
-            while not cancelled.done() and time.monotonic() < deadline:
+        """Cancel a goal, once the node has accepted it; gives up after a moment."""
+        deadline = time.monotonic() + _CANCELLING
+
+        def done(future: Future) -> bool:
+            while not future.done() and time.monotonic() < deadline:
                 self._executor.spin_once(timeout_sec=_CANCELLING)
+            return future.done()
+
+        if done(sent):
+            handle: Any = sent.result()
+            done(handle.cancel_goal_async())
 
     def wait_until(
         self,

@@ -14,6 +14,7 @@ from rclpy.action.server import ServerGoalHandle
 from rclpy.node import Node
 
 from flmm_core.requests.callbacks import Callbacks, Stage
+from flmm_ros import qos
 from flmm_ros.action import Ground
 from flmm_ros.msg import GroundedAnswer
 
@@ -92,6 +93,7 @@ class GoalServer:
             execute_callback=lambda handle: Ground.Result(),  # each goal is ended with a callback of its own
             handle_accepted_callback=self._on_accepted,
             cancel_callback=self._on_cancel,
+            **qos.action_services(),
         )
 
     def destroy(self) -> None:

@@ -24,7 +24,7 @@ from std_msgs.msg import String
 from flmm_core.common.plain_text import one_line
 from flmm_core.config import GroundingConfig
 from flmm_core.serving.health import Health
-from flmm_core.serving.pipeline import Pipeline
+from flmm_core.serving.interface import Pipeline
 from flmm_core.serving.requests import Mode
 from flmm_core.serving.server import GroundingServer
 from flmm_ros import parameters, qos

@@ -11,7 +11,7 @@ from flmm_ros.signals import leave_on_signals
 
 if TYPE_CHECKING:
     from flmm_core.config import GroundingConfig
-    from flmm_core.serving.pipeline import Pipeline
+    from flmm_core.serving.interface import Pipeline
 
 
 def main(args: Sequence[str] | None = None, *, load: Callable[[GroundingConfig], Pipeline] | None = None) -> int:

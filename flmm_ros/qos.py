@@ -49,6 +49,11 @@ def commands() -> QoSProfile:
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=COMMAND_DEPTH, reliability=QoSReliabilityPolicy.RELIABLE)
 
 
+def action_services() -> dict[str, Any]:
+    """Services of the action, with the queue of commands: with rclpy's own, of 10, goals of a burst would get no reply."""
+    return {f"{name}_service_qos_profile": commands() for name in ("goal", "result", "cancel")}
+
+
 def images() -> QoSProfile:
     """Result images (label map, overlay): reliable, with a short queue, because each may take megabytes."""
     return QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=5, reliability=QoSReliabilityPolicy.RELIABLE)

@@ -279,3 +279,10 @@ def test_broken_lmms(tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     with pytest.raises(LoadError, match=r"LMM family: expected one of .*\bllava\b.*, got 'gpt2'"):
         lmm_shape(folder)
+
+
+def test_a_model_whose_package_is_not_installed_is_not_known(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "PACKAGES", {"some-model": "no_such_package"})
+    assert sources.located("lmm", tmp_path) == str(tmp_path)
+    with pytest.raises(LoadError, match=r"or a registered model \(known: none\), got 'some-model'"):
+        sources.located("lmm", "some-model")

@@ -84,5 +84,5 @@ def test_rows_from_a_position_on_in_several_passes():
 
 def test_what_cannot_be_mixed_is_refused(folder):
     lmm = FrozenLmm.from_pretrained(folder)
-    with pytest.raises(ValueError, match=r"layer layer_weights: expected \[k, 3\], got \[2, 4\]"):
+    with pytest.raises(ValueError, match=r"layer weights: expected \[k, 3\], got \[2, 4\]"):
         lmm.teacher_force(lmm.encode_image(random_image()), QUESTION, ANSWER, layer_weights=torch.ones(2, 4))

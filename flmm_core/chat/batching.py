@@ -30,7 +30,7 @@ def chat_batch(pipeline: GroundingPipeline, commands: Sequence[ChatCommand]) -> 
         The outcome of each command, in their order and as soon as it is known: an answer, or what ``chat`` raises.
     """
     begun = [_outcome(partial(_begin, pipeline, command)) for command in commands]
-    begun = [_outcome(partial(_begin_lmm, chat)) if isinstance(chat, RunningChat) else chat for chat in begun]
+    begun = [_outcome(partial(_begin_lmm, pipeline, chat)) if isinstance(chat, RunningChat) else chat for chat in begun]
     chats = [chat for chat in begun if isinstance(chat, RunningChat)]
     traces = _generate(pipeline, chats)
     if len(chats) > 1 and isinstance(traces[0], MemoryFullError):
@@ -55,9 +55,10 @@ def _begin(pipeline: GroundingPipeline, command: ChatCommand) -> RunningChat:
     return chat
 
 
-def _begin_lmm(chat: RunningChat) -> RunningChat:
+def _begin_lmm(pipeline: GroundingPipeline, chat: RunningChat) -> RunningChat:
     """Begin the stage that all share, once the images of all are encoded."""
-    chat.run.begin("lmm")
+    with pipeline.images.guard(chat.command.image):
+        chat.run.begin("lmm")
     return chat
 
 

@@ -107,7 +107,7 @@ def mixing(model: PreTrainedModel, *, start: int, seen: int, layer_weights: Tens
     decoder: Any = model.get_decoder()
     parts: list[nn.Module] = [*decoder.layers[:-1], decoder.norm]
     if layer_weights.ndim != 2 or layer_weights.shape[1] != len(parts):
-        raise ValueError(f"layer layer_weights: expected [k, {len(parts)}], got {list(layer_weights.shape)}")
+        raise ValueError(f"layer weights: expected [k, {len(parts)}], got {list(layer_weights.shape)}")
     mixer = StateMixer(start=start, seen=seen, layer_weights=layer_weights)
     hooks = [part.register_forward_hook(partial(_add, mixer, layer)) for layer, part in enumerate(parts)]
     try:

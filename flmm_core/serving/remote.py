@@ -47,7 +47,7 @@ class RemoteImage:
 
 
 class RemotePipeline:
-    """A :class:`~flmm_core.serving.pipeline.Pipeline` that runs in a fleet.
+    """A :class:`~flmm_core.serving.interface.Pipeline` that runs in a fleet.
 
     Args:
         server: address of the fleet, for instance ``http://fleet.local:8000``.

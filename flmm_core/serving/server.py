@@ -14,7 +14,7 @@ import numpy as np
 
 from flmm_core.common.plain_text import one_line
 from flmm_core.common.process_memory import release_memory
-from flmm_core.serving.pipeline import ChatBatch, Pipeline
+from flmm_core.serving.interface import ChatBatch, Pipeline
 from flmm_core.serving.queue import FairQueue
 from flmm_core.serving.requests import Mode, RefusedError, Request, Status, cancelled
 from flmm_core.serving.watch import WatchRequest, WatchWork

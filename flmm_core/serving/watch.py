@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flmm_core.requests.callbacks import Callbacks
-from flmm_core.serving.pipeline import Pipeline
+from flmm_core.serving.interface import Pipeline
 from flmm_core.serving.requests import CameraImage, RefusedError, Reply, Status, refusing
 from flmm_core.spatial.tracking import MaskTracker
 

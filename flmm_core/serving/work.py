@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flmm_core.requests.chat_command import ChatCommand
-from flmm_core.serving.pipeline import ChatBatch, Pipeline
+from flmm_core.serving.interface import ChatBatch, Pipeline
 from flmm_core.serving.requests import CameraImage, Limits, Mode, RefusedError, Reply, Request, Status, refusing
 from flmm_core.types import GroundedAnswer
 

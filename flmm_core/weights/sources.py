@@ -6,6 +6,7 @@ This file is independent of the contents.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -32,9 +33,10 @@ _FOLDER_FILES = ["config.json", "*.safetensors"]
 def registered_models() -> dict[str, Path]:
     """Folders of the models that have a name; their formats are known from here on.
 
-    A name stands for the model's parts wherever one is asked for; a folder of the same name is reached as ``./name``.
+    A name stands for the model's parts wherever one is asked for; a folder of the same name is reached as ``./name``. A model
+    whose package is not installed is not known.
     """
-    packages = {name: import_module(package) for name, package in PACKAGES.items()}
+    packages = {name: import_module(package) for name, package in PACKAGES.items() if find_spec(package)}
     for package in packages.values():
         package.register_formats()
     return {name: package.MODEL for name, package in packages.items()}

@@ -11,7 +11,7 @@ from rclpy.serialization import deserialize_message
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 
-from flmm_core.serving.pipeline import Pipeline
+from flmm_core.serving.interface import Pipeline
 from flmm_core.serving.requests import CameraImage, Mode, RefusedError, Reply, Status, refusing
 from flmm_ros import conversions
 from flmm_ros.bag.files import BagError, BagWriter, Recorded, read

@@ -9,8 +9,9 @@ from bench import IMAGE, image_of
 from rclpy.action import ActionClient
 from sensor_msgs.msg import Image
 
+from flmm_ros import qos
 from flmm_ros.action import Ground
-from flmm_ros.client import NoReplyError
+from flmm_ros.client import AskClient, NoReplyError
 from flmm_ros.msg import GroundedAnswer
 
 CHAT, REFER = GroundedAnswer.MODE_CHAT, GroundedAnswer.MODE_REFER
@@ -123,6 +124,33 @@ def test_refusals_abort(bench, client):
         status, reply = client.run(text)
         assert (status, reply.status) == (GoalStatus.STATUS_ABORTED, expected), text
         assert reply.reason
+
+
+def test_each_goal_of_a_burst_gets_its_reply(bench, client):
+    """More than rclpy queues for a service by default: those that find no room in the node's queue are told so."""
+    bench.show()
+    burst = ActionClient(bench.client.node, Ground, f"{bench.name}/ground", **qos.action_services())
+    bench.until(burst.server_is_ready)
+    sent = [burst.send_goal_async(Ground.Goal(text="hello")) for _ in range(40)]
+    bench.until(lambda: all(one.done() for one in sent), 20.0)
+    results = [one.result().get_result_async() for one in sent]
+    bench.until(lambda: all(one.done() for one in results), 20.0)
+    statuses = [one.result().result.reply.status for one in results]
+    assert set(statuses) == {GroundedAnswer.STATUS_ANSWERED, GroundedAnswer.STATUS_BUSY}
+    burst.destroy()
+
+
+def test_a_command_that_is_given_up_at_once_is_cancelled(bench):
+    def give_up():
+        raise KeyboardInterrupt
+
+    bench.show()
+    with AskClient(bench.name) as client:
+        client.wait_for_node(20.0)
+        with pytest.raises(KeyboardInterrupt):
+            client.ask("write 400", meanwhile=give_up)
+    began = time.monotonic()
+    assert bench.ask("hello").status == GroundedAnswer.STATUS_ANSWERED and time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("mode", [GroundedAnswer.MODE_WATCH, 9])
