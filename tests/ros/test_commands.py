@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from bench import image_of
-from std_msgs.msg import String
+from rclpy.action import ActionClient
 from test_start import models  # noqa: F401
 
 from flmm_core.data.samples import MISTAKE, REFER_ABSENT, Span, Turn
@@ -26,6 +26,7 @@ from flmm_demo.report import lead_answers
 from flmm_demo.run import Demo
 from flmm_demo.truth import CheckedPhrase, Outcome, compare
 from flmm_ros import camera_images
+from flmm_ros.action import Ground
 from flmm_ros.client import AskClient, NoReplyError
 from flmm_ros.msg import GroundedAnswer as Reply
 from flmm_sim.language import TURNS
@@ -72,7 +73,12 @@ def test_clients_that_ask_the_same_words_get_their_own_replies(waiting):
         clients = [stack.enter_context(AskClient("/shared/grounding")) for _ in range(3)]
         for client in clients:
             client.wait_for_node(60.0)
-        waiting.commands.publish(String(data="sleep 2"))
+        running = []
+        first = ActionClient(waiting.client.node, Ground, "/shared/grounding/ground")
+        stack.callback(first.destroy)
+        waiting.until(first.server_is_ready)
+        first.send_goal_async(Ground.Goal(text="sleep 4"), feedback_callback=running.append)
+        waiting.until(lambda: running)  # the clients' commands wait for it
         threads = [threading.Thread(target=ask, args=(client, name)) for name, client in enumerate(clients)]
         for thread in threads:
             thread.start()
