@@ -1,7 +1,10 @@
 """Fixtures of several test files, and their order: what takes longest begins first."""
 
+import contextlib
 import fcntl
 import os
+import random
+import socket
 from pathlib import Path
 
 import pytest
@@ -75,6 +78,20 @@ def samples(data):
     from flmm_core.data.tabletop import read_dataset
 
     return list(read_dataset(data))
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """Finds a port for a server that binds it later: below those that the system gives to connections meanwhile."""
+
+    def found():
+        while True:
+            port = random.SystemRandom().randint(15_000, 30_000)
+            with contextlib.suppress(OSError), socket.socket() as free:
+                free.bind(("127.0.0.1", port))
+                return port
+
+    return found
 
 
 @pytest.fixture(scope="session")

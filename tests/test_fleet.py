@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import time
 
@@ -37,14 +36,11 @@ def local(config):
 
 
 @pytest.fixture(scope="module")
-def address(config):
+def address(config, free_port):
     from flmm_fleet.deployment import start_fleet, stop_fleet
     from flmm_fleet.settings import FleetSettings
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    yield start_fleet(config, FleetSettings(replicas=2, waiting=8, port=port))
+    yield start_fleet(config, FleetSettings(replicas=2, waiting=8, port=free_port()))
     stop_fleet()
 
 

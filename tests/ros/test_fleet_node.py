@@ -1,7 +1,6 @@
 """A node that has a fleet in place of a model of its own, beside one that has a model."""
 
 import re
-import socket
 import time
 
 import numpy as np
@@ -17,12 +16,10 @@ pytest.importorskip("ray", reason="Ray is not installed: `make setup`, or `pip i
 
 
 @pytest.fixture(scope="module")
-def running(tiny_model, log_dir):
+def running(tiny_model, log_dir, free_port):
     """Processes, the model's options, and the address of a fleet of it."""
     every_word = {"selector_threshold": "0.0", "presence_threshold": "0.0"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = [word for name, value in {**tiny_model, **every_word}.items() for word in (f"--{name.replace('_', '-')}", value)]
     with NodeProcesses(log_dir) as processes:
         fleet = processes.start("fleet", "flmm_cli", ["fleet", "--port", str(port), "--device", "cpu", *options])

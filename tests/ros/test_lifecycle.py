@@ -195,6 +195,7 @@ def test_ctrl_c_while_the_model_loads(processes, log_dir):
     assert (log_dir / "loads.log").read_text().count("\n") == 2
 
 
+@pytest.mark.soak
 def test_the_model_of_the_shipped_size_is_freed(processes):
     """With the real model: what cleanup gives back is most of what configure took."""
     arguments = ["--ros-args", "-r", "__ns:=/freed", "-p", "autostart:=false"]
