@@ -136,7 +136,7 @@ def test_each_goal_of_a_burst_gets_its_reply(bench, client):
     results = [one.result().get_result_async() for one in sent]
     bench.until(lambda: all(one.done() for one in results), 20.0)
     statuses = [one.result().result.reply.status for one in results]
-    assert set(statuses) == {GroundedAnswer.STATUS_ANSWERED, GroundedAnswer.STATUS_BUSY}
+    assert len(statuses) == 40 and set(statuses) <= {GroundedAnswer.STATUS_ANSWERED, GroundedAnswer.STATUS_BUSY}
     burst.destroy()
 
 
