@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
 from collections.abc import Iterator
@@ -70,6 +71,19 @@ def open_safetensors(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise LoadError(f"{path}: expected a whole file of safetensors, got a damaged one ({error})") from error
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Entries of a safetensors file, and the byte from which their offsets count.
+
+    Raises:
+        LoadError: the file is damaged.
+    """
+    with open_safetensors(path), path.open("rb") as file:  # safetensors checks the header and the file's length
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length
 
 
 def _can_be_mapped(path: Path) -> bool:
