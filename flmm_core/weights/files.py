@@ -49,10 +49,8 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
         LoadError: the file holds something else.
     """
     if path.suffix == ".safetensors":
-        with open_safetensors(path) as file:
-            names = file.keys()
-            parts = {name: file.get_slice(name) for name in names}
-            return {name: StoredTensor.of_safetensors(part.get_dtype(), part.get_shape()) for name, part in parts.items()}
+        header, _ = safetensors_header(path)
+        return {name: StoredTensor.of_safetensors(entry["dtype"], entry["shape"]) for name, entry in header.items()}
     return {
         name: StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes)
         for name, tensor in pickled_tensors(path).items()
@@ -61,7 +59,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
 
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[Any]:
-    """A ``safe_open`` of safetensors on the CPU, which maps the file: only the pages that are accessed are read.
+    """A ``safe_open`` of safetensors on the CPU, which checks the header and maps the file.
 
     Raises:
         LoadError: the file is damaged.
