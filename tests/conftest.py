@@ -133,3 +133,21 @@ def folder(made_once):
     from flmm_core.engines.export import export_networks
 
     return made_once("engines", lambda out: export_networks(tiny_heads().eval(), out))
+
+
+@pytest.fixture
+def kept_models(folder, monkeypatch):
+    """The exporter takes the ONNX models of :func:`folder` for networks of the same weights: each costs 5 to 10 s of CPU."""
+    import onnx
+
+    from flmm_core.engines import export
+    from flmm_core.engines.networks import weights_hash
+
+    kept, made = export.read_manifest(folder)["networks"], export._onnx_model
+
+    def model_of(module, network, sizes):
+        if weights_hash(module) == kept[network]["weights"]:
+            return onnx.load(folder / f"{network}.onnx")
+        return made(module, network, sizes)
+
+    monkeypatch.setattr(export, "_onnx_model", model_of)

@@ -12,7 +12,7 @@ from flmm_bench.findings import Findings
 from flmm_bench.measuring import Spread, interleaved
 from flmm_bench.report import chart, rates_of, table, write
 from flmm_bench.rows import ONNX, Row, capture_rows, command_rows, engine_rows, exported, mask_rows, refer_rows
-from flmm_bench.subjects import SPANS, random_images, random_lmm, random_pipeline, shipped_pipeline
+from flmm_bench.subjects import SPANS, loaded_pipeline, random_images, random_lmm, random_pipeline, shipped_pipeline
 from flmm_core.lmm.attention_recorder import ATTENTION_NAME
 
 
@@ -91,15 +91,14 @@ def test_the_naive_path_runs_its_heads_in_pytorch(shipped):
         shipped.heads.mask_head.engine = None
 
 
-def test_onnx_heads_are_measured_and_compared(shipped):
+def test_onnx_heads_are_measured_and_compared(tiny_model, kept_models):
+    tiny = loaded_pipeline(**tiny_model)
     images = random_images(120, 160, 1)
-    with exported(shipped.heads, ONNX) as engine:
+    with exported(tiny.heads, ONNX) as engine:
         rows = [
-            *engine_rows("tiny", shipped.heads, engine, ONNX, rounds=2),
-            *mask_rows("tiny", shipped, images, [(ONNX, engine)]),
+            *engine_rows("tiny", tiny.heads, engine, ONNX, rounds=2),
+            *mask_rows("tiny", tiny, images, [(ONNX, engine)]),
         ]
-    shipped.heads.mask_head.engine = shipped.heads.sam.encoder_engine = shipped.heads.sam.decoder_engine = None
-    shipped.images.forget()
     assert [row.what.rsplit(": ")[-1] for row in rows[:4]] == ["all", "unet", "sam_encoder", "sam_decoder"]
     assert [row.met for row in rows[4:]] == [True, True]
 

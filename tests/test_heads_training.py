@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_dataset import write_tiny_dataset
-from tiny_models import SAM_CONFIG, tiny_heads, tiny_sam
+from tiny_models import tiny_heads, tiny_sam
 from torch.nn import functional as F
 
 from flmm_cli.main import main
@@ -30,7 +31,6 @@ from flmm_core.training.heads_stage import HeadsStage, figures_of
 from flmm_core.training.loop import accelerator_on
 from flmm_core.training.settings import HeadsSettings
 from flmm_core.training.traces import choose_turns, read_turns
-from flmm_tabletop.sam_tiny import save_tiny_sam
 
 CPU = torch.device("cpu")
 
@@ -56,10 +56,8 @@ def model(lmm):
 
 
 @pytest.fixture(scope="module")
-def sam(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sam")
-    save_tiny_sam(tiny_sam(), SAM_CONFIG, folder)
-    return folder
+def sam(tiny_model):
+    return Path(tiny_model["sam"])
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +393,7 @@ def test_attention_heads_are_chosen_by_where_they_look(examples):
         best_channels(reader, count + 1)
 
 
-def test_heads_of_few_attention_heads_are_trained_saved_and_used(data, lmm, sam, tmp_path, monkeypatch):
+def test_heads_of_few_attention_heads_are_trained_saved_and_used(data, lmm, sam, kept_models, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     options = {"epochs": 0.2, "base_channels": 4, "turns": 2, "refined": 1, "attention_heads": 3, "sink_quantile": 0.9}
     settings = HeadsSettings((str(data),), (str(data),), str(lmm), str(sam), val_samples=1, **options)

@@ -72,10 +72,10 @@ def test_plans_belong_to_gpu_version_shapes_and_weights(heads, folder, built, mo
         options["limits"] = ShapeLimits(side=128)
     else:
         heads = tiny_heads(seed=9).eval()
-        export_networks(heads, tmp_path / "other")
-        folder = tmp_path / "other"
+        export_networks(heads, tmp_path / "other", what=("unet",))
+        folder, options = tmp_path / "other", {"networks": ("unet",)}
     TensorrtEngine(folder, heads, device=CPU, **options)
-    expected = {"limits": ["unet"], "weights": ["unet", "sam_decoder"]}.get(change, list(NAMES))
+    expected = {"limits": ["unet"], "weights": ["unet"]}.get(change, list(NAMES))
     assert [name for name in built[3:] if name in expected] == expected
 
 
@@ -147,7 +147,7 @@ def test_without_tensorrt_or_a_gpu(heads, folder, monkeypatch):
         TensorrtEngine(folder, heads, device=CPU)
 
 
-def test_the_command_that_builds(tiny_model, tmp_path, built, monkeypatch, capsys):
+def test_the_command_that_builds(tiny_model, kept_models, tmp_path, built, monkeypatch, capsys):
     options = [part for name, value in tiny_model.items() for part in (f"--{name}", value)]
     out = tmp_path / "out"
     assert main(["export", *options, "--out", str(out), "--build-engines"]) == 2

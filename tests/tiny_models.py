@@ -98,12 +98,15 @@ def tiny_heads(*, layers=3, heads=4, hidden=32, selector=True, presence=True, se
     heads_module = GroundingHeads(config=config, sam=SamRefiner(sam=tiny_sam(seed)))
     with torch.no_grad():
         heads_module.text_layer_weights.normal_()
+        for value in heads_module.state_dict().values():  # as files keep them, so that what is loaded is the same
+            value.copy_(value.half())
     return heads_module
 
 
 def save_model(folder: Path, *, kv_heads: int = 4) -> dict[str, str]:
     """All three parts; returns their folders by the names that commands and parameters give them."""
     save_llava(folder / "lmm", kv_heads=kv_heads)
-    save_heads(tiny_heads(), folder / "heads")
-    save_tiny_sam(tiny_sam(), SAM_CONFIG, folder / "sam")
+    heads = tiny_heads()
+    save_heads(heads, folder / "heads")
+    save_tiny_sam(heads.sam.model, SAM_CONFIG, folder / "sam")
     return {part: str(folder / part) for part in ("lmm", "heads", "sam")}

@@ -168,6 +168,17 @@ def _require_exporter() -> None:
 
 def _export(module: nn.Module, network: str, sizes: NetworkSizes, path: Path, precision: str) -> int:
     """Write one network; returns its opset."""
+    import onnx
+
+    model = _onnx_model(module, network, sizes)
+    if precision == "fp16":
+        model = _half(model)
+    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+    return int(model.opset_import[0].version)
+
+
+def _onnx_model(module: nn.Module, network: str, sizes: NetworkSizes) -> Any:
+    """The network as an ONNX model in single precision."""
     parameter = next(module.parameters())
     device, inputs = parameter.device, sizes.examples(network, phrases=2, grid=(64, 48), tokens=3)
     phrases, height, width, tokens = (torch.export.Dim(name, min=1, max=4096) for name in ("n", "h8", "w8", "t"))
@@ -187,15 +198,9 @@ def _export(module: nn.Module, network: str, sizes: NetworkSizes, path: Path, pr
             output_names=list(OUTPUTS[network]),
             verbose=False,
         )
-        module.to(device)
-        assert program is not None
-        model = program.model_proto
-        if precision == "fp16":
-            model = _half(model)
-        import onnx
-
-        onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
-    return int(model.opset_import[0].version)
+    module.to(device)
+    assert program is not None
+    return program.model_proto
 
 
 def _half(model: Any) -> Any:
