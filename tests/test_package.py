@@ -241,25 +241,6 @@ def test_parameter_file_holds_every_parameter_and_its_default():
     assert given == {entry.name: entry.default for entry in (*tunables(), *NODE_TUNABLES)}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.py")), ids=lambda path: path.name)
-def test_launch_file_is_python(path):
-    tree = ast.parse(path.read_text())
-    assert any(isinstance(node, ast.FunctionDef) and node.name == "generate_launch_description" for node in tree.body)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.py")), ids=lambda path: path.name)
-def test_launch_file_describes_itself(path, monkeypatch):
-    reason = "needs launch_ros of a ROS 2 distribution, sourced: `apt-get install ros-jazzy-launch-ros`"
-    pytest.importorskip("launch", reason=reason)
-    pytest.importorskip("launch_ros", reason=reason)
-    packages = importlib.import_module("ament_index_python.packages")
-    monkeypatch.setattr(packages, "get_package_share_directory", lambda _: str(ROOT))
-    spec = importlib.util.spec_from_file_location("launch_file", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.generate_launch_description().entities
-
-
 @pytest.mark.parametrize("name", declare(argparse.ArgumentParser().add_subparsers()))
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as end:
