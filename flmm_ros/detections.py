@@ -1,4 +1,7 @@
-"""Answers as vision_msgs, for nodes that use standard messages. That package is optional; ROS 2 distributions include it."""
+"""Answers as vision_msgs, for nodes that use standard messages. The wheels of ROS 2 lack that package.
+
+``id`` of a detection stays empty: it means the same object in several messages, and an answer knows nothing of earlier ones.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,7 @@ def detections_2d(answer: GroundedAnswer) -> Detection2DArray:
         box = BoundingBox2D(size_x=float(phrase.roi.width), size_y=float(phrase.roi.height))
         box.center.position.x = phrase.roi.x_offset + phrase.roi.width / 2
         box.center.position.y = phrase.roi.y_offset + phrase.roi.height / 2
-        found.detections.append(
-            Detection2D(header=answer.header, results=[_hypothesis(phrase)], bbox=box, id=str(phrase.label))
-        )
+        found.detections.append(Detection2D(header=answer.header, results=[_hypothesis(phrase)], bbox=box))
     return found
 
 
@@ -51,7 +52,7 @@ def detections_3d(answer: GroundedAnswer) -> Detection3DArray:
         hypothesis = _hypothesis(phrase)
         hypothesis.pose.pose.position = phrase.location.centroid
         box = BoundingBox3D(center=phrase.location.box, size=phrase.location.box_size)
-        found.detections.append(Detection3D(header=found.header, results=[hypothesis], bbox=box, id=str(phrase.label)))
+        found.detections.append(Detection3D(header=found.header, results=[hypothesis], bbox=box))
     return found
 
 

@@ -32,6 +32,7 @@ ROSDEP_KEYS = {
     "numpy": "python3-numpy",
     "PIL": "python3-pil",
     "scipy": "python3-scipy",
+    "tf2_ros": "tf2_ros_py",
     "torch": "python3-pytorch-pip",
     "tqdm": "python3-tqdm",
     "transformers": "python3-transformers-pip",
@@ -49,7 +50,7 @@ OPTIONAL = {
     "onnx",
     "onnxruntime",
     "tensorrt",
-    "vision_msgs",
+    "triton",
     "mcap",
     "pocketsphinx",
     "gradio",
@@ -138,6 +139,8 @@ def imports(folders):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 found.add(node.module.split(".")[0])
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+                found |= {word.value.split(".")[0] for word in node.args if isinstance(word, ast.Constant)}
     return {name for name in found if name not in sys.stdlib_module_names and not name.startswith("flmm_")}
 
 
@@ -146,6 +149,11 @@ def test_package_xml_declares_every_import():
     used = imports([ROOT / "launch", *(path.parent for path in ROOT.glob("flmm_*/__init__.py"))])
     assert used >= PIP_ALONE | OPTIONAL
     assert {ROSDEP_KEYS.get(name, name) for name in used - PIP_ALONE - OPTIONAL} <= declared
+
+
+def test_a_robot_without_a_screen_gets_no_rviz():
+    """The launch file names its package where it is asked for."""
+    assert "rviz2" not in {node.text for node in PACKAGE}
 
 
 def test_rosdep_installs_the_simulation_on_request_alone():
