@@ -106,15 +106,15 @@ def _introduction(width: int, chart: HeadChart) -> Image.Image:
     lines = (
         "No mask, box or coordinate ever reached the language model. Each of its attention heads looks at the"
         " image while it reads a name.",
-        "Bright: where a head looks.  Cross: where it looks most, green if that is on the named thing, red if not.  Green"
+        "Bright: where a head looks.  Cross: where it looks most, green if that is on the named object, red if not.  Green"
         " outline: the true mask.",
         "From the maps of all heads a U-Net makes a coarse mask, and SAM a sharp one.  A random point would lie on the named"
-        f" thing for {chart.random_pointing:.0%} of the names.",
+        f" object for {chart.random_pointing:.0%} of the names.",
     )
     pieces = [piece for line in lines for piece in _wrapped(line, _font(15), width - 2 * GAP)]
     block = Image.new("RGB", (width, 52 + 22 * len(pieces)), _PAPER)
     draw = ImageDraw.Draw(block)
-    draw.text((GAP, 10), "Where a frozen language model looks when it names a thing", _INK, _font(24))
+    draw.text((GAP, 10), "Where a frozen language model looks when it names an object", _INK, _font(24))
     for index, piece in enumerate(pieces):
         draw.text((GAP, 48 + 22 * index), piece, _FAINT, _font(15))
     return block
@@ -132,10 +132,10 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 
 def _column_titles(width: int, chart: HeadChart, channels: Sequence[int]) -> Image.Image:
-    titles = [("image", "the named thing outlined")]
+    titles = [("image", "the named object outlined")]
     for channel in channels:
         layer, head = chart.layer_and_head(channel)
-        titles.append((f"layer {layer}, head {head}", f"peak on the thing: {float(chart.pointing[layer, head]):.0%} of names"))
+        titles.append((f"layer {layer}, head {head}", f"peak on the object: {float(chart.pointing[layer, head]):.0%} of names"))
     titles += [("U-Net", "coarse mask from all maps"), ("SAM", "refined mask")]
     block = Image.new("RGB", (width, _COLUMNS - GAP), _PAPER)
     draw = ImageDraw.Draw(block)
@@ -154,7 +154,7 @@ def _head_chart(width: int, chart: HeadChart) -> Image.Image:
     left, top = GAP + 70, 62
     block = Image.new("RGB", (width, top + layers * (cell_height + 2) + GAP), _PAPER)
     draw = ImageDraw.Draw(block)
-    title = f"All heads: for how many of {chart.names} names the peak lies on the thing"
+    title = f"All heads: for how many of {chart.names} names the peak lies on the object"
     draw.text((GAP, 6), title, _INK, _font(18))
     for channel in range(layers * heads):
         layer, head = chart.layer_and_head(channel)
@@ -177,7 +177,7 @@ def _row(row: AttentionRow) -> Image.Image:
     for index in range(len(row.maps)):
         hit = row.truth is not None and bool(row.truth[row.peak(index)[1], row.peak(index)[0]])
         color = _FAINT if row.truth is None else _GOOD if hit else _BAD
-        tiles.append((_heat(row, index, color), _percent(row.attention_share(index), "of its attention on the thing")))
+        tiles.append((_heat(row, index, color), _percent(row.attention_share(index), "of its attention on the object")))
     for mask in (row.coarse, row.refined):
         tiles.append((_outlined(_tinted(row.image, mask), row.truth, _TRUTH), _percent(row.iou(mask), "IoU")))
     height = max(tile.shape[0] for tile, _ in tiles)
