@@ -1,5 +1,6 @@
 """Reads the documents: sections, tables, code blocks, links, commands, the file tree."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -84,6 +85,13 @@ def commands(text):
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
                 yield words
+
+
+def commands_in_docstring(path):
+    """Indented lines of the docstring of a launch file or a script that begin with a program, as words."""
+    for line in ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines():
+        if re.match(r"    (ros2|flmm|python) ", line):
+            yield shlex.split(line)
 
 
 def links(name):

@@ -5,7 +5,9 @@ Light on purpose: no model is loaded, except by the test that runs README's exam
 
 import argparse
 import ast
+import functools
 import importlib.util
+import io
 import re
 import shlex
 import subprocess
@@ -24,6 +26,7 @@ from documents import (
     anchors,
     code_blocks,
     commands_in,
+    commands_in_docstring,
     document,
     linked,
     links,
@@ -51,9 +54,21 @@ def parser():
 # --- every document -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+PROGRAMS = (*sorted((ROOT / "launch").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py")))
+"""Files whose docstrings show commands."""
+
+
+def all_commands():
+    """Where it stands, and the words of it: every command of the documents, and of the docstrings of :data:`PROGRAMS`."""
+    for name in DOCUMENTS:
+        yield from ((name, words) for words in commands_in(name))
+    for path in PROGRAMS:
+        yield from ((path.name, words) for words in commands_in_docstring(path))
+
+
+@pytest.mark.parametrize("name", sorted({place for place, _ in all_commands()}))
 def test_commands_can_be_typed(parser, name):
-    for words in commands_in(name):
+    for words in (words for place, words in all_commands() if place == name):
         if words[0].removeprefix(".venv/bin/") == "flmm":
             try:
                 parser.parse_args(words[1:])
@@ -91,6 +106,52 @@ def test_ros_commands_name_what_exists(name):
             assert (ROOT / "scripts" / words[3]).is_file(), words
         if words[:3] == ["ros2", "launch", "flmm_ros"]:
             assert (ROOT / "launch" / words[3]).is_file(), words
+
+
+def test_programs_of_the_repository_exist():
+    """Scripts with their options, modules, files of tests, extras of ``pip install``."""
+    for place, words in all_commands():
+        if words[0].endswith(("python", "python3")) and words[1].startswith("scripts/"):
+            text = (ROOT / words[1]).read_text(encoding="utf-8")
+            assert all(f'"{word}"' in text for word in words if word.startswith("--")), (place, words)
+        elif words[0].endswith(("python", "torchrun")) and "-m" in words:
+            assert is_module(words[words.index("-m") + 1]), (place, words)
+        assert all((ROOT / word).exists() for word in words if word.startswith("tests/")), (place, words)
+        if words[:2] == ["pip", "install"]:
+            extras = re.findall(r"^optional-dependencies\.(\w+) ", (ROOT / "pyproject.toml").read_text(), re.M)
+            assert set(re.search(r"\[(.*)\]", words[2])[1].split(",")) <= set(extras), (place, words)
+
+
+def test_measured_by_commands_that_can_be_typed(parser):
+    """``Measured by `flmm ...` ``, outside shell blocks."""
+    said = [text for name in DOCUMENTS for text in re.findall(r"easured by `flmm ([^`]+)`", document(name))]
+    assert said
+    for text in said:
+        parser.parse_args(shlex.split(text))
+
+
+def test_ros_commands_can_be_typed():
+    from test_reference import launch_arguments
+
+    seen = set()
+    for place, words in all_commands():
+        if words[0] != "ros2":
+            continue
+        seen.add(words[1])
+        if words[1:3] == ["launch", "flmm_ros"]:
+            known = launch_arguments(words[3]) | launch_arguments("grounding.launch.py")
+            assert {word.split(":=")[0] for word in words[4:] if word != "--show-args"} <= known, (place, words)
+        if words[1] == "topic":
+            assert words[2:4] == ["pub", "--once"] and isinstance(yaml.safe_load(words[6]), dict), (place, words)
+    assert {"launch", "topic", "run", "lifecycle", "security"} <= seen
+
+
+def test_the_parameter_file_names_arguments_that_exist():
+    from test_reference import launch_arguments
+
+    comments = re.findall(r"^#.*", (ROOT / "config" / "grounding.yaml").read_text(encoding="utf-8"), re.M)
+    said = set(re.findall(r"(\w+):=", " ".join(comments)))
+    assert said and said <= launch_arguments("grounding.launch.py")
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -152,6 +213,67 @@ def is_module(name):
     if not (ROOT / name.split(".")[0]).is_dir():
         return importlib.util.find_spec(name.split(".")[0]) is not None
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+# --- commands that are run ------------------------------------------------------------------------------------------------
+
+NOT_RUN = {
+    "sets up a shell, or builds": r"(source|export|\w+=|python3 -m venv|make|rosdep|colcon|\.ci/run)",
+    "needs a network": r"(pip|python -m pip|wget|hf|curl)|.*(llava|Qwen|bert-base|\$LMM|path/to/lmm)",
+    "needs a ROS 2 distribution": "ros2",
+    "takes longer than 20 s": r"torchrun|flmm train|.*(flmm eval tabletop|flmm attention|measure_other_words|pytest)",
+    "tests/ros/test_commands.py runs it": r"python -m flmm_ros|flmm ask",
+    "tests/test_chat_page.py opens the page": r"flmm chat .*--web",
+    "tests/test_figures.py compares what it writes": r".*write_figures",
+    "tests/test_golden.py runs it": r".*verification.verify",
+}
+"""Commands of shell blocks that are not run here, by the reason."""
+
+
+@pytest.fixture
+def data_sets(monkeypatch, tmp_path):
+    """A folder with what the commands read: small data sets in their layouts, an image. One model for all commands."""
+    import tiny_public_data as tiny
+
+    from flmm_core.pipeline import GroundingPipeline
+
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data"
+    for write in (tiny.write_refcoco, tiny.write_grefcoco, tiny.write_png, tiny.write_reasonseg, tiny.write_viscot):
+        write(data)
+    (data / "viscot/benchmark/gqa.json").rename(data / "viscot/benchmark/docvqa.json")
+    tiny.write_image(tmp_path / "picture.png")
+    monkeypatch.setattr(GroundingPipeline, "from_config", functools.cache(GroundingPipeline.from_config))
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is on the table?\n"))
+    return data
+
+
+@pytest.mark.slow
+def test_commands_run(data_sets, capsys, open_renderer):
+    """Those that need neither a network nor a GPU nor a ROS 2 distribution, and less than 20 s; of two images each."""
+    from flmm_cli.main import main
+
+    open_renderer(32, 32).close()
+    waiting = [words for name in DOCUMENTS for words in commands_in(name)]
+    for reason in NOT_RUN.values():
+        left = [words for words in waiting if not re.match(reason, " ".join(words))]
+        assert len(left) < len(waiting), f"no command is {reason}"
+        waiting = left
+    order = ["convert-data", "scenes", "write_published_layouts"]  # what others read
+    waiting.sort(key=lambda words: next((i for i, name in enumerate(order) if name in " ".join(words)), len(order)))
+    kinds = set()
+    for words in waiting:
+        if "--count" in words:
+            words[words.index("--count") + 1] = "2"
+        if words[0] == "flmm":
+            status = main(words[1:])
+        else:
+            path = str(ROOT / words[1])
+            status = subprocess.run([sys.executable, path, *words[2:]], capture_output=True, text=True).returncode
+        printed = capsys.readouterr()
+        kinds.add(words[1])
+        assert status == 0, f"{shlex.join(words)}\n{printed.out}{printed.err}"
+    assert kinds == {"convert-data", "scenes", "data", "eval", "chat", "scripts/write_published_layouts.py"}
 
 
 # --- README ---------------------------------------------------------------------------------------------------------------

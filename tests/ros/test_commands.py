@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from bench import image_of
+from documents import README, commands, document, section
 from rclpy.action import ActionClient
 from test_start import models  # noqa: F401
 
+from flmm_cli.main import main
 from flmm_core.data.samples import MISTAKE, REFER_ABSENT, Span, Turn
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 from flmm_demo.commands import KINDS, DemoCommand, plan
@@ -29,6 +31,7 @@ from flmm_ros import camera_images
 from flmm_ros.action import Ground
 from flmm_ros.client import AskClient, NoReplyError
 from flmm_ros.msg import GroundedAnswer as Reply
+from flmm_ros.node_processes import NodeProcesses
 from flmm_sim.language import TURNS
 
 FLMM = [sys.executable, "-m", "flmm_cli"]
@@ -244,6 +247,28 @@ def test_demo_leads_with_its_best_answers():
     ]
     assert lead_answers(outcomes) == [2, 1, 5]
     assert lead_answers(outcomes[:1]) == [0] and lead_answers(outcomes[3:4]) == []
+
+
+def test_the_commands_of_readme(opengl, other_domain, log_dir, tmp_path, monkeypatch, capsys):
+    """Those of "Your own camera", with the simulated camera as that camera, and the shipped model."""
+    monkeypatch.setenv("ROS_DOMAIN_ID", other_domain)
+    monkeypatch.chdir(tmp_path)
+    node, *questions = [words for words in commands(section(document(README), "Your own camera")) if words[0] != "source"]
+    topics = dict(word.split(":=") for word in node if word.startswith(("image", "depth", "camera_info")))
+    shown = [part for name, topic in topics.items() for part in ("-r", f"~/{name}:={topic}")]
+    with NodeProcesses(log_dir) as processes:
+        processes.start("readme_camera", "flmm_ros.camera_node", ["--ros-args", *shown])
+        processes.start("readme_node", node[2], node[3:])
+        with AskClient() as client:
+            client.wait_for_node(120.0, processes.check)
+            client.wait_for_image(60.0, processes.check)
+            client.spin(1.0)  # its depth comes on another way
+        said = []
+        for words in questions:
+            assert main(words[1:]) == 0, capsys.readouterr()
+            said.append(capsys.readouterr().out)
+    assert ", at x " in said[0] and said[0].endswith("overlay: overlay.png\n") and (tmp_path / "overlay.png").is_file()
+    assert "the purple mug: " in said[1]
 
 
 def test_demo_answers_everything_and_draws_it(models, opengl, other_domain, tmp_path):  # noqa: F811
