@@ -93,7 +93,7 @@ def test_options_in_the_text(parser):
 def test_ros_commands_name_what_exists(name):
     """Parameters and remapped topics of nodes that are started from a shell block, launch files and executables."""
     known = {
-        "-p": {names(row[0])[0] for row in table(document(REFERENCE), "Parameters", "grounding_node")},
+        "-p": {names(row[0])[0] for rows in tables(section(document(REFERENCE), "Parameters")) for row in rows},
         "-r": {"image", "depth", "camera_info", "command", "phrase"},
         "--enclave": {"/grounding"},
     }
@@ -222,7 +222,8 @@ NOT_RUN = {
     "needs a network": r"(pip|python -m pip|wget|hf|curl)|.*(llava|Qwen|bert-base|\$LMM|path/to/lmm)",
     "needs a ROS 2 distribution": "ros2",
     "takes longer than 20 s": r"torchrun|flmm train|.*(flmm eval tabletop|flmm attention|measure_other_words|pytest)",
-    "tests/ros/test_commands.py runs it": r"python -m flmm_ros|flmm ask",
+    "tests/ros/test_commands.py runs it": r"python -m flmm_ros.grounding_node|flmm (ask|run)",
+    "tests/ros/test_voice.py runs it": r"python -m flmm_ros.voice_node",
     "tests/test_chat_page.py opens the page": r"flmm chat .*--web",
     "tests/test_figures.py compares what it writes": r".*write_figures",
     "tests/test_golden.py runs it": r".*verification.verify",
