@@ -50,17 +50,17 @@ class Started:
 
     @property
     def parameters(self):
-        """Those in effect: the last one of a name counts, and those for this node before those for all."""
-        everywhere, here = {}, {}
+        """Those in effect, as rclpy reads them: sections of one name are joined; of two names the later one counts."""
+        sections = {}
         for flag, word in zip(self.words, self.words[1:], strict=False):
             if flag == "-p":
                 name, value = word.split(":=", 1)
-                everywhere[name] = yaml.safe_load(value)
+                sections.setdefault("/**", {})[name] = yaml.safe_load(value)
             elif flag == "--params-file":
                 for node, values in yaml.safe_load(self.files[word]).items():
-                    if node == "/**" or f"/{node.strip('/')}" == self.name:
-                        (everywhere if node == "/**" else here).update(values["ros__parameters"])
-        return everywhere | here
+                    sections.setdefault(node, {}).update(values["ros__parameters"])
+        ours = [values for node, values in sections.items() if node == "/**" or f"/{node.strip('/')}" == self.name]
+        return {name: value for values in ours for name, value in values.items()}
 
 
 class Launcher:
