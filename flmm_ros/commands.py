@@ -16,6 +16,7 @@ from std_msgs.msg import Header, String
 
 from flmm_core.common.plain_text import one_line
 from flmm_core.serving.requests import Mode, RefusedError, Reply, Status
+from flmm_core.spatial.camera import CameraError
 from flmm_core.spatial.location import Location, NoDepthError
 from flmm_core.types import GroundedAnswer
 from flmm_ros import parameters
@@ -156,11 +157,13 @@ def _phrases(answer: GroundedAnswer, header: Header, view: View) -> tuple[list[G
 
 
 def _place(view: View, mask: np.ndarray) -> Location | str:
-    """The location of an object, or the reason why it is unknown."""
+    """The location of an object, or the reason why it is unknown: whatever fails here costs no mask and no answer."""
     try:
         return view.locate(mask)
-    except NoDepthError as error:
+    except (NoDepthError, CameraError) as error:
         return one_line(error)
+    except Exception as error:
+        return f"the location cannot be computed: {one_line(error)}"
 
 
 def joined(phrases: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from flmm_core.spatial.camera import Distortion, check_intrinsics, measured, rays
 from flmm_core.spatial.support import ring_width, standing_box, surfaces_around
 
 _FEWEST = 12
@@ -32,12 +33,16 @@ _ROBUST = (2.0, 98.0)
 
 
 class NoDepthError(ValueError):
-    """Too little depth to locate an object; the message is one line."""
+    """Too little depth to locate an object, or a location that is not finite; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """Position, extent and oriented box of an object."""
+    """Position, extent and oriented box of an object, all finite.
+
+    Raises:
+        NoDepthError: a value is not finite.
+    """
 
     points: np.ndarray
     """``[k, 3]`` float32: points of the object, without edges and outliers."""
@@ -56,6 +61,11 @@ class Location:
     up: np.ndarray | None
     """``[3]`` float64: normal, towards the camera, of the flat surface that the object stands on; the box is upright on it and
     contains the whole object. None if it stands on no such surface."""
+
+    def __post_init__(self) -> None:
+        values = (self.points, self.centroid, self.extent, self.box_center, self.box_axes, self.box_size)
+        if not all(np.isfinite(value).all() for value in values):
+            raise NoDepthError("expected a location of finite numbers, got one that is not")
 
     def moved(self, rotation: np.ndarray, translation: np.ndarray) -> Location:
         """The location in another frame.
@@ -78,44 +88,49 @@ class Location:
         )
 
 
-def locate(mask: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> Location:
+def locate(mask: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray, distortion: Distortion | None = None) -> Location:
     """Locate the object under a mask.
 
     Args:
         mask: ``[H, W]`` bool.
         depth: ``[H, W]`` float32 metres along the optical axis, registered to the mask's image; values that are not
-            finite or not above 0 are missing.
+            finite, or below 0.1 mm or above 10 km, are missing.
         intrinsics: ``[3, 3]`` pinhole matrix K of that image, pixels.
+        distortion: of the lens; None for a rectified image.
 
     Raises:
         NoDepthError: the mask has too few pixels with a depth.
+        CameraError: the intrinsics cannot be those of this image.
         ValueError: mask and depth differ in size.
     """
     if mask.shape != depth.shape:
         raise ValueError(f"depth: expected {mask.shape[0]}x{mask.shape[1]} as the mask, got {depth.shape[0]}x{depth.shape[1]}")
+    check_intrinsics(intrinsics, *mask.shape)
     # Only the surroundings of the mask are processed, as images may be large and contain many objects.
     around = max(_ERODED, ring_width(mask))
     left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
     left, right = max(0, left - around), left + width + around
     top, bottom = max(0, top - around), top + height + around
     mask, depth = mask[top:bottom, left:right], depth[top:bottom, left:right]
-    valid = mask & np.isfinite(depth) & (depth > 0)
+    directions = rays(mask.shape, left, top, intrinsics, distortion)
+    reached = np.isfinite(directions[..., 0])
+    depth = np.where(reached & measured(depth), depth, np.nan)
+    valid = mask & np.isfinite(depth)
     pixels, known = int(mask.sum()), int(valid.sum())
     if known < _FEWEST:
         raise NoDepthError(
             f"too little depth: expected at least {_FEWEST} pixels of the mask with one, got {known} of {pixels}"
         )
-    rays = _rays(mask.shape, left, top, intrinsics)
     inner, eroded = _inner(mask, valid)
     rows, columns = np.nonzero(valid & inner)
-    points = rays[rows, columns] * depth[rows, columns, None].astype(np.float64)
+    points = directions[rows, columns] * depth[rows, columns, None].astype(np.float64)
     share = known / pixels
     edge = eroded * float(np.median(points[:, 2])) / intrinsics[0, 0]
-    for surface in surfaces_around(mask, depth, rays):
+    for surface in surfaces_around(mask, depth, directions):
         above = points[surface.heights(points) > _ABOVE]
         if len(above) < max(_FEWEST, _STANDS * len(points)):
             continue
-        if (box := standing_box(surface, above, rays[mask], edge)) is not None:
+        if (box := standing_box(surface, above, directions[mask & reached], edge)) is not None:
             return _location(above, box.center, box.center, box.axes, box.size, share, surface.normal)
     points = points[_inliers(points[:, 2])]
     axes = _axes(points)
@@ -136,14 +151,6 @@ def _location(
 ) -> Location:
     low, high = np.percentile(points, _ROBUST, axis=0)
     return Location(points.astype(np.float32), centroid, high - low, center, axes, size, share, up)
-
-
-def _rays(shape: tuple[int, ...], left: int, top: int, intrinsics: np.ndarray) -> np.ndarray:
-    """``[h, w, 3]`` float64: point at depth 1 of each pixel of a part of the image."""
-    rows, columns = np.mgrid[top : top + shape[0], left : left + shape[1]].astype(np.float64)
-    x = (columns - intrinsics[0, 2]) / intrinsics[0, 0]
-    y = (rows - intrinsics[1, 2]) / intrinsics[1, 1]
-    return np.stack([x, y, np.ones_like(x)], axis=2)
 
 
 def _inliers(z: np.ndarray) -> np.ndarray:

@@ -70,11 +70,11 @@ def surfaces_around(mask: np.ndarray, depth: np.ndarray, rays: np.ndarray) -> It
 
     Args:
         mask: ``[h, w]`` bool, with some of its surroundings.
-        depth: ``[h, w]`` float32 metres; values that are not finite or not above 0 are missing.
+        depth: ``[h, w]`` float32 metres; NaN where there is none.
         rays: ``[h, w, 3]`` float64: point at depth 1 of each pixel.
     """
     wide = max(_GAP + 2, ring_width(mask))
-    grown = _dilated(mask, wide) & ~_dilated(mask, _GAP) & np.isfinite(depth) & (depth > 0)
+    grown = _dilated(mask, wide) & ~_dilated(mask, _GAP) & np.isfinite(depth)
     rows, columns = np.nonzero(grown)
     if len(rows) > _MOST:
         chosen = np.linspace(0, len(rows) - 1, _MOST).astype(int)
