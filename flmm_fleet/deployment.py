@@ -89,7 +89,7 @@ class Replica:
         from flmm_core.chat.batching import chat_batch
         from flmm_core.pipeline import GroundingPipeline
 
-        self._health = Health(camera=False)
+        self._health = Health()
         self._waiting = settings.waiting
         self._server = GroundingServer(
             lambda: GroundingPipeline.from_config(config),
@@ -114,7 +114,7 @@ class Replica:
         return self._health.report(
             waiting=self._server.waiting,
             capacity=self._waiting,
-            skipped=0,
+            camera=None,
             oldest_image=0.0,
             slow_answer=0.0,
             device_memory=self._server.device_memory(),

@@ -144,6 +144,7 @@ def _phrases(answer: GroundedAnswer, header: Header, view: View) -> tuple[list[G
     """Phrases as messages, with labels from 1, and the locations that are known."""
     messages: list[GroundedPhraseMsg] = []
     located: list[Located] = []
+    view = view.settled() if answer.phrases else view
     for label, phrase in enumerate(answer.phrases, start=1):
         place = _place(view, phrase.mask)
         if isinstance(place, Location):

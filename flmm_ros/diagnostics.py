@@ -29,7 +29,7 @@ class DiagnosticsPublisher:
         node: publishes; its parameters say what is a warning.
         health: reports state and counts.
         server: reports the length of its queue and the memory of the device.
-        images: reports the number of unused images.
+        images: reports how the camera's images arrive.
     """
 
     def __init__(self, node: Node, *, health: Health, server: GroundingServer, images: ImageBuffer) -> None:
@@ -59,7 +59,7 @@ class DiagnosticsPublisher:
         report = self._health.report(
             waiting=self._server.waiting,
             capacity=parameters.value(node, "queue_size"),
-            skipped=self._images.skipped,
+            camera=self._images.health(),
             oldest_image=parameters.value(node, "max_image_age", float),
             slow_answer=parameters.value(node, "slow_answer", float),
             device_memory=self._server.device_memory(),

@@ -18,7 +18,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from rclpy.subscription import MessageInfo, Subscription
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import String
 
 from flmm_core.common.plain_text import one_line
@@ -237,11 +237,12 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
     # --- subscriptions ----------------------------------------------------------------------------------------------------
 
     def _subscribe(self) -> None:
-        images, depth = self._images, self._images.depth
+        images = self._images
+        images.start()
         inputs: dict[str, tuple[type, Callable[..., None], QoSProfile]] = {
             images.topic: (images.message_type, self._on_image, qos.camera()),
-            "depth": (Image, partial(self._on_depth, depth.put_depth), qos.camera()),
-            "camera_info": (CameraInfo, partial(self._on_depth, depth.put_info), qos.camera()),
+            images.depth_topic: (images.depth_type, partial(self._on_depth, images.put_depth), qos.camera()),
+            "camera_info": (CameraInfo, partial(self._on_depth, images.put_info), qos.camera()),
         }
         kinds = {"command": String, "phrase": String, "~/watch": Watch}
         for topic, callback in self._command_callbacks().items():

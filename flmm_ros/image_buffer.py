@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import threading
+import struct
+import time
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
-from rclpy.clock import ClockType
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.serialization import deserialize_message
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from flmm_core.common.plain_text import one_line
+from flmm_core.serving.health import CameraHealth
 from flmm_core.serving.requests import CameraImage, RefusedError, Status
-from flmm_core.spatial.location import NoDepthError
 from flmm_ros import parameters, qos
-from flmm_ros.conversions.images import BadImageError, image_from_compressed, image_from_message
-from flmm_ros.depth_matcher import DepthMatcher, View
-from flmm_ros.frames import Frames, NoTransformError
-from flmm_ros.middleware import LARGE_IMAGES, PROFILES_VARIABLE
+from flmm_ros.conversions.compressed import image_from_compressed
+from flmm_ros.conversions.images import BadImageError, image_from_message
+from flmm_ros.delivery import Delivery, why_missing
+from flmm_ros.depth_matcher import DepthMatcher, DepthMessage, View, is_rectified
+from flmm_ros.frames import Frames, Lookup
+from flmm_ros.latest_image import Arrival, LatestImage
+from flmm_ros.stamps import stamp_of, stamp_time
 
 ImageMessage: TypeAlias = Image | CompressedImage
 
+_DISCOVERY = 2.0
+"""Seconds after activation in which a command waits for the first image: its publisher may not have been discovered yet."""
 _FIRST = 1.0
 """Seconds to wait for the first image if a camera publishes: the node may have subscribed only now."""
+_AHEAD = 0.5
+"""Seconds by which a stamp may be ahead of the node's clock without a warning."""
 _LONG_AGO = 86400.0
 """Seconds: an older image was probably stamped by another clock than the node's."""
 
@@ -46,68 +55,27 @@ class Source:
         return 0.0 if taken is None else (now - taken).nanoseconds * 1e-9
 
 
-def stamp_time(header: Header, clock_type: ClockType) -> Time | None:
-    """The time of a stamp; None for stamp 0, which means "no stamp", and for negative ones, which no clock gives."""
-    if header.stamp.sec > 0 or (header.stamp.sec == 0 and header.stamp.nanosec):
-        return Time.from_msg(header.stamp, clock_type=clock_type)
-    return None
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A serialized image message."""
-
-    serialized: bytes
-    time: Time
-    """When it arrived, on the node's clock."""
-
-
-class LatestImage:
-    """Keeps only the newest image message, serialized: most are replaced before a command needs them. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._arrival: Arrival | None = None
-        self._taken: Arrival | None = None
-        self.skipped = 0
-        """Number of images that were replaced before a command used them."""
-
-    def put(self, serialized: bytes, now: Time) -> None:
-        """Replace the image."""
-        with self._changed:
-            if self._arrival is not None and self._arrival is not self._taken:
-                self.skipped += 1
-            self._arrival = Arrival(serialized, now)
-            self._changed.notify_all()
-
-    def get(self, timeout: float) -> Arrival | None:
-        """The newest image; waits up to ``timeout`` seconds for the first one, and returns None if none arrives."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._arrival is not None, timeout)
-            self._taken = self._arrival
-            return self._arrival
-
-    def clear(self) -> None:
-        """Discard the image."""
-        with self._changed:
-            self._arrival = self._taken = None
-
-
 class ImageBuffer:
     """Provides commands with their image: the newest one of the camera, or the one that came with a goal.
 
     Args:
-        node: its parameters limit size and age of images, and choose the transport; its clock gives their age.
+        node: its parameters limit size and age of images, and choose the transports; its clock gives their age.
     """
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._latest = LatestImage()
-        self.depth = DepthMatcher()
+        self._delivery = Delivery()
+        self._depth = DepthMatcher()
         self._frames: Frames | None = None
-        """Created with the first transform that is needed."""
+        """Created at activation, or later with the first ``target_frame``."""
+        self._began: float | None = None
+        """When the node was activated, in seconds on the monotonic clock; None while it is not active."""
+        self._ahead = 0.0
+        """Seconds by which the newest image's stamp was ahead of the node's clock when it arrived."""
         self._read: tuple[Arrival, np.ndarray, Source] | None = None
         """The image of the last command."""
+        node.add_post_set_parameters_callback(self._on_parameters)
 
     @property
     def topic(self) -> str:
@@ -124,19 +92,76 @@ class ImageBuffer:
         return bool(parameters.value(self._node, "image_transport") == "compressed")
 
     @property
-    def skipped(self) -> int:
-        """Number of images that were replaced before a command used them."""
-        return self._latest.skipped
+    def depth_topic(self) -> str:
+        """The topic of depth images before remapping; it depends on the parameter ``depth_transport``."""
+        return "depth" if self.depth_type is Image else "depth/compressedDepth"
+
+    @property
+    def depth_type(self) -> type[DepthMessage]:
+        """The type of the messages on :attr:`depth_topic`."""
+        return Image if parameters.value(self._node, "depth_transport") == "raw" else CompressedImage
+
+    def start(self) -> None:
+        """The node was activated: images may come from now on, and transforms are collected if any will be needed."""
+        self._began = time.monotonic()
+        self._listen(parameters.value(self._node, "target_frame"))
+
+    def clear(self) -> None:
+        """The node was deactivated: discard images, depth images and camera info."""
+        self._began = None
+        self._latest.clear()
+        self._depth.clear()
+        self._delivery.clear()
+        self._ahead = 0.0
+        self._read = None
+
+    def _on_parameters(self, changed: list[Parameter[Any]]) -> None:
+        if self._began is not None:
+            self._listen(next((str(one.value) for one in changed if one.name == "target_frame"), ""))
+
+    def _listen(self, target_frame: str) -> None:
+        if target_frame and self._frames is None:
+            self._frames = Frames(self._node)
 
     def put(self, serialized: bytes) -> None:
         """Store an image message."""
-        self._latest.put(serialized, self._node.get_clock().now())
+        now = self._node.get_clock().now()
+        try:
+            stamp = stamp_of(serialized)
+        except struct.error:
+            stamp = 0  # the command that takes it refuses it
+        self._latest.put(serialized, now)
+        self._delivery.image(now.nanoseconds, stamp)
+        self._ahead = (stamp - now.nanoseconds) * 1e-9
+        if self._ahead > _AHEAD:
+            self._node.get_logger().warning(
+                f"images are stamped {self._ahead:.1f} s ahead of the node's clock: synchronise the camera's clock with it, or,"
+                " with use_sim_time, publish /clock",
+                throttle_duration_sec=60.0,
+            )
 
-    def clear(self) -> None:
-        """Discard images, depth images and camera info."""
-        self._latest.clear()
-        self.depth.clear()
-        self._read = None
+    def put_depth(self, serialized: bytes) -> None:
+        """Store a depth message; raises struct.error if it is too short to hold a stamp."""
+        self._depth.put_depth(serialized, self.depth_type)
+
+    def put_info(self, serialized: bytes) -> None:
+        """Store a camera info."""
+        self._delivery.info(self._node.get_clock().now().nanoseconds)
+        self._depth.put_info(serialized)
+
+    def health(self) -> CameraHealth:
+        """What diagnostics say about the camera."""
+        rates = self._delivery.rates(self._node.get_clock().now().nanoseconds)
+        return CameraHealth(
+            skipped=self._latest.skipped,
+            received=rates.received,
+            expected=rates.expected,
+            ahead=self._ahead if self._ahead > _AHEAD else 0.0,
+            trouble=self._why_missing(),
+        )
+
+    def _why_missing(self) -> str:
+        return why_missing(self._node, qos.full_name(self._node, self.topic), self.message_type)
 
     def newest(self) -> CameraImage:
         """The newest image with its depth; the same array as before while no newer one has arrived.
@@ -144,13 +169,7 @@ class ImageBuffer:
         Raises:
             RefusedError: there is none, or it is too old, or it cannot be read.
         """
-        arrival = self._latest.get(0.0)
-        if arrival is None:
-            topic = qos.full_name(self._node, self.topic)
-            publishers = self._node.count_publishers(topic)
-            arrival = self._latest.get(_FIRST if publishers else 0.0)
-            if arrival is None:
-                raise no_image(topic, publishers)
+        arrival = self._first()
         if self._read is not None and self._read[0] is arrival:
             _, pixels, source = self._read
             self._check_age(arrival, source.header)
@@ -158,10 +177,22 @@ class ImageBuffer:
             message = _decode(arrival, self.message_type)
             self._check_age(arrival, message.header)
             pixels, source = self._pixels(message), Source(message.header, arrived=arrival.time)
-        if source.view.depth is None:  # also for the image of the command before: its depth may have arrived since
-            source = replace(source, view=self._view(source.header, *pixels.shape[:2]))
+        view = source.view
+        if view.depth is None:  # also for the image of the command before: its depth may have arrived since
+            view = self._view(source.header, *pixels.shape[:2])
+        source = replace(source, view=self._in_frame(view, source.header))
         self._read = (arrival, pixels, source)
         return CameraImage(pixels, source)
+
+    def _first(self) -> Arrival:
+        """The newest image; the first one is waited for, shortly."""
+        began = self._began
+        arrival = self._latest.get(0.0 if began is None else max(0.0, began + _DISCOVERY - time.monotonic()))
+        if arrival is None and self._node.count_publishers(qos.full_name(self._node, self.topic)):
+            arrival = self._latest.get(_FIRST)
+        if arrival is None:
+            raise RefusedError(Status.NO_IMAGE, f"no image has arrived yet: {self._why_missing()}")
+        return arrival
 
     def from_goal(self, message: Image) -> CameraImage:
         """An image that came with a goal; it has no depth.
@@ -173,18 +204,24 @@ class ImageBuffer:
         return CameraImage(self._pixels(message), Source(message.header, view))
 
     def _view(self, header: Header, height: int, width: int) -> View:
-        tolerance = parameters.value(self._node, "depth_tolerance", float)
-        most = parameters.value(self._node, "max_image_pixels")
-        view = self.depth.view(header, height, width, tolerance=tolerance, max_pixels=most)
+        return self._depth.view(
+            header,
+            height,
+            width,
+            tolerance=parameters.value(self._node, "depth_tolerance", float),
+            max_pixels=parameters.value(self._node, "max_image_pixels"),
+            rectified=is_rectified(qos.full_name(self._node, self.topic)),
+        )
+
+    def _in_frame(self, view: View, header: Header) -> View:
+        """The view with a lookup of the transform to the frame of the locations, where it is another one."""
         wanted = parameters.value(self._node, "target_frame")
-        if view.depth is None or wanted in ("", header.frame_id):
+        if self._frames is None or view.depth is None or wanted in ("", header.frame_id):
+            return replace(view, lookup=None)
+        if view.lookup is not None and view.lookup.frame_id == wanted:
             return view
-        try:
-            if self._frames is None:
-                self._frames = Frames(self._node)
-            return replace(view, transform=self._frames.transform(header, wanted))
-        except (NoTransformError, NoDepthError) as error:
-            return View(reason=one_line(error))
+        timeout = partial(parameters.value, self._node, "transform_timeout", float)
+        return replace(view, lookup=Lookup(self._frames, header, wanted, timeout=timeout))
 
     def _pixels(self, message: ImageMessage) -> np.ndarray:
         read = image_from_message if isinstance(message, Image) else image_from_compressed
@@ -195,22 +232,15 @@ class ImageBuffer:
             raise RefusedError(Status.BAD_IMAGE, one_line(error), Source(message.header)) from error
 
     def _check_age(self, arrival: Arrival, header: Header) -> None:
+        now = self._node.get_clock().now()
         limit = parameters.value(self._node, "max_image_age", float)
-        check_age(arrival, header, self._node.get_clock().now(), limit)
-
-
-def no_image(topic: str, publishers: int) -> RefusedError:
-    """The refusal of a command without an image, with what a user can check.
-
-    Args:
-        topic: full name of the image topic.
-        publishers: number of publishers on it.
-    """
-    reason = f"no image has arrived yet: no node publishes {topic}"
-    if publishers:
-        hint = f"Fast DDS loses large images, unless the camera runs with {PROFILES_VARIABLE}={LARGE_IMAGES}"
-        reason = f"no image has arrived yet, although publishers of {topic} exist: {publishers} ({hint})"
-    return RefusedError(Status.NO_IMAGE, reason)
+        try:
+            check_age(arrival, header, now, limit)
+        except RefusedError as refusal:
+            if (now - arrival.time).nanoseconds * 1e-9 <= limit:
+                raise
+            rates = self._delivery.rates(now.nanoseconds)
+            raise RefusedError(refusal.status, f"{refusal.reason}; {rates}: {self._why_missing()}", refusal.source) from None
 
 
 def _decode(arrival: Arrival, kind: type[ImageMessage]) -> ImageMessage:

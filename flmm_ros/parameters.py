@@ -42,6 +42,14 @@ NODE_TUNABLES = (
         choices=("raw", "compressed"),
     ),
     Tunable(
+        "depth_transport",
+        str,
+        "raw",
+        "Which depth images to subscribe to: raw, or those of image_transport's compressedDepth (depth/compressedDepth: PNG,"
+        " RVL).",
+        choices=("raw", "compressedDepth"),
+    ),
+    Tunable(
         "max_image_age",
         float,
         5.0,
@@ -83,6 +91,15 @@ NODE_TUNABLES = (
         str,
         "",
         "Frame of locations, ~/objects, ~/markers and ~/detections_3d, by TF at the image's stamp; empty: that of the image.",
+    ),
+    Tunable(
+        "transform_timeout",
+        float,
+        0.5,
+        "Time to wait for the transform to target_frame when an answer is ready: TF may come later than the image.",
+        unit="s",
+        minimum=0.0,
+        maximum=10.0,
     ),
     Tunable(
         "max_command_length",
@@ -140,6 +157,7 @@ CHANGEABLE = frozenset(
         "significant_bits",
         "depth_tolerance",
         "target_frame",
+        "transform_timeout",
         "max_command_length",
         "slow_answer",
         "watch_rate",

@@ -59,7 +59,7 @@ def measure(node: Node, height: int, width: int, rounds: int) -> dict[str, float
         for name, images in ways.items():
             images.put(messages[0])
             if name == "with":
-                timed("received", lambda b=images, m=messages: (b.depth.put_depth(m[1]), b.depth.put_info(info)))
+                timed("received", lambda b=images, m=messages: (b.put_depth(m[1]), b.put_info(info)))
             newest = timed(name, lambda b=images: b.newest())
         timed("located", lambda n=newest: n.source.view.locate(mask))
     medians = {name: statistics.median(values) for name, values in spent.items()}

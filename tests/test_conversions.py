@@ -1,7 +1,9 @@
 """Messages to arrays and back, without a graph; tests/ros/test_bad_input.py sends some to a real node."""
 
 import array
+import struct
 
+import cv2
 import numpy as np
 import pytest
 from encodings_of_images import as_encoding
@@ -9,10 +11,16 @@ from encodings_of_images import as_encoding
 pytest.importorskip("rclpy", reason="rclpy is not installed: `make setup`")
 pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built: `make setup`")
 
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from flmm_ros.conversions import SUPPORTED_ENCODINGS, BadImageError, image_from_message, image_message
+from flmm_ros.conversions import (
+    SUPPORTED_ENCODINGS,
+    BadImageError,
+    depth_from_compressed,
+    image_from_message,
+    image_message,
+)
 
 ANY_SIZE = 2**31 - 1
 
@@ -147,3 +155,110 @@ def test_arrays_become_messages(shape, dtype, encoding):
 def test_an_empty_mask_becomes_an_empty_message():
     message = image_message(np.zeros((0, 0), np.uint8), "mono8", Header())
     assert (message.height, message.width, message.step, len(message.data)) == (0, 0, 0, 0)
+
+
+# --- compressed depth -----------------------------------------------------------------------------------------------------
+
+
+def rvl(pixels):
+    """A depth image, ``[H, W]`` uint16, as RVL: written number by number, as the paper describes it."""
+    groups, previous, flat = [], 0, pixels.ravel().tolist()
+
+    def number(value):
+        while True:
+            groups.append(value & 7 | (8 if value > 7 else 0))
+            value >>= 3
+            if not value:
+                return
+
+    place = 0
+    while place < len(flat):
+        for wanted in (False, True):
+            end = place
+            while end < len(flat) and bool(flat[end]) == wanted:
+                end += 1
+            number(end - place)
+            for value in flat[place:end] if wanted else ():
+                delta, previous = value - previous, value
+                number(2 * delta if delta >= 0 else -2 * delta - 1)
+            place = end
+    groups += [0] * (-len(groups) % 8)
+    words = [sum(group << (28 - 4 * i) for i, group in enumerate(groups[at : at + 8])) for at in range(0, len(groups), 8)]
+    return struct.pack("<II", *pixels.shape[::-1]) + struct.pack(f"<{len(words)}I", *words)
+
+
+def png(pixels):
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def compressed_depth(samples, encoding, codec, *, constants=(0.0, 0.0), coding="compressedDepth {}"):
+    data = struct.pack("<iff", 0, *constants) + (rvl if codec == "rvl" else png)(samples)
+    return CompressedImage(format=f"{encoding}; {coding.format(codec)}", data=array.array("B", data))
+
+
+DEPTH = np.random.default_rng(0).integers(0, 65536, (24, 32)).astype(np.uint16)
+DEPTH[3:9, 5:20] = 0
+DEPTH[12:, :7] = 1500
+
+
+@pytest.mark.parametrize("codec", ["png", "rvl"])
+def test_compressed_millimetres(codec):
+    found = depth_from_compressed(compressed_depth(DEPTH, "16UC1", codec), ANY_SIZE)
+    assert found.dtype == np.float32 and np.array_equal(np.isnan(found), DEPTH == 0)
+    assert np.nan_to_num(found) == pytest.approx(DEPTH * 0.001, rel=1e-6)
+
+
+@pytest.mark.parametrize("codec", ["png", "rvl"])
+def test_compressed_metres_are_quantized_inverse_depths(codec):
+    metres = np.linspace(0.3, 9.0, 24 * 32, dtype=np.float32).reshape(24, 32)
+    scale = 100.0 * 101.0
+    offset = 1.0 - scale / 10.0  # for depths up to 10 m
+    samples = (scale / metres + offset).astype(np.uint16)
+    samples[0, :5] = 0
+    found = depth_from_compressed(compressed_depth(samples, "32FC1", codec, constants=(scale, offset)), ANY_SIZE)
+    assert np.isnan(found[0, :5]).all() and np.abs(found[1:] / metres[1:] - 1).max() < 0.01
+
+
+def test_the_format_of_older_compressed_depth():
+    for name in ("16UC1; compressedDepth", "16UC1"):
+        message = compressed_depth(DEPTH, "16UC1", "png")
+        message.format = name
+        assert np.nanmax(depth_from_compressed(message, ANY_SIZE)) == pytest.approx(DEPTH.max() * 0.001)
+
+
+def test_long_runs_and_images_without_depth():
+    empty = np.zeros((480, 640), np.uint16)
+    assert np.isnan(depth_from_compressed(compressed_depth(empty, "16UC1", "rvl"), ANY_SIZE)).all()
+    empty[479, 639] = 7
+    assert depth_from_compressed(compressed_depth(empty, "16UC1", "rvl"), ANY_SIZE)[479, 639] == pytest.approx(0.007)
+
+
+def test_compressed_depth_that_cannot_be_read_is_named():
+    def refused(message, reason, most=ANY_SIZE):
+        with pytest.raises(BadImageError) as error:
+            depth_from_compressed(message, most)
+        assert reason in str(error.value) and "\n" not in str(error.value)
+
+    expected = "expected 16UC1 or 32FC1, compressedDepth png or rvl"
+    refused(
+        CompressedImage(format="16UC1; jpeg compressed "), f"unsupported compressed depth '16UC1; jpeg compressed ': {expected}"
+    )
+    refused(CompressedImage(format="mono8; compressedDepth png"), expected)
+    refused(CompressedImage(format="16UC1; compressedDepth zstd"), expected)
+    refused(CompressedImage(format="16UC1; compressedDepth png"), "expected a png image, got 0 bytes")
+    refused(compressed_depth(DEPTH.astype(np.uint8), "16UC1", "png"), "expected a grey PNG of 16 bits, got one of mode L")
+    for codec in ("png", "rvl"):
+        refused(compressed_depth(DEPTH, "16UC1", codec), "image of 32x24 is too large: expected at most 700 pixels", 700)
+        whole = compressed_depth(DEPTH, "16UC1", codec)
+        for length in range(0, len(whole.data) - 8, 97):
+            refused(CompressedImage(format=whole.format, data=whole.data[:length]), f"expected a {codec} image")
+    liar = compressed_depth(DEPTH, "16UC1", "rvl")
+    liar.data = array.array("B", bytes(liar.data[:12]) + struct.pack("<II", 32, 4) + bytes(liar.data[20:]))
+    refused(liar, "RVL: expected runs of 128 pixels with all of their data, got other runs")
+    noise = np.random.default_rng(0)
+    for _ in range(200):
+        data = struct.pack("<iffII", 0, 0.0, 0.0, 32, 24) + noise.integers(0, 256, 600, dtype=np.uint8).tobytes()
+        try:
+            depth_from_compressed(CompressedImage(format="16UC1; compressedDepth rvl", data=data), ANY_SIZE)
+        except BadImageError as error:
+            assert "expected a rvl image" in str(error)

@@ -82,17 +82,55 @@ def test_a_profile_that_does_not_fit_is_ignored_and_said(tmp_path, mode, profile
     assert [record.levelname for record in caplog.records] == ["WARNING"] and "is ignored" in caplog.text
 
 
+def reduced(values, bits=16):
+    """As people see samples of so many bits."""
+    return np.rint(values * (255 / (2**bits - 1))).astype(np.uint8)
+
+
 def test_sixteen_bits(tmp_path):
     values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     grey = read_image(png16(tmp_path / "grey.png", values))
-    assert (grey == (values >> 8)[..., None]).all()
+    assert (grey == reduced(values)[..., None]).all()
     colours = np.stack([values, values[::-1], values.T], axis=-1)
-    assert (read_image(png16(tmp_path / "rgb.png", colours)) == colours >> 8).all()
+    assert (read_image(png16(tmp_path / "rgb.png", colours)) == reduced(colours)).all()
+    assert (read_image(png16(tmp_path / "rgb.tif", colours)) == reduced(colours)).all()
     assert (as_seen(Image.fromarray(values.astype(np.int32))) == grey).all()
     with pytest.raises(ValueError, match="image: expected values of 16 bits, got 0 to 65536"):
         as_seen(Image.fromarray(np.array([[0, 65536]], np.int32)))
     with pytest.raises(ValueError, match="expected 8 or 16 bits for each channel, got floating-point values"):
         rgb_array(Image.fromarray(np.zeros((2, 2), np.float32)))
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_files_of_cameras_with_fewer_bits_are_as_bright_as_the_node_sees_them(tmp_path, bits):
+    values = np.linspace(0, 2**bits - 1, 24 * 32).astype(np.uint16).reshape(24, 32)
+    found = read_image(png16(tmp_path / "grey.png", values))
+    assert (found == reduced(values, bits)[..., None]).all() and found.max() == 255
+    colours = np.stack([values, values[::-1], values // 2], axis=-1)
+    assert (read_image(png16(tmp_path / "rgb.png", colours)) == reduced(colours, bits)).all()
+
+
+def test_colours_of_sixteen_bits_keep_their_profile_orientation_and_transparency(tmp_path):
+    colours = np.zeros((8, 12, 4), np.uint16)
+    colours[..., :3], colours[..., 3] = np.array([220, 30, 60]) * 257, 65535
+    colours[:4, :, 3] = 0
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    content = cv2.imencode(".png", colours[..., [2, 1, 0, 3]])[1].tobytes()
+    whole = with_chunks(content, {b"eXIf": exif.tobytes()[6:], b"iCCP": b"profile\0\0" + zlib.compress(swapped_profile())})
+    (tmp_path / "whole.png").write_bytes(whole)
+    found = read_image(tmp_path / "whole.png")
+    assert found.shape == (12, 8, 3)
+    assert (found[:, 4:] == 255).all(), "the upper half is transparent, and was turned to the right"
+    assert np.abs(found[5, 2].astype(int) - (60, 30, 220)).max() <= 4
+
+
+def with_chunks(png, chunks):
+    """A PNG with more chunks behind its header."""
+    head, packed = 8 + 25, b""
+    for kind, data in chunks.items():
+        packed += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return png[:head] + packed + png[head:]
 
 
 def test_transparency_shows_white(tmp_path):

@@ -178,7 +178,7 @@ def test_pixels_that_a_distortion_does_not_reach_have_no_location():
 @pytest.mark.parametrize(
     ("model", "coefficients", "reason"),
     [
-        ("pillow", [0.1], "unsupported distortion model: expected one of plumb_bob, rational_polynomial, equidistant, got 'pil"),
+        ("pillow", [0.1], "unsupported distortion model: expected one of plumb_bob, rational_polynomial, equid"),
         ("plumb_bob", [0.1] * 8, "distortion of model plumb_bob: expected 4 or 5 finite coefficients, got "),
         ("equidistant", [0.1, 0.2, np.nan, 0.1], "distortion of model equidistant: expected 4 finite coefficients, got "),
     ],

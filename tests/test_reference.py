@@ -78,7 +78,9 @@ def launch_arguments(name):
 def test_inputs_are_known():
     """Those that the shell blocks of the documents may remap, as test_documentation.py lists them."""
     inputs = {names(name)[0] for name, direction, *_ in reference("Topics", "grounding_node") if direction == "in"}
-    assert inputs == {"image", "image/compressed", "depth", "camera_info", "command", "phrase", "~/watch"}
+    assert inputs == {
+        "image", "image/compressed", "depth", "depth/compressedDepth", "camera_info", "command", "phrase", "~/watch"
+    }  # fmt: skip
 
 
 def test_encodings():

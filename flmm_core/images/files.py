@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from flmm_core.images.sixteen_bits import has_16_bit_colours, read_16_bit_colours, to_8_bits
+
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +40,7 @@ def read_image_bytes(content: bytes) -> np.ndarray:
 def _read(source: Path | io.BytesIO, place: str) -> np.ndarray:
     try:
         with Image.open(source) as image:
-            return as_seen(image)
+            return as_seen(_from_16_bits(image, source) if has_16_bit_colours(image) else image)
     except UnidentifiedImageError as error:
         raise ValueError(f"expected an image {place}, got a file that is none") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -48,8 +50,8 @@ def _read(source: Path | io.BytesIO, place: str) -> np.ndarray:
 def as_seen(image: Image.Image) -> np.ndarray:
     """A PIL image as people see it, ``[H, W, 3]`` uint8 RGB.
 
-    The EXIF orientation is applied, an embedded colour profile is converted to sRGB, of 16 bits the upper 8 are kept, and
-    transparent pixels are blended with white.
+    The EXIF orientation is applied, an embedded colour profile is converted to sRGB, 16 bits become 8 by
+    :func:`~flmm_core.images.sixteen_bits.to_8_bits`, and transparent pixels are blended with white.
 
     Raises:
         ValueError: the values are floating-point numbers, whose range is not known.
@@ -77,6 +79,14 @@ def rgb_array(image: np.ndarray | Image.Image) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
+def _from_16_bits(image: Image.Image, source: Path | io.BytesIO) -> Image.Image:
+    """The image with 8 bits for each colour, with its orientation and its colour profile; Pillow would cut off the lower 8."""
+    content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+    reduced = Image.fromarray(to_8_bits(read_16_bit_colours(content)))
+    reduced.info = {**image.info, "exif": image.getexif().tobytes()}
+    return reduced
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The image in L, LA, RGB, RGBA, CMYK, LAB or YCbCr."""
     if image.mode == "F":
@@ -85,7 +95,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if values.size and not 0 <= values.min() <= values.max() <= 0xFFFF:
             raise ValueError(f"image: expected values of 16 bits, got {values.min()} to {values.max()}")
-        return Image.fromarray((values >> 8).astype(np.uint8))
+        return Image.fromarray(to_8_bits(values.astype(np.uint16)))
     if image.mode == "1":
         return image.convert("L")
     if image.mode in ("P", "PA") or "transparency" in image.info:

@@ -14,8 +14,8 @@ from flmm_core.serving.requests import Status
 
 _REMEMBERED = 100
 """Number of last answers from which percentiles are computed."""
-_ARRIVALS = 30
-"""Number of last images from which the rate is computed."""
+_LOSSY = 0.5
+"""Share of the expected images; below it there is a warning."""
 _RECENT = 10.0
 """Seconds for which a failed command is reported as a warning."""
 
@@ -31,6 +31,22 @@ class Level(IntEnum):
 
 
 @dataclass(frozen=True)
+class CameraHealth:
+    """How the images of a camera arrive."""
+
+    skipped: int
+    """Number of images that were replaced before a command used them."""
+    received: float
+    """Images per second; 0 if fewer than two have arrived."""
+    expected: float
+    """Images per second that the camera sends; 0 if that is not known."""
+    ahead: float
+    """Seconds by which the camera's clock is ahead; 0 if that is within reason."""
+    trouble: str
+    """Why images may be missing, and what helps."""
+
+
+@dataclass(frozen=True)
 class HealthReport:
     """Health at one moment."""
 
@@ -41,14 +57,9 @@ class HealthReport:
 
 
 class Health:
-    """Counts events; :meth:`report` summarises them. Thread-safe.
+    """Counts events; :meth:`report` summarises them. Thread-safe."""
 
-    Args:
-        camera: whether images arrive from a camera; if not, each command carries its own image.
-    """
-
-    def __init__(self, *, camera: bool = True) -> None:
-        self._camera = camera
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._state, self._progress = "unconfigured", ""
         self._facts: Mapping[str, str] = {}
@@ -56,7 +67,8 @@ class Health:
         self._refusals: Counter[Status] = Counter()
         self._trouble = ("", float("-inf"))
         self._images = self._unreadable = self._watched = self._tracked = 0
-        self._arrivals: deque[float] = deque(maxlen=_ARRIVALS)
+        self._arrived: float | None = None
+        """When the last image arrived, in seconds on the monotonic clock."""
         self._durations: deque[Mapping[str, float]] = deque(maxlen=_REMEMBERED)
 
     def enter(self, state: str, message: str = "") -> None:
@@ -73,7 +85,7 @@ class Health:
         """Count an image message."""
         with self._lock:
             self._images += 1
-            self._arrivals.append(time.monotonic())
+            self._arrived = time.monotonic()
 
     def unreadable(self) -> None:
         """Count an image message that could not be stored."""
@@ -104,7 +116,7 @@ class Health:
         *,
         waiting: int,
         capacity: int,
-        skipped: int,
+        camera: CameraHealth | None,
         oldest_image: float,
         slow_answer: float,
         device_memory: int,
@@ -114,16 +126,18 @@ class Health:
         Args:
             waiting: number of commands in the queue.
             capacity: of the queue.
-            skipped: number of images that were replaced before a command used them.
+            camera: how its images arrive; None if each command carries its own image.
             oldest_image: seconds without an image after which there is a warning; 0: never.
             slow_answer: a warning if the slowest 5 % of answers take more seconds than this; 0: never.
             device_memory: bytes on the GPU; 0 without one.
         """
         with self._lock:
             now = time.monotonic()
-            age = now - self._arrivals[-1] if self._arrivals else None
+            age = None if self._arrived is None else now - self._arrived
             totals = [durations["total"] for durations in self._durations]
-            level, message = self._verdict(now, age, waiting, capacity, oldest_image, slow_answer, totals)
+            level, message = self._verdict(now, waiting, capacity, slow_answer, totals)
+            if level == Level.OK and camera is not None and (trouble := _camera_trouble(camera, age, oldest_image)):
+                level, message = Level.WARN, trouble
             values = {
                 "state": self._state,
                 **({"progress": self._progress} if self._progress else {}),
@@ -132,30 +146,29 @@ class Health:
                 "answers": str(self._answers),
                 "refusals": str(self._refusals.total()),
                 **{f"refused, {_name(status)}": str(count) for status, count in sorted(self._refusals.items())},
-                **(self._camera_values(now, age, skipped) if self._camera else {}),
+                **(self._camera_values(camera, age) if camera is not None else {}),
                 **_percentiles(self._durations),
                 "process memory, MB": f"{resident_bytes() / 1e6:.0f}",
                 **({"device memory, MB": f"{device_memory / 1e6:.0f}"} if device_memory else {}),
             }
         return HealthReport(level, message, values)
 
-    def _camera_values(self, now: float, age: float | None, skipped: int) -> dict[str, str]:
+    def _camera_values(self, camera: CameraHealth, age: float | None) -> dict[str, str]:
         return {
             "images watched": f"{self._watched}, {self._tracked} of them tracked",
             "images received": str(self._images),
-            "images skipped": str(skipped),
+            "images skipped": str(camera.skipped),
             "images unreadable": str(self._unreadable),
-            "image rate, Hz": f"{_rate(self._arrivals, now):.1f}",
+            "image rate, Hz": f"{camera.received:.1f}",
+            "image rate expected, Hz": f"{camera.expected:.1f}" if camera.expected else "unknown",
             "image age, s": "none yet" if age is None else f"{age:.1f}",
         }
 
     def _verdict(
         self,
         now: float,
-        age: float | None,
         waiting: int,
         capacity: int,
-        oldest_image: float,
         slow_answer: float,
         totals: Sequence[float],
     ) -> tuple[Level, str]:
@@ -168,9 +181,6 @@ class Health:
             return Level.WARN, reason
         if waiting >= capacity:
             return Level.WARN, f"busy: {waiting} commands are waiting (queue_size)"
-        if oldest_image > 0 and (age is None or age > oldest_image):
-            last = "none has arrived yet" if age is None else f"the last came {age:.1f} s ago"
-            return Level.WARN, f"no image: {last}"
         if slow_answer > 0 and totals and (slowest := percentile(totals, 0.95)) > slow_answer:
             return Level.WARN, f"slow: 5 % of the last answers took {slowest:.2f} s or more (slow_answer)"
         return Level.OK, "ready"
@@ -194,6 +204,11 @@ def _percentiles(durations: Sequence[Mapping[str, float]]) -> dict[str, str]:
     return found
 
 
-def _rate(arrivals: Sequence[float], now: float) -> float:
-    """Images per second over the last arrivals; it falls while none arrives."""
-    return (len(arrivals) - 1) / max(now - arrivals[0], 1e-9) if len(arrivals) > 1 else 0.0
+def _camera_trouble(camera: CameraHealth, age: float | None, oldest_image: float) -> str:
+    """What is wrong with a camera; empty if nothing is."""
+    if oldest_image > 0 and (age is None or age > oldest_image):
+        last = "none has arrived yet" if age is None else f"the last came {age:.1f} s ago"
+        return f"no image: {last}; {camera.trouble}"
+    if camera.received < _LOSSY * camera.expected:
+        return f"images are lost: {camera.received:.1f} of {camera.expected:.1f} Hz arrive; {camera.trouble}"
+    return f"the camera's clock is {camera.ahead:.1f} s ahead" if camera.ahead else ""

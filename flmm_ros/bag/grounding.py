@@ -16,7 +16,7 @@ from flmm_core.serving.requests import CameraImage, Mode, RefusedError, Reply, S
 from flmm_ros import conversions
 from flmm_ros.bag.files import BagError, BagWriter, Recorded, read
 from flmm_ros.commands import Command, Located, reply_message
-from flmm_ros.depth_matcher import DepthMatcher, View
+from flmm_ros.depth_matcher import DepthMatcher, View, is_rectified
 from flmm_ros.image_buffer import Source
 from flmm_ros.msg import GroundedAnswer
 from flmm_ros.outputs import makers
@@ -75,7 +75,7 @@ def images(path: Path, topics: Topics, every: int) -> Iterator[tuple[int, Record
     """Number, image, and how many depth images came after it."""
     for recorded in read(path):
         if recorded.topic == topics.depth:
-            space.put_depth(recorded.data)
+            space.put_depth(recorded.data, _IMAGES.get(recorded.kind, Image))
             waiting = [(n, image, seen + 1) for n, image, seen in waiting]
         elif recorded.topic == topics.camera_info:
             space.put_info(recorded.data)
@@ -127,7 +127,8 @@ def _answer(pipeline: Pipeline, recorded: Recorded, space: DepthMatcher | None, 
         raise RefusedError(Status.BAD_IMAGE, str(error), Source(message.header)) from error
     view = View(reason="no depth topic was given")
     if space is not None:
-        view = space.view(message.header, *pixels.shape[:2], tolerance=tolerance, max_pixels=_NO_LIMIT)
+        size, rectified = pixels.shape[:2], is_rectified(recorded.topic)
+        view = space.view(message.header, *size, tolerance=tolerance, max_pixels=_NO_LIMIT, rectified=rectified)
     image = pipeline.encode(pixels)
     answer = pipeline.refer(image, [command.text]) if command.mode == Mode.REFER else pipeline.chat(image, command.text)
     source = Source(message.header, view)

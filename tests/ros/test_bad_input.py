@@ -195,10 +195,10 @@ def test_commands_before_any_image(start_scripted):
     for refer in (False, True):
         reply = early.ask(refer=refer)
         assert reply.status == GroundedAnswer.STATUS_NO_IMAGE
-        assert reply.reason.startswith("no image has arrived yet, although publishers of /early/image exist: 1 ")
+        assert reply.reason.startswith("no image has arrived yet: publishers of /early/image exist: 1 ")
         assert reply.header.stamp.sec == 0 and reply.image_width == 0
     with pytest.raises(
-        NoReplyError, match=r"^/early/grounding has no image after 4 s: no image has arrived yet, although publishers of "
+        NoReplyError, match=r"^/early/grounding has no image after 4 s: no image has arrived yet: publishers of "
     ):
         early.client.wait_for_image(4.0)
     timely = Timer(2.5, lambda: early.images.publish(image_of(IMAGE)))

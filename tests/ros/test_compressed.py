@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from bench import IMAGE
@@ -32,6 +33,49 @@ def test_what_is_read():
     message = compressed(deep, "png")
     assert np.array_equal(image_from_compressed(message, 10_000)[..., 0], np.rint(deep / 1023 * 255).astype(np.uint8))
     assert image_from_compressed(message, 10_000, 16).max() == 4  # 1023 of 65535
+
+
+def mosaic_of(pixels):
+    """What a camera with the pattern RGGB measures, ``[H, W]``."""
+    mosaic = pixels[..., 1].copy()
+    mosaic[::2, ::2], mosaic[1::2, 1::2] = pixels[::2, ::2, 0], pixels[1::2, 1::2, 2]
+    return mosaic
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_a_compressed_mosaic_is_read_in_colour(kind):
+    message = compressed(mosaic_of(IMAGE), kind, **({"quality": 100} if kind == "jpeg" else {}))
+    message.format = f"bayer_rggb8; {kind} compressed "
+    assert np.abs(image_from_compressed(message, 10_000).astype(int) - IMAGE).max() <= 3
+    message.format = f"mono8; {kind} compressed "
+    grey = image_from_compressed(message, 10_000)
+    assert (grey[..., 0] == grey[..., 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "dtype", "reason"),
+    [
+        ("bayer_rggb16", np.uint16, "unsupported encoding 'bayer_rggb16'"),
+        ("16UC1", np.uint16, "unsupported encoding '16UC1'"),
+        ("bayer_rggb8", np.uint16, "compressed image: expected 8 bits as bayer_rggb8 has, got 16"),
+    ],
+)
+def test_one_channel_that_is_no_photograph_is_refused_by_name(encoding, dtype, reason):
+    message = compressed(np.full((24, 32), 900, dtype), "png")
+    message.format = f"{encoding}; png compressed "
+    with pytest.raises(BadImageError, match=reason):
+        image_from_compressed(message, 10_000)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_16_bits_are_as_bright_as_their_camera_meant(channels):
+    deep = np.zeros((24, 32, channels), np.uint16)
+    deep[..., :3] = IMAGE.astype(np.uint16) * 16  # of a camera of 12 bits
+    deep[..., 3:] = 65535
+    order = [2, 1, 0, 3][:channels]
+    message = CompressedImage(format="rgb16; png compressed bgr16", data=cv2.imencode(".png", deep[..., order])[1].tobytes())
+    assert np.abs(image_from_compressed(message, 10_000).astype(int) - IMAGE).max() <= 1
+    assert np.abs(image_from_compressed(message, 10_000, 16).astype(int) - IMAGE // 16).max() <= 1
 
 
 def bomb(side=9_000):

@@ -1,18 +1,19 @@
 """/diagnostics, and that a refusal is heard."""
 
-import time
+from dataclasses import replace
 
 import pytest
 from bench import Bench
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 
-from flmm_core.serving.health import Health, percentile
+from flmm_core.serving.health import CameraHealth, Health, percentile
 from flmm_core.serving.requests import Status
 from flmm_ros import qos
 from flmm_ros.diagnostics import diagnostic_status
 from flmm_ros.msg import GroundedAnswer
 
-LIMITS = {"waiting": 0, "capacity": 8, "skipped": 6, "oldest_image": 5.0, "slow_answer": 0.0, "device_memory": 0}
+CAMERA = CameraHealth(skipped=6, received=30.0, expected=30.0, ahead=0.0, trouble="the cable is loose")
+LIMITS = {"waiting": 0, "capacity": 8, "camera": CAMERA, "oldest_image": 5.0, "slow_answer": 0.0, "device_memory": 0}
 
 
 def said(health, **changed):
@@ -44,7 +45,11 @@ def test_states():
     health.enter("ready")
     health.loaded({"heads backend": "onnx"})
     level, message, values = said(health)
-    assert (level, message, values["heads backend"]) == (DiagnosticStatus.WARN, "no image: none has arrived yet", "onnx")
+    assert (level, message, values["heads backend"]) == (
+        DiagnosticStatus.WARN,
+        "no image: none has arrived yet; the cable is loose",
+        "onnx",
+    )
     assert said(health, oldest_image=0.0)[:2] == (DiagnosticStatus.OK, "ready")
     health.image()
     assert said(health)[:2] == (DiagnosticStatus.OK, "ready")
@@ -71,12 +76,18 @@ def test_warnings(ready):
     assert values["device memory, MB"] == "3" and int(values["process memory, MB"]) > 10
 
 
-@pytest.mark.timing
-def test_image_rate(ready):
-    for _ in range(4):
-        time.sleep(0.02)
-        ready.image()
-    assert 10 < float(said(ready)[2]["image rate, Hz"]) < 60
+def test_what_a_camera_lacks(ready):
+    values = said(ready)[2]
+    assert (values["image rate, Hz"], values["image rate expected, Hz"]) == ("30.0", "30.0")
+    level, message, values = said(ready, camera=replace(CAMERA, received=2.5))
+    assert (level, message) == (DiagnosticStatus.WARN, "images are lost: 2.5 of 30.0 Hz arrive; the cable is loose")
+    assert values["image rate, Hz"] == "2.5"
+    unknown = replace(CAMERA, received=0.1, expected=0.0)
+    assert said(ready, camera=unknown)[0] == DiagnosticStatus.OK
+    assert said(ready, camera=unknown)[2]["image rate expected, Hz"] == "unknown"
+    ahead = said(ready, camera=replace(CAMERA, ahead=3600.0))
+    assert ahead[:2] == (DiagnosticStatus.WARN, "the camera's clock is 3600.0 s ahead")
+    assert "images received" not in said(ready, camera=None)[2]
 
 
 class Listener:

@@ -46,16 +46,22 @@ def running(client, full):
 
 def test_topics_of_the_grounding_node(shared_bench):
     expected = {row for row in documented("grounding", "/shared/grounding") if not row[2].startswith(OPTIONAL)}
-    expected -= {row for row in expected if row[0].endswith("/image/compressed")}
+    expected -= {row for row in expected if row[0].endswith(("/image/compressed", "/compressedDepth"))}
     assert running(shared_bench.client, "/shared/grounding") == expected
 
 
 def test_the_other_transport(start_scripted):
     bench = start_scripted(
-        "transport", "image_transport:=compressed", image_type=CompressedImage, image_topic="image/compressed"
+        "transport",
+        "image_transport:=compressed",
+        "depth_transport:=compressedDepth",
+        remap=["depth:=front/depth"],
+        image_type=CompressedImage,
+        image_topic="image/compressed",
     )
     inputs = {topic for topic, direction, _ in running(bench.client, "/transport/grounding") if direction == "in"}
-    assert "/transport/image/compressed" in inputs and "/transport/image" not in inputs
+    assert {"/transport/image/compressed", "/transport/front/depth/compressedDepth"} <= inputs
+    assert not inputs & {"/transport/image", "/transport/depth", "/transport/front/depth"}
 
 
 def test_topics_of_the_camera(processes, open_renderer):
@@ -108,7 +114,7 @@ def test_the_policy_names_everything_that_the_node_does(shared_bench):
     def allowed(kind, **right):
         entries = [group for group in profile.findall(f"{kind}s") if dict(group.attrib) == right]
         names = [entry.text for group in entries for entry in group]
-        return {f"/shared/grounding/{name[2:]}" if name[0] == "~" else f"/shared/{name}" for name in names}
+        return {name.replace("~", "/shared/grounding") if name[0] in "~/" else f"/shared/{name}" for name in names}
 
     node = shared_bench.client.node
     for found, expected in (

@@ -73,7 +73,10 @@ def test_unknown_names_of_files_are_ignored_and_typed_ones_refused(context, monk
     monkeypatch.setattr("sys.argv", ["node", "--ros-args", "-p", "max_imageage:=3", "-p", "/grounding:colour:=1"])
     for name, message in (
         ("max_imageage", "unknown parameter max_imageage: did you mean max_image_age?"),
-        ("colour", "unknown parameter colour: known are autostart, cpu_threads, cuda_graphs, depth_tolerance, device,"),
+        (
+            "colour",
+            "unknown parameter colour: known are autostart, cpu_threads, cuda_graphs, depth_tolerance, depth_transport,",
+        ),
     ):
         with pytest.raises(ParameterError) as error:
             declared(context, **{name: 3})
