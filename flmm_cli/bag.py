@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
+from dataclasses import asdict
 from pathlib import Path
 
-from flmm_cli.shared.options import add_model_options, grounding_config, model_names, require_counts
+from flmm_cli.shared.options import add_model_options, grounding_config, require_counts
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -13,11 +15,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "bag",
         help="ground the images of a recorded bag",
-        description="Sends the same command about images of an MCAP bag, without a running node, and writes a bag of what the"
+        description="Sends the same command about images of a recording, without a running node, and writes a bag of what the"
         " node would publish: answers, overlays, label masks, points and markers, with the stamps of the images. After an"
         " interruption the same command continues where it stopped.",
     )
-    parser.add_argument("bag", type=Path, help="MCAP file to read")
+    parser.add_argument("bag", type=Path, help="MCAP file to read, or the folder of a recording with all its MCAP files")
     words = parser.add_mutually_exclusive_group(required=True)
     words.add_argument("--command", dest="question", metavar="TEXT", help="the question or instruction")
     words.add_argument("--phrase", metavar="TEXT", help="a phrase to ground")
@@ -40,30 +42,32 @@ def run(args: argparse.Namespace) -> int:
     require_counts(args, "every")
     if bool(args.depth) != bool(args.camera_info):
         raise ValueError("--depth and --camera-info: expected both, or none of them")
-    if args.out.resolve() == args.bag.resolve():
-        raise ValueError(f"--out: expected another file than the bag that is read, got {args.out}")
+    if not math.isfinite(args.depth_tolerance) or args.depth_tolerance < 0:
+        raise ValueError(f"--depth-tolerance: expected at least 0 s, got {args.depth_tolerance:g}")
+    _require_other_place(args.bag, args.out)
     config = grounding_config(args)
     from tqdm import tqdm
 
     from flmm_core.pipeline import GroundingPipeline
     from flmm_core.serving.requests import Mode
-    from flmm_ros.bag.grounding import Topics, image_topic
     from flmm_ros.bag.job import BagJob, run_job
+    from flmm_ros.bag.recording import Recording
 
-    topic, count = image_topic(args.bag, args.image, lambda text: print(f"flmm bag: {text}"))
-    total = -(-count // args.every)
+    recording = Recording(args.bag, lambda text: print(f"flmm bag: {text}"))
     job = BagJob(
-        bag=args.bag,
+        bag=args.bag.resolve().name,
+        recording=recording,
         out=args.out,
-        topics=Topics(topic, args.depth, args.camera_info),
+        topics=recording.choose(args.image, args.depth, args.camera_info),
         mode=Mode.CHAT if args.question else Mode.REFER,
         text=args.question or args.phrase,
         every=args.every,
         depth_tolerance=args.depth_tolerance,
-        model=model_names(config),
+        model=asdict(config),
     )
+    total = len(job.images())
     pipeline = GroundingPipeline.from_config(config)
-    with tqdm(total=total, unit="image", desc=topic) as bar:
+    with tqdm(total=total, unit="image", desc=job.topics.image) as bar:
         result = run_job(
             pipeline, job, on_images=bar.update, on_refusal=lambda number, reason: tqdm.write(f"image {number}: {reason}")
         )
@@ -71,3 +75,13 @@ def run(args: argparse.Namespace) -> int:
     resumed = f" ({result.resumed} of them earlier)" if result.resumed else ""
     print(f"{args.out}: {done} of {total} images answered{resumed}")
     return 0 if done else 1
+
+
+def _require_other_place(bag: Path, out: Path) -> None:
+    """Refuse to write into the bag that is read."""
+    read, written = bag.resolve(), out.resolve()
+    for name in (written, written.with_name(written.name + ".partial")):
+        if name == read:
+            raise ValueError(f"--out: expected another file than the bag that is read, got {out}")
+    if read.is_dir() and written.is_relative_to(read):
+        raise ValueError(f"--out: expected a file outside the folder that is read, got {out}")

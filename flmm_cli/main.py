@@ -47,6 +47,8 @@ _EXTRAS = {
     "pycocoevalcap": "eval",
     "onnx": "export",
     "mcap": "bag",
+    "lz4": "bag",
+    "zstandard": "bag",
     "gradio": "web",
     "ray": "fleet",
 }

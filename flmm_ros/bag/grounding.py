@@ -1,10 +1,8 @@
-"""Selects the images of a bag and their depth, grounds them, and writes what the node would publish."""
+"""Grounds one image of a recording with its depth, and writes what the node would publish about it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from rclpy.clock import ClockType
 from rclpy.serialization import deserialize_message
@@ -14,79 +12,33 @@ from sensor_msgs.msg import CompressedImage, Image
 from flmm_core.serving.interface import Pipeline
 from flmm_core.serving.requests import CameraImage, Mode, RefusedError, Reply, Status, refusing
 from flmm_ros import conversions
-from flmm_ros.bag.files import BagError, BagWriter, Recorded, read
+from flmm_ros.bag.files import BagWriter, Recorded
+from flmm_ros.bag.recording import COMPRESSED_IMAGE, IMAGE, Entry, Nearest, Recording, Topics
 from flmm_ros.commands import Command, Located, reply_message
 from flmm_ros.depth_matcher import DepthMatcher, View, is_rectified
 from flmm_ros.image_buffer import Source
 from flmm_ros.msg import GroundedAnswer
 from flmm_ros.outputs import makers
 
-_IMAGES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
-_NOT_CAMERAS = ("depth", "disparity", "label", "mask", "overlay")
-"""Parts of the names of image topics that do not belong to a camera."""
-_MAX_WAITING = 30
-"""Images that wait for depth; beyond it, the oldest is grounded without."""
+_KINDS = {IMAGE: Image, COMPRESSED_IMAGE: CompressedImage}
 ANSWER_TOPIC = "/grounding/answer"
 """Topic of the replies; the last message about each image."""
 _NO_LIMIT = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class Topics:
-    """Topics of the images and, unless empty, of their depth and camera info."""
+def depth_finder(recording: Recording, topics: Topics) -> Callable[[Entry], DepthMatcher | None]:
+    """A function that gives the depth and the camera info nearest to an image; None if no depth is used."""
+    depths, infos = (Nearest(recording.entries(topic)) for topic in (topics.depth, topics.camera_info))
 
-    image: str
-    depth: str = ""
-    camera_info: str = ""
+    def found(image: Entry) -> DepthMatcher:
+        space = DepthMatcher()
+        for depth in depths.around(image):
+            space.put_depth(recording.data(depth), _KINDS[depth.kind])
+        if (info := infos.nearest(image)) is not None:
+            space.put_info(recording.data(info))
+        return space
 
-
-def image_topic(path: Path, wanted: str, warn: Callable[[str], None]) -> tuple[str, int]:
-    """Topic and number of the images that are grounded.
-
-    Args:
-        path: of the bag.
-        wanted: a topic; empty for the only one that looks like a camera's.
-        warn: called with the reason if the bag ends early.
-
-    Raises:
-        BagError: the bag has no such topic, or several.
-    """
-    counts: dict[str, int] = {}
-    for recorded in read(path, warn):
-        if recorded.kind in _IMAGES:
-            counts[recorded.topic] = counts.get(recorded.topic, 0) + 1
-    if wanted:
-        if wanted not in counts:
-            raise BagError(f"--image: expected one of {', '.join(sorted(counts)) or 'no topic at all'}, got {wanted}")
-        return wanted, counts[wanted]
-    cameras = sorted(topic for topic in counts if not any(part in topic for part in _NOT_CAMERAS))
-    if len(cameras) != 1:
-        raise BagError(f"{path}: expected one topic of images, got {', '.join(cameras) or 'none'}; choose one with --image")
-    return cameras[0], counts[cameras[0]]
-
-
-def images(path: Path, topics: Topics, every: int) -> Iterator[tuple[int, Recorded, DepthMatcher]]:
-    """Every n-th image of a bag, with its number and the depth images around it.
-
-    An image is yielded when the depth that follows it has been read, or does not come.
-    """
-    space, number = DepthMatcher(), -1
-    waiting: list[tuple[int, Recorded, int]] = []
-    """Number, image, and how many depth images came after it."""
-    for recorded in read(path):
-        if recorded.topic == topics.depth:
-            space.put_depth(recorded.data, _IMAGES.get(recorded.kind, Image))
-            waiting = [(n, image, seen + 1) for n, image, seen in waiting]
-        elif recorded.topic == topics.camera_info:
-            space.put_info(recorded.data)
-        elif recorded.topic == topics.image:
-            number += 1
-            if number % every == 0:
-                waiting.append((number, recorded, 0))
-        while waiting and (not topics.depth or waiting[0][2] > 0 or len(waiting) > _MAX_WAITING):
-            yield (*waiting.pop(0)[:2], space)
-    for n, image, _ in waiting:
-        yield n, image, space
+    return found if topics.depth else lambda image: None
 
 
 def ground(
@@ -115,7 +67,7 @@ def ground(
 
 
 def _answer(pipeline: Pipeline, recorded: Recorded, space: DepthMatcher | None, command: Command, tolerance: float) -> Reply:
-    kind = _IMAGES[recorded.kind]
+    kind = _KINDS[recorded.kind]
     try:
         message = deserialize_message(recorded.data, kind)
     except Exception as error:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flmm_core.serving.requests import Mode, Status
 from flmm_core.serving.server import Pipeline
-from flmm_ros.bag.files import BagError, BagWriter, Recorded, metadata, read
-from flmm_ros.bag.grounding import ANSWER_TOPIC, Topics, ground, images, write_reply
+from flmm_ros.bag.files import BagWriter, Recorded, metadata, read
+from flmm_ros.bag.grounding import ANSWER_TOPIC, depth_finder, ground, write_reply
+from flmm_ros.bag.recording import Entry, Recording, Topics
 from flmm_ros.commands import Command
 
 _METADATA = "flmm bag"
@@ -20,8 +21,10 @@ _METADATA = "flmm bag"
 class BagJob:
     """One command about images of a bag."""
 
-    bag: Path
-    """MCAP file to read."""
+    bag: str
+    """Name of the bag that is read."""
+    recording: Recording
+    """What it holds."""
     out: Path
     """MCAP file to write; until it is complete, its name ends with ``.partial``."""
     topics: Topics
@@ -32,19 +35,25 @@ class BagJob:
     """Every n-th image is grounded."""
     depth_tolerance: float
     """Most seconds between the stamps of an image and its depth."""
-    model: Mapping[str, str]
-    """Names of LMM, heads and SAM."""
+    model: Mapping[str, object]
+    """The configuration of grounding."""
+
+    def images(self) -> Sequence[Entry]:
+        """The images that are grounded, in the order in which they were recorded."""
+        return self.recording.entries(self.topics.image)[:: self.every]
 
     def metadata(self) -> dict[str, str]:
         """What is written into the bag; only a bag of equal metadata is continued."""
         words = {Mode.CHAT: "command", Mode.REFER: "phrase"}
         return {
-            "bag": self.bag.name,
+            "bag": self.bag,
+            "bytes": str(self.recording.size),
             **{name: self.text if mode == self.mode else "" for mode, name in words.items()},
             "every": str(self.every),
             "image": self.topics.image,
             "depth": self.topics.depth,
             "camera_info": self.topics.camera_info,
+            "depth_tolerance": str(self.depth_tolerance),
             "model": str(dict(self.model)),
         }
 
@@ -75,46 +84,42 @@ def run_job(
         on_refusal: called with the number of an image, counted from 1, and the reason why it has no answer.
 
     Raises:
-        BagError: the bag cannot be read.
+        BagError: the bag cannot be read any more.
     """
     made = job.metadata()
     partial = job.out.with_name(job.out.name + ".partial")
+    copied = job.out.with_name(job.out.name + ".resumed")
     job.out.parent.mkdir(parents=True, exist_ok=True)
-    earlier = _finished_images(partial, made)
-    on_images(len(earlier))
-    answered = 0
-    with BagWriter(partial, name=_METADATA, made=made) as writer:
-        for messages in earlier:
+    depth_of = depth_finder(job.recording, job.topics)
+    answered = resumed = 0
+    with BagWriter(copied, name=_METADATA, made=made) as writer:
+        for messages in finished_images(partial, made):
             for message in messages:
                 writer.copy(message)
-        for number, (_, recorded, space) in enumerate(images(job.bag, job.topics, job.every)):
-            if number < len(earlier):
-                continue
-            command = Command(number + 1, job.mode, job.text)
-            depth = space if job.topics.depth else None
-            message, reply, located = ground(pipeline, recorded, depth, command, job.depth_tolerance)
+            resumed += 1
+        on_images(resumed)
+        copied.replace(partial)  # only now: another interruption meanwhile must not cost the earlier results
+        for number, entry in enumerate(job.images()[resumed:], start=resumed + 1):
+            recorded = Recorded(job.topics.image, entry.kind, job.recording.data(entry), entry.log_time)
+            command = Command(number, job.mode, job.text)
+            message, reply, located = ground(pipeline, recorded, depth_of(entry), command, job.depth_tolerance)
             write_reply(writer, message, reply, located, recorded.log_time)
             if reply.status == Status.ANSWERED:
                 answered += 1
             else:
-                on_refusal(number + 1, reply.reason)
+                on_refusal(number, reply.reason)
             on_images(1)
     partial.replace(job.out)
-    return JobResult(answered, len(earlier))
+    return JobResult(answered, resumed)
 
 
-def _finished_images(partial: Path, made: Mapping[str, str]) -> list[list[Recorded]]:
+def finished_images(partial: Path, made: Mapping[str, str]) -> Iterator[list[Recorded]]:
     """The messages about each image that an interrupted run of the same job finished."""
-    finished: list[list[Recorded]] = []
+    if metadata(partial, _METADATA) != made:
+        return
     messages: list[Recorded] = []
-    try:
-        if not partial.exists() or metadata(partial, _METADATA) != made:
-            return []
-        for recorded in read(partial):
-            messages.append(recorded)
-            if recorded.topic == ANSWER_TOPIC:  # the last message about an image
-                finished.append(messages)
-                messages = []
-    except BagError:
-        return []  # it was cut off before its first message
-    return finished
+    for recorded in read(partial):
+        messages.append(recorded)
+        if recorded.topic == ANSWER_TOPIC:  # the last message about an image
+            yield messages
+            messages = []
