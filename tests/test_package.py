@@ -52,6 +52,8 @@ OPTIONAL = {
     "tensorrt",
     "triton",
     "mcap",
+    "lz4",
+    "zstandard",
     "pocketsphinx",
     "gradio",
     "ray",
