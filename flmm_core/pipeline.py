@@ -21,7 +21,7 @@ from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.lmm.trace import LmmTrace
 from flmm_core.loading.parts import PYTORCH, describe_parts, load_parts
 from flmm_core.requests.callbacks import Callbacks
-from flmm_core.requests.chat_command import ChatCommand
+from flmm_core.requests.chat_command import ChatCommand, check_limits
 from flmm_core.requests.early_phrases import early_phrases
 from flmm_core.requests.image_handle import ImageHandle
 from flmm_core.requests.image_memory import ImageMemory
@@ -112,12 +112,10 @@ class GroundingPipeline:
     ) -> GroundedAnswer:
         """Ground given phrases, read together in one pass; nothing is generated. Raises what :meth:`chat` does.
 
-        Args:
-            image: from :meth:`encode`.
-            phrases: masks come in their order; the answer's text joins them by full stops, as the LMM reads them.
-            max_phrases: most of them that get a mask; None for the configured number.
-            callbacks: follow the command, and may cancel it.
+        Masks come in the order of the phrases; the answer's text joins them by full stops, as the LMM reads them. The options
+        are those of :class:`~flmm_core.requests.chat_command.ChatCommand`.
         """
+        check_limits(max_phrases=max_phrases)
         given = [phrases] if isinstance(phrases, str) else list(phrases)
         self.lmm.words.check_phrases(given)
         with self.images.guard(image):
@@ -133,12 +131,7 @@ class GroundingPipeline:
     ) -> GroundedAnswer:
         """Ground phrases of a given answer to ``text``, read as if the LMM had written it. Raises what :meth:`chat` does.
 
-        Args:
-            image: from :meth:`encode`.
-            text: the user's words.
-            answer: the assistant's words.
-            ranges: characters ``[start, end)`` of the answer that get masks, all of them; the masks come in the same order.
-            callbacks: follow the command, and may cancel it.
+        All ``ranges``, characters ``[start, end)`` of ``answer``, get masks, which come in the same order.
         """
         self.lmm.words.check_command(text)
         check_ranges(answer, ranges)
@@ -191,8 +184,12 @@ class GroundingPipeline:
         height, width = run.image.pixels.shape[:2]
         return GroundedAnswer(trace.text, phrases, height, width, run.seconds(), left_out)
 
+    def set_thresholds(self, **thresholds: Any) -> None:
+        """Change ``selector_threshold``, ``presence_threshold`` or ``mask_threshold`` for later commands."""
+        self.config = replace(self.config, **thresholds)
+
     def describe(self) -> dict[str, str]:
-        """What it is and where it runs, for people."""
+        """Models, device and backend, for people."""
         return describe_parts(self.config, self.lmm, self.backend)
 
     def device_memory(self) -> int:

@@ -327,6 +327,41 @@ def test_commands_about_several_images_are_answered_together(pipeline, every_wor
     assert first.lmm > 0 and first.image > 0
 
 
+def test_a_callback_that_raises_ends_its_own_command_alone(pipeline, every_word):
+    class Faulty(Callbacks):
+        def on_text(self, text):
+            raise OSError("the client is gone")
+
+    class Faultier(Callbacks):
+        def cancelled(self):
+            if self.asked > 3:  # the first times while the command begins
+                raise KeyError("client")
+            self.asked += 1
+            return False
+
+        asked = 0
+
+    image = pipeline.encode(random_image(60, 80, seed=31))
+    texts = ("what is left of the can?", "what?", "what is there?")
+    commands = [
+        ChatCommand(image, text, callbacks=one()) for text, one in zip(texts, (Faulty, Callbacks, Faultier), strict=True)
+    ]
+    first, second, third = chat_batch(pipeline, commands)
+    assert isinstance(first, OSError) and isinstance(third, KeyError)
+    alike(second, pipeline.chat(image, texts[1]))
+
+
+def test_thresholds_may_change_between_commands(pipeline, every_word):
+    image = pipeline.encode(random_image(60, 80, seed=32))
+    pipeline.set_thresholds(presence_threshold=0.0)
+    assert not any(phrase.absent for phrase in pipeline.refer(image, ["lemon"]).phrases)
+    pipeline.set_thresholds(presence_threshold=1.0, selector_threshold=1.0)
+    assert all(phrase.absent for phrase in pipeline.refer(image, ["lemon"]).phrases)
+    assert not pipeline.chat(image, "what is there?").phrases
+    with pytest.raises(ValueError, match=r"mask_threshold: expected 0\.01 to 0\.99"):
+        pipeline.set_thresholds(mask_threshold=1.0)
+
+
 def test_a_batch_that_does_not_fit_into_memory_is_answered_one_by_one(pipeline, monkeypatch):
     handles = [pipeline.encode(random_image(60, 80, seed=20 + i)) for i in range(2)]
     alone = [pipeline.chat(handle, "what is there?") for handle in handles]
@@ -413,11 +448,13 @@ def test_bad_commands(parts, pipeline):
             ask(image, "an <image>")
         with pytest.raises(CommandError, match=r"text: expected at most \d+ tokens"):
             ask(image, "word " * 3000)
-    with pytest.raises(ValueError, match=r"max_new_tokens: expected fewer than 496 \(context of 512") as error:
+    with pytest.raises(CommandError, match=r"max_new_tokens: expected fewer than 496 \(context of 512"):
         pipeline.chat(image, "lemon", max_new_tokens=600)
-    assert not isinstance(error.value, CommandError)  # no words would fit
-    with pytest.raises(ValueError, match="max_new_tokens: expected 1 to 1024 tokens, got 0"):
+    with pytest.raises(CommandError, match="max_new_tokens: expected 1 to 1024 tokens, got 0"):
         pipeline.chat(image, "lemon", max_new_tokens=0)
+    for ask in (pipeline.chat, pipeline.refer):
+        with pytest.raises(CommandError, match="max_phrases: expected 1 to 1000 phrases, got -1"):
+            ask(image, "lemon", max_phrases=-1)
     for odd in ("\x00\x07 lemon", "柠檬在哪里", "é" * 50, "4?", "🍋½"):
         pipeline.chat(image, odd, max_new_tokens=2)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
 
 from flmm_core.errors import MemoryFullError
+from flmm_core.lmm.generation import Question
 from flmm_core.lmm.trace import LmmTrace
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.chat_command import ChatCommand
@@ -64,15 +68,50 @@ def _begin_lmm(pipeline: GroundingPipeline, chat: RunningChat) -> RunningChat:
 
 def _generate(pipeline: GroundingPipeline, chats: Sequence[RunningChat]) -> Sequence[LmmTrace | Exception]:
     """What the LMM answers to each."""
+    ends = [_OwnEnd(chat.question) for chat in chats]
     try:
         with pipeline.images.guard(*(chat.command.image for chat in chats)):
-            questions = [chat.question for chat in chats]
-            return pipeline.lmm.generate_batch(questions, layer_weights=pipeline.layer_weights)
+            questions = [end.applied(chat.question) for chat, end in zip(chats, ends, strict=True)]
+            traces = pipeline.lmm.generate_batch(questions, layer_weights=pipeline.layer_weights)
+            return [end.error or trace for end, trace in zip(ends, traces, strict=True)]
     except Exception as error:
         return [error] * len(chats)
     finally:
         for chat in chats:
             chat.run.pause()
+
+
+class _OwnEnd:
+    """Lets a callback that raises end the answer to its own question, and to no other of the batch."""
+
+    def __init__(self, question: Question) -> None:
+        self.error: Exception | None = None
+        """What a callback raised."""
+        self._cancelled = question.cancelled
+
+    def applied(self, question: Question) -> Question:
+        """The question with callbacks that do not raise."""
+        return replace(
+            question,
+            on_text=question.on_text and partial(self._call, question.on_text),
+            on_trace=question.on_trace and partial(self._call, question.on_trace),
+            cancelled=self._ended,
+        )
+
+    def _ended(self) -> bool:
+        ended = self._call(self._cancelled) if self._cancelled else False
+        return self.error is not None or bool(ended)
+
+    def _call(self, callback: Callable[..., Any], *values: Any) -> Any:
+        if self.error is not None:
+            return None
+        try:
+            return callback(*values)
+        except (MemoryError, torch.OutOfMemoryError):  # the batch is too large
+            raise
+        except Exception as error:
+            self.error = error
+            return None
 
 
 def _finish(pipeline: GroundingPipeline, chat: RunningChat, trace: LmmTrace) -> GroundedAnswer:

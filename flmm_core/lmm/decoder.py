@@ -88,14 +88,13 @@ class Decoder:
             new_tokens: tokens that may be generated behind it.
 
         Raises:
-            ValueError: ``new_tokens`` leave no room for any text.
-            CommandError: the text is too long.
+            CommandError: the text is too long, or ``new_tokens`` leave no room for any.
         """
         limit = self.context
         if limit is None or length + new_tokens <= limit:
             return
         if (room := limit - image_tokens - new_tokens) < 1:
-            raise ValueError(
+            raise CommandError(
                 f"max_new_tokens: expected fewer than {limit - image_tokens} (context of {limit}, less {image_tokens} for the"
                 f" image), got {new_tokens}"
             )

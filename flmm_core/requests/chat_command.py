@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flmm_core import config
+from flmm_core.errors import CommandError
 from flmm_core.requests.callbacks import Callbacks
 
 if TYPE_CHECKING:  # a node reads commands before transformers is imported, which takes seconds
@@ -31,3 +33,20 @@ class ChatCommand:
     """Whether to ground the answer; without, it has no phrases and costs only its words."""
     callbacks: Callbacks | None = None
     """Follow the command, and may cancel it."""
+
+    def __post_init__(self) -> None:
+        check_limits(max_new_tokens=self.max_new_tokens, max_phrases=self.max_phrases)
+
+
+def check_limits(**limits: int | None) -> None:
+    """Refuse limits of one command that the configuration would not allow; None stands for its own.
+
+    Raises:
+        CommandError: names the limit.
+    """
+    for name, value in limits.items():
+        try:
+            if value is not None:
+                config.check(name, value)
+        except ValueError as error:
+            raise CommandError(str(error)) from error

@@ -16,6 +16,7 @@ import numpy as np
 from flmm_core.common.plain_text import one_line
 from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
 from flmm_core.requests.callbacks import Callbacks
+from flmm_core.requests.chat_command import check_limits
 from flmm_core.types import GroundedAnswer
 
 UNUSABLE, FAILED = "the command cannot be used: ", "the model failed: "
@@ -93,10 +94,13 @@ class Reply:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one answer; None: as the pipeline is configured."""
+    """Limits of one answer; None: as the pipeline is configured. Raises CommandError for values out of range."""
 
     max_new_tokens: int | None = None
     max_phrases: int | None = None
+
+    def __post_init__(self) -> None:
+        check_limits(max_new_tokens=self.max_new_tokens, max_phrases=self.max_phrases)
 
 
 class Request:
