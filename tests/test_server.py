@@ -27,6 +27,7 @@ class Scripted:
     def __init__(self):
         self.gate, self.entered = threading.Event(), threading.Event()
         self.heard, self.limits, self.seen = [], [], []
+        self.thresholds = {}
 
     def encode(self, image):
         return image
@@ -68,6 +69,9 @@ class Scripted:
         found = [GroundedPhrase(phrase, 0, len(phrase), mask, (20, 10, 40, 30), 0.9) for phrase in phrases]
         return GroundedAnswer(". ".join(phrases), tuple(found), *image.shape[:2])
 
+    def set_thresholds(self, **thresholds):
+        self.thresholds |= thresholds
+
     def describe(self):
         return {"lmm": "scripted"}
 
@@ -91,19 +95,20 @@ SAID = {
 class Bench:
     """A serving server and every reply that it gave."""
 
-    def __init__(self, capacity=3, *, start=True, batch_size=1):
+    def __init__(self, capacity=3, *, start=True, batch_size=1, deadline=0.0):
         self.pipeline = Scripted()
-        self.losses, self.replies = [], []
+        self.losses, self.replies, self.hangs = [], [], []
         self.server = GroundingServer(
             lambda: self.pipeline,
             lost=self.losses.append,
+            hangs=self.hangs.append,
             chat_batch=lambda pipeline, commands: pipeline.chat_batch(commands),
             batch_size=batch_size,
         )
         self.facts = self.server.load().result(10)
         self.capacity = capacity
         if start:
-            self.server.start(capacity)
+            self.server.start(capacity, command_deadline=deadline)
 
     def request(self, words, mode=Mode.CHAT, **options):
         options.setdefault("image", lambda: CameraImage(PIXELS, "source"))
@@ -156,6 +161,7 @@ def test_in_order_and_no_more_than_the_queue_holds(bench):
 
 def test_clients_take_turns():
     queue = FairQueue()
+    queue.capacity = 10
     requests = [SimpleNamespace(client=client, words=words) for client, words in ("a1", "a2", "a3", "b1", "b2", "c1")]
     for request in requests:
         queue.put(request)
@@ -167,6 +173,54 @@ def test_clients_take_turns():
     assert order == ["a1", "b1", "c1", "a2", "a3"] and len(queue) == 0
     queue.put(requests[0])
     assert len(queue) == 1 and queue.clear() == requests[:1] and len(queue) == 0
+
+
+def test_a_full_queue_is_shared_among_the_clients_that_need_it():
+    queue = FairQueue()
+    queue.capacity = 6
+    flood = [SimpleNamespace(client="flood", words=str(number)) for number in range(8)]
+    assert [queue.put(request) for request in flood] == [None] * 6 + flood[6:], "one client alone may use all places"
+    other = [SimpleNamespace(client="other", words=str(number)) for number in range(4)]
+    assert [queue.put(request) for request in other] == [flood[5], flood[4], flood[3], other[3]], "the newest give way"
+    third = SimpleNamespace(client="third", words="0")
+    assert queue.put(third) in (flood[2], other[2]) and len(queue) == 6
+    assert queue.put(SimpleNamespace(client="third", words="1")) is not None and len(queue) == 6
+
+
+def test_a_client_that_floods_gets_no_other_one_refused(bench):
+    """Thirty commands one by one beside a client that keeps the queue full."""
+    polite, over = [], threading.Event()
+
+    def slow():
+        time.sleep(0.005)
+        return CameraImage(PIXELS)
+
+    def flood():
+        while not over.is_set():
+            bench.submit("flood", client="flood", reply=lambda reply: None, image=slow)
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    eventually(lambda: bench.server.waiting == bench.capacity)
+    for number in range(30):
+        (request,) = bench.submit(str(number), client="polite", reply=polite.append)
+        assert request.replied.wait(10)
+    over.set()
+    thread.join()
+    assert [reply.status for reply in polite] == [Status.ANSWERED] * 30
+
+
+def test_who_has_to_give_way_is_told_why(bench):
+    held = bench.hold()
+    flood = bench.submit("1", "2", "3", client="flood")
+    polite = bench.submit("please", client="polite")
+    assert bench.wait(flood[2:]) == [("3", Status.BUSY)]
+    assert bench.replies[0][1].reason == (
+        "busy: 3 commands are waiting already (queue_size); this one gave way to a client with fewer"
+    )
+    bench.pipeline.gate.set()
+    assert all(status == Status.ANSWERED for _, status in bench.wait([held, *flood[:2], *polite])[1:])
 
 
 @pytest.fixture
@@ -356,6 +410,88 @@ def test_unload_says_when_something_is_still_in_work():
     assert bench.server.unload(5) and bench.wait([held]) == [("wait", Status.SHUTTING_DOWN)]
 
 
+def test_an_unload_that_fails_leaves_a_server_that_serves():
+    bench = Bench()
+    held = bench.hold()
+    bench.server.stop(0.05, "over")
+    assert not bench.server.unload(0.0)
+    bench.server.start(3)
+    requests = bench.submit("one", "two")
+    bench.pipeline.gate.set()
+    assert bench.wait([held, *requests])[1:] == [("one", Status.ANSWERED), ("two", Status.ANSWERED)]
+    bench.server.stop(5, "over")
+    assert bench.server.unload(5)
+
+
+# --- deadline -------------------------------------------------------------------------------------------------------------
+
+
+def eventually(true):
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_command_that_takes_too_long_is_refused_and_the_next_is_served():
+    bench = Bench(deadline=0.1)
+    requests = bench.submit("write", "next")
+    assert bench.wait(requests) == [("write", Status.MODEL_FAILURE), ("next", Status.ANSWERED)]
+    assert bench.replies[0][1].reason == "the model did not answer within 0.1 s (command_deadline)"
+    assert bench.pipeline.heard[-2:] == ["stopped", "next"] and not bench.hangs and bench.server.working == 0.0
+    bench.server.stop(5, "over")
+    assert bench.server.unload(5)
+
+
+def test_a_model_that_hangs_is_said_until_it_returns(monkeypatch):
+    monkeypatch.setattr("flmm_core.serving.in_progress._GIVING_UP", 0.1)
+    bench = Bench(deadline=0.1)
+    held = bench.hold()
+    waiting = bench.submit("waits")
+    reason = "the model hangs: it has not returned for more than 0.1 s (command_deadline)"
+    eventually(lambda: bench.hangs == [reason])
+    late = bench.submit("late")
+    assert bench.wait([held, *waiting, *late]) == [
+        ("wait", Status.MODEL_FAILURE), ("waits", Status.MODEL_FAILURE), ("late", Status.MODEL_FAILURE),
+    ]  # fmt: skip
+    assert bench.replies[2][1].reason == reason and bench.server.working > 0.2
+    bench.pipeline.gate.set()
+    eventually(lambda: bench.hangs == [reason, ""])
+    assert bench.wait(bench.submit("next"))[-1] == ("next", Status.ANSWERED)
+    bench.server.stop(5, "over")
+    assert bench.server.unload(5)
+
+
+def test_a_watch_list_that_hangs_is_noticed(monkeypatch):
+    monkeypatch.setattr("flmm_core.serving.in_progress._GIVING_UP", 0.1)
+    bench = Bench(deadline=0.1)
+    bench.pipeline.refer = lambda image, phrases, **options: bench.pipeline.gate.wait(10)
+    bench.server.watch(Watching("mug").request)
+    eventually(lambda: len(bench.hangs) == 1)
+    assert bench.wait(bench.submit("hello")) == [("hello", Status.MODEL_FAILURE)]
+    bench.server.watch(None)
+    bench.pipeline.gate.set()
+    eventually(lambda: len(bench.hangs) == 2)
+    bench.server.stop(5, "over")
+    assert bench.server.unload(5)
+
+
+def test_thresholds_change_for_later_commands(bench):
+    bench.wait(bench.submit("before"))
+    assert bench.pipeline.thresholds == {}
+    bench.server.set_thresholds(mask_threshold=0.7)
+    bench.server.set_thresholds(mask_threshold=0.8, presence_threshold=0.1)
+    bench.wait(bench.submit("after"))
+    assert bench.pipeline.thresholds == {"mask_threshold": 0.8, "presence_threshold": 0.1}
+
+
+@pytest.mark.parametrize("limits", [{"max_phrases": -1}, {"max_new_tokens": 5000}])
+def test_limits_out_of_range_refuse_a_command(bench, limits):
+    bench.wait(bench.submit("hello", limits=lambda: Limits(**limits)))
+    reply = bench.replies[0][1]
+    assert reply.status == Status.BAD_COMMAND and f"{next(iter(limits))}: expected 1 to" in reply.reason
+
+
 def test_a_load_that_fails_leaves_a_server_that_can_load():
     ways = iter([lambda: 1 / 0, Scripted])
     server = GroundingServer(lambda: next(ways)(), lost=pytest.fail)
@@ -512,6 +648,41 @@ def test_commands_go_before_a_watch_list():
     assert bench.pipeline.heard[-2:] == ["given up", "hello"] and not watching.results
     bench.server.stop(5, "over")
     assert bench.server.unload(5) and not watching.results
+
+
+def test_a_watch_list_has_results_however_often_commands_interrupt_it():
+    """Each pass takes longer than the time between two commands."""
+
+    class Slow(Scripted):
+        def refer(self, image, phrases, *, callbacks=None):
+            for _ in range(20 if phrases == ("slow",) else 0):
+                time.sleep(0.005)
+                if callbacks.cancelled():
+                    raise CommandCancelledError("command: cancelled")
+            return super().refer(image, phrases, callbacks=callbacks)
+
+    bench = Bench(start=False)
+    assert bench.server.unload(5)
+    bench.pipeline = Slow()
+    bench.server.load().result(10)
+    bench.server.start(3)
+    watching = Watching("slow", refresh=0.0)
+    bench.server.watch(watching.request)
+    for number in range(20):
+        watching.image = CameraImage(textured(number))
+        time.sleep(0.05)
+        bench.wait(bench.submit(str(number)))
+    assert len(watching.results) >= 4
+    bench.server.stop(5, "over")
+    assert bench.server.unload(5)
+
+
+def test_a_server_that_is_stopped_takes_no_watch_list(bench):
+    bench.server.stop(5, "over")
+    watching = Watching("mug")
+    bench.server.watch(watching.request)
+    time.sleep(0.05)
+    assert not watching.results
 
 
 # --- text -----------------------------------------------------------------------------------------------------------------

@@ -32,6 +32,9 @@ class Pipeline(Protocol):
     def refer(self, image: Any, phrases: Sequence[str], *, callbacks: Callbacks | None = None) -> GroundedAnswer:
         """Ground given phrases."""
 
+    def set_thresholds(self, **thresholds: float) -> None:
+        """Change thresholds of the configuration, by their names, for later commands."""
+
     def describe(self) -> Mapping[str, str]:
         """Model, device and backend by name, for logs and diagnostics."""
 

@@ -1,4 +1,4 @@
-"""The queue of waiting requests: first in, first out for each client, and clients in turn (round robin)."""
+"""The queue of waiting requests: clients in turn (round robin), and a share of its places for each client."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from flmm_core.serving.requests import Mode, Request
 
 
 class FairQueue:
-    """A client that sends many requests delays its own, not those of others.
+    """A client that sends many requests delays its own and loses its own, not those of others.
 
+    First in, first out for each client. One client may use all places, until another one needs them.
     Not thread-safe, but its length may be read from any thread.
     """
 
     def __init__(self) -> None:
+        self.capacity = 0
+        """Number of places."""
         self._lines: OrderedDict[Hashable, deque[Request]] = OrderedDict()
         """Requests by client; the client whose turn it is comes first."""
         self._length = 0
@@ -22,10 +25,24 @@ class FairQueue:
     def __len__(self) -> int:
         return self._length
 
-    def put(self, request: Request) -> None:
-        """Append to the requests of its client."""
+    def put(self, request: Request) -> Request | None:
+        """Append to the requests of its client.
+
+        Returns:
+            The request that finds no place in a full queue: the newest one of the client with the most requests, if the
+            new one's client has at least two fewer; else the new one. None if there was a place.
+        """
+        line = self._lines.get(request.client, ())
+        displaced = None
+        if self._length >= self.capacity:
+            longest = max(self._lines.values(), key=len)
+            if len(longest) < len(line) + 2:
+                return request
+            displaced = longest.pop()
+            self._length -= 1
         self._lines.setdefault(request.client, deque()).append(request)
         self._length += 1
+        return displaced
 
     def get(self) -> Request | None:
         """Remove and return the next request; None if the queue is empty."""

@@ -94,6 +94,9 @@ class RemotePipeline:
         """Ground given phrases; raises what :meth:`chat` does."""
         return self._answer(image, WireCommand(Mode.REFER.name, tuple(phrases), self._name), callbacks or Callbacks())
 
+    def set_thresholds(self, **thresholds: float) -> None:
+        """No effect: the thresholds are those of the replicas."""
+
     def describe(self) -> Mapping[str, str]:
         """Description of the model, from one of the replicas.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from flmm_core.common.plain_text import one_line
 from flmm_core.common.process_memory import release_memory
+from flmm_core.serving.in_progress import InProgress
 from flmm_core.serving.interface import ChatBatch, Pipeline
 from flmm_core.serving.queue import FairQueue
 from flmm_core.serving.requests import Mode, RefusedError, Request, Status, cancelled
@@ -35,6 +36,8 @@ class GroundingServer:
         load: builds the pipeline, in the worker thread.
         lost: called once, with the reason, when the worker thread died; every request was refused before. The server can be
             used again after :meth:`unload` and :meth:`load`.
+        hangs: called with the reason when the model does not return after ``command_deadline``, and with an empty text when
+            it does; in between every request is refused.
         chat_batch: answers several chat commands in one batch; needed for a ``batch_size`` above 1.
         batch_size: maximum number of waiting chat commands that are answered in one batch.
     """
@@ -44,6 +47,7 @@ class GroundingServer:
         load: Callable[[], Pipeline],
         *,
         lost: Callable[[str], None],
+        hangs: Callable[[str], None] = lambda reason: None,
         chat_batch: ChatBatch | None = None,
         batch_size: int = 1,
     ) -> None:
@@ -55,12 +59,12 @@ class GroundingServer:
         self._batch_size = batch_size
         self._changed = threading.Condition()
         self._queue = FairQueue()
-        self._capacity = 0
-        self._in_work: list[Request] = []
-        self._serving = False
-        self._ending = False
+        self._now = InProgress(self._changed, refuse_waiting=self._refuse_waiting, hangs=hangs)
+        self._serving = self._ending = self._ended = False
         self._stopped = RefusedError(Status.SHUTTING_DOWN, "the node is not active")
         self._watch: WatchWork | None = None
+        self._thresholds: Mapping[str, float] = {}
+        """Thresholds that the pipeline does not have yet."""
         self._pipeline: Pipeline | None = None
         self._thread: threading.Thread | None = None
 
@@ -74,20 +78,23 @@ class GroundingServer:
         """
         assert self._thread is None, "unload first"
         loaded: Future[Mapping[str, str]] = Future()
-        self._ending = False
+        self._ending = self._ended = False
+        self._thresholds = {}
         self._thread = threading.Thread(target=self._run, args=(loaded,), name="grounding", daemon=True)
         self._thread.start()
         return loaded
 
-    def start(self, capacity: int) -> None:
+    def start(self, capacity: int, *, command_deadline: float = 0.0) -> None:
         """Accept requests from now on.
 
         Args:
             capacity: maximum number of waiting requests; those in progress do not count.
+            command_deadline: seconds for a request in progress, after which it is cancelled and refused; 0: no limit.
         """
         with self._changed:
             assert self._pipeline is not None, "load first"
-            self._capacity = capacity
+            self._queue.capacity = capacity
+            self._now.deadline = command_deadline
             self._serving = True
 
     def stop(self, timeout: float, reason: str) -> None:
@@ -101,12 +108,10 @@ class GroundingServer:
         with self._changed:
             self._stopped = RefusedError(Status.SHUTTING_DOWN, reason)
             self._serving = False
-            waiting = self._queue.clear()
-        for request in waiting:
-            request.refuse(self._stopped)
+        self._refuse_waiting(self._stopped)
         with self._changed:
-            self._changed.wait_for(lambda: not self._in_work, timeout)
-            late = self._in_work
+            self._changed.wait_for(lambda: not self.busy, timeout)
+            late = self._now.requests
         for request in late:
             _abandon(request, self._stopped)
 
@@ -117,15 +122,16 @@ class GroundingServer:
             timeout: seconds to wait for requests in progress, or for a load.
 
         Returns:
-            Whether it was freed; if not, a request is still in progress.
+            Whether it was freed; if not, something is still in progress, and the server can be started again.
         """
-        with self._changed:
-            self._ending = True
-            self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join(timeout + _ENDING)
-            if self._thread.is_alive():
-                return False
+            with self._changed:
+                self._ending = True
+                self._changed.notify_all()
+                if not self._changed.wait_for(lambda: self._ended, timeout + _ENDING):
+                    self._ending = False
+                    return False
+            self._thread.join()
         self._thread = self._pipeline = self._watch = None
         release_memory()
         return True
@@ -133,51 +139,79 @@ class GroundingServer:
     @property
     def busy(self) -> bool:
         """Whether a request is in progress."""
-        return bool(self._in_work)
+        return bool(self._now.requests)
 
     @property
     def waiting(self) -> int:
         """Number of requests in the queue."""
         return len(self._queue)
 
+    @property
+    def working(self) -> float:
+        """Seconds since the work in progress began; 0 while there is none."""
+        return self._now.seconds
+
     def device_memory(self) -> int:
         """Bytes that the pipeline has on a GPU; 0 without one, and while nothing is loaded."""
         pipeline = self._pipeline
         return pipeline.device_memory() if pipeline is not None else 0
 
+    def set_thresholds(self, **thresholds: float) -> None:
+        """Change thresholds of the pipeline, by their names in the configuration, from the next request on."""
+        with self._changed:
+            self._thresholds = {**self._thresholds, **thresholds}
+
     # --- requests ---------------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
-        """Queue a request; if it cannot be accepted, it is refused at once."""
+        """Queue a request; if it cannot be accepted, it is refused at once, or another one of a full queue is."""
+        left_out: Request | None = request
         with self._changed:
             refusal = self._refusal()
             if refusal is None:
-                self._queue.put(request)
+                left_out = self._queue.put(request)
                 self._changed.notify_all()
-        if refusal is not None:
-            request.refuse(refusal)
+        if left_out is not None:
+            left_out.refuse(refusal or self._busy(displaced=left_out is not request))
 
     def _refusal(self) -> RefusedError | None:
         """Why no request can be accepted now; None if one can."""
         if not self._serving:
             return self._stopped
-        if len(self._queue) >= self._capacity:
-            return RefusedError(Status.BUSY, f"busy: {self._capacity} commands are waiting already (queue_size)")
-        return None
+        return RefusedError(Status.MODEL_FAILURE, self._now.hanging) if self._now.hanging else None
 
-    def cancel(self, request: Request) -> None:
-        """Refuse a request as cancelled, now; if it is in progress, its generation ends within one token."""
+    def _busy(self, *, displaced: bool) -> RefusedError:
+        more = "; this one gave way to a client with fewer" if displaced else ""
+        return RefusedError(Status.BUSY, f"busy: {self._queue.capacity} commands are waiting already (queue_size){more}")
+
+    def _refuse_waiting(self, refusal: RefusedError) -> None:
+        with self._changed:
+            waiting = self._queue.clear()
+        for request in waiting:
+            request.refuse(refusal)
+
+    def cancel(self, request: Request, refusal: RefusedError | None = None) -> None:
+        """Refuse a request as cancelled, now; if it is in progress, its generation ends within one token.
+
+        Args:
+            request: submitted before.
+            refusal: the reply; None: that of a request whose client cancelled it.
+        """
         request.callbacks.cancel()
         with self._changed:
             self._queue.remove(request)
-        request.refuse(cancelled())
+        request.refuse(refusal or cancelled())
 
     def watch(self, request: WatchRequest | None) -> None:
-        """Process a watch list whenever no command waits; it replaces the list before. None ends that."""
+        """Process a watch list whenever no command waits; it replaces the list before. None ends that.
+
+        A server that is stopped takes no list.
+        """
         with self._changed:
             if self._watch is not None:
                 self._watch.cancel()
-            self._watch = None if request is None else WatchWork(request, preempted=lambda: len(self._queue) > 0)
+            wanted = None if request is None or not self._serving else request
+            self._watch = None if wanted is None else WatchWork(wanted, preempted=lambda: len(self._queue) > 0)
             self._changed.notify_all()
 
     # --- worker thread ----------------------------------------------------------------------------------------------------
@@ -193,43 +227,56 @@ class GroundingServer:
             facts = pipeline.describe()
         except BaseException as error:
             self._pipeline = None
+            self._end()
             loaded.set_exception(RuntimeError(one_line(error)))
             return
         loaded.set_result(facts)
+        work: list[Request] | WatchWork | None = None
         try:
             while (work := self._next()) is not None:
-                if isinstance(work, WatchWork):
-                    work.run(pipeline)
-                else:
-                    answer_requests(pipeline, work, self._chat_batch)
-                del work  # else its images would stay in memory until the next command
+                with self._now.limited():
+                    self._apply_thresholds(pipeline)
+                    if isinstance(work, WatchWork):
+                        work.run(pipeline)
+                    else:
+                        answer_requests(pipeline, work, self._chat_batch)
+                work = None  # else its images would stay in memory until the next command
         except BaseException as error:
-            self._die(f"cannot serve: {one_line(error)}")
+            self._die(f"cannot serve: {one_line(error)}", work if isinstance(work, list) else [])
+        self._end()
 
     def _next(self) -> list[Request] | WatchWork | None:
-        """Finish the requests in progress and take the next ones, in one step: every request is always in one list."""
+        """Take the next requests, or the watch list if none waits; None to end."""
         with self._changed:
-            self._in_work = []
-            self._changed.notify_all()
-            while True:
-                if self._ending:
-                    return None
+            while not self._ending:
+                work: list[Request] | WatchWork | None = self._watch
                 if (request := self._queue.get()) is not None:
                     others = self._batch_size - 1 if request.mode == Mode.CHAT else 0
-                    self._in_work = [request, *self._queue.get_like(Mode.CHAT, others)]
-                    return self._in_work
-                pause = None if self._watch is None else self._watch.pause()
-                if pause == 0.0:
-                    return self._watch
+                    work = [request, *self._queue.get_like(Mode.CHAT, others)]
+                pause = work.pause() if isinstance(work, WatchWork) else None
+                if work is not None and not pause:
+                    self._now.begin(work)
+                    return work
                 self._changed.wait(pause)
+            self._ended = True
+            return None
 
-    def _die(self, reason: str) -> None:
+    def _apply_thresholds(self, pipeline: Pipeline) -> None:
+        with self._changed:
+            changed, self._thresholds = self._thresholds, {}
+        if changed:
+            pipeline.set_thresholds(**changed)
+
+    def _end(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _die(self, reason: str, in_work: list[Request]) -> None:
         refusal = RefusedError(Status.MODEL_FAILURE, reason)
         with self._changed:
             self._stopped, self._serving, self._pipeline = refusal, False, None
-            left = [*self._in_work, *self._queue.clear()]
-            self._in_work = []
-            self._changed.notify_all()
+            left = [*in_work, *self._queue.clear()]
         for request in left:
             request.refuse(refusal)
         self._lost(reason)

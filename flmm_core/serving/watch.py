@@ -37,20 +37,23 @@ class WatchWork(Callbacks):
 
     Args:
         request: the watch list.
-        preempted: whether a command is waiting: a pass of the model is then cancelled, and repeated afterwards.
+        preempted: whether a command is waiting: a pass of the model is then cancelled, and the next one goes on to its end,
+            so that there are results however often commands come.
     """
 
     def __init__(self, request: WatchRequest, *, preempted: Callable[[], bool]) -> None:
         self._request = request
         self._preempted = preempted
         self._due = self._refresh_due = 0.0
+        self._interrupted = False
+        """The last pass of the model was cancelled by a command."""
         self._tracker: MaskTracker | None = None
         self._pixels: np.ndarray | None = None
         self._refused: Status | None = None
 
     def cancelled(self) -> bool:
-        """Also true while a command is waiting: commands have priority."""
-        return super().cancelled() or self._preempted()
+        """Also true while a command is waiting: commands have priority, but do not interrupt two passes in a row."""
+        return super().cancelled() or (not self._interrupted and self._preempted())
 
     def pause(self) -> float:
         """Seconds until the next image is due; 0 if it is due now."""
@@ -65,7 +68,7 @@ class WatchWork(Callbacks):
                 reply = self._process(pipeline, began)
         except RefusedError as refusal:
             if refusal.status == Status.CANCELLED:
-                self._due = began
+                self._due, self._interrupted = began, True
                 return
             if refusal.status == self._refused:
                 return
@@ -85,6 +88,7 @@ class WatchWork(Callbacks):
         tracked = answer is not None
         if answer is None:
             answer = pipeline.refer(pipeline.encode(image.pixels), self._request.phrases, callbacks=self)
+            self._interrupted = False
             self._tracker = MaskTracker(image.pixels, answer)
             self._refresh_due = began + self._request.refresh()
         self._pixels, self._refused = image.pixels, None
