@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import queue
-import threading
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from flmm_cli.shared.answer_lines import label_marks
 from flmm_core.chat.conversation import Conversation, LabelledAnswer
 from flmm_core.common.plain_text import one_line
 from flmm_core.drawing.overlay import draw_overlay
-from flmm_core.errors import CommandError, MemoryFullError
+from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import Callbacks
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, KeywordSpan
@@ -28,6 +30,24 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio
 
 TITLE = "flmm chat"
+_VISITORS = 100
+"""Conversations that are kept; the oldest ends when there are more."""
+
+HEAD = """<script>
+(() => {
+    const look = () => fetch(location.href).then((page) => page.ok ? location.reload() : again(), again);
+    const again = () => setTimeout(look, 500);
+    const errors = new MutationObserver(() => {
+        if (document.querySelector('[data-testid="status-tracker"] .error')) {
+            errors.disconnect();
+            again();
+        }
+    });
+    errors.observe(document, {subtree: true, childList: true});
+})();
+</script>"""
+"""Loads the page again, when the server is there, after the connection broke in the middle of an answer: Gradio's own code
+shows "Error" on every panel from then on, and reads no further answer."""
 
 Messages = list[dict[str, str]]
 """The conversation so far: ``role`` (user or assistant) and ``content``."""
@@ -42,25 +62,93 @@ def serve_page(pipeline: GroundingPipeline, image: np.ndarray, *, remember: int,
         remember: as for :class:`~flmm_core.chat.conversation.Conversation`.
         port: of the page.
     """
-    make_page(pipeline, image, remember=remember).launch(server_name="127.0.0.1", server_port=port)
+    visitors = Visitors(pipeline, image, remember=remember)
+    try:
+        make_page(visitors).launch(server_name="127.0.0.1", server_port=port, head=HEAD)
+    finally:
+        visitors.close()
 
 
-def make_page(pipeline: GroundingPipeline, image: np.ndarray, *, remember: int) -> gradio.Blocks:
-    """The page; arguments as of :func:`serve_page`. Each browser tab has a conversation of its own."""
-    conversations: dict[str, Conversation] = {}
+class Visitors:
+    """The conversations of the page's visitors, and the one thread that runs the pipeline for all of them.
+
+    Args:
+        pipeline: answers, one question at a time.
+        image: ``[H, W, 3]`` uint8 RGB.
+        remember: as for :class:`~flmm_core.chat.conversation.Conversation`.
+    """
+
+    def __init__(self, pipeline: GroundingPipeline, image: np.ndarray, *, remember: int) -> None:
+        self.image = image
+        self._pipeline, self._remember = pipeline, remember
+        self._handle = pipeline.encode(image)
+        self._conversations: OrderedDict[str, Conversation] = OrderedDict()
+        self._running: dict[str, _Steps] = {}
+        self._owner = ThreadPoolExecutor(1, thread_name_prefix="answer")
+
+    def begin(self, visitor: str) -> Conversation:
+        """Begin a new conversation with a visitor; an answer to an earlier question is cancelled."""
+        self.leave(visitor)
+        conversation = self._conversations[visitor] = Conversation(self._pipeline, self._handle, remember=self._remember)
+        while len(self._conversations) > _VISITORS:
+            self.leave(next(iter(self._conversations)))
+        return conversation
+
+    def knows(self, visitor: str) -> bool:
+        """Whether there is a conversation with this visitor: none after a broken connection or a restart of the server."""
+        return visitor in self._conversations
+
+    def leave(self, visitor: str) -> None:
+        """End the conversation with a visitor; its answer in progress is cancelled."""
+        self._conversations.pop(visitor, None)
+        if (steps := self._running.pop(visitor, None)) is not None:
+            steps.cancel()
+
+    def close(self) -> None:
+        """End all conversations and the thread; an answer in progress ends within one token."""
+        for visitor in [*self._conversations, *self._running]:
+            self.leave(visitor)
+        self._owner.shutdown(cancel_futures=True)
+
+    def ask(self, visitor: str, words: str) -> Generator[tuple[str, np.ndarray | None], None, None]:
+        """The steps of an answer: its text so far, and the overlay ``[H, W, 3]`` uint8 RGB whenever it changes.
+
+        The last step has the refined masks and their labels, or the reason why there is no answer. Whoever closes the iterator
+        cancels the answer.
+        """
+        conversation = self._conversations.get(visitor) or self.begin(visitor)
+        steps = self._running[visitor] = _Steps(self.image)
+        self._owner.submit(_answer, conversation, self.image, words, steps)
+        try:
+            while (step := steps.waiting.get()) is not None:
+                yield step
+        finally:
+            steps.cancel()
+            if self._running.get(visitor) is steps:
+                del self._running[visitor]
+
+
+def make_page(visitors: Visitors) -> gradio.Blocks:
+    """The page. Each browser tab is a visitor with a conversation of its own."""
+    image = visitors.image
 
     def begin(request: gradio.Request) -> tuple[Messages, np.ndarray]:
-        conversations[str(request.session_hash)] = Conversation(pipeline, pipeline.encode(image), remember=remember)
+        visitors.begin(str(request.session_hash))
         return [], image
 
     def end(request: gradio.Request) -> None:
-        conversations.pop(str(request.session_hash), None)
+        visitors.leave(str(request.session_hash))
 
     def ask(words: str, said: Messages, request: gradio.Request) -> Iterator[tuple[Any, Messages, Any]]:
-        said = [*said, {"role": "user", "content": words}, {"role": "assistant", "content": ""}]
-        for text, picture in answer_steps(conversations[str(request.session_hash)], image, words):
-            said[-1] = {"role": "assistant", "content": text}
-            yield "", said, gradio.skip() if picture is None else picture
+        if not words.strip():
+            return
+        visitor = str(request.session_hash)
+        earlier = said if visitors.knows(visitor) else []
+        said = [*earlier, {"role": "user", "content": words}, {"role": "assistant", "content": ""}]
+        with closing(visitors.ask(visitor, words)) as steps:
+            for text, picture in steps:
+                said[-1] = {"role": "assistant", "content": text}
+                yield "", said, gradio.skip() if picture is None else picture
 
     with gradio.Blocks(title=TITLE) as page:
         gradio.Markdown("Ask about the image. Objects keep their labels: *what is left of [2]?*")
@@ -77,41 +165,35 @@ def make_page(pipeline: GroundingPipeline, image: np.ndarray, *, remember: int) 
     return page
 
 
-def answer_steps(conversation: Conversation, image: np.ndarray, words: str) -> Iterator[tuple[str, np.ndarray | None]]:
-    """The steps of an answer: its text so far, and the overlay ``[H, W, 3]`` uint8 RGB whenever it changes.
-
-    The last step has the refined masks and their labels, or the reason why there is no answer.
-    """
-    steps: queue.SimpleQueue[tuple[str, np.ndarray | None] | None] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            said = conversation.ask(words, callbacks=_Steps(image, steps))
-            steps.put((_with_labels(said), draw_overlay(image, said.answer, details=label_marks(said.labels))))
-        except (CommandError, MemoryFullError) as error:
-            steps.put((f"no answer: {error}", image))
-        except Exception as error:  # the page stays usable
-            steps.put((f"no answer, the model failed: {one_line(error)}", image))
-        finally:
-            steps.put(None)
-
-    threading.Thread(target=work, name="answer", daemon=True).start()
-    while (step := steps.get()) is not None:
-        yield step
+def _answer(conversation: Conversation, image: np.ndarray, words: str, steps: _Steps) -> None:
+    """Answer a question, in the thread that owns the pipeline."""
+    try:
+        if not steps.cancelled():
+            said = conversation.ask(words, callbacks=steps)
+            steps.waiting.put((_with_labels(said), draw_overlay(image, said.answer, details=label_marks(said.labels))))
+    except CommandCancelledError:
+        pass
+    except (CommandError, MemoryFullError) as error:
+        steps.waiting.put((f"no answer: {error}", image))
+    except Exception as error:  # the page stays usable
+        steps.waiting.put((f"no answer, the model failed: {one_line(error)}", image))
+    finally:
+        steps.waiting.put(None)
 
 
 class _Steps(Callbacks):
-    """Forwards text and coarse masks."""
+    """Text and coarse masks, as steps of the answer."""
 
-    def __init__(self, image: np.ndarray, steps: queue.SimpleQueue[tuple[str, np.ndarray | None] | None]) -> None:
+    def __init__(self, image: np.ndarray) -> None:
+        self.waiting: queue.SimpleQueue[tuple[str, np.ndarray | None] | None] = queue.SimpleQueue()
+        """Steps to be shown; None after the last one."""
         self._image = image
-        self._steps = steps
         self._text = ""
         self._phrases: list[GroundedPhrase] = []
 
     def on_text(self, text: str) -> None:
         self._text = text
-        self._steps.put((text, None))
+        self.waiting.put((text, None))
 
     def on_phrases(self, spans: Sequence[KeywordSpan], coarse: CoarseMasks) -> None:
         height, width = self._image.shape[:2]
@@ -119,7 +201,7 @@ class _Steps(Callbacks):
         for span, mask in zip(spans, logits > 0, strict=True):
             self._phrases.append(GroundedPhrase(span.text, span.start, span.end, mask, (0, 0, 0, 0), float("nan")))
         so_far = GroundedAnswer(self._text, tuple(self._phrases), height, width)
-        self._steps.put((self._text, draw_overlay(self._image, so_far)))
+        self.waiting.put((self._text, draw_overlay(self._image, so_far)))
 
 
 def _with_labels(said: LabelledAnswer) -> str:

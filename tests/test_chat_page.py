@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import shutil
+import threading
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from flmm_core.chat.conversation import Conversation
 from flmm_core.drawing.overlay import draw_overlay
+from flmm_core.errors import CommandCancelledError
 from flmm_core.pipeline import GroundingPipeline
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
@@ -19,6 +22,15 @@ PATIENCE = 30_000
 """Milliseconds."""
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser: `apt-get install chromium`")
+
+
+def launched(visitors, port=None):
+    """The page on this machine, and its address."""
+    from flmm_cli.chat_page import HEAD, make_page
+
+    page = make_page(visitors)
+    _, url, _ = page.launch(server_name="127.0.0.1", server_port=port, head=HEAD, prevent_thread_lock=True, quiet=True)
+    return page, url
 
 
 @pytest.fixture(scope="module")
@@ -32,27 +44,45 @@ def pipeline():
 
 
 @pytest.fixture(scope="module")
-def address(pipeline, scene):
-    from flmm_cli.chat_page import make_page
+def visitors(pipeline, scene):
+    from flmm_cli.chat_page import Visitors
 
-    page = make_page(pipeline, scene.image, remember=0)
-    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    made = Visitors(pipeline, scene.image, remember=0)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def address(visitors):
+    page, url = launched(visitors)
     yield url
     page.close()
 
 
-@pytest.fixture
-def tab(address):
+@pytest.fixture(scope="module")
+def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.goto(address)
-        page.locator("#masks img").wait_for(timeout=PATIENCE)
-        page.locator("#words textarea").wait_for(timeout=PATIENCE)
-        yield page
+        yield browser
         browser.close()
+
+
+def opened(browser, address):
+    """A new tab with the page."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.goto(address)
+    page.locator("#masks img").wait_for(timeout=PATIENCE)
+    page.locator("#words textarea").wait_for(timeout=PATIENCE)
+    return page
+
+
+@pytest.fixture
+def tab(browser, address):
+    page = opened(browser, address)
+    yield page
+    page.close()
 
 
 def ask(tab, words):
@@ -128,9 +158,7 @@ def test_what_cannot_be_answered_is_said_and_the_page_goes_on(tab):
 def test_each_tab_has_a_conversation_of_its_own(tab, address):
     ask(tab, "what is on the table?")
     finished(tab, "[1]")
-    other = tab.context.browser.new_page()
-    other.goto(address)
-    other.locator("#words textarea").wait_for(timeout=PATIENCE)
+    other = opened(tab.context.browser, address)
     time.sleep(1)
     ask(other, "where is [1]?")
     finished(other, "none yet")
@@ -138,3 +166,72 @@ def test_each_tab_has_a_conversation_of_its_own(tab, address):
     tab.wait_for_function("!document.querySelector('#talk .bot.message')", timeout=PATIENCE)
     ask(tab, "where is [1]?")
     finished(tab, "none yet")
+
+
+def test_a_visitor_who_leaves_takes_nothing_from_the_next(tab, browser, address, pipeline, scene):
+    truth = pipeline.chat(pipeline.encode(scene.image), "what is on the table?").phrases
+    leaving = opened(browser, address)
+    ask(leaving, "what is on the table?")
+    finished(leaving, " ")
+    leaving.close()
+    ask(tab, "what is on the table?")
+    finished(tab, f"{truth[-1].text} [{len(truth)}]")
+
+
+def test_an_answer_ends_when_its_visitor_leaves(visitors, monkeypatch):
+    began, ended = threading.Event(), threading.Event()
+
+    def slow(self, words, *, callbacks):
+        callbacks.on_text("a word")
+        began.set()
+        while not callbacks.cancelled():
+            time.sleep(0.01)
+        ended.set()
+        raise CommandCancelledError("cancelled")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Conversation, "ask", slow)
+        steps = visitors.ask("one", "what?")
+        assert next(steps) == ("a word", None)
+        visitors.leave("one")
+        assert ended.wait(10) and list(steps) == []
+        ended.clear()
+        steps = visitors.ask("two", "what?")
+        next(steps)
+        steps.close()
+        assert ended.wait(10), "whoever closes the steps cancels, too"
+    assert "no answer: text" in list(visitors.ask("three", "?!"))[-1][0]
+
+
+def test_a_tab_that_lost_its_conversation_begins_another(tab, visitors):
+    ask(tab, "what is on the table?")
+    finished(tab, "[1]")
+    for visitor in list(visitors._conversations):
+        visitors.leave(visitor)  # as when the connection to a tab breaks
+    ask(tab, "where is [1]?")
+    finished(tab, "none yet")
+    assert tab.locator("#talk .bot.message").count() == 1, "the earlier questions are of a conversation that ended"
+
+
+def test_a_tab_stays_usable_when_the_server_is_started_again(browser, pipeline, scene, free_port):
+    from flmm_cli.chat_page import Visitors
+
+    port = free_port()
+    first, second = (Visitors(pipeline, scene.image, remember=0) for _ in range(2))
+    page, url = launched(first, port)
+    try:
+        tab = opened(browser, url)
+        ask(tab, "what is on the table?")
+        finished(tab, " ")  # in the middle of the answer
+        page.close()
+        page, _ = launched(second, port)
+        tab.wait_for_function("!document.querySelector('#talk .bot.message')", timeout=PATIENCE)
+        tab.locator("#masks img").wait_for(timeout=PATIENCE)
+        ask(tab, "where is [1]?")
+        finished(tab, "none yet")
+        assert not tab.get_by_text("Error").count()
+        tab.close()
+    finally:
+        page.close()
+        first.close()
+        second.close()
