@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -166,7 +167,7 @@ def test_files_that_are_no_images(tmp_path):
     with pytest.raises(ValueError, match="got no such file"):
         read_image(tmp_path)
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match="got a file that is none"):
+    with pytest.raises(ValueError, match="got a file that is none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"):
         read_image(tmp_path / "text.png")
     for name in ("cut.png", "cut.jpg"):
         path = saved(random_image(240, 400), tmp_path / name)
@@ -184,3 +185,17 @@ def test_images_that_would_fill_the_memory(tmp_path):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
     with pytest.raises(ValueError, match=r"bomb.png, got one that cannot be read \(Image size \(10000000000 pixels\)"):
         read_image(path)
+
+
+def test_no_other_decoder_sees_a_file(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match="got a file that is none of BMP"):
+        read_image(tmp_path / "a.png")
+    root = Path(__file__).parents[1]
+    calls = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for path in sorted(root.glob("flmm_*/**/*.py"))
+        for line in path.read_text().splitlines()
+        if "Image.open(" in line
+    ]
+    assert len(calls) > 5 and [call for call in calls if "formats=" not in call] == []

@@ -25,6 +25,7 @@ from flmm_core.config import GroundingConfig
 from flmm_core.data.json_data import images_folder, read_json
 from flmm_core.data.masks import segmentation_rle, union_rle
 from flmm_core.data.samples import DESCRIBE, Dataset, Sample, Span, Turn
+from flmm_core.images.files import FORMATS
 
 FORMAT = "gcg"
 
@@ -85,7 +86,7 @@ def _dataset(
 def _sample(path: Path, caption: str, groundings: Iterable[Grounding]) -> Sample:
     if not path.is_file():
         raise ValueError(f"expected its image at {path}, got no such file")
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         width, height = image.size
     # Character positions refer to the caption without the quotation marks that enclose some captions.
     caption = caption.strip('"').strip()

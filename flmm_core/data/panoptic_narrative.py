@@ -20,6 +20,7 @@ from flmm_core.config import GroundingConfig
 from flmm_core.data.json_data import images_folder, read_json
 from flmm_core.data.masks import mask_rle
 from flmm_core.data.samples import DESCRIBE, Dataset, Sample, Span, Turn
+from flmm_core.images.files import FORMATS
 
 FORMAT = "png"
 
@@ -109,6 +110,6 @@ def _segment_numbers(path: Path) -> np.ndarray:
     """``[H, W]`` numbers of a panoptic PNG file."""
     if not path.is_file():
         raise ValueError(f"expected segments at {path}, got no such file")
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         colours = np.asarray(image.convert("RGB"), dtype=np.uint32)
     return colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]

@@ -18,6 +18,7 @@ from PIL import Image
 from flmm_core.data.json_data import read_json
 from flmm_core.data.masks import polygon_rle
 from flmm_core.data.samples import REASON, Dataset, Expression, Sample, Span, Turn, refer_turn
+from flmm_core.images.files import FORMATS
 
 FORMAT = "reasonseg"
 
@@ -50,7 +51,7 @@ def _sample(path: Path) -> Sample:
     image = path.with_suffix(".jpg")
     if not image.is_file():
         raise ValueError(f"expected its image at {image}, got no such file")
-    with Image.open(image) as opened:
+    with Image.open(image, formats=FORMATS) as opened:
         width, height = opened.size
     rles: list[dict[str, Any]] = []
     targets: list[int] = []

@@ -23,6 +23,7 @@ from PIL import Image
 from flmm_core.data.json_data import read_json
 from flmm_core.data.masks import mask_rle
 from flmm_core.data.samples import DETAIL, Dataset, Sample, Span, Turn
+from flmm_core.images.files import FORMATS
 
 FORMAT = "viscot"
 
@@ -76,7 +77,7 @@ def _sample(folder: Path, entry: dict[str, Any]) -> Sample:
     path = folder / _file(entry)
     if not path.is_file():
         raise ValueError(f"expected its image at {path}, got no such file")
-    with Image.open(path) as opened:
+    with Image.open(path, formats=FORMATS) as opened:
         width, height = opened.size
     said = [turn["value"] for turn in entry["conversations"]]
     if len(said) < 4:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,11 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from flmm_core.images.sixteen_bits import has_16_bit_colours, read_16_bit_colours, to_8_bits
 
 _log = logging.getLogger(__name__)
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats of image files, by Pillow's names. Its other decoders see no file: that of EPS, for instance, runs Ghostscript."""
+SENT_FORMATS = ("JPEG", "PNG")
+"""Formats of images that arrive over a network: their decoders allocate nothing before the size is known from the header."""
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -25,24 +32,39 @@ def read_image(path: Path) -> np.ndarray:
     """
     if not path.is_file():
         raise ValueError(f"expected an image at {path}, got no such file")
-    return _read(path, f"at {path}")
+    with _opened(path, f"at {path}") as image:
+        return _seen(image, path)
 
 
 def read_image_bytes(content: bytes) -> np.ndarray:
-    """Read the content of an image file, ``[H, W, 3]`` uint8 RGB; see :func:`as_seen`.
+    """Read the content of an image file of :data:`SENT_FORMATS`, ``[H, W, 3]`` uint8 RGB; see :func:`as_seen`.
 
     Raises:
         ValueError: it is no image, or is damaged.
     """
-    return _read(io.BytesIO(content), f"in {len(content)} bytes")
+    source = io.BytesIO(content)
+    with _opened(source, f"in {len(content)} bytes", SENT_FORMATS) as image:
+        return _seen(image, source)
 
 
-def _read(source: Path | io.BytesIO, place: str) -> np.ndarray:
+def image_size(content: bytes, *, formats: tuple[str, ...]) -> tuple[int, int]:
+    """Width and height in pixels by the header of an image file; nothing is decoded.
+
+    Raises:
+        ValueError: it is no image of these formats, or its header is damaged.
+    """
+    with _opened(io.BytesIO(content), f"in {len(content)} bytes", formats) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(source: Path | io.BytesIO, place: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """An image file; what Pillow raises while it is read becomes a ValueError."""
     try:
-        with Image.open(source) as image:
-            return as_seen(_from_16_bits(image, source) if has_16_bit_colours(image) else image)
+        with Image.open(source, formats=formats) as image:
+            yield image
     except UnidentifiedImageError as error:
-        raise ValueError(f"expected an image {place}, got a file that is none") from error
+        raise ValueError(f"expected an image {place}, got a file that is none of {', '.join(formats)}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"expected an image {place}, got one that cannot be read ({error})") from error
 
@@ -77,6 +99,10 @@ def rgb_array(image: np.ndarray | Image.Image) -> np.ndarray:
     if 0 in image.shape:
         raise ValueError(f"image: expected at least one pixel, got {list(image.shape)}")
     return np.ascontiguousarray(image)
+
+
+def _seen(image: Image.Image, source: Path | io.BytesIO) -> np.ndarray:
+    return as_seen(_from_16_bits(image, source) if has_16_bit_colours(image) else image)
 
 
 def _from_16_bits(image: Image.Image, source: Path | io.BytesIO) -> Image.Image:

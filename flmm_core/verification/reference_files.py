@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from flmm_core.errors import explained
+from flmm_core.images.files import FORMATS
 
 HEADS = "flmm_heads.pth"
 MANIFEST = "manifest.json"
@@ -73,7 +74,7 @@ def image(folder: Path, name: str) -> Image.Image:
     """RGB image of a sample."""
     path = _required(folder / f"{name}.png")
     with explained(_WHAT, path):
-        return Image.open(path).convert("RGB")
+        return Image.open(path, formats=FORMATS).convert("RGB")
 
 
 def sam_file(folder: Path) -> Path:
