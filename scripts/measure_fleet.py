@@ -26,7 +26,7 @@ from flmm_bench.robots import FleetRun, Task, run_robots
 from flmm_cli.shared.records import provenance, write_json
 from flmm_core.config import GroundingConfig
 from flmm_core.pipeline import GroundingPipeline
-from flmm_fleet.deployment import start_fleet, stop_fleet
+from flmm_fleet.fleet import Fleet
 from flmm_fleet.settings import FleetSettings
 from flmm_sim.renderer import TabletopRenderer
 
@@ -39,7 +39,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "1 replica, batches": {"replicas": 1, "batch": BATCH},
     "2 replicas, batches": {"replicas": 2, "batch": BATCH},
 }
-"""Fleets; the others are compared with the first, and the last loses a replica."""
+"""Fleets; the others are compared with the first."""
 
 
 def main() -> None:
@@ -55,17 +55,15 @@ def main() -> None:
     config = GroundingConfig(cpu_threads=1)
     tasks = _tasks(args.robots, args.commands)
     rounds: dict[str, list[FleetRun]] = {name: [] for name in SIZES}
-    try:
-        for number in range(args.rounds):
-            for name, size in SIZES.items():
-                address = start_fleet(config, FleetSettings(**size, waiting=16, port=args.port))
-                run = run_robots(address, tasks, timeout=TIMEOUT)
-                rounds[name].append(run)
-                print(f"round {number + 1}, {name}: {_line(run)}", flush=True)
-        killed = _with_a_kill(address, tasks)
-        print(f"one of 2 replicas killed: {_line(killed)}")
-    finally:
-        stop_fleet()
+    for number in range(args.rounds):
+        for name, size in SIZES.items():
+            with Fleet(config, FleetSettings(**size, waiting=16, port=args.port)) as fleet:
+                run = run_robots(fleet.address, tasks, timeout=TIMEOUT)
+            rounds[name].append(run)
+            print(f"round {number + 1}, {name}: {_line(run)}", flush=True)
+    with Fleet(config, FleetSettings(replicas=2, batch=BATCH, waiting=16, port=args.port)) as fleet:
+        killed = _with_a_kill(fleet.address, tasks)
+    print(f"one of 2 replicas killed: {_line(killed)}")
     first, *others = SIZES
     ratios = {name: [run.rate / one.rate for one, run in zip(rounds[first], rounds[name], strict=True)] for name in others}
     ratios["the LMM alone, batches"] = _lmm_alone(config, [own[0] for own in tasks], args.rounds)

@@ -58,6 +58,7 @@ OPTIONAL = {
     "gradio",
     "ray",
     "starlette",
+    "uvicorn",
     "faster_whisper",
     "sounddevice",
 }

@@ -20,16 +20,17 @@ from flmm_core.common.plain_text import one_line
 from flmm_core.errors import CommandCancelledError, CommandError, MemoryFullError
 from flmm_core.requests.callbacks import Callbacks
 from flmm_core.serving.requests import FAILED, UNUSABLE, Mode, Status
-from flmm_core.serving.wire import WireCommand, answer_from_json, image_bytes
+from flmm_core.serving.wire import WIRE_HEADER, WIRE_VERSION, WireCommand, answer_from_json, image_bytes
 from flmm_core.types import GroundedAnswer
 
 PATIENCE = 30.0
 """Seconds for which a command is repeated while no replica answers it."""
-_PAUSE = 0.25
-"""Seconds before the first repetition; doubled each time, up to :data:`_LONGEST_PAUSE`."""
-_LONGEST_PAUSE = 2.0
+_PAUSE = 0.5
+"""Seconds before each repetition. It does not grow: a client that waits keeps its turn at the fleet by asking again."""
 _SILENCE = httpx.Timeout(10.0)
 """Timeout between two lines of a reply: a replica at work sends several per second."""
+_REFUSED = (httpx.codes.UNPROCESSABLE_ENTITY, httpx.codes.REQUEST_ENTITY_TOO_LARGE)
+"""HTTP statuses of a command that the fleet does not take."""
 _AGAIN = (Status.BUSY, Status.SHUTTING_DOWN)
 """Refusals after which another replica may still answer."""
 
@@ -60,7 +61,7 @@ class RemotePipeline:
         self._server = server.rstrip("/")
         self._patience = patience
         self._name = uuid.uuid4().hex
-        self._client = httpx.Client(timeout=_SILENCE)
+        self._client = httpx.Client(timeout=_SILENCE, headers={WIRE_HEADER: WIRE_VERSION})
 
     def close(self) -> None:
         """Close the HTTP connections."""
@@ -106,6 +107,7 @@ class RemotePipeline:
         try:
             response = self._client.get(f"{self._server}/describe")
             response.raise_for_status()
+            self._check_version(response)
             facts = response.json()["model"]
         except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise FleetError(f"server {self._server}: expected a fleet of `flmm fleet`, got {_reason(error)}") from error
@@ -116,23 +118,36 @@ class RemotePipeline:
         return 0
 
     def _answer(self, image: RemoteImage, command: WireCommand, callbacks: Callbacks) -> GroundedAnswer:
-        limit, pause = time.monotonic() + self._patience, _PAUSE
+        limit = time.monotonic() + self._patience
         while True:
             try:
                 return self._try(image, command, callbacks)
             except (httpx.HTTPError, _TryAgainError) as error:
-                if time.monotonic() + pause > limit:
+                if time.monotonic() + _PAUSE > limit:
                     reason = f"no answer for {self._patience:g} s ({_reason(error)})"
                     raise FleetError(f"server {self._server}: expected an answer, got {reason}") from error
             if callbacks.cancelled():
                 raise CommandCancelledError("command: cancelled before a replica took it")
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            time.sleep(_PAUSE)
+
+    def _check_version(self, response: httpx.Response) -> None:
+        """Refuse a fleet of another version.
+
+        Raises:
+            FleetError: says which side to update.
+        """
+        if (got := response.headers.get(WIRE_HEADER)) != WIRE_VERSION:
+            found = f"{got[:20]}: update the older of robot and fleet" if got else "one without: update the fleet"
+            raise FleetError(
+                f"server {self._server}: expected a fleet with version {WIRE_VERSION} of the commands, got {found}"
+            )
 
     def _try(self, image: RemoteImage, command: WireCommand, callbacks: Callbacks) -> GroundedAnswer:
         form = {"data": {"command": command.to_json()}, "files": {"image": ("image.png", image.content, "image/png")}}
         with self._client.stream("POST", f"{self._server}/ground", **form) as response:  # type: ignore[arg-type]
-            if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+            if response.is_success or response.status_code in _REFUSED:
+                self._check_version(response)
+            if response.status_code in _REFUSED:
                 raise CommandError(f"command: {_detail(response.read())}")
             if not response.is_success:
                 raise _TryAgainError(f"HTTP {response.status_code}")
@@ -140,7 +155,7 @@ class RemotePipeline:
                 if callbacks.cancelled():
                     raise CommandCancelledError("command: cancelled")  # closing the stream stops the replica
                 if "answer" in line:
-                    return answer_from_json(line["answer"])
+                    return self._read(line["answer"])
                 if "refused" in line:
                     raise _error(Status[line["refused"]], line["reason"])
                 if "stage" in line:
@@ -148,6 +163,13 @@ class RemotePipeline:
                 if "text" in line:
                     callbacks.on_text(line["text"])
         raise _TryAgainError("a reply that ends too early")
+
+    def _read(self, answer: Any) -> GroundedAnswer:
+        try:
+            return answer_from_json(answer)
+        except Exception as error:
+            reason = f"expected an answer of version {WIRE_VERSION}, got one that cannot be read ({_reason(error)})"
+            raise FleetError(f"server {self._server}: {reason}") from error
 
 
 class _TryAgainError(Exception):
@@ -166,7 +188,7 @@ def _error(status: Status, reason: str) -> Exception:
     """The error that a pipeline would raise for this refusal."""
     if status in _AGAIN:
         return _TryAgainError(reason)
-    if status == Status.BAD_COMMAND:
+    if status in (Status.BAD_COMMAND, Status.BAD_IMAGE):
         return CommandError(reason.removeprefix(UNUSABLE))
     if status == Status.OUT_OF_MEMORY:
         return MemoryFullError(reason)

@@ -2,7 +2,8 @@
 
 A command is a multipart form: ``image``, a PNG or JPEG file, and ``command``, JSON of :class:`WireCommand`. The reply is a
 stream of JSON lines: ``{}`` as a keep-alive, ``{"stage": ...}``, ``{"text": ...}`` and at the end ``{"answer": ...}`` or
-``{"refused": ..., "reason": ...}``, a name of :class:`~flmm_core.serving.requests.Status` and the reason.
+``{"refused": ..., "reason": ...}``, a name of :class:`~flmm_core.serving.requests.Status` and the reason. Both sides name the
+version of this format in the header :data:`WIRE_HEADER`; a command without it is taken as of this version.
 """
 
 from __future__ import annotations
@@ -17,8 +18,16 @@ import cv2
 import numpy as np
 import torch
 
-from flmm_core.serving.requests import Mode
+from flmm_core.config import check
+from flmm_core.serving.requests import Mode, Status
 from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
+
+WIRE_HEADER = "X-Flmm-Wire"
+WIRE_VERSION = "1"
+"""Changes with every change of the format that a side of the version before would misunderstand."""
+_LONGEST_NAME = 200
+_MOST_PHRASES, _MOST_CHARACTERS = 1000, 10_000
+"""Of all words of a command together; the node's own limit (`max_command_length`) is at most as large."""
 
 _FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
@@ -49,7 +58,7 @@ class WireCommand:
         """
         try:
             value = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
             raise ValueError(f"command: expected JSON, got {text!r:.80}") from error
         names = {entry.name for entry in fields(cls)}
         if not isinstance(value, dict) or not {"mode", "words"} <= set(value) <= names:
@@ -63,10 +72,24 @@ class WireCommand:
             raise ValueError(f"words: expected a list of at least one text, got {words!r:.80}")
         if value["mode"] == Mode.CHAT.name and len(words) > 1:
             raise ValueError(f"words: expected one question, got {len(words)}")
+        if len(words) > _MOST_PHRASES or sum(map(len, words)) > _MOST_CHARACTERS:
+            most = f"{_MOST_PHRASES} phrases and {_MOST_CHARACTERS} characters"
+            raise ValueError(f"words: expected at most {most}, got {len(words)} and {sum(map(len, words))}")
+        client = value.get("client", "")
+        if not isinstance(client, str) or len(client) > _LONGEST_NAME:
+            raise ValueError(f"client: expected a name of at most {_LONGEST_NAME} characters, got {client!r:.80}")
+        for name, one in [("client", client), *(("words", word) for word in words)]:
+            if any("\ud800" <= sign <= "\udfff" for sign in one):
+                raise ValueError(f"{name}: expected whole characters, got half of one (a lone surrogate) in {one!r:.80}")
         for name in ("max_new_tokens", "max_phrases"):
-            if not isinstance(value.get(name), int | None) or isinstance(value.get(name), bool):
-                raise ValueError(f"{name}: expected a whole number, got {value[name]!r:.40}")
+            if value.get(name) is not None:
+                check(name, value[name])
         return cls(words=tuple(words), **value)
+
+
+def refusal_line(status: Status, reason: str) -> dict[str, Any]:
+    """The last line of the reply to a command that is refused."""
+    return {"refused": status.name, "reason": reason}
 
 
 def image_bytes(image: np.ndarray) -> bytes:
