@@ -1,7 +1,9 @@
 """Exported networks: what they compute, what they belong to, and what is refused before it may serve."""
 
+import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from flmm_core.engines.export import export_networks, read_manifest
 from flmm_core.engines.names import NAMES
 from flmm_core.engines.networks import NetworkSizes, module_of, weights_hash
 from flmm_core.engines.onnx_engine import OnnxEngine
+from flmm_core.engines.tensorrt_engine import _write_plan
 from flmm_core.errors import EngineError
 from flmm_core.heads.grounding_heads import GroundingHeads
 from flmm_core.pipeline import GroundingPipeline
@@ -220,3 +223,71 @@ def test_the_command(tiny_model, kept_models, tmp_path, capsys):
     assert manifest["networks"]["unet"]["inputs"] == ["maps"] and manifest["sizes"]["channels"] == 12
     assert main(["export", *options, "--out", str(tmp_path / "out"), "--what", "unet,sam"]) == 2
     assert "--what: expected some of unet,sam_encoder,sam_decoder, got sam" in capsys.readouterr().err
+
+
+# --- several processes, full disks, other users ------------------------------------------------------------------------------
+
+
+def test_several_first_starts_export_once(heads, folder, cache, kept_models, monkeypatch):
+    exports, export = [], attach_module.export_networks
+    monkeypatch.setattr(attach_module, "export_networks", lambda *args, **how: exports.append(1) or export(*args, **how))
+    with ThreadPoolExecutor(4) as pool:
+        descriptions = list(pool.map(lambda _: attach_backend(copy_of(heads), "onnx", device=CPU).description, range(4)))
+    assert len(descriptions) == 4 and len(exports) == 1
+
+
+def copy_of(heads):
+    other = tiny_heads().eval()
+    other.load_state_dict(heads.state_dict())
+    return other
+
+
+def test_a_cache_that_cannot_be_written(heads, folder, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(EngineError) as error:
+        attach_backend(copy_of(heads), "onnx", device=CPU)
+    place = tmp_path / "file" / "flmm_ros" / "engines"
+    assert str(error.value).startswith(f"engines {place}/") and "expected a cache that can be written, got [Errno 20]" in str(
+        error.value
+    )
+    assert "set XDG_CACHE_HOME" in str(error.value) and "flmm export" in str(error.value)
+
+
+def test_a_cache_that_can_only_be_read_serves(heads, folder, cache, monkeypatch):
+    shutil.copytree(folder, cache_folder(heads, "fp32"))
+    monkeypatch.setattr(attach_module, "cache_lock", lambda: pytest.fail("expected a cache that is only read"))
+    assert attach_backend(copy_of(heads), "onnx", device=CPU).description.startswith("onnx")
+
+
+def test_what_is_exported_can_be_read_by_others(heads, kept_models, tmp_path):
+    before = os.umask(0o022)
+    try:
+        export_networks(heads, tmp_path / "out", what=("unet",))
+    finally:
+        os.umask(before)
+    assert {file.name: oct(file.stat().st_mode & 0o777) for file in (tmp_path / "out").iterdir()} == dict.fromkeys(
+        ("manifest.json", "unet.onnx", "unet.onnx.data"), "0o644"
+    )
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_an_export_that_differs_leaves_the_earlier_one(heads, copy, kept_models, monkeypatch):
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    right = OnnxEngine.run
+    monkeypatch.setattr(OnnxEngine, "run", lambda *args: tuple(value * 2 for value in right(*args)))
+    with pytest.raises(EngineError, match="PyTorch's"):
+        attach_module.export_checked(heads, copy, what=("unet",))
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
+
+
+def test_a_plan_that_cannot_be_kept_is_still_used(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    _write_plan(tmp_path / "file" / "unet.plan", b"plan")
+    assert "the plan cannot be kept and is built again at the next start ([Errno" in caplog.text
+    before = os.umask(0o022)
+    try:
+        _write_plan(tmp_path / "plans" / "unet.plan", b"plan")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "plans" / "unet.plan").stat().st_mode & 0o777 == 0o644

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flmm_core.common.plain_text import one_line
 from flmm_core.engines import parity
-from flmm_core.engines.cache import engine_cache
-from flmm_core.engines.export import MANIFEST, check_belongs, export_networks, read_manifest, write_manifest
+from flmm_core.engines.cache import cache_lock, engine_cache
+from flmm_core.engines.export import MANIFEST, check_belongs, export_networks, exported, write_manifest
 from flmm_core.engines.names import NAMES
 from flmm_core.engines.networks import Engine, module_of, weights_hash
 from flmm_core.engines.onnx_engine import OnnxEngine
@@ -61,6 +62,8 @@ def export_checked(
 ) -> tuple[parity.Parity, ...]:
     """Export networks, compare them with PyTorch on the CPU, and write the differences into the manifest.
 
+    The folder appears when all of this has succeeded; an earlier export stays until then.
+
     Args:
         heads: on the CPU.
         out: folder to write.
@@ -70,15 +73,15 @@ def export_checked(
     Raises:
         EngineError: they cannot be exported, or their outputs differ from PyTorch's.
     """
-    manifest = export_networks(heads, out, what=what, precision=precision)
     device = torch.device("cpu")
-    engine = OnnxEngine(out, heads, device=device, precision=precision, networks=what)
-    found = parity.measure(engine, heads, device=device, networks=what)
-    parity.require(found, precision=precision, what=f"export {out}")
-    for one in found:
-        figures = {"difference": one.difference, "iou": one.iou} if one.is_logits else {"difference": one.difference}
-        manifest["networks"][one.network].setdefault("measured", {})[one.output] = figures
-    write_manifest(out, manifest)
+    with exported(heads, out, what=what, precision=precision) as (folder, manifest):
+        engine = OnnxEngine(folder, heads, device=device, precision=precision, networks=what)
+        found = parity.measure(engine, heads, device=device, networks=what)
+        parity.require(found, precision=precision, what=f"export {out}")
+        for one in found:
+            figures = {"difference": one.difference, "iou": one.iou} if one.is_logits else {"difference": one.difference}
+            manifest["networks"][one.network].setdefault("measured", {})[one.output] = figures
+        write_manifest(folder, manifest)
     return found
 
 
@@ -122,14 +125,29 @@ def cache_folder(heads: GroundingHeads, precision: str) -> Path:
 
 
 def _from_cache(heads: GroundingHeads, build: Callable[[Path], Engine], precision: str) -> Engine:
+    """An engine of the networks in the cache; of several processes that lack them, one exports and the others wait."""
     folder = cache_folder(heads, precision)
-    if (folder / MANIFEST).is_file():
+    if not _usable(folder, heads, precision):
         try:
-            read_manifest(folder)
-            check_belongs(folder, heads, precision=precision)
-            return build(folder)
-        except EngineError as error:
-            _log.warning("exported networks in the cache cannot be used and are made again: %s", error)
-    _log.info("exporting the heads' networks into %s; this is done once ...", folder)
-    export_networks(heads, folder, precision=precision)
+            with cache_lock():
+                if not _usable(folder, heads, precision):  # another process may have exported meanwhile
+                    _log.info("exporting the heads' networks into %s; this is done once ...", folder)
+                    export_networks(heads, folder, precision=precision)
+        except OSError as error:
+            raise EngineError(
+                f"engines {folder}: expected a cache that can be written, got {one_line(error)}; set XDG_CACHE_HOME, or write"
+                " the networks by `flmm export` and name their folder in `engines`"
+            ) from error
     return build(folder)
+
+
+def _usable(folder: Path, heads: GroundingHeads, precision: str) -> bool:
+    """Whether a folder of the cache holds the networks of these heads, undamaged."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        check_belongs(folder, heads, precision=precision)
+    except (EngineError, FileNotFoundError) as error:  # another process may be replacing the folder
+        _log.warning("exported networks in the cache cannot be used and are made again: %s", error)
+        return False
+    return True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -10,3 +13,20 @@ def engine_cache() -> Path:
     """The folder, by the XDG base directory specification; it may not exist yet."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "flmm_ros" / "engines"
+
+
+@contextmanager
+def cache_lock() -> Iterator[None]:
+    """Let one process at a time export into the cache, which is made if need be; the lock ends with its process.
+
+    Raises:
+        OSError: the folder cannot be made or opened.
+    """
+    engine_cache().mkdir(parents=True, exist_ok=True)
+    folder = os.open(engine_cache(), os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: several processes may export, and the last one's stays
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

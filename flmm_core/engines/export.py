@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flmm_core.common.output_files import replaced_folder, require_replaceable, written_file
 from flmm_core.engines.names import INPUTS, NAMES, OUTPUTS
 from flmm_core.engines.networks import NetworkSizes, module_of, weights_hash
 from flmm_core.errors import EngineError
@@ -38,8 +36,7 @@ _FLOAT32_OPS = [
     "Reciprocal", "Resize", "Sin", "Cos",
 ]  # fmt: skip
 
-_STALE = 3600.0
-"""Age in seconds from which the folder of an unfinished export is deleted."""
+_FILES = (MANIFEST, "*.onnx", "*.onnx.data")
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +59,18 @@ def export_networks(
         EngineError: ``onnx`` or ``onnxscript`` is not installed, or ``out`` holds other files.
         ValueError: unknown network or precision.
     """
+    with exported(heads, out, what=what, precision=precision) as (_, manifest):
+        return manifest
+
+
+@contextmanager
+def exported(
+    heads: GroundingHeads, out: Path, *, what: Sequence[str] = NAMES, precision: str = "fp32"
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """As :func:`export_networks`, with a look at the networks, and at their manifest, before they appear in ``out``.
+
+    They do not appear, and an earlier export stays, if the block raises.
+    """
     _require_exporter()
     _check_request(out, what, precision)
     sizes = NetworkSizes.of(heads)
@@ -73,7 +82,7 @@ def export_networks(
         "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript")},
         "networks": {},
     }
-    with _replacing(out) as folder:
+    with replaced_folder(out, _FILES, "export") as folder:
         for number, network in enumerate(what, start=1):
             began = time.monotonic()
             _log.info("exporting %s (%d of %d) ...", network, number, len(what))
@@ -88,7 +97,7 @@ def export_networks(
             }
             _log.info("exported %s in %.1f s", network, time.monotonic() - began)
         write_manifest(folder, manifest)
-    return manifest
+        yield folder, manifest
 
 
 def _check_request(out: Path, what: Sequence[str], precision: str) -> None:
@@ -96,10 +105,10 @@ def _check_request(out: Path, what: Sequence[str], precision: str) -> None:
         raise ValueError(f"what: expected some of {', '.join(NAMES)}, got {', '.join(unknown)}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
-        raise EngineError(
-            f"engines {out}: expected a folder that is empty or holds an earlier export, got one with other files"
-        )
+    try:
+        require_replaceable(out, _FILES, "export")
+    except ValueError as error:
+        raise EngineError(f"engines {error}") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -149,9 +158,8 @@ def check_belongs(folder: Path, heads: GroundingHeads, *, precision: str, networ
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest beside the networks, atomically."""
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / MANIFEST)
+    with written_file(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _file_fingerprint(folder: Path, network: str) -> str:
@@ -210,22 +218,3 @@ def _half(model: Any) -> Any:
     except ImportError as error:
         raise EngineError("export in fp16: expected the package onnxruntime, got none; pip install 'flmm_ros[onnx]'") from error
     return convert_float_to_float16(model, keep_io_types=True, op_block_list=_FLOAT32_OPS)
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A temporary folder that replaces ``out`` at the end, or is deleted if that fails."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f".{out.name}.*"):  # left by processes that were killed
-        if time.time() - stale.stat().st_mtime > _STALE:
-            shutil.rmtree(stale, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield folder
-        os.chmod(folder, 0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

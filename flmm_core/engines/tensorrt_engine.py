@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flmm_core.common.output_files import written_file
 from flmm_core.engines.cache import engine_cache
 from flmm_core.engines.export import check_belongs, read_manifest
 from flmm_core.engines.names import INPUTS, NAMES, OUTPUTS
@@ -241,13 +240,9 @@ def _read_plan(path: Path) -> bytes | None:
 
 
 def _write_plan(path: Path, plan: bytes) -> None:
-    """Write a plan, preceded by its digest, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Keep a plan, preceded by its digest, for the next start; a cache that cannot be written costs only that."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(plan).digest() + plan)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        with written_file(path) as temporary:
+            temporary.write_bytes(hashlib.sha256(plan).digest() + plan)
+    except OSError as error:
+        _log.warning("%s: the plan cannot be kept and is built again at the next start (%s)", path, error)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flmm_core.common.output_files import written_file
+
 MANIFEST_FILE = "manifest.json"
 
 
@@ -57,9 +59,8 @@ def require_equal(path: Path, record: Mapping[str, Any], *, remedy: str) -> None
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record as JSON, atomically; values that JSON lacks, such as paths, are written as text."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(_json(record), encoding="utf-8")
-    temporary.replace(path)
+    with written_file(path) as temporary:
+        temporary.write_text(_json(record), encoding="utf-8")
 
 
 def _json(record: Mapping[str, Any]) -> str:

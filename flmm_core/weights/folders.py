@@ -15,11 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from flmm_core.common.output_files import replaced_folder
 from flmm_core.errors import LoadError, explained
 from flmm_core.weights.files import pickled_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+HUGGING_FACE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""Patterns of the names of what ``save_pretrained`` writes."""
 FORMAT_VERSION = 1
 
 
@@ -97,8 +100,12 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def write_folder(folder: Path, kind: str, config: Mapping[str, Any], state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Write format, config and weights."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write format, config and weights in place of an earlier folder, whole or not at all.
+
+    Raises:
+        ValueError: the folder holds anything else.
+    """
     fields = {"format": kind, "version": FORMAT_VERSION, **config}
-    (folder / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}, folder / WEIGHTS_FILE)
+    with replaced_folder(folder, (CONFIG_FILE, WEIGHTS_FILE), "result") as new:
+        (new / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}, new / WEIGHTS_FILE)

@@ -15,10 +15,12 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPImageProcessor, LlavaForConditionalGeneration
 
+from flmm_core.common.output_files import replaced_folder
 from flmm_core.data.samples import REFER
 from flmm_core.data.tabletop import read_dataset
 from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.settings import LoopConfig
+from flmm_core.weights.folders import HUGGING_FACE_FILES
 from flmm_tabletop.training import packed_turns
 from flmm_tabletop.training.frames import MEAN, STD, load_frames
 from flmm_tabletop.training.image_votes import load_votes
@@ -93,11 +95,10 @@ def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.
         optimizers=optimizers,
     )
     model.set_attn_implementation({"text_config": "sdpa"})
-    model.half().save_pretrained(out / "lmm")
-    tokenizer.save_pretrained(out / "lmm")
-    CLIPImageProcessor(
-        size={"shortest_edge": frame}, crop_size={"height": frame, "width": frame}, image_mean=MEAN, image_std=STD
-    ).save_pretrained(out / "lmm")
+    processor = CLIPImageProcessor(size={"shortest_edge": frame}, crop_size=frame, image_mean=MEAN, image_std=STD)
+    with replaced_folder(out / "lmm", HUGGING_FACE_FILES, "LMM") as folder:
+        for part in (model.half(), tokenizer, processor):
+            part.save_pretrained(folder)
 
 
 def lmm_optimizers(

@@ -15,6 +15,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch.nn import functional as F
 
+from flmm_core.common.output_files import replaced_folder
 from flmm_core.data.samples import Sample
 from flmm_core.data.tabletop import read_dataset
 from flmm_core.evaluation.metrics import cumulative_iou
@@ -24,6 +25,7 @@ from flmm_core.sam.transformers_sam import TransformersSam
 from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
 from flmm_core.training.settings import LoopConfig
+from flmm_core.weights.folders import HUGGING_FACE_FILES
 from flmm_tabletop.sam_kinds import KINDS
 from flmm_tabletop.sam_tiny import TinySamConfig, build_tiny_sam, save_tiny_sam
 from flmm_tabletop.training.settings import SamSettings
@@ -70,7 +72,7 @@ def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.
     save(out / "sam")
 
 
-def _build(kind: str) -> tuple[Sam | TransformersSam, Callable[[Path], object]]:
+def _build(kind: str) -> tuple[Sam | TransformersSam, Callable[[Path], None]]:
     """A SAM with random weights, and the function that saves it."""
     if kind == "sam":
         config = TinySamConfig()
@@ -80,7 +82,12 @@ def _build(kind: str) -> tuple[Sam | TransformersSam, Callable[[Path], object]]:
         raise ValueError(f"kind: expected one of sam, {', '.join(KINDS)}, got {kind!r}")
     build, adapter = KINDS[kind]
     model = build()
-    return adapter(model).eval(), model.save_pretrained
+
+    def save(folder: Path) -> None:
+        with replaced_folder(folder, HUGGING_FACE_FILES, "SAM") as new:
+            model.save_pretrained(new)
+
+    return adapter(model).eval(), save
 
 
 def _encode(refiner: SamRefiner, samples: list[Sample]) -> list[SamImage]:

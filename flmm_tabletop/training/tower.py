@@ -17,10 +17,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from flmm_core.common.output_files import replaced_folder
 from flmm_core.data.samples import Sample
 from flmm_core.data.tabletop import read_dataset
 from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.settings import LoopConfig
+from flmm_core.weights.folders import HUGGING_FACE_FILES
 from flmm_sim.scene import COLORS, KINDS
 from flmm_tabletop.training.frames import load_frames, normalised, rebrightened
 from flmm_tabletop.training.settings import TowerSettings
@@ -94,7 +96,8 @@ def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: to
         settings,
         loop,
     )
-    tower.save_pretrained(out / "tower")
+    with replaced_folder(out / "tower", HUGGING_FACE_FILES, "tower") as folder:
+        tower.save_pretrained(folder)
 
 
 def fit_votes(

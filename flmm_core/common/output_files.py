@@ -1,0 +1,116 @@
+"""Files and folders that are written whole or not at all: aside first, then renamed.
+
+What is written has the permissions that the user's umask gives, whatever the library that wrote it chose.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_STALE = 3600.0
+"""Age in seconds from which the folder of a writer that was killed is deleted."""
+
+
+@contextmanager
+def written_file(path: Path) -> Iterator[Path]:
+    """A path to write instead of ``path``: it is renamed to it at the end, or deleted if that fails.
+
+    Folders above the file are made. A link keeps pointing to the file that is written. Devices and pipes are written directly.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    target = path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
+    try:
+        yield temporary
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def require_replaceable(out: Path, ours: Collection[str], what: str) -> None:
+    """Refuse a folder that holds anything beside an earlier result.
+
+    Args:
+        out: the folder; it may not exist.
+        ours: patterns of the names in a result.
+        what: the result, for the message.
+
+    Raises:
+        ValueError: names the first other entry.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: expected a folder, got a file")
+    others = (
+        sorted(entry.name for entry in out.iterdir() if not any(entry.match(name) for name in ours)) if out.exists() else []
+    )
+    if others:
+        raise ValueError(f"{out}: expected a folder that is empty or holds an earlier {what}, got one with {others[0]}")
+
+
+@contextmanager
+def replaced_folder(out: Path, ours: Collection[str], what: str) -> Iterator[Path]:
+    """A folder to write instead of ``out``: it replaces it at the end, or is deleted if that fails.
+
+    Args: as for :func:`require_replaceable`.
+
+    Raises:
+        ValueError: ``out`` holds anything beside an earlier result.
+    """
+    require_replaceable(out, ours, what)
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(out)
+    folder = _beside(out)
+    folder.mkdir()
+    try:
+        yield folder
+        readable = folder.stat().st_mode & 0o666
+        for file in folder.rglob("*"):
+            if file.is_file():
+                file.chmod(readable)
+        require_replaceable(out, ours, what)
+        _swap(folder, out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _swap(folder: Path, out: Path) -> None:
+    """Rename a folder to ``out`` and delete what was there; another process may do the same at the same time."""
+    aside = _beside(out)
+    while True:
+        try:
+            folder.rename(out)  # also in place of an empty folder
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if aside.exists():
+                    aside.rename(out)
+                raise
+        with suppress(FileNotFoundError):
+            out.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_stale(out: Path) -> None:
+    """Delete what processes that were killed have left beside ``out``."""
+    pattern = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{16}}")
+    for entry in out.parent.iterdir():
+        with suppress(FileNotFoundError):
+            if pattern.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _STALE:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f".{out.name}.{secrets.token_hex(8)}")
