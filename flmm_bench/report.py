@@ -9,12 +9,15 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from flmm_bench.findings import Findings, Rates
 from flmm_bench.machine import machine
 from flmm_bench.rows import Row, finish
+from flmm_core.common.output_files import write_text
+from flmm_core.images.files import write_image
 
 _INK, _FAINT, _GOOD, _BAD, _PAPER = (24, 26, 32), (150, 156, 166), (0, 128, 60), (190, 40, 30), (255, 255, 255)
 _MET = {True: "yes", False: "no", None: ""}
@@ -80,10 +83,9 @@ def write(folder: Path, name: str, found: Findings) -> None:
         name: of the run.
         found: by the benchmark.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {"machine": environment(), **asdict(found)}
+    record = {"written_by": "flmm bench", "machine": environment(), **asdict(found)}
     record["rows"] = [{**asdict(row), "met": row.met} for row in found.rows]
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / f"{name}.json", json.dumps(record, indent=2) + "\n")
     rates = found.rates
     parts = [
         f"# Benchmark: {name}",
@@ -99,8 +101,8 @@ def write(folder: Path, name: str, found: Findings) -> None:
         "## Machine",
         _listed(environment().items()),
     ]
-    (folder / f"{name}.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
-    chart([row for row in found.rows if row.target is not None]).save(folder / f"{name}.png")
+    write_text(folder / f"{name}.md", "\n\n".join(part for part in parts if part) + "\n")
+    write_image(folder / f"{name}.png", np.asarray(chart([row for row in found.rows if row.target is not None])), "bench")
 
 
 def _listed(pairs: Iterable[tuple[str, str | int]]) -> str:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flmm_cli.shared.outputs import add_output
 from flmm_core.common.plain_text import printable
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("text", help="the command, for instance 'what is on the table?'")
     parser.add_argument("--refer", action="store_true", help="the text is a phrase to ground, for instance 'the yellow mug'")
     parser.add_argument("--node", default="/grounding", help="full name of the node (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="write the node's overlay image to this file")
+    add_output(parser, "--out", output={"image": True}, help="write the node's overlay image to this file")
     parser.add_argument("--wait", type=float, default=10.0, help="seconds to wait for the node (default: %(default)g)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the reply (default: %(default)g)")
 
@@ -65,13 +66,12 @@ def _show(reply: GroundedAnswer) -> None:
 
 
 def _save_overlay(client: AskClient, overlays: list, reply: GroundedAnswer, out: Path) -> None:
-    from PIL import Image
-
+    from flmm_core.images.files import write_image
     from flmm_ros.conversions import image_from_message
 
     def newest() -> object:
         return next((overlay for overlay in reversed(overlays) if overlay.header.stamp == reply.header.stamp), None)
 
     message = client.wait_until(newest, 10.0, "no overlay from the node within 10 s")
-    Image.fromarray(image_from_message(message, 2**31 - 1)).save(out)
+    write_image(out, image_from_message(message, 2**31 - 1), "ask")
     print(f"  overlay: {out}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flmm_cli.shared.held_out import rendered_scenes
 from flmm_cli.shared.options import add_model_options, grounding_config, require_counts
+from flmm_cli.shared.outputs import add_output
 from flmm_cli.shared.records import provenance, write_json
 
 
@@ -29,8 +30,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--maps", type=int, default=4, help="heads to show (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=6, help="phrases to show (default: %(default)s)")
     parser.add_argument("--first", type=int, help="first image of the data set to show (default: the one after --rank)")
-    parser.add_argument("--out", type=Path, default=Path("attention.png"), help="the drawing (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write the figures of every head to this file")
+    add_output(
+        parser,
+        "--out",
+        output={"image": True},
+        default=Path("attention.png"),
+        help="the drawing (default: %(default)s)",
+    )
+    add_output(parser, "--json", help="write the figures of every head to this file")
     add_model_options(parser)
 
 
@@ -41,12 +48,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"text: expected one question in quotes, or phrases with --refer, got {len(args.text)} arguments")
     config = grounding_config(args)
 
-    from PIL import Image
-
     from flmm_core.data.tabletop import read_dataset
     from flmm_core.drawing.attention_figure import AttentionRow, draw_attention
     from flmm_core.evaluation.attention_maps import attention_rows, clear_names, rank_heads
-    from flmm_core.images.files import read_image
+    from flmm_core.images.files import read_image, write_image
     from flmm_core.pipeline import GroundingPipeline
 
     context = provenance(args, config)
@@ -74,11 +79,10 @@ def run(args: argparse.Namespace) -> int:
         f" {ranking.attention_share(channels[0]):.1%} of its attention falls on the cells of the object (if uniform"
         f" {ranking.random_attention:.1%})"
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_attention(rows, ranking.chart(), channels)).save(args.out)
+    write_image(args.out, draw_attention(rows, ranking.chart(), channels), args.command)
     print(f"attention maps: {args.out}")
     if args.json:
         source = str(args.data) if args.data else f"flmm scenes --split test --seed {args.seed}"
-        write_json(args.json, {**context, "data": source, **ranking.record()})
+        write_json(args.json, {**context, "data": source, **ranking.record()}, args.command)
         print(f"figures: {args.json}")
     return 0

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from flmm_cli.shared.options import add_model_options, grounding_config, require_counts
+from flmm_cli.shared.outputs import add_output
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,7 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     words = parser.add_mutually_exclusive_group(required=True)
     words.add_argument("--command", dest="question", metavar="TEXT", help="the question or instruction")
     words.add_argument("--phrase", metavar="TEXT", help="a phrase to ground")
-    parser.add_argument("--out", type=Path, required=True, help="MCAP file to write")
+    bags = {"entries": lambda args, path: [path, path.with_name(path.name + ".partial")]}
+    add_output(parser, "--out", output=bags, required=True, help="MCAP file to write")
     parser.add_argument("--every", type=int, default=1, help="ground every N-th image (default: all)", metavar="N")
     parser.add_argument("--image", default="", help="topic of the images (default: the only one)")
     parser.add_argument("--depth", default="", help="topic of the depth; with --camera-info, objects are located in space")
@@ -44,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--depth and --camera-info: expected both, or none of them")
     if not math.isfinite(args.depth_tolerance) or args.depth_tolerance < 0:
         raise ValueError(f"--depth-tolerance: expected at least 0 s, got {args.depth_tolerance:g}")
-    _require_other_place(args.bag, args.out)
+    if args.bag.is_dir() and args.out.resolve().is_relative_to(args.bag.resolve()):
+        raise ValueError(f"--out: expected a file outside the folder that is read, got {args.out}")
     config = grounding_config(args)
     from tqdm import tqdm
 
@@ -75,13 +78,3 @@ def run(args: argparse.Namespace) -> int:
     resumed = f" ({result.resumed} of them earlier)" if result.resumed else ""
     print(f"{args.out}: {done} of {total} images answered{resumed}")
     return 0 if done else 1
-
-
-def _require_other_place(bag: Path, out: Path) -> None:
-    """Refuse to write into the bag that is read."""
-    read, written = bag.resolve(), out.resolve()
-    for name in (written, written.with_name(written.name + ".partial")):
-        if name == read:
-            raise ValueError(f"--out: expected another file than the bag that is read, got {out}")
-    if read.is_dir() and written.is_relative_to(read):
-        raise ValueError(f"--out: expected a file outside the folder that is read, got {out}")

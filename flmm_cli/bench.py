@@ -6,6 +6,10 @@ import argparse
 from pathlib import Path
 
 from flmm_cli.shared.options import require_counts
+from flmm_cli.shared.outputs import add_output
+
+ENDS = (".md", ".json", ".png")
+"""Of the names of the files that are written."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,7 +26,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--sam", help="its SAM")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to compute (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", help="number format of --lmm (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder to write (default: %(default)s)")
+    add_output(
+        parser,
+        "--out",
+        output={"folder": True, "entries": lambda args, folder: [folder / f"{_name(args)}{end}" for end in ENDS]},
+        default=Path("docs/benchmarks"),
+        help="folder to write (default: %(default)s)",
+    )
     parser.add_argument("--name", help="name of the run, and of its files (default: the device)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (default: %(default)s)")
     parser.add_argument(
@@ -47,7 +57,11 @@ def run(args: argparse.Namespace) -> int:
         device=args.device, rounds=args.rounds, small=args.small, parts=parts if args.lmm else None, dtype=args.dtype
     )
     print(table(found.rows))
-    name = args.name or args.device
+    name = _name(args)
     write(args.out, name, found)
     print(f"bench: {args.out / name}.md, .json, .png")
     return 0
+
+
+def _name(args: argparse.Namespace) -> str:
+    return str(args.name or args.device)

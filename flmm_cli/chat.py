@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flmm_cli.shared.answer_lines import label_marks, phrase_lines
 from flmm_cli.shared.options import add_model_options, grounding_config
+from flmm_cli.shared.outputs import add_output
 from flmm_core.common.plain_text import printable
 from flmm_core.config import DEFAULT_MODEL
 
@@ -38,9 +39,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         " lists the labels; `/quit` or the end of the input ends it. With --web a page does the same.",
     )
     parser.add_argument("image", type=Path, help="image file")
-    parser.add_argument(
+    add_output(
+        parser,
         "--out",
-        type=Path,
+        output={
+            "folder": True,
+            "entries": lambda args, folder: [path for path in folder.glob("*.png") if path.stem.isdigit()],
+            "used": lambda args: not args.web,
+        },
         default=Path("chat_output"),
         help="folder of the overlays, one for each answer (default: %(default)s)",
     )
@@ -78,15 +84,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read_lines(pipeline: GroundingPipeline, image: np.ndarray, remember: int, out: Path) -> int:
-    from PIL import Image
-
     from flmm_core.chat.conversation import Conversation
     from flmm_core.drawing.overlay import draw_overlay
     from flmm_core.errors import CommandError, MemoryFullError
+    from flmm_core.images.files import write_image
 
     handle = pipeline.encode(image)
     conversation = Conversation(pipeline, handle, remember=remember)
-    out.mkdir(parents=True, exist_ok=True)
     print(HELP, flush=True)
     answers = 0
     while True:
@@ -111,7 +115,7 @@ def _read_lines(pipeline: GroundingPipeline, image: np.ndarray, remember: int, o
             continue
         answers += 1
         path = out / f"{answers:03d}.png"
-        Image.fromarray(draw_overlay(image, said.answer, command=words, details=label_marks(said.labels))).save(path)
+        write_image(path, draw_overlay(image, said.answer, command=words, details=label_marks(said.labels)), "chat")
         print("\n".join(phrase_lines(said.answer, said.labels)))
         print(f"  {path}", flush=True)
 

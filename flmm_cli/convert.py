@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from flmm_cli.shared.outputs import add_output
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,7 +17,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         " downloaded for its fingerprint.",
     )
     parser.add_argument("heads", help="published .pth file, also on the Hub (owner/name/file.pth)")
-    parser.add_argument("out", type=Path, help="folder to write; it must not hold anything yet")
+    add_output(
+        parser,
+        "out",
+        output={"folder": True, "guarded": True},
+        help="folder to write; it must not hold anything yet",
+    )
     parser.add_argument("--lmm", required=True, help="LMM that they were trained on: a folder or a Hugging Face name")
     parser.add_argument(
         "--sam", required=True, help="SAM that they were trained with: a segment-anything .pth file or a folder"

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from flmm_cli.shared.options import require_counts
+from flmm_cli.shared.outputs import add_output
 from flmm_cli.shared.table import format_table
 
 SHOWN = 10
@@ -24,8 +25,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     check.add_argument("source", metavar="DATA", help="FOLDER, FORMAT=FOLDER, or either with @SPLIT")
     check.add_argument("--limit", type=int, help="at most this many images of a split, spread over it (default: all)")
-    check.add_argument(
-        "--out", type=Path, default=Path("data_check.png"), help="image of ten samples to write (default: %(default)s)"
+    add_output(
+        check,
+        "--out",
+        output={"image": True},
+        default=Path("data_check.png"),
+        help="image of ten samples to write (default: %(default)s)",
     )
     convert = subparsers.add_parser(
         "convert-data",
@@ -51,11 +56,10 @@ def _convert(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     require_counts(args, "limit")
-    from PIL import Image
-
     from flmm_core.data.check import look_through
     from flmm_core.data.formats import open_splits
     from flmm_core.drawing.truth import truth_sheet
+    from flmm_core.images.files import write_image
 
     samples, broken, datasets = [], 0, open_splits(args.source)
     for dataset in datasets:
@@ -73,6 +77,6 @@ def _check(args: argparse.Namespace) -> int:
         samples += findings.samples
         broken += findings.broken
     if samples:
-        Image.fromarray(truth_sheet(samples[:SHOWN])).save(args.out)
+        write_image(args.out, truth_sheet(samples[:SHOWN]), args.command)
         print(f"samples: {args.out}")
     return 1 if broken else 0

@@ -10,8 +10,10 @@ from pathlib import Path
 from textwrap import indent
 
 from flmm_cli.shared.options import add_node_options, node_arguments, require_counts
+from flmm_cli.shared.outputs import add_output
 from flmm_cli.shared.records import write_json
 from flmm_cli.shared.table import format_table
+from flmm_core.common.output_files import is_marked
 from flmm_core.common.plain_text import printable
 
 
@@ -26,9 +28,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--count", type=int, default=13, help="commands (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=6, help="different scenes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=9, help="seed of scenes and questions (default: %(default)s)")
-    parser.add_argument(
+    add_output(
+        parser,
         "--out",
-        type=Path,
+        output={"folder": True, "entries": _earlier, "own": _own},
         default=Path("demo_output"),
         help="folder for images; those of an earlier demo are removed, other files stay (default: %(default)s)",
     )
@@ -37,6 +40,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--start-timeout", type=float, default=120.0, help="seconds for camera and model to start (default: %(default)g)"
     )
     add_node_options(parser)
+
+
+def _earlier(_: argparse.Namespace, folder: Path) -> list[Path]:
+    from flmm_demo.files import earlier_files
+
+    return earlier_files(folder)
+
+
+def _own(file: Path, command: str) -> bool:
+    """Whether a file is an earlier demo's: it, or one beside it, carries the mark."""
+    from flmm_demo.files import earlier_files
+
+    return any(is_marked(one, command) for one in earlier_files(file.parent))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         ),
     )
     report.draw(outcomes, args.out)
-    write_json(args.out / files.ANSWERS, [report.record(outcome) for outcome in outcomes])
+    write_json(args.out / files.ANSWERS, {"answers": [report.record(outcome) for outcome in outcomes]}, args.command)
     width = max(shutil.get_terminal_size((180, 24)).columns, 140)
     print(f"\n{format_table(report.table_headers(), report.table_rows(outcomes), width=width)}\n\n{report.summary(outcomes)}")
     images = f"{args.out / files.CONTACT_SHEET}, {files.LEAD} and one for each command beside it"

@@ -13,6 +13,7 @@ from flmm_cli.shared.table import format_table
 from flmm_cli.suites.baseline import BASELINE
 from flmm_cli.suites.field import BENCHMARKS
 from flmm_cli.suites.tabletop import PICKING, TABLETOP
+from flmm_core.common.output_files import mark, write_text
 
 SUITES = {suite.name: suite for suite in (TABLETOP, PICKING, *BENCHMARKS, BASELINE)}
 """In the order in which `flmm eval --help` lists them."""
@@ -40,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
     if report.summary:
         print(report.summary)
     if args.json:
-        write_json(args.json, {**context, **report.record})
+        write_json(args.json, {**context, **report.record}, args.command)
         print(f"figures: {args.json}")
     if "markdown" in args and args.markdown:
-        args.markdown.write_text(report.markdown)
+        write_text(args.markdown, f"{report.markdown}\n<!-- {mark(args.command)} -->\n")
         print(f"table: {args.markdown}")
     if "html" in args and args.html and report.page:
-        args.html.write_text(report.page())
+        write_text(args.html, f"{report.page()}\n<!-- {mark(args.command)} -->\n")
         print(f"best and worst images: {args.html}")
     return 0

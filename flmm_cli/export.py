@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flmm_cli.shared.options import add_model_options, grounding_config
+from flmm_cli.shared.outputs import add_output
 from flmm_core.engines.names import NAMES
 
 if TYPE_CHECKING:
@@ -27,7 +27,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         " inputs, measured differences), each compared with PyTorch in ONNX Runtime on the CPU. `--heads-backend onnx"
         " --engines OUT` runs them; without --engines they are exported at their first use.",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    add_output(
+        parser,
+        "--out",
+        output={"folder": True, "guarded": True},
+        required=True,
+        help="folder to write; it may hold an earlier export, and nothing else",
+    )
     parser.add_argument("--what", default=",".join(NAMES), help="which networks, separated by commas (default: %(default)s)")
     parser.add_argument(
         "--build-engines",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flmm_cli.shared.answer_lines import phrase_lines
 from flmm_cli.shared.options import add_model_options, grounding_config, model_names
+from flmm_cli.shared.outputs import add_output
 from flmm_cli.shared.records import write_json
 from flmm_core.common.plain_text import printable
 
@@ -26,9 +27,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("image", type=Path, help="image file")
     parser.add_argument("text", nargs="+", help="a question in quotes; with --refer one or more phrases, each in quotes")
     parser.add_argument("--refer", action="store_true", help="the text is phrases to ground, not a question")
-    parser.add_argument("--out", type=Path, help="write the image with masks and labels to this file")
-    parser.add_argument("--json", type=Path, help="write answer, boxes, scores and masks (compressed COCO RLE) to this file")
-    parser.add_argument("--masks", type=Path, metavar="DIR", help="write each mask as a black and white PNG into this folder")
+    add_output(parser, "--out", output={"image": True}, help="write the image with masks and labels to this file")
+    add_output(parser, "--json", help="write answer, boxes, scores and masks (compressed COCO RLE) to this file")
+    add_output(
+        parser,
+        "--masks",
+        output={"folder": True, "entries": lambda args, folder: folder.glob("[0-9][0-9]*_*.png")},
+        metavar="DIR",
+        help="write each mask as a black and white PNG into this folder",
+    )
     add_model_options(parser)
 
 
@@ -38,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"text: expected one question in quotes, got {len(args.text)} arguments")
     config = grounding_config(args)
 
-    from flmm_core.images.files import read_image
+    from flmm_core.images.files import read_image, write_image
     from flmm_core.pipeline import GroundingPipeline
 
     image = read_image(args.image)
@@ -49,29 +56,25 @@ def run(args: argparse.Namespace) -> int:
     print(printable(answer.text))
     print("\n".join(phrase_lines(answer)))
     if args.out:
-        from PIL import Image
-
         from flmm_core.drawing.overlay import draw_overlay
 
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_overlay(image, answer, command=command)).save(args.out)
+        write_image(args.out, draw_overlay(image, answer, command=command), args.command)
         print(f"overlay: {args.out}")
     if args.masks:
         _write_masks(answer, args.masks)
     if args.json:
         record = {"image": str(args.image), "command": command, "mode": "refer" if args.refer else "chat"}
-        write_json(args.json, {**record, "model": model_names(config), **_record(answer)})
+        write_json(args.json, {**record, "model": model_names(config), **_record(answer)}, args.command)
         print(f"answer: {args.json}")
     return 0
 
 
 def _write_masks(answer: GroundedAnswer, folder: Path) -> None:
-    from PIL import Image
+    from flmm_core.images.files import write_image
 
-    folder.mkdir(parents=True, exist_ok=True)
     for number, phrase in enumerate(answer.phrases, start=1):
         words = re.sub(r"\W+", "_", phrase.text).strip("_")[:60]
-        Image.fromarray(phrase.mask.astype("uint8") * 255).save(folder / f"{number:02d}_{words}.png")
+        write_image(folder / f"{number:02d}_{words}.png", phrase.mask.astype("uint8") * 255, "ground")
     print(f"masks: {len(answer.phrases)} in {folder}")
 
 

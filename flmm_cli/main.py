@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from flmm_cli.shared.outputs import check_outputs
 from flmm_core.common.plain_text import one_line
 
 MODULES = (
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else [*map(str, argv)]
     args = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
     try:
+        check_outputs(args)
         return runs[args.command](args) or 0
     except KeyboardInterrupt:
         return 130

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from flmm_cli.shared.options import require_counts
+from flmm_cli.shared.outputs import add_output, whole_folder
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,7 +16,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Writes images, COCO masks (annotations.json) and questions with answers and the character ranges of the"
         " objects that they name (questions.json). Splits of one seed share no scene. A stopped run continues.",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
+    add_output(
+        parser,
+        "--out",
+        output={
+            "folder": True,
+            "entries": whole_folder,
+            "own": lambda folder, _: (folder / "parts" / "settings.json").exists(),
+        },
+        required=True,
+        help="folder of the data set",
+    )
     parser.add_argument("--split", default="train", help="name of the split; every scene depends on it (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data set (default: %(default)s)")
     parser.add_argument("--count", type=int, default=100, help="scenes (default: %(default)s)")

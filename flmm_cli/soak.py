@@ -7,6 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
+from flmm_cli.shared.outputs import add_output
 from flmm_cli.shared.records import write_json
 
 
@@ -22,8 +23,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="length of the test (default: %(default)g)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
-    parser.add_argument("--logs", type=Path, default=Path("soak_output"), help="folder of the logs (default: %(default)s)")
+    add_output(parser, "--out", help="write the figures as JSON to this file")
+    add_output(
+        parser,
+        "--logs",
+        output={"folder": True, "entries": lambda args, folder: folder.glob("*.log")},
+        default=Path("soak_output"),
+        help="folder of the logs (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     record = figures(found, shlex.join(["flmm", *args.arguments]))
     print(table(record))
     if args.out:
-        write_json(args.out, record)
+        write_json(args.out, record, args.command)
     found_problems = problems(record)
     for problem in found_problems:
         print(f"soak: {problem}")

@@ -11,6 +11,7 @@ from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from flmm_cli.shared.outputs import add_output, whole_folder
 from flmm_core.config import GroundingConfig
 from flmm_core.training.settings import HeadsSettings, LoopConfig, StageSettings
 from flmm_tabletop.training.settings import LmmSettings, SamSettings, TowerSettings
@@ -54,6 +55,10 @@ STAGES = (
 )
 
 
+_CACHES = {"votes", "val_votes"}
+"""Folders that a stage makes before its log."""
+
+
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     train = subparsers.add_parser("train", help="train heads, or a stage of flmm-tabletop", description="Trains a stage.")
@@ -66,9 +71,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         )
         for entry in _options(stage.settings):
             _add_option(parser, entry, entry.default)
-        parser.add_argument(
+        add_output(
+            parser,
             "--out",
-            type=Path,
+            output={"folder": True, "entries": whole_folder, "own": _own},
             default=Path("runs") / stage.name,
             help="folder of results, log and checkpoint (default: %(default)s)",
         )
@@ -100,6 +106,12 @@ def _add_option(parser: argparse.ArgumentParser, entry: Field[Any], default: Any
         text = f"{entry.metadata['description']}; may be given several times (default: {' '.join(default)})"
         default = None
     parser.add_argument("--" + entry.name.replace("_", "-"), default=default, help=text, **kind)
+
+
+def _own(folder: Path, _: str) -> bool:
+    """Whether a stage was trained in a folder, perhaps only until its caches were written."""
+    config = folder / "config.json"
+    return {entry.name for entry in folder.iterdir()} <= _CACHES or (config.is_file() and b'"loop"' in config.read_bytes())
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flmm_cli.shared.options import add_model_options, grounding_config
+from flmm_cli.shared.outputs import add_output
 from flmm_cli.shared.records import provenance, write_json
 from flmm_cli.shared.table import format_table
 
@@ -56,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("lmm", metavar="LMM", help="a folder, a Hugging Face name, or the name of a registered model")
     parser.add_argument("--questions", type=Path, metavar="FILE", help="one question in each line (default: 20 built-in ones)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of image files (default: three drawn ones)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison to this file")
+    add_output(parser, "--json", metavar="FILE", help="write the comparison to this file")
     add_model_options(parser, ("device", "dtype", "quantization", "max_new_tokens", "cpu_threads"))
 
 
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sizes = {name: list(image.size) for name, image in images.items()}
         settings = {"dtype": format_name, "device": str(device), "max_new_tokens": config.max_new_tokens, "images": sizes}
-        write_json(args.json, {**context, **settings, **report.record()})
+        write_json(args.json, {**context, **settings, **report.record()}, args.command)
         print(f"report: {args.json}")
     return 0 if report.frozen else 1
 

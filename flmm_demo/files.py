@@ -24,8 +24,13 @@ def remove_earlier(out: Path) -> None:
     Args:
         out: an existing folder.
     """
+    for path in earlier_files(out):
+        path.unlink()
+
+
+def earlier_files(out: Path) -> list[Path]:
+    """Files in a folder that have names of this file; none if there is no such folder."""
     names = "|".join(re.escape(name) for name in (CONTACT_SHEET, LEAD, ANSWERS, *LOGS))
     image = rf"\d{{2,}}_({'|'.join(map(re.escape, KINDS))})\.png"
-    for path in out.iterdir():
-        if re.fullmatch(f"{names}|{image}", path.name) and not path.is_dir():
-            path.unlink()
+    entries = out.iterdir() if out.is_dir() else ()
+    return [path for path in entries if re.fullmatch(f"{names}|{image}", path.name) and not path.is_dir()]

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from flmm_core.common.plain_text import printable
 from flmm_core.drawing.overlay import contact_sheet, draw_overlay
+from flmm_core.images.files import write_image
 from flmm_demo.files import CONTACT_SHEET, LEAD, overlay_name
 from flmm_demo.truth import CheckedPhrase, Outcome
 
@@ -85,11 +84,11 @@ def draw(outcomes: Sequence[Outcome], out: Path) -> None:
             fault=f"WRONG, {outcome.fault}" if outcome.fault else "",
             details=[_iou_text(checked) for checked in outcome.phrases],
         )
-        Image.fromarray(overlay).save(out / overlay_name(number, outcome.command.turn.kind))
+        write_image(out / overlay_name(number, outcome.command.turn.kind), overlay, "demo")
         overlays.append(overlay)
-    Image.fromarray(contact_sheet(overlays)).save(out / CONTACT_SHEET)
+    write_image(out / CONTACT_SHEET, contact_sheet(overlays), "demo")
     if leads := lead_answers(outcomes):
-        Image.fromarray(contact_sheet([overlays[index] for index in leads])).save(out / LEAD)
+        write_image(out / LEAD, contact_sheet([overlays[index] for index in leads]), "demo")
 
 
 def lead_answers(outcomes: Sequence[Outcome]) -> list[int]:

@@ -54,6 +54,8 @@ class NodeProcesses:
         if self._log_dir is not None:
             self._log_dir.mkdir(parents=True, exist_ok=True)
             log = open(self._log_dir / f"{name}.log", "wb")  # noqa: SIM115
+            log.write(b"written by flmm: log of %b\n" % name.encode())
+            log.flush()
         try:
             child = subprocess.Popen(
                 [sys.executable, *target, *arguments],

@@ -95,7 +95,7 @@ def main() -> None:
         "encoder_share_of_time": _shares({name: _encoder(pipeline, samples[0]) for name, pipeline in refiners.items()}),
         "presence": {name: {k: plain_figure(v) for k, v in row.items()} for name, row in presence.items()},
     }
-    write_json(args.json, record)
+    write_json(args.json, record, "measure_ablations")
     print(f"figures: {args.json}")
 
 

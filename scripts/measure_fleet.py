@@ -80,7 +80,7 @@ def main() -> None:
             "rounds": {name: [_figures(run) for run in each] for name, each in rounds.items()},
             "killed": _figures(killed),
         }
-        write_json(args.json, record)
+        write_json(args.json, record, "measure_fleet")
 
 
 def _tasks(robots: int, commands: int) -> list[list[Task]]:

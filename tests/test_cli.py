@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -301,3 +303,128 @@ def test_tables():
     assert table[0].split() == ["name", "value"] and all(len(line) <= 20 for line in table)
     assert table[2].endswith(" 1.50") and table[-1].endswith("   10")
     assert printable("a\x1b[31m\nb\tc") == "a [31m b c"
+
+
+# --- what is written --------------------------------------------------------------------------------------------------------
+
+READ = {"ask": set(), "attention": {"image", "data"}, "bag": {"bag"}, "chat": {"image"}, "convert-data": {"folder"}}
+READ |= {"ground": {"image"}, "tabletop": {"data"}, "verify-frozen": {"questions", "images"}}
+READ |= {"tower": {"data", "val"}, "lmm": {"data", "val", "tower"}, "sam": {"data", "val"}}
+
+
+def parsers():
+    """Every parser of a command, by its last word."""
+    top = argparse.ArgumentParser()
+    cli.declare(top.add_subparsers())
+    waiting, found = [("flmm", top)], []
+    while waiting:
+        name, parser = waiting.pop()
+        found.append((name, parser))
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += action.choices.items()
+    return found
+
+
+def test_every_path_is_known_as_read_or_written():
+    for name, parser in parsers():
+        paths = {action.dest for action in parser._actions if action.type is Path}
+        written = {output.dest for output in parser.get_default("outputs") or ()}
+        assert paths - written == READ.get(name, set()), f"flmm {name}: declare what is written by add_output"
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_an_input_is_never_written_over(capsys, tmp_path, data, force):
+    image = shutil.copy(data / "images" / "000000.png", tmp_path / "in.png")
+    (tmp_path / "link.png").symlink_to(image)
+    (tmp_path / "hard.png").hardlink_to(image)
+    before = Path(image).read_bytes()
+    for out in ("in.png", "link.png", "hard.png", "../" + tmp_path.name + "/in.png"):
+        line = fails(capsys, "ground", image, "red mug", "--refer", "--out", tmp_path / out, *force)
+        assert "--out: expected another path than what is read, got" in line
+    assert "--json: expected another path" in fails(capsys, "ground", image, "hi", "--json", image, *force)
+    bag = shutil.copy(image, tmp_path / "a.partial")
+    assert "--out: expected another path" in fails(capsys, "bag", bag, "--command", "hi", "--out", tmp_path / "a", *force)
+    first = shutil.copy(image, tmp_path / "001.png")
+    assert "--out: expected another path" in fails(capsys, "chat", first, "--out", tmp_path, *force)
+    one = data / "images" / "000001.png"
+    assert "--out: expected another path" in fails(capsys, "data", "check", data, "--out", one, *force)
+    assert "--json: expected another path" in fails(
+        capsys, "eval", "tabletop", "--data", data, "--json", data / "questions.json", *force
+    )
+    assert Path(image).read_bytes() == before and json.loads((data / "questions.json").read_text())
+
+
+OVERWRITES = {
+    "ground": ["ground", "IMAGE", "hi", "--out", "FILE.png"],
+    "json": ["ground", "IMAGE", "hi", "--json", "FILE.json"],
+    "masks": ["ground", "IMAGE", "hi", "--masks", "FOLDER/01_mug.png"],
+    "ask": ["ask", "hi", "--out", "FILE.png"],
+    "attention": ["attention", "--out", "FILE.png"],
+    "eval": ["eval", "res", "DATA", "--markdown", "FILE.md"],
+    "page": ["eval", "res", "DATA", "--html", "FILE.html"],
+    "bag": ["bag", "IMAGE", "--command", "hi", "--out", "FILE.mcap"],
+    "partial": ["bag", "IMAGE", "--command", "hi", "--out", "OTHER.mcap.partial"],
+    "chat": ["chat", "IMAGE", "--out", "FOLDER/002.png"],
+    "bench": ["bench", "--out", "FOLDER/cpu.md"],
+    "demo": ["demo", "--out", "FOLDER/camera.log"],
+    "soak": ["soak", "--logs", "FOLDER/camera.log"],
+    "scenes": ["scenes", "--out", "FOLDER/notes.txt"],
+    "train": ["train", "sam", "--out", "FOLDER/config.json"],
+    "data": ["data", "check", "DATA", "--out", "FILE.png"],
+    "verify": ["verify-frozen", "flmm-tabletop", "--json", "FILE.json"],
+}
+
+
+@pytest.mark.parametrize("case", OVERWRITES)
+def test_foreign_files_are_written_over_only_by_force(capsys, monkeypatch, tmp_path, data, case):
+    """``FILE`` is given itself, ``FOLDER`` is given of a file in it, ``OTHER`` is what is given plus ``.partial``."""
+    words = []
+    for word in OVERWRITES[case]:
+        if word.startswith(("FILE", "FOLDER", "OTHER")):
+            file = tmp_path / word
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("precious")
+            word = {"F": file, "O": tmp_path / "OTHER.mcap"}[word[0]] if "/" not in word else file.parent
+        words.append({"IMAGE": data / "images" / "000000.png", "DATA": data}.get(word, word))
+    reached = []
+    monkeypatch.setattr(cli, "declare", declared_to(reached))
+    line = fails(capsys, *words)
+    assert "that `flmm " in line and line.endswith("name another, or write over it with --force") and not reached
+    assert file.read_text() == "precious"
+    assert run(*words, "--force") == 0 and reached == [True]
+
+
+def declared_to(reached):
+    declare = cli.declare
+    return lambda subparsers: dict.fromkeys(declare(subparsers), lambda args: reached.append(True))
+
+
+def test_what_a_command_wrote_is_written_again(capsys, monkeypatch, tmp_path, model, data):
+    image = data / "images" / "000000.png"
+    for end in ("png", "jpg", "webp"):
+        outputs = ["--out", tmp_path / f"a.{end}", "--json", tmp_path / "a.json", "--masks", tmp_path / "masks"]
+        assert run("ground", image, "red mug", "--refer", *outputs, *model) == 0
+        assert run("ground", image, "the lemon", "--refer", *outputs, *model) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["written_by"] == "flmm ground"
+    assert "that `flmm attention` wrote" in fails(capsys, "attention", "--out", tmp_path / "a.png", "--data", data)
+    for _ in range(2):
+        monkeypatch.setattr("sys.stdin", io.StringIO("/refer red mug"))
+        assert run("chat", image, "--out", tmp_path / "chat", *model) == 0
+    for _ in range(2):
+        assert run("data", "check", data, "--out", data / "check.png") == 0
+
+
+def test_a_path_that_cannot_be_written_is_said_before_the_work(capsys, tmp_path, data):
+    image = data / "images" / "000000.png"
+    (tmp_path / "file").touch()
+    inside = tmp_path / "file" / "sub" / "a.png"
+    assert f"where {tmp_path / 'file'} is a file" in fails(capsys, "ask", "hi", "--out", inside)
+    assert "expected a path in a folder" in fails(capsys, "ground", image, "hi", "--out", inside)
+    assert f"--out: expected a file, got {tmp_path}, which is a folder" in fails(capsys, "ask", "hi", "--out", tmp_path)
+    assert "expected a folder, got" in fails(capsys, "chat", image, "--out", tmp_path / "file")
+    assert "expected a name that ends as an image's" in fails(capsys, "ask", "hi", "--out", tmp_path / "a.txt")
+    assert "--json: expected another file than --out" in fails(
+        capsys, "ground", image, "hi", "--out", tmp_path / "a.png", "--json", tmp_path / "a.png"
+    )
+    assert "where /proc/1 cannot" in fails(capsys, "export", "--out", "/proc/1/x") or os.access("/proc/1", os.W_OK)

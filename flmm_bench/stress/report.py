@@ -82,7 +82,7 @@ def table(record: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
     rows = [("Figure", "Value"), ("---", "---")]
     for name, value in record.items():
-        if name in ("command", "machine", "runs", "errors in the log"):
+        if name in ("written_by", "command", "machine", "runs", "errors in the log"):
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{key} {part:,}" for key, part in value.items()) or "none"

@@ -7,21 +7,28 @@ import importlib.metadata
 import json
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flmm_bench.machine import machine
+from flmm_core.common.output_files import write_text
 from flmm_core.config import GroundingConfig
 
 PACKAGES = ("flmm_ros", "torch", "transformers", "numpy")
 """Packages whose versions a record holds."""
 
 
-def write_json(path: Path, record: Any) -> None:
-    """Write a record as indented UTF-8; the folders above the file are created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, record: Mapping[str, Any], command: str) -> None:
+    """Write a record as indented JSON, whole or not at all; see :func:`~flmm_core.common.output_files.write_text`.
+
+    Args:
+        path: the file; folders above it are made.
+        record: what to write.
+        command: of `flmm` that writes it, for the file's mark.
+    """
+    text = json.dumps({"written_by": f"flmm {command}", **record}, indent=1, ensure_ascii=False) + "\n"
+    write_text(path, text)
 
 
 def provenance(

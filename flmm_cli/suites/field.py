@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_cli.shared.outputs import add_output
 from flmm_cli.suites.suite import FIGURE_HEADERS, Report, Suite, add_data_options, open_published
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _report(name: str, measure: Measure, args: argparse.Namespace, config: Groun
 
 def _add_page_options(parser: argparse.ArgumentParser) -> None:
     add_data_options(parser)
-    parser.add_argument("--html", type=Path, help="write a page of the best and worst images to this file")
+    add_output(parser, "--html", help="write a page of the best and worst images to this file")
 
 
 def _add_referring_options(parser: argparse.ArgumentParser) -> None:

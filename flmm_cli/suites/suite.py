@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from flmm_cli.shared.outputs import add_output
 
 if TYPE_CHECKING:
     from flmm_core.config import GroundingConfig
@@ -52,8 +53,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a suite that runs on a published data set."""
     parser.add_argument("data", metavar="DATA", help="FOLDER, FORMAT=FOLDER, or either with @SPLIT")
     parser.add_argument("--limit", type=int, help="use at most this many images, spread over the data set (default: all)")
-    parser.add_argument("--json", type=Path, help="write figures, command, model and versions to this file")
-    parser.add_argument("--markdown", type=Path, help="write the table to this file, with published figures beside")
+    add_output(parser, "--json", help="write figures, command, model and versions to this file")
+    add_output(parser, "--markdown", help="write the table to this file, with published figures beside")
 
 
 def open_published(args: argparse.Namespace) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_cli.shared.held_out import rendered_scenes
+from flmm_cli.shared.outputs import add_output
 from flmm_cli.suites.suite import FIGURE_HEADERS, Report, Suite
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def _add_tabletop_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="use at most this many images (default: all)")
     parser.add_argument("--per-kind", type=int, default=1, help="questions of each kind and image (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write all figures and the first wrong answers to this file")
+    add_output(parser, "--json", help="write all figures and the first wrong answers to this file")
 
 
 def _measure_tabletop(args: argparse.Namespace, config: GroundingConfig, _: Any) -> Report:
@@ -49,7 +50,7 @@ def _measure_tabletop(args: argparse.Namespace, config: GroundingConfig, _: Any)
 def _add_picking_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=100, help="scenes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write the result of each attempt to this file")
+    add_output(parser, "--json", help="write the result of each attempt to this file")
 
 
 def _measure_picking(args: argparse.Namespace, config: GroundingConfig, _: Any) -> Report:

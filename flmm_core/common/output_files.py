@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all: aside first, then renamed.
+"""Files and folders that are written whole or not at all (aside first, then renamed), and the marks of what commands wrote.
 
 What is written has the permissions that the user's umask gives, whatever the library that wrote it chose.
 """
@@ -6,6 +6,7 @@ What is written has the permissions that the user's umask gives, whatever the li
 from __future__ import annotations
 
 import errno
+import os
 import re
 import secrets
 import shutil
@@ -14,8 +15,25 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_LOOK = 1 << 16
+"""Bytes at the beginning and at the end of a file in which a mark is looked for."""
 _STALE = 3600.0
 """Age in seconds from which the folder of a writer that was killed is deleted."""
+
+
+def mark(command: str) -> str:
+    """What files that a command wrote carry: in a comment, in the metadata of an image, or as an entry ``written_by``."""
+    return f"written by flmm {command}"
+
+
+def is_marked(path: Path, command: str) -> bool:
+    """Whether a file carries the mark of a command near its beginning or end, or is a log of its processes."""
+    pattern = re.compile(rb"(?i)written.by\W+flmm(?: %b\b|: log)" % command.encode(), re.DOTALL)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        return any(file.seek(start) >= 0 and pattern.search(file.read(_LOOK)) for start in (0, max(0, size - _LOOK)))
 
 
 @contextmanager
@@ -38,6 +56,12 @@ def written_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8, whole or not at all; bytes of file names in another encoding become escapes, as in JSON."""
+    with written_file(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
 def require_replaceable(out: Path, ours: Collection[str], what: str) -> None:
     """Refuse a folder that holds anything beside an earlier result.
 
@@ -51,9 +75,9 @@ def require_replaceable(out: Path, ours: Collection[str], what: str) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: expected a folder, got a file")
-    others = (
-        sorted(entry.name for entry in out.iterdir() if not any(entry.match(name) for name in ours)) if out.exists() else []
-    )
+    others: list[str] = []
+    with suppress(FileNotFoundError):  # there is none, or another process replaces it now
+        others = sorted(entry.name for entry in out.iterdir() if not any(entry.match(name) for name in ours))
     if others:
         raise ValueError(f"{out}: expected a folder that is empty or holds an earlier {what}, got one with {others[0]}")
 
@@ -88,19 +112,24 @@ def replaced_folder(out: Path, ours: Collection[str], what: str) -> Iterator[Pat
 
 def _swap(folder: Path, out: Path) -> None:
     """Rename a folder to ``out`` and delete what was there; another process may do the same at the same time."""
-    aside = _beside(out)
-    while True:
-        try:
-            folder.rename(out)  # also in place of an empty folder
-            break
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                if aside.exists():
-                    aside.rename(out)
-                raise
+    earlier: list[Path] = []
+    while not _renamed(folder, out):
+        earlier.append(_beside(out))
         with suppress(FileNotFoundError):
-            out.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+            out.rename(earlier[-1])
+    for one in earlier:
+        shutil.rmtree(one, ignore_errors=True)
+
+
+def _renamed(folder: Path, out: Path) -> bool:
+    """Rename a folder; False if a folder that is not empty has that name."""
+    try:
+        folder.rename(out)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def _remove_stale(out: Path) -> None:

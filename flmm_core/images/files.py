@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from flmm_core.common.output_files import mark, written_file
 
 from flmm_core.images.sixteen_bits import has_16_bit_colours, read_16_bit_colours, to_8_bits
 
@@ -34,6 +36,20 @@ def read_image(path: Path) -> np.ndarray:
         raise ValueError(f"expected an image at {path}, got no such file")
     with _opened(path, f"at {path}") as image:
         return _seen(image, path)
+
+
+def write_image(path: Path, image: np.ndarray, command: str) -> None:
+    """Write an image file, whole or not at all, in the format that the end of its name chooses.
+
+    Args:
+        path: the file; folders above it are made.
+        image: ``[H, W, 3]`` or ``[H, W]`` uint8.
+        command: of `flmm` that writes it, for the file's mark.
+    """
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = mark(command)
+    with written_file(path) as temporary:
+        Image.fromarray(image).save(temporary, exif=exif)
 
 
 def read_image_bytes(content: bytes) -> np.ndarray:

@@ -46,6 +46,7 @@ class BagJob:
         """What is written into the bag; only a bag of equal metadata is continued."""
         words = {Mode.CHAT: "command", Mode.REFER: "phrase"}
         return {
+            "written_by": _METADATA,
             "bag": self.bag,
             "bytes": str(self.recording.size),
             **{name: self.text if mode == self.mode else "" for mode, name in words.items()},

@@ -208,7 +208,7 @@ def test_topics_are_chosen_or_named(scene, tmp_path, capsys):
         "expected one of /left/depth, /left/image, /right/image, got /image" in flmm(capsys, path, *out, "--image", "/image")[2]
     )
     assert "expected both, or none of them" in flmm(capsys, path, *out, "--depth", "/left/depth")[2]
-    assert "expected another file" in flmm(capsys, path, *out[:3], path)[2]
+    assert "expected another path than what is read" in flmm(capsys, path, *out[:3], path)[2]
     assert flmm(capsys, path, *out, "--image", "/left/image")[0] == 0
 
 

@@ -21,6 +21,7 @@ from test_start import models  # noqa: F401
 
 from flmm_cli.main import main
 from flmm_core.data.samples import MISTAKE, REFER_ABSENT, Span, Turn
+from flmm_core.images.files import write_image
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 from flmm_demo.commands import KINDS, DemoCommand, plan
 from flmm_demo.files import remove_earlier
@@ -275,12 +276,12 @@ def test_demo_answers_everything_and_draws_it(models, opengl, other_domain, tmp_
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("stays")
-    (out / "99_list.png").write_text("of an earlier demo")
+    write_image(out / "99_list.png", MASK.astype("uint8"), "demo")  # of an earlier demo
     done = flmm("demo", "--count", "4", "--scenes", "2", "--out", str(out), *options_of(models), ROS_DOMAIN_ID=other_domain)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"starting the camera and the grounding node in ROS domain {other_domain} " in done.stdout
     assert "4 of 4 commands answered" in done.stdout and "total ms" in done.stdout
-    records = json.loads((out / "answers.json").read_text())
+    records = json.loads((out / "answers.json").read_text())["answers"]
     assert len({record["kind"] for record in records}) >= 3 and not any(record["reason"] for record in records)
     assert all(cv2.imread(str(path)).shape[1] == 960 for path in out.glob("0*.png"))
     assert len(list(out.glob("[0-9]*.png"))) == 4 and (out / "contact_sheet.png").exists()
