@@ -1,5 +1,7 @@
 """Overlays: what is drawn where, and that nothing a model may say breaks the drawing."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -102,3 +104,57 @@ def test_contact_sheet():
     assert (sheet[12 + 90, 12 + 120] == 10).all() and (sheet[12 + 180 + 12 + 90, 12 + 120] == 40).all()
     with pytest.raises(ValueError, match="at least one image"):
         contact_sheet([])
+
+
+OVERLAY = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from flmm_core.drawing.overlay import draw_overlay
+from flmm_core.types import GroundedAnswer, GroundedPhrase
+
+def kilobytes(entry):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(entry + ":"))
+
+def draw(height, width):
+    masks = [np.ones((height, width), bool), np.zeros((height, width), bool)]
+    masks[1][: height // 2 + 1, : width // 2 + 1] = True
+    phrases = [GroundedPhrase(f"t{i}", 0, 2, torch.from_numpy(masks[i % 2]), (0, 0, width, height), 0.5) for i in range(4)]
+    answer = GroundedAnswer("word " * 200, tuple(phrases), height, width)
+    return draw_overlay(np.full((height, width, 3), 100, np.uint8), answer, command="what is on the table? " * 20).shape
+
+draw(240, 320)
+for height, width in [(1, 30000), (1000000, 1), (50, 20000), (2160, 3840)]:
+    Path("/proc/self/clear_refs").write_text("5")
+    before = kilobytes("VmRSS")
+    shape = draw(height, width)
+    print(height, width, shape, (kilobytes("VmHWM") - before) * 1024)
+"""
+
+
+def test_memory_stays_within_the_stated_bound():
+    """20 bytes for each pixel, one for each pixel of each mask, and 64 MB (docs/reference.md, grounding_node)."""
+    run = subprocess.run([sys.executable, "-c", OVERLAY], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    for line in run.stdout.splitlines():
+        height, width, *_, taken = line.split()
+        assert int(taken) < (20 + 4) * int(height) * int(width) + 64e6, line
+
+
+def test_text_is_as_large_beside_any_image():
+    """Of a panorama the text is that of an image of usual shape; of thin images the long side is reduced."""
+    for size, expected in (((50, 20000), 8192), ((20000, 50), 480), ((720, 5000), 5000)):
+        drawn = draw_overlay(np.zeros((*size, 3), np.uint8), answer("Yes, a mug.", size=size), command="is there a mug?")
+        assert drawn.shape[1] == expected
+        assert drawn.shape[0] < max(8192, size[0] if min(size) >= 480 else 0) + 400
+
+
+def test_many_phrases_have_a_legend_of_bounded_length():
+    things = [phrase(f"thing {i}", 0, (0, 0, 9, 9)) for i in range(80)]
+    assert draw_overlay(GRAY, answer("things", *things), fault="wrong " * 5000).shape[0] < 720 + 1800
+
+
+def test_a_contact_sheet_of_tall_images_is_bounded():
+    assert contact_sheet([np.zeros((30000, 2, 3), np.uint8)], tile_width=640).shape[0] == 4 * 640 + 24

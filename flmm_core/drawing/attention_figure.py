@@ -235,7 +235,7 @@ def _tinted(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _size(image: np.ndarray) -> tuple[int, int]:
-    return CELL, max(1, round(image.shape[0] * CELL / image.shape[1]))
+    return CELL, min(4 * CELL, max(1, round(image.shape[0] * CELL / image.shape[1])))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

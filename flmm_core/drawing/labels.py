@@ -4,30 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from flmm_core.common.plain_text import printable
-from flmm_core.drawing.style import color_of, font_of, ink_on, shortened
-from flmm_core.images.geometry import mask_box
+from flmm_core.drawing.style import color_of, font_of, ink_on, shortened, text_scale
 from flmm_core.types import GroundedPhrase
 
 Box = tuple[float, float, float, float]
 """XYXY pixels of the drawing, which is larger than the image."""
 
 
-def draw_labels(image: Image.Image, phrases: Sequence[GroundedPhrase], masks: Sequence[np.ndarray]) -> None:
+def draw_labels(image: Image.Image, phrases: Sequence[GroundedPhrase], boxes: Sequence[Box | None]) -> None:
     """Draw the words of each phrase beside its mask.
 
     Args:
         image: RGB, drawn on in place.
-        phrases: those with an empty mask get no label.
-        masks: ``[H, W]`` bool for each phrase, of the size of ``image``.
+        phrases: of the answer.
+        boxes: of the mask of each phrase in ``image``; a phrase without one gets no label.
     """
     draw = ImageDraw.Draw(image)
-    font = font_of(max(14, image.width // 48))
-    boxes: list[Box | None] = [tuple(mask_box(torch.from_numpy(mask)).tolist()) if mask.any() else None for mask in masks]
+    font = font_of(max(14, text_scale(image.width, image.height) // 48))
     taken: list[Box] = []
     for index, phrase in enumerate(phrases):
         box = boxes[index]

@@ -13,6 +13,9 @@ from flmm_core.common.plain_text import printable
 from flmm_core.drawing.style import ALERT, FAINT, PANEL, TEXT, Color, color_of, font_of, shade, shortened
 from flmm_core.types import GroundedAnswer, GroundedPhrase
 
+_IN_LEGEND = 64
+"""Phrases in the legend at most."""
+
 
 @dataclass(frozen=True)
 class _Word:
@@ -23,20 +26,38 @@ class _Word:
     """Of that phrase."""
 
 
-def answer_panel(width: int, answer: GroundedAnswer, command: str, fault: str, details: Sequence[str]) -> Image.Image:
-    """Draw command, answer, error and legend.
+def answer_panel(
+    width: int, scale: int, answer: GroundedAnswer, command: str, fault: str, details: Sequence[str]
+) -> Image.Image:
+    """Draw command, answer, error and legend, as high as they need.
 
     Args:
         width: of the panel, pixels.
+        scale: of :func:`~flmm_core.drawing.style.text_scale`.
         answer: its phrases' words take their colours.
         command: the user's words; empty for none.
         fault: error or warning; empty for none.
         details: an additional remark for each phrase in the legend.
     """
-    margin = max(12, width // 48)
-    panel = Image.new("RGB", (width, 10 * width + 1000), PANEL)
-    draw = ImageDraw.Draw(panel)
-    large, small = font_of(max(15, width // 36)), font_of(max(13, width // 52))
+    panel = Image.new("RGB", (width, 1), PANEL)
+    height = _draw_all(ImageDraw.Draw(panel), width, max(scale, 480), answer, command, fault, details)
+    panel = Image.new("RGB", (width, height), PANEL)
+    _draw_all(ImageDraw.Draw(panel), width, max(scale, 480), answer, command, fault, details)
+    return panel
+
+
+def _draw_all(
+    draw: ImageDraw.ImageDraw,
+    width: int,
+    scale: int,
+    answer: GroundedAnswer,
+    command: str,
+    fault: str,
+    details: Sequence[str],
+) -> int:
+    """Draw everything; returns the height that it takes."""
+    margin = max(12, scale // 48)
+    large, small = font_of(max(15, scale // 36)), font_of(max(13, scale // 52))
     y = float(margin * 0.8)
     if command:
         shown = shortened(printable(command), 300)
@@ -44,10 +65,14 @@ def answer_panel(width: int, answer: GroundedAnswer, command: str, fault: str, d
     if answer.text or not fault:
         y = _draw_words(draw, list(_words_of(answer)), large, y, margin, width, TEXT)
     if fault:
-        y = _draw_words(draw, [_Word(word) for word in printable(fault).split()], large, y, margin, width, ALERT)
+        shown = shortened(printable(fault), 1000)
+        y = _draw_words(draw, [_Word(word) for word in shown.split()], large, y, margin, width, ALERT)
     if answer.phrases:
-        y = _draw_legend(draw, answer.phrases, details, small, y + margin * 0.35, margin, width)
-    return panel.crop((0, 0, width, round(y + margin * 0.8)))
+        y = _draw_legend(draw, answer.phrases[:_IN_LEGEND], details, small, y + margin * 0.35, margin, width)
+    if len(answer.phrases) > _IN_LEGEND:
+        rest = f"and {len(answer.phrases) - _IN_LEGEND} more"
+        y = _draw_words(draw, [_Word(rest)], small, y, margin, width, FAINT)
+    return round(y + margin * 0.8)
 
 
 def _words_of(answer: GroundedAnswer) -> Iterator[_Word]:
@@ -110,7 +135,7 @@ def _draw_legend(
     """Draw swatch, words, score or state, and remark of each phrase; returns the y of the next line."""
     x, line, swatch = float(margin), font.size * 1.6, font.size
     for index, phrase in enumerate(phrases):
-        remark = printable(details[index]) if index < len(details) else ""
+        remark = shortened(printable(details[index]), 80) if index < len(details) else ""
         name = shortened(printable(phrase.text), 40)
         score = "" if math.isnan(phrase.score) else f"{phrase.score:.2f}"
         state = "absent" if phrase.absent else score if phrase.mask.any() else "no mask"

@@ -48,6 +48,11 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+def text_scale(width: int, height: int) -> int:
+    """Length in pixels that text is sized by: the width of an image of usual shape, less for wide and for large ones."""
+    return min(width, max(2 * height, 960), 2560)
+
+
 def ink_on(color: Color) -> Color:
     """Near-black or white, whichever has more contrast on ``color``."""
     return (16, 18, 22) if np.dot(color, (0.299, 0.587, 0.114)) > 120 else (255, 255, 255)
