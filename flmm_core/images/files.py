@@ -15,7 +15,6 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from flmm_core.common.output_files import mark, written_file
-
 from flmm_core.images.sixteen_bits import has_16_bit_colours, read_16_bit_colours, to_8_bits
 
 _log = logging.getLogger(__name__)
