@@ -98,10 +98,24 @@ def why_missing(node: Node, topic: str, kind: type) -> str:
         topic: full name of the image topic.
         kind: type of its messages.
     """
-    kinds = [publisher.topic_type for publisher in node.get_publishers_info_by_topic(topic)]
-    expected = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
-    if not kinds:
+    publishers = node.count_publishers(topic)
+    if not publishers:
         return f"no node publishes {topic}"
-    if expected not in kinds:
-        return f"expected publishers of {expected} on {topic}, got {', '.join(sorted(set(kinds)))} (is image_transport right?)"
-    return f"publishers of {topic} exist: {kinds.count(expected)} ({transport_hint()})"
+    wrong = wrong_type(node, topic, kind, "image_transport")
+    return wrong or f"publishers of {topic} exist: {publishers} ({transport_hint()})"
+
+
+def wrong_type(node: Node, topic: str, kind: type, parameter: str) -> str:
+    """A line about a topic all of whose publishers send messages of another type; empty if there are none, or others.
+
+    Args:
+        node: that subscribes.
+        topic: full name.
+        kind: the expected type.
+        parameter: that chooses it.
+    """
+    kinds = {publisher.topic_type for publisher in node.get_publishers_info_by_topic(topic)}
+    expected = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
+    if not kinds or expected in kinds:
+        return ""
+    return f"expected publishers of {expected} on {topic}, got {', '.join(sorted(kinds))} (is {parameter} right?)"

@@ -28,6 +28,8 @@ from flmm_ros.stamps import stamp_of
 T = TypeVar("T")
 DepthMessage: TypeAlias = Image | CompressedImage
 
+NO_DEPTH = "no depth image has arrived yet"
+"""The reason of a view before the first depth image."""
 _KEPT = 8
 """Number of depth images that are kept, serialized: more than arrive while one camera image is in transit."""
 _WAIT = 0.2
@@ -163,7 +165,7 @@ class DepthMatcher:
         with self._changed:
             self._changed.wait_for(settled, _WAIT)
             if not self._depths:
-                raise NoDepthError("no depth image has arrived yet")
+                raise NoDepthError(NO_DEPTH)
             if self._info is None:
                 raise NoDepthError("no camera info has arrived yet")
             # Of equally near ones the newest, as of a camera that sets no stamps.

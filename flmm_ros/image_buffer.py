@@ -22,8 +22,8 @@ from flmm_core.serving.requests import CameraImage, RefusedError, Status
 from flmm_ros import parameters, qos
 from flmm_ros.conversions.compressed import image_from_compressed
 from flmm_ros.conversions.images import BadImageError, image_from_message
-from flmm_ros.delivery import Delivery, why_missing
-from flmm_ros.depth_matcher import DepthMatcher, DepthMessage, View, is_rectified
+from flmm_ros.delivery import Delivery, why_missing, wrong_type
+from flmm_ros.depth_matcher import NO_DEPTH, DepthMatcher, DepthMessage, View, is_rectified
 from flmm_ros.frames import Frames, Lookup
 from flmm_ros.latest_image import Arrival, LatestImage
 from flmm_ros.stamps import stamp_of, stamp_time
@@ -204,7 +204,7 @@ class ImageBuffer:
         return CameraImage(self._pixels(message), Source(message.header, view))
 
     def _view(self, header: Header, height: int, width: int) -> View:
-        return self._depth.view(
+        view = self._depth.view(
             header,
             height,
             width,
@@ -212,6 +212,11 @@ class ImageBuffer:
             max_pixels=parameters.value(self._node, "max_image_pixels"),
             rectified=is_rectified(qos.full_name(self._node, self.topic)),
         )
+        if view.reason == NO_DEPTH:
+            topic = qos.full_name(self._node, self.depth_topic)
+            if wrong := wrong_type(self._node, topic, self.depth_type, "depth_transport"):
+                return View(reason=f"{NO_DEPTH}: {wrong}")
+        return view
 
     def _in_frame(self, view: View, header: Header) -> View:
         """The view with a lookup of the transform to the frame of the locations, where it is another one."""

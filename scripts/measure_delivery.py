@@ -1,7 +1,8 @@
 """Measures which share of a camera's images reaches a reader such as the grounding node, over ROS on one machine.
 
-The camera, a separate process, publishes images with their depth, in turn with the default settings of Fast DDS and with
-those of flmm_ros/fastdds.xml. The reader has the quality of service of the node: best effort, only the newest message.
+Camera and reader are processes of their own. The camera publishes images with their depth; both run in turn with the default
+settings of Fast DDS and with those of flmm_ros/fastdds.xml. The reader has the quality of service of the node: best effort,
+only the newest message.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from flmm_ros.conversions import image_message
 from flmm_ros.local_graph import local_graph
 from flmm_ros.middleware import LARGE_IMAGES, PROFILES_VARIABLE
 
-CAMERAS = ((240, 320, 5.0), (480, 640, 30.0), (720, 1280, 30.0), (1080, 1920, 15.0))
+CAMERAS = ((240, 320, 5.0), (480, 640, 30.0), (720, 1280, 30.0), (1080, 1920, 15.0), (2160, 3840, 30.0))
 """Height and width in pixels, and images a second."""
 TOPICS = ("image", "depth")
 DISCOVERY = 20.0
@@ -61,15 +62,14 @@ def send(height: int, width: int, rate: float, count: int) -> None:
     rclpy.shutdown()
 
 
-def received(height: int, width: int, rate: float, count: int, settings: dict[str, str]) -> dict[str, float]:
-    """Shares of images and of depth images that reach a subscriber.
+def receive(height: int, width: int, rate: float, count: int) -> dict[str, float]:
+    """Shares of images and of depth images that reach a subscriber; the camera runs in the environment of this process.
 
     Args:
         height: of the images, pixels.
         width: of the images, pixels.
         rate: images a second.
         count: images of either kind that are sent.
-        settings: environment of the camera.
     """
     got: Counter[str] = Counter()
 
@@ -84,7 +84,7 @@ def received(height: int, width: int, rate: float, count: int, settings: dict[st
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     command = [sys.executable, __file__, "--send", *map(str, (height, width, rate, count))]
-    with subprocess.Popen(command, env={**os.environ, **settings}) as camera:
+    with subprocess.Popen(command) as camera:
         while camera.poll() is None:
             executor.spin_once(timeout_sec=0.1)
     executor.shutdown()
@@ -95,23 +95,41 @@ def received(height: int, width: int, rate: float, count: int, settings: dict[st
     return {topic: round(got[topic] / count, 3) for topic in TOPICS}
 
 
+def measured(settings: dict[str, str], *camera: float) -> dict[str, float]:
+    """:func:`receive` in a process of its own, because Fast DDS reads its settings once for each process.
+
+    Args:
+        settings: environment variables of reader and camera.
+        camera: height, width, rate and count.
+    """
+    command = [sys.executable, __file__, "--receive", *map(str, camera)]
+    run = subprocess.run(command, env={**os.environ, **settings}, check=True, stdout=subprocess.PIPE, text=True)
+    shares: dict[str, float] = json.loads(run.stdout)
+    return shares
+
+
 def main() -> None:
     """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=150, help="images of either kind for each figure (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--send", nargs=4, metavar=("HEIGHT", "WIDTH", "RATE", "COUNT"), help=argparse.SUPPRESS)
+    for part in ("--send", "--receive"):
+        parser.add_argument(part, nargs=4, metavar=("HEIGHT", "WIDTH", "RATE", "COUNT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.send:
-        height, width, rate, count = args.send
-        send(int(height), int(width), float(rate), int(count))
+    if args.send or args.receive:
+        height, width, rate, count = args.send or args.receive
+        camera = int(height), int(width), float(rate), int(count)
+        if args.send:
+            send(*camera)
+        else:
+            print(json.dumps(receive(*camera)))
         return
     os.environ.pop(PROFILES_VARIABLE, None)
     os.environ.update(local_graph())
     ways = {"default": {}, "file": {PROFILES_VARIABLE: str(LARGE_IMAGES)}}
     figures = [
         {"height": height, "width": width, "rate": rate}
-        | {name: received(height, width, rate, args.count, settings) for name, settings in ways.items()}
+        | {name: measured(settings, height, width, rate, args.count) for name, settings in ways.items()}
         for height, width, rate in CAMERAS
     ]
     command = f"python scripts/measure_delivery.py --count {args.count}" + (f" --json {args.json}" if args.json else "")

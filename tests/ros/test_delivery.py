@@ -1,7 +1,10 @@
 """Whether images arrive, and what is said when they do not; without a model and without a node's process."""
 
+import os
 import time
 from threading import Timer
+from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 import rclpy
@@ -12,7 +15,7 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from flmm_core.serving.requests import RefusedError, Status
-from flmm_ros import delivery, parameters
+from flmm_ros import delivery, middleware, parameters
 from flmm_ros.delivery import Delivery, transport_hint
 from flmm_ros.image_buffer import ImageBuffer
 from flmm_ros.middleware import LARGE_IMAGES
@@ -89,6 +92,29 @@ def test_hints_are_about_the_middleware_in_use(monkeypatch, middleware, hint):
     assert hint in transport_hint()
 
 
+def test_the_settings_hold_a_4k_image_with_its_depth():
+    transport = ElementTree.parse(LARGE_IMAGES).find(".//{*}transport_descriptor")
+    image, depth, piece = 2160 * 3840 * 3, 2160 * 3840 * 4, 65_000
+    segment, pieces = (int(transport.find(f"{{*}}{name}").text) for name in ("segment_size", "port_queue_capacity"))
+    assert image + depth <= segment <= middleware._NEEDED
+    assert 2 * (image + depth) / piece <= pieces, "the next image comes while this one is read"
+
+
+@pytest.mark.parametrize("free", [10**9, 60 * 10**6])
+def test_a_machine_with_little_shared_memory_is_told_so(monkeypatch, capsys, free):
+    """A container has 64 MB by default."""
+    monkeypatch.delenv(middleware.PROFILES_VARIABLE, raising=False)
+    monkeypatch.setattr(middleware.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    middleware.make_room_for_images()
+    chosen, said = os.environ.pop(middleware.PROFILES_VARIABLE, None), capsys.readouterr().err
+    if free > 10**8:
+        assert (chosen, said) == (str(LARGE_IMAGES), "")
+    else:
+        assert chosen is None and said.startswith(
+            "/dev/shm: expected 72 MB free, got 60 MB: large images may be lost; enlarge it"
+        )
+
+
 def test_in_the_first_moments_a_command_waits_for_the_camera(node, images, monkeypatch):
     """Nobody publishes: the camera is not discovered yet."""
     monkeypatch.setattr("flmm_ros.image_buffer._DISCOVERY", 0.6)
@@ -114,6 +140,20 @@ def test_publishers_of_another_type_are_named(node, images):
     assert status == Status.NO_IMAGE and reason.startswith(
         "no image has arrived yet: expected publishers of sensor_msgs/msg/Image on /delivery/image, got "
         "sensor_msgs/msg/CompressedImage (is image_transport right?)"
+    )
+
+
+def test_depth_of_another_type_is_named(node, images):
+    images.put(message(node))
+    assert images.newest().source.view.reason == "no depth image has arrived yet"
+    publisher = node.create_publisher(CompressedImage, "depth", QoSProfile(depth=1))
+    try:
+        reason = images.newest().source.view.reason
+    finally:
+        node.destroy_publisher(publisher)
+    assert reason == (
+        "no depth image has arrived yet: expected publishers of sensor_msgs/msg/Image on /delivery/depth, got "
+        "sensor_msgs/msg/CompressedImage (is depth_transport right?)"
     )
 
 
