@@ -43,20 +43,23 @@ class Replica:
         from flmm_core.pipeline import GroundingPipeline
 
         self._health = Health()
+        self._trouble = ""
         self._settings = settings
         self._server = GroundingServer(
             lambda: GroundingPipeline.from_config(config),
-            lost=self._on_lost,
+            lost=self._on_trouble,
+            hangs=self._on_trouble,
             chat_batch=chat_batch,
             batch_size=settings.batch,
         )
         self._facts = dict(self._server.load().result())
         self._health.loaded(self._facts)
-        self._server.start(settings.commands)
+        self._server.start(settings.commands, command_deadline=settings.command_deadline)
         self._health.enter("ready")
 
-    def _on_lost(self, reason: str) -> None:
-        self._health.enter("failed", reason)
+    def _on_trouble(self, reason: str) -> None:
+        self._trouble = reason
+        self._health.enter("failed" if reason else "ready", reason)
 
     def check_health(self) -> None:
         """Called periodically by Ray, which replaces the replica after an exception."""
@@ -80,7 +83,10 @@ class Replica:
         return {"model": self._facts, "health": health, "process": os.getpid()}
 
     async def ground(self, command: WireCommand, image: bytes) -> AsyncIterator[Line]:
-        """The lines of the reply to a command; if the iteration is cancelled, so is the command."""
+        """The lines of the reply to a command; if the iteration is cancelled, so is the command.
+
+        A command that only waited here when the model failed is refused so that its client gives it to another replica.
+        """
         loop = asyncio.get_running_loop()
         lines: asyncio.Queue[Line | Reply] = asyncio.Queue()
 
@@ -97,6 +103,7 @@ class Replica:
             callbacks=_Lines(put),
         )
         self._server.submit(request)
+        began = False
         try:
             while True:
                 try:
@@ -105,8 +112,10 @@ class Replica:
                     line = {}
                 if isinstance(line, Reply):
                     self._count(request, line)
-                    yield _last_line(line)
+                    elsewhere = self._trouble and not began and line.reason == self._trouble
+                    yield refusal_line(Status.SHUTTING_DOWN, line.reason) if elsewhere else _last_line(line)
                     return
+                began = began or "stage" in line
                 yield line
         finally:
             if not request.replied.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -19,6 +20,7 @@ from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import Callbacks
 from flmm_core.serving.remote import FleetError, RemoteImage, RemotePipeline
 from flmm_core.serving.wire import WireCommand, answer_from_json, answer_to_json, image_bytes
+from flmm_core.types import GroundedAnswer
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: `make setup`, or `pip install -r requirements-fleet.txt`")
 ROBOTS, COMMANDS = 50, 2
@@ -112,6 +114,60 @@ def test_no_fleet_is_said_with_its_address():
         remote.describe()
     with pytest.raises(ValueError, match=r"server: expected an address like http://fleet.local:8000, got 'fleet'"):
         RemotePipeline("fleet")
+
+
+# --- a replica ---
+
+
+class Hanging:
+    """A pipeline that never returns from the word "hang"."""
+
+    def __init__(self):
+        self.release = threading.Event()
+
+    def encode(self, image):
+        return image
+
+    def chat(self, image, text, **options):
+        if text == "hang":
+            self.release.wait(20)
+        return GroundedAnswer(text, (), *image.shape[:2])
+
+    def refer(self, image, phrases, **options):
+        return self.chat(image, phrases[0])
+
+    def describe(self):
+        return {}
+
+    def device_memory(self):
+        return 0
+
+
+def test_a_replica_whose_model_hangs_says_so_and_is_replaced(monkeypatch):
+    from flmm_core.serving import in_progress
+    from flmm_fleet.deployment import Replica
+    from flmm_fleet.settings import FleetSettings
+
+    monkeypatch.setattr(in_progress, "_GIVING_UP", 0.1)
+    monkeypatch.setattr(GroundingPipeline, "from_config", lambda config: pipeline)
+    pipeline = Hanging()
+    replica = Replica.func_or_class(GroundingConfig(), FleetSettings(command_deadline=0.2, batch=1))
+
+    def reply(words):
+        async def last():
+            return [line async for line in replica.ground(WireCommand("CHAT", (words,)), image_bytes(pixels()))][-1]
+
+        return asyncio.run(last())
+
+    assert reply("what?")["answer"]["text"] == "what?"
+    replica.check_health()
+    assert reply("hang") == {"refused": "MODEL_FAILURE", "reason": "the model did not answer within 0.2 s (command_deadline)"}
+    limit = time.monotonic() + 5
+    with pytest.raises(RuntimeError, match=r"the model hangs: it has not returned for more than 0\.2 s"):  # Ray replaces it
+        while time.monotonic() < limit:
+            replica.check_health()
+    assert reply("what?")["refused"] == "SHUTTING_DOWN", "another replica may answer"
+    pipeline.release.set()
 
 
 # --- a fleet ---
