@@ -155,30 +155,37 @@ def test_special_tokens_in_a_command_are_the_commands_fault(tiny, text, marker, 
     assert (reply.reason, reply.answer) == (expected, "")
 
 
-def test_heads_on_onnx(models, log_dir, tmp_path):
+def test_heads_on_onnx(tiny, models, log_dir, tmp_path, monkeypatch, caplog, log_level_of_transformers):
     """The networks are exported once, into the user's cache; the log says what runs them, and the masks are PyTorch's."""
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
-    masks = {}
     with NodeProcesses(log_dir, {"XDG_CACHE_HOME": str(tmp_path)}) as processes:
-        for name, backend in (("torch_heads", "torch"), ("onnx_heads", "onnx"), ("again", "onnx")):
-            arguments = arguments_for(models, heads_backend=backend, max_image_age=0.0, presence_threshold=0.0)
-            process = processes.start(name, "flmm_ros.grounding_node", [*arguments, "-r", f"__ns:=/{name}"])
-            with AskClient(f"/{name}/grounding") as client:
-                bench = Bench(client, f"/{name}/grounding")
-                bench.connect(lambda: None)
-                deadline = time.monotonic() + 180  # loading takes long where networks are exported
-                while "ready: the model was loaded" not in (log_dir / f"{name}.log").read_text():
-                    assert process.poll() is None and time.monotonic() < deadline, (log_dir / f"{name}.log").read_text()
-                    bench.client.spin(0.1)
-                bench.show(image_of(pixels))
-                reply = bench.ask("the red mug", refer=True)
-            assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
-            masks[name] = phrase_from_message(reply.phrases[0], 60, 80).mask
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=10) == 0
-    logs = {name: (log_dir / f"{name}.log").read_text() for name in masks}
-    assert "onnx" not in logs["torch_heads"]
-    assert "heads run on onnx, CPUExecutionProvider, fp32 (largest difference to PyTorch:" in logs["onnx_heads"]
+        arguments = arguments_for(models, heads_backend="onnx", max_image_age=0.0, presence_threshold=0.0)
+        process = processes.start("onnx_heads", "flmm_ros.grounding_node", [*arguments, "-r", "__ns:=/onnx_heads"])
+        with AskClient("/onnx_heads/grounding") as client:
+            bench = Bench(client, "/onnx_heads/grounding")
+            bench.connect(lambda: None)
+            deadline = time.monotonic() + 180  # loading takes long where networks are exported
+            while "ready: the model was loaded" not in (log_dir / "onnx_heads.log").read_text():
+                assert process.poll() is None and time.monotonic() < deadline, (log_dir / "onnx_heads.log").read_text()
+                bench.client.spin(0.1)
+            bench.show(image_of(pixels))
+            reply = bench.ask("the red mug", refer=True)
+        assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
+        masks = {"onnx_heads": phrase_from_message(reply.phrases[0], 60, 80).mask}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 0
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    parts = {part: str(models / part) for part in ("lmm", "heads", "sam")}
+    logs = {"onnx_heads": (log_dir / "onnx_heads.log").read_text(), "tiny": (log_dir / "tiny.log").read_text()}
+    for name, backend in (("torch_heads", "torch"), ("again", "onnx")):  # another process, with that node's cache
+        caplog.clear()
+        with caplog.at_level("INFO", "flmm_core"):
+            pipeline = load_pipeline(GroundingConfig(**parts, heads_backend=backend, presence_threshold=0.0))
+        logs[name] = caplog.text
+        masks[name] = pipeline.refer(pipeline.encode(pixels), "the red mug").phrases[0].mask
+    assert "ready" in logs["tiny"] and "onnx" not in logs["tiny"] + logs["torch_heads"]
+    for name in ("onnx_heads", "again"):
+        assert "heads run on onnx, CPUExecutionProvider, fp32 (largest difference to PyTorch:" in logs[name]
     assert "exporting sam_decoder (3 of 3)" in logs["onnx_heads"] and "exporting" not in logs["again"]
     for name in ("onnx_heads", "again"):
         shared, either = masks[name] & masks["torch_heads"], masks[name] | masks["torch_heads"]
