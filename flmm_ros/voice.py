@@ -5,8 +5,6 @@ It converts between sound and ``std_msgs/String``; any other recogniser that pub
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -16,15 +14,9 @@ from std_msgs.msg import String
 from flmm_core.common.plain_text import one_line
 from flmm_core.config import Tunable
 from flmm_ros import parameters, qos
-from flmm_ros.recognisers import (
-    Microphone,
-    PocketsphinxRecogniser,
-    Recogniser,
-    SpeechError,
-    WhisperRecogniser,
-    file_source,
-    utterances,
-)
+from flmm_ros.recognisers import PocketsphinxRecogniser, Recogniser, WhisperRecogniser, utterances
+from flmm_ros.sound import Microphone, SpeechError, file_source
+from flmm_ros.speaker import Speaker, find_synthesiser
 from flmm_ros.spinning import RunnableNode
 
 VOICE_TUNABLES = (
@@ -38,28 +30,21 @@ VOICE_TUNABLES = (
 
 _POLL = 0.1
 """Seconds between two checks for a subscriber."""
-_SYNTHESISERS = {"espeak-ng": ["--stdin"], "espeak": ["--stdin"], "spd-say": ["--wait", "--pipe-mode"]}
-"""Speech synthesisers, with the options that make them read from standard input."""
 
 
 class VoiceNode(RunnableNode):
     """Publishes recognised sentences on ``command``, and speaks the answers of the node ``grounding`` in its namespace.
 
-    Raises:
-        SpeechError: the source of speech or the recogniser is not available.
+    It fails if the source of speech or the recogniser is not available.
     """
 
     def __init__(self) -> None:
         super().__init__("voice")
         parameters.declare(self, VOICE_TUNABLES, frozenset())
-        self._speaking = threading.Event()
-        self._recogniser = self._make_recogniser()
-        chosen = parameters.value(self, "source")
-        self._source = Microphone(self._speaking.is_set) if chosen == "microphone" else file_source(Path(chosen))
+        synthesiser = find_synthesiser() if parameters.value(self, "speak") else []
+        self._speaker = Speaker(synthesiser, self._not_spoken) if synthesiser else None
         self._commands = qos.create_publisher(self, String, "command", qos.commands())
-        installed = (name for name in _SYNTHESISERS if shutil.which(name))
-        self._synthesiser = next(installed, "") if parameters.value(self, "speak") else ""
-        if self._synthesiser:
+        if self._speaker is not None:
             self.create_subscription(String, "grounding/answer_text", self._speak, qos.commands())
         else:
             self.get_logger().info("answers are not spoken: espeak-ng, espeak and spd-say are not installed, or speak is off")
@@ -76,14 +61,19 @@ class VoiceNode(RunnableNode):
             raise SpeechError("recogniser: pocketsphinx is not installed: expected flmm_ros with its extra [voice]") from error
 
     def _listen(self) -> None:
+        """In a thread of its own: a signal ends the node also while a recogniser loads its model."""
         try:
             source = parameters.value(self, "source")
+            sound = Microphone(self._is_speaking) if source == "microphone" else file_source(Path(source))
+            recogniser = self._make_recogniser()
             self.get_logger().info(f"listening: {source}")
             while source != "microphone" and self._commands.get_subscription_count() == 0:
                 time.sleep(_POLL)  # a file would be published before anybody subscribes
-            for speech in utterances(self._source):
-                self._hear(self._recogniser.text(speech))
+            for speech in utterances(sound):
+                self._hear(recogniser.text(speech))
             self.get_logger().info("end of the source")
+        except SpeechError as error:
+            self.failure = one_line(error)
         except Exception as error:
             self.failure = f"speech input failed: {one_line(error)}"
 
@@ -96,14 +86,19 @@ class VoiceNode(RunnableNode):
         self._commands.publish(String(data=command))
 
     def _speak(self, answer: String) -> None:
-        try:
-            self._speaking.set()
-            command = [self._synthesiser, *_SYNTHESISERS[self._synthesiser]]
-            subprocess.run(command, input=answer.data, text=True, timeout=60.0, check=True)
-        except (OSError, subprocess.SubprocessError) as error:
-            self.get_logger().error(f"an answer was not spoken: {one_line(error)}")
-        finally:
-            self._speaking.clear()
+        if self._speaker is not None:
+            self._speaker.say(answer.data)
+
+    def _is_speaking(self) -> bool:
+        return self._speaker is not None and self._speaker.is_speaking()
+
+    def _not_spoken(self, reason: str) -> None:
+        self.get_logger().error(f"an answer was not spoken: {reason}")
+
+    def close(self, timeout: float) -> None:
+        """Stop speaking."""
+        if self._speaker is not None:
+            self._speaker.close()
 
 
 def command_in(text: str, wake_word: str) -> str:

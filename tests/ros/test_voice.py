@@ -4,7 +4,9 @@ The files in tests/voice were spoken by eSpeak NG's American English voice.
 """
 
 import os
+import signal
 import stat
+import struct
 import sys
 import time
 import types
@@ -23,14 +25,9 @@ from flmm_ros import qos
 from flmm_ros.client import AskClient
 from flmm_ros.msg import GroundedAnswer
 from flmm_ros.node_processes import NodeProcesses
-from flmm_ros.recognisers import (
-    Microphone,
-    PocketsphinxRecogniser,
-    SpeechError,
-    WhisperRecogniser,
-    file_source,
-    utterances,
-)
+from flmm_ros.recognisers import PocketsphinxRecogniser, WhisperRecogniser, utterances
+from flmm_ros.sound import Microphone, SpeechError, file_source
+from flmm_ros.speaker import Speaker, spoken_line
 from flmm_ros.voice import command_in
 from flmm_sim.spoken import grammar
 
@@ -129,36 +126,197 @@ def test_recognisers_that_cannot_be_used_say_why(tmp_path, monkeypatch):
         Microphone(lambda: False)
 
 
-def test_whisper_gets_samples(tmp_path, monkeypatch):
-    class WhisperModel:
-        def __init__(self, folder, local_files_only):
-            assert folder == str(tmp_path) and local_files_only
+def whisper(monkeypatch, folder, *segments):
+    """A recogniser whose model of faster-whisper gives these texts, each with its probability of no speech."""
 
-        def transcribe(self, samples):
-            assert samples.dtype == np.float32 and abs(samples).max() <= 1.0
-            return iter([types.SimpleNamespace(text=" Where is"), types.SimpleNamespace(text=" the mug?")]), None
+    class WhisperModel:
+        def __init__(self, model, local_files_only):
+            assert model == str(folder) and local_files_only
+
+        def transcribe(self, samples, *, vad_filter, condition_on_previous_text):
+            assert samples.dtype == np.float32 and abs(samples).max() <= 1.0 and vad_filter
+            return (types.SimpleNamespace(text=text, no_speech_prob=probability) for text, probability in segments), None
 
     monkeypatch.setitem(sys.modules, "faster_whisper", types.SimpleNamespace(WhisperModel=WhisperModel))
-    assert WhisperRecogniser(tmp_path).text(b"\x00\x80\xff\x7f") == "Where is the mug?"
+    return WhisperRecogniser(folder)
 
 
-def test_a_muted_microphone_returns_silence(monkeypatch):
+def test_whisper_gets_samples(tmp_path, monkeypatch):
+    recogniser = whisper(monkeypatch, tmp_path, (" Where is", 0.01), (" the mug?", 0.2))
+    assert recogniser.text(b"\x00\x80\xff\x7f") == "Where is the mug?"
+
+
+def test_what_whisper_makes_of_noise_is_no_command(tmp_path, monkeypatch):
+    recogniser = whisper(monkeypatch, tmp_path, (" Thank you for watching.", 0.93))
+    assert command_in(recogniser.text(bytes(2)), "") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "backwards"),
+    [("where_is_the_red_bowl", 0.5, False), ("what_is_on_the_table", 0.8, False), ("the_quick_brown_fox", 1.0, True)],
+)
+def test_half_a_sentence_is_no_command(recogniser, name, share, backwards):
+    """Of these the decoder gives "where is the red", "what is on the" and "locate the white"."""
+    samples = np.frombuffer(file_source(WAVS / f"{name}.wav").read(), np.int16)[8000:-8000]
+    samples = samples[: int(len(samples) * share)]
+    text = recogniser.text(samples[:: -1 if backwards else 1].tobytes())
+    assert text == "" or text == name.replace("_", " ")  # dither is random
+
+
+def fake_sounddevice(monkeypatch, works, *, rate=48_000.0, channels=1):
+    """The module with a microphone that gives 0, 1, 2 ... and opens only as ``works(rate, channels)`` says."""
+
     class Stream:
-        def __init__(self, **_):
-            pass
+        def __init__(self, samplerate, channels, dtype):
+            if not works(samplerate, channels):
+                raise RuntimeError("Invalid sample rate [PaErrorCode -9997]")
+            self.channels, self.position = channels, 0
+            opened.append((samplerate, channels))
 
         def start(self):
             pass
 
         def read(self, count):
-            return b"\x01\x02" * count, False
+            ramp = np.arange(self.position, self.position + count, dtype=np.int16).repeat(self.channels)
+            self.position += count
+            return ramp.tobytes(), False
 
-    monkeypatch.setitem(sys.modules, "sounddevice", types.SimpleNamespace(RawInputStream=Stream))
+    def query_devices(kind):
+        return {"name": "USB", "default_samplerate": rate, "max_input_channels": channels}
+
+    opened = []
+    fake = types.SimpleNamespace(RawInputStream=Stream, query_devices=query_devices)
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    return opened
+
+
+def test_a_muted_microphone_returns_silence(monkeypatch):
+    fake_sounddevice(monkeypatch, lambda rate, channels: True)
     muted = []
     microphone = Microphone(lambda: bool(muted))
-    assert microphone.read(4) == b"\x01\x02\x01\x02"
+    assert microphone.read(4) == b"\x00\x00\x01\x00"
     muted.append(True)
     assert microphone.read(4) == bytes(4)
+
+
+@pytest.mark.parametrize("rate", [44_100.0, 48_000.0])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_microphone_is_read_at_its_own_rate(monkeypatch, rate, channels):
+    opened = fake_sounddevice(
+        monkeypatch, lambda hertz, count: (hertz, count) == (rate, channels), rate=rate, channels=channels
+    )
+    microphone = Microphone(lambda: False)
+    heard = np.frombuffer(b"".join(microphone.read(2 * count) for count in (480, 1, 7, 480, 999, 480)), np.int16)
+    assert opened == [(rate, channels)]
+    expected = (np.arange(len(heard)) + 0.5) * rate / 16_000 - 0.5
+    assert len(heard) == 2447 and abs(heard - expected).max() < 2
+
+
+def test_a_microphone_that_cannot_be_opened_is_not_said_to_be_missing(monkeypatch):
+    fake_sounddevice(monkeypatch, lambda rate, channels: False)
+    with pytest.raises(SpeechError, match=r"source: the microphone 'USB' cannot be opened at 48000 Hz .*Invalid sample rate"):
+        Microphone(lambda: False)
+
+
+def test_a_wav_file_with_an_extensible_header_is_read(tmp_path):
+    plain = WAVS / "where_is_the_red_bowl.wav"
+    with wave.open(str(plain)) as file:
+        rate, samples = file.getframerate(), file.readframes(file.getnframes())
+    kind = bytes.fromhex("0100000000001000800000aa00389b71")
+    form = struct.pack("<HHIIHHHHI", 0xFFFE, 1, rate, rate * 2, 2, 16, 22, 16, 4) + kind
+    chunks = b"LIST" + struct.pack("<I", 3) + b"abc\0" + b"fmt " + struct.pack("<I", len(form)) + form
+    chunks += b"data" + struct.pack("<I", len(samples)) + samples
+    (tmp_path / "a.wav").write_bytes(b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks)
+    assert file_source(tmp_path / "a.wav").read() == file_source(plain).read()
+
+
+def test_a_wav_file_that_was_cut_off_is_read_up_to_there(tmp_path):
+    content, whole = (WAVS / "where_is_the_red_bowl.wav").read_bytes(), file_source(WAVS / "where_is_the_red_bowl.wav").read()
+    (tmp_path / "a.wav").write_bytes(content[:-1])
+    assert abs(len(file_source(tmp_path / "a.wav").read()) - len(whole)) <= 4
+    with wave.open(str(tmp_path / "stereo.wav"), "wb") as file:
+        file.setparams((2, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(bytes(64))
+    (tmp_path / "stereo.wav").write_bytes((tmp_path / "stereo.wav").read_bytes()[:-2])
+    assert len(file_source(tmp_path / "stereo.wav").read()) == 2 * (16_000 + 15)
+
+
+def test_no_wav_file_is_more_than_a_line(tmp_path):
+    """Damaged headers: rates and lengths of any size, no channels, chunks without end."""
+    whole, path = write_wav(tmp_path / "whole.wav", 8000, seconds=0.01).read_bytes(), tmp_path / "a.wav"
+    noise = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(whole[: noise.integers(len(whole) + 1)])
+        for _ in range(noise.integers(1, 4)):
+            if data:
+                data[noise.integers(min(44, len(data)))] = noise.integers(256)
+        path.write_bytes(data)
+        try:
+            assert len(file_source(path).read()) < 2**20
+        except SpeechError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert 0 < refused < 150
+    for place, number in ((24, 1), (24, 0), (24, 2**31), (40, 2**32 - 1)):
+        path.write_bytes(whole[:place] + struct.pack("<I", number) + whole[place + 4 :])
+        if place == 40:
+            assert file_source(path).read() == file_source(tmp_path / "whole.wav").read()
+        else:
+            with pytest.raises(SpeechError, match="expected"):
+                file_source(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("hello\n!-!SET SELF VOLUME 100\n", "hello ! -!SET SELF VOLUME 100"),
+        ("!-!-!x", "! -! -!x"),
+        ("a\x01b \x1b[31m\u2028c\r", "a b [31m c"),
+    ],
+)
+def test_a_line_that_is_spoken_is_no_command(text, line):
+    assert spoken_line(text) == line
+
+
+def script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return [str(path)]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_texts_are_spoken_one_after_another_whatever_fails(tmp_path):
+    said, errors = tmp_path / "said", []
+    speaker = Speaker(script(tmp_path / "mouth", f'read line; echo $line >> {said}; [ "$line" != bad ]'), errors.append)
+    for text in ("one", "bad", "t\ud800wo"):
+        speaker.say(text)
+    wait_until(lambda: not speaker.is_speaking())
+    assert said.read_text() == "one\nbad\nt wo\n"
+    assert len(errors) == 1 and "returned non-zero exit status 1" in errors[0]
+    missing = Speaker([str(tmp_path / "none")], errors.append)
+    missing.say("one")
+    wait_until(lambda: not missing.is_speaking())
+    assert len(errors) == 2 and "No such file" in errors[1]
+
+
+def test_closing_stops_what_is_spoken_and_what_waits(tmp_path):
+    said, errors = tmp_path / "said", []
+    speaker = Speaker(script(tmp_path / "mouth", f"echo >> {said}; sleep 30"), errors.append)
+    for _ in range(9):
+        speaker.say("a long answer")
+    wait_until(said.exists)
+    begin = time.monotonic()
+    speaker.close()
+    wait_until(lambda: not speaker.is_speaking())
+    assert time.monotonic() - begin < 2
+    assert said.read_text() == "\n" and 3 <= len(errors) <= 4 and set(errors) == {"5 others wait"}
 
 
 def test_from_speech_to_masks_and_a_spoken_answer(processes, log_dir, tmp_path, open_renderer):
@@ -184,8 +342,12 @@ def test_from_speech_to_masks_and_a_spoken_answer(processes, log_dir, tmp_path, 
         assert reply.phrases and all(phrase.mask.data for phrase in reply.phrases if not phrase.absent)
         assert any(phrase.location.valid for phrase in reply.phrases)
         client.wait_until(lambda: spoken.exists() and reply.answer in spoken.read_text(), 10.0, "nothing was said")
-        voice.terminate()
-        assert voice.wait(timeout=5) == 0
+        mouth.write_text("#!/bin/sh\nsleep 30\n")  # it is still speaking
+        client.node.create_publisher(String, "/spoken/grounding/answer_text", qos.commands()).publish(String(data="again"))
+        client.spin(1.0)
+        begin = time.monotonic()
+        voice.send_signal(signal.SIGINT)
+        assert voice.wait(timeout=10) == 0 and time.monotonic() - begin < 3
     assert "heard 'what is on the table'" in (log_dir / "voice.log").read_text()
 
 
