@@ -26,7 +26,8 @@ class BagJob:
     recording: Recording
     """What it holds."""
     out: Path
-    """MCAP file to write; until it is complete, its name ends with ``.partial``."""
+    """MCAP file to write; until it is complete, its name ends with ``.partial``, and while the results of an interrupted run
+    are copied, with ``.resumed``."""
     topics: Topics
     mode: Mode
     text: str
