@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         client.wait_for_node(args.wait)
         reply = client.ask(args.text, refer=args.refer, timeout=args.timeout)
         if reply.status != GroundedAnswer.STATUS_ANSWERED:
-            print(f"refused: {reply.reason}")
+            print(f"refused: {printable(reply.reason)}")
             return 1
         _show(reply)
         if args.out:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from flmm_cli.shared.answer_lines import label_marks, phrase_lines
 from flmm_cli.shared.options import add_model_options, grounding_config
 from flmm_cli.shared.outputs import add_output
-from flmm_core.common.plain_text import printable
+from flmm_core.common.plain_text import one_line, printable
 from flmm_core.config import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _read_lines(pipeline: GroundingPipeline, image: np.ndarray, remember: int, o
         try:
             said = _answered(pipeline, handle, conversation, words)
         except (CommandError, MemoryFullError) as error:
-            print(f"no answer: {error}", flush=True)
+            print(f"no answer: {one_line(error)}", flush=True)
             continue
         answers += 1
         path = out / f"{answers:03d}.png"

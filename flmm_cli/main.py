@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-from flmm_cli.shared.outputs import check_outputs
-from flmm_core.common.plain_text import one_line
+from flmm_cli.shared.outputs import SOURCES, check_outputs
+from flmm_core.common.plain_text import is_utf8, one_line
 
 MODULES = (
     "ask",
@@ -81,8 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     runs = declare(subparsers)
     arguments = sys.argv[1:] if argv is None else [*map(str, argv)]
+    _accept_any_bytes()
     args = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
     try:
+        _require_unicode(args)
         check_outputs(args)
         return runs[args.command](args) or 0
     except KeyboardInterrupt:
@@ -95,6 +98,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"flmm {args.command}: {_message(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+def _accept_any_bytes() -> None:
+    """Let file names and lines of another encoding be read and printed; what they stand for is checked where it is used."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _require_unicode(args: argparse.Namespace) -> None:
+    """Refuse words that are not Unicode, such as those of a Latin-1 terminal; names of files may be in any encoding.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    for name, value in vars(args).items():
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and name not in ("arguments", *SOURCES) and not is_utf8(text):
+                raise ValueError(f"{name.replace('_', '-')}: expected UTF-8, got bytes of another encoding in {text!r:.80}")
 
 
 def _message(error: Exception) -> str:

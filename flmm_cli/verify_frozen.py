@@ -97,7 +97,11 @@ def read_questions(path: Path) -> tuple[str, ...]:
     Raises:
         ValueError: there are none.
     """
-    questions = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--questions: expected UTF-8 in {path}, got another encoding ({error.reason})") from error
+    questions = tuple(line.strip() for line in lines if line.strip())
     if not questions:
         raise ValueError(f"--questions: expected a question in each line of {path}, got none")
     return questions

@@ -13,7 +13,7 @@ from rclpy.subscription import MessageInfo
 from std_msgs.msg import String
 
 from flmm_core import config as core_config
-from flmm_core.common.plain_text import one_line
+from flmm_core.common.plain_text import one_line, printable
 from flmm_core.serving.health import Health
 from flmm_core.serving.requests import Limits, Mode, RefusedError, Reply, Request, Status, clean_text
 from flmm_core.serving.server import GroundingServer
@@ -142,6 +142,6 @@ class CommandHandler:
             return
         self._health.refused(reply.status, reply.reason)
         if reply.status == Status.MODEL_FAILURE:  # rclpy allows one severity for each line of code
-            logger.error(f"{name} refused: {reply.reason}")
+            logger.error(f"{name} refused: {printable(reply.reason)}")
         else:
-            logger.warning(f"{name} refused: {reply.reason}")
+            logger.warning(f"{name} refused: {printable(reply.reason)}")

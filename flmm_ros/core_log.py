@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from flmm_core.common.plain_text import in_utf8, printable
+
 
 class _ToNode(logging.Handler):
     def __init__(self, logger: Any, on_line: Callable[[str], None]) -> None:
@@ -15,11 +17,12 @@ class _ToNode(logging.Handler):
         self._on_line = on_line
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._on_line(record.getMessage())
+        line = printable(in_utf8(record.getMessage()))
+        self._on_line(line)
         if record.levelno >= logging.WARNING:  # rclpy allows one severity for each line of code
-            self._logger.warning(record.getMessage())
+            self._logger.warning(line)
         else:
-            self._logger.info(record.getMessage())
+            self._logger.info(line)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from functools import partial
 from rclpy.node import Node
 from rclpy.subscription import MessageInfo
 
-from flmm_core.common.plain_text import one_line
+from flmm_core.common.plain_text import one_line, printable
 from flmm_core.serving.health import Health
 from flmm_core.serving.requests import Mode, RefusedError, Reply, clean_text
 from flmm_core.serving.server import GroundingServer
@@ -78,7 +78,7 @@ class WatchHandler:
         self._server.watch(request if phrases else None)
         self.phrases = phrases
         self._changed()
-        self._node.get_logger().info(f"watching: {', '.join(phrases) or 'nothing'}")
+        self._node.get_logger().info(f"watching: {printable(', '.join(phrases)) or 'nothing'}")
 
     def _publish(self, command: Command, reply: Reply) -> None:
         """Publish a result; called in the server's thread, and in the executor's for a list that is refused."""
@@ -89,7 +89,7 @@ class WatchHandler:
             self._node.get_logger().error(f"nothing on ~/watched: {one_line(error)}", throttle_duration_sec=1.0)
             return
         if reply.answer is None:
-            self._node.get_logger().warning(f"watching: {reply.reason}")
+            self._node.get_logger().warning(f"watching: {printable(reply.reason)}")
             return
         self._health.watched(reply.tracked)
         self._outputs.publish(message, reply, located)

@@ -20,7 +20,7 @@ from flmm_cli import train
 from flmm_cli.shared.options import add_model_options, grounding_config
 from flmm_cli.shared.table import format_table
 from flmm_cli.train import STAGES
-from flmm_core.common.plain_text import printable
+from flmm_core.common.plain_text import one_line, printable
 from flmm_core.config import GroundingConfig, tunables
 from flmm_core.weights.fingerprints import lmm_fingerprint, sam_fingerprint
 from flmm_demo.files import remove_earlier
@@ -428,3 +428,58 @@ def test_a_path_that_cannot_be_written_is_said_before_the_work(capsys, tmp_path,
         capsys, "ground", image, "hi", "--out", tmp_path / "a.png", "--json", tmp_path / "a.png"
     )
     assert "where /proc/1 cannot" in fails(capsys, "export", "--out", "/proc/1/x") or os.access("/proc/1", os.W_OK)
+
+
+# --- text of any encoding ---------------------------------------------------------------------------------------------------
+
+LATIN = "caf\udce9"
+"""What Python makes of the bytes of a Latin-1 terminal."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ground", "IMAGE", LATIN),
+        ("attention", "IMAGE", LATIN),
+        ("bag", "IMAGE", "--out", "x.mcap", "--command", LATIN),
+        ("bag", "IMAGE", "--out", "x.mcap", "--phrase", LATIN),
+        ("ask", LATIN),
+        ("ask", "hi", "--node", f"/{LATIN}"),
+        ("ground", "IMAGE", "hi", "--refer-prompt", LATIN),
+        ("scenes", "--out", "SCRATCH", "--split", LATIN),
+    ],
+    ids=lambda words: "-".join(words[:1] + words[-2:-1]),
+)
+def test_words_of_another_encoding_give_one_line(capsys, tmp_path, data, words):
+    given = {"IMAGE": data / "images" / "000000.png", "SCRATCH": tmp_path}
+    line = fails(capsys, *(given.get(word, word) for word in words))
+    assert ": expected UTF-8, got bytes of another encoding in" in line and "caf\\udce9" in line
+
+
+def test_file_names_of_another_encoding(capsys, tmp_path, model, data):
+    image = shutil.copy(data / "images" / "000000.png", tmp_path / f"{LATIN}.png")
+    out = tmp_path / LATIN / "a.json"
+    assert run("ground", image, "red mug", "--refer", "--json", out, "--out", tmp_path / LATIN / "a.png", *model) == 0
+    assert "caf\\udce9/a.json" in capsys.readouterr().out
+    assert os.fsencode(json.loads(out.read_text(encoding="utf-8"))["image"]) == os.fsencode(image)
+
+
+def test_a_conversation_goes_on_after_a_line_that_cannot_be_used(capsys, monkeypatch, tmp_path, model, data):
+    lines = b"where is the caf\xe9?\nwhat is [" + b"9" * 5000 + b"]?\n/refer [1]\n/refer red mug\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
+    assert run("chat", data / "images" / "000000.png", "--out", tmp_path, *model) == 0
+    printed = capsys.readouterr().out
+    assert "no answer: text: expected Unicode, got bytes of another encoding or half a character in 'where is" in printed
+    assert "no answer: label: expected one of those given (none yet), got 99999999999999999999\n" in printed
+    assert printed.count("no answer: ") == 3 and "  red mug: " in printed and (tmp_path / "001.png").is_file()
+
+
+def test_messages_hold_no_control_characters(capsys):
+    assert "\x1b" not in fails(capsys, "ground", "no\x1b[2J.png", "hi")
+    assert one_line(ValueError("a\x1b]0;title\x07b\u202ec\udce9")) == "a ]0;title b c\\udce9"
+
+
+def test_questions_of_another_encoding(capsys, tmp_path):
+    (tmp_path / "questions.txt").write_bytes(b"caf\xe9?")
+    line = fails(capsys, "verify-frozen", "flmm-tabletop", "--questions", tmp_path / "questions.txt")
+    assert f"--questions: expected UTF-8 in {tmp_path}/questions.txt, got another encoding" in line

@@ -441,6 +441,16 @@ def test_bad_commands(parts, pipeline):
             with pytest.raises(CommandError) as error:
                 ask(image, words)
             assert str(error.value) == f"text: expected at least one letter or digit, got {repr(text)[:80]}"
+    for ask in (pipeline.chat, pipeline.refer):
+        for text in ("caf\udce9", "\ud83c mug"):
+            with pytest.raises(
+                CommandError, match=r"text: expected Unicode, got bytes of another encoding or half a character"
+            ):
+                ask(image, text)
+    for text in ("[1]", "\uff10", "[2] [3]", "\u0663"):
+        with pytest.raises(CommandError, match="phrase: expected words, or a number in the digits 0 to 9, got"):
+            pipeline.refer(image, text)
+    assert pipeline.refer(image, ["player 12", "7", "\u67e0\u6aac"]).phrases
     with pytest.raises(ValueError, match="phrases: expected at least one, got none"):
         pipeline.refer(image, [])
     for ask in (pipeline.chat, pipeline.refer):

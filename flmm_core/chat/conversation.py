@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flmm_core.errors import CommandError
 from flmm_core.images.masks import Overlap
-from flmm_core.lmm.tokens import Exchange
+from flmm_core.lmm.tokens import LABEL, Exchange
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import Callbacks
 from flmm_core.requests.image_handle import ImageHandle
@@ -16,8 +16,6 @@ from flmm_core.types import GroundedAnswer, GroundedPhrase
 
 SAME_OBJECT = 0.5
 """Least IoU of two masks that are taken for one object."""
-
-_LABEL = re.compile(r"\[(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -94,12 +92,13 @@ class Conversation:
         """
 
         def words(match: re.Match[str]) -> str:
-            if (found := self.objects.get(int(match[1]))) is None:
+            label = int(match[1]) if len(match[1]) < 10 else 0  # Python refuses numbers of thousands of digits
+            if (found := self.objects.get(label)) is None:
                 known = ", ".join(map(str, self.objects)) or "none yet"
-                raise CommandError(f"label: expected one of those given ({known}), got {match[1]}")
+                raise CommandError(f"label: expected one of those given ({known}), got {match[1]:.20}")
             return found.text
 
-        return _LABEL.sub(words, text)
+        return LABEL.sub(words, text)
 
     def labelled(self, answer: GroundedAnswer) -> LabelledAnswer:
         """Keep the objects of an answer about this image, and label them."""

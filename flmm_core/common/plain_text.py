@@ -7,6 +7,15 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line, 500 characters at most, valid UTF-8; the name of its type if it has no message."""
-    text = str(error).encode("utf-8", "replace").decode("utf-8")  # file names may contain lone surrogates
-    return " ".join(text.split())[:500] or type(error).__name__
+    """The message of an error as plain text, 500 characters at most; the name of its type if it has no message."""
+    return printable(in_utf8(str(error)))[:500] or type(error).__name__
+
+
+def in_utf8(text: str) -> str:
+    """The text as valid UTF-8: bytes of another encoding, which file names and arguments may hold, become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text is free of lone surrogates, which stand for bytes of another encoding or for half a character."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)

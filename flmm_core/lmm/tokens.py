@@ -5,15 +5,21 @@ Phrases are mapped to tokens by character offsets, never by comparing ids.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from string import digits
 from typing import cast
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from flmm_core.common.plain_text import is_utf8
 from flmm_core.errors import CommandError
 from flmm_core.families import ImageLayout, LmmFamily
+
+LABEL = re.compile(r"\[(\d+)\]")
+"""A label of a conversation in a text; by itself it names nothing."""
 
 Offsets = tuple[tuple[int, int], ...]
 Exchange = tuple[str, str]
@@ -71,18 +77,22 @@ class LmmWords:
         """Refuse a user's words that cannot be a command.
 
         Raises:
-            CommandError: no letter or digit, or a special token of the LMM.
+            CommandError: no letter or digit, not Unicode, or a special token of the LMM.
         """
+        if isinstance(text, str) and not is_utf8(text):
+            raise CommandError(f"text: expected Unicode, got bytes of another encoding or half a character in {text!r:.80}")
         if not isinstance(text, str) or not any(sign.isalnum() for sign in text):
             raise CommandError(f"text: expected at least one letter or digit, got {text!r:.80}")
         self.check(text)
 
     def check_phrases(self, phrases: Sequence[str]) -> None:
-        """Refuse phrases as :meth:`check_command` does; ValueError if there are none."""
+        """Refuse phrases as :meth:`check_command` does, and those that name nothing; ValueError if there are none."""
         if not phrases:
             raise ValueError("phrases: expected at least one, got none")
         for phrase in phrases:
             self.check_command(phrase)
+            if not any(sign.isalpha() or sign in digits for sign in LABEL.sub("", phrase)):
+                raise CommandError(f"phrase: expected words, or a number in the digits 0 to 9, got {phrase!r:.80}")
 
     def prompt_tokens(
         self, text: str, layouts: Sequence[ImageLayout], *, chat: bool = False, history: Sequence[Exchange] = ()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flmm_core.common.plain_text import in_utf8
 from flmm_core.serving.requests import Mode, Status
 from flmm_core.serving.server import Pipeline
 from flmm_ros.bag.files import BagWriter, Recorded, metadata, read
@@ -48,7 +49,7 @@ class BagJob:
         words = {Mode.CHAT: "command", Mode.REFER: "phrase"}
         return {
             "written_by": _METADATA,
-            "bag": self.bag,
+            "bag": in_utf8(self.bag),
             "bytes": str(self.recording.size),
             **{name: self.text if mode == self.mode else "" for mode, name in words.items()},
             "every": str(self.every),
