@@ -33,8 +33,7 @@ def read_image(path: Path) -> np.ndarray:
     """
     if not path.is_file():
         raise ValueError(f"expected an image at {path}, got no such file")
-    with _opened(path, f"at {path}") as image:
-        return _seen(image, path)
+    return _read(path, f"at {path}", FORMATS)
 
 
 def write_image(path: Path, image: np.ndarray, command: str) -> None:
@@ -57,9 +56,12 @@ def read_image_bytes(content: bytes) -> np.ndarray:
     Raises:
         ValueError: it is no image, or is damaged.
     """
-    source = io.BytesIO(content)
-    with _opened(source, f"in {len(content)} bytes", SENT_FORMATS) as image:
-        return _seen(image, source)
+    return _read(io.BytesIO(content), f"in {len(content)} bytes", SENT_FORMATS)
+
+
+def _read(source: Path | io.BytesIO, place: str, formats: tuple[str, ...]) -> np.ndarray:
+    with _opened(source, place, formats) as image:
+        return as_seen(_from_16_bits(image, source) if has_16_bit_colours(image) else image)
 
 
 def image_size(content: bytes, *, formats: tuple[str, ...]) -> tuple[int, int]:
@@ -73,7 +75,7 @@ def image_size(content: bytes, *, formats: tuple[str, ...]) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(source: Path | io.BytesIO, place: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+def _opened(source: Path | io.BytesIO, place: str, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """An image file; what Pillow raises while it is read becomes a ValueError."""
     try:
         with Image.open(source, formats=formats) as image:
@@ -114,10 +116,6 @@ def rgb_array(image: np.ndarray | Image.Image) -> np.ndarray:
     if 0 in image.shape:
         raise ValueError(f"image: expected at least one pixel, got {list(image.shape)}")
     return np.ascontiguousarray(image)
-
-
-def _seen(image: Image.Image, source: Path | io.BytesIO) -> np.ndarray:
-    return as_seen(_from_16_bits(image, source) if has_16_bit_colours(image) else image)
 
 
 def _from_16_bits(image: Image.Image, source: Path | io.BytesIO) -> Image.Image:
