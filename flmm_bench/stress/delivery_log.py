@@ -41,8 +41,6 @@ class DeliveryLog:
     goals: list[Entry] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     """Replies by status."""
-    rejected: int = 0
-    """Goals that the action server rejected."""
     cancelled: int = 0
     """Goals that their client cancelled."""
     unmatched: int = 0

@@ -32,7 +32,6 @@ def figures(found: Findings, command: str) -> dict[str, Any]:
         "commands by topic": len(log.commands),
         "goals": len(log.goals),
         "replies": dict(sorted(log.statuses.items())),
-        "goals rejected": log.rejected,
         "goals cancelled": log.cancelled,
         "lost": log.lost,
         "duplicates": log.duplicates,

@@ -144,9 +144,7 @@ class Traffic:
     def _on_goal_response(self, entry: Entry, cancel_after: float | None, sent: Future) -> None:
         handle: Any = sent.result()
         if not handle.accepted:
-            self.log.rejected += 1
-            entry.replies += 1
-            return
+            return  # the node accepts every goal: the entry is lost
         handle.get_result_async().add_done_callback(lambda done: self.log.add_result(entry, done.result().result.reply))
         if cancel_after is not None:
             self.log.cancelled += 1
