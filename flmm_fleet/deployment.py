@@ -69,6 +69,7 @@ class Replica:
     def _report(self) -> HealthReport:
         return self._health.report(
             waiting=self._server.waiting,
+            working=self._server.working,
             capacity=self._settings.commands,
             camera=None,
             oldest_image=0.0,

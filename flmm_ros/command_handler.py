@@ -12,7 +12,6 @@ from rclpy.serialization import serialize_message
 from rclpy.subscription import MessageInfo
 from std_msgs.msg import String
 
-from flmm_core import config as core_config
 from flmm_core.common.plain_text import one_line, printable
 from flmm_core.serving.health import Health
 from flmm_core.serving.requests import Limits, Mode, RefusedError, Reply, Request, Status, clean_text
@@ -108,10 +107,6 @@ class CommandHandler:
         chosen = {}
         for name in ("max_new_tokens", "max_phrases"):
             asked = getattr(goal.request, name) if goal is not None else 0
-            try:
-                core_config.check(name, asked or 1)
-            except ValueError as error:
-                raise RefusedError(Status.BAD_COMMAND, one_line(error)) from error
             chosen[name] = asked or parameters.value(self._node, name)
         return Limits(**chosen)
 

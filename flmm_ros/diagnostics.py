@@ -22,8 +22,7 @@ _LEVELS = {Level.OK: DiagnosticStatus.OK, Level.WARN: DiagnosticStatus.WARN, Lev
 class DiagnosticsPublisher:
     """Publishes until :meth:`stop`.
 
-    It has its own thread, because the executor is blocked while a model loads, and diagnostics are needed most when the
-    executor hangs.
+    It has its own thread, because diagnostics are needed most when the executor hangs.
 
     Args:
         node: publishes; its parameters say what is a warning.
@@ -58,6 +57,7 @@ class DiagnosticsPublisher:
         node = self._node
         report = self._health.report(
             waiting=self._server.waiting,
+            working=self._server.working,
             capacity=parameters.value(node, "queue_size"),
             camera=self._images.health(),
             oldest_image=parameters.value(node, "max_image_age", float),

@@ -11,12 +11,17 @@ from typing import Any
 
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
 from flmm_core.requests.callbacks import Callbacks, Stage
+from flmm_core.serving.requests import RefusedError, Status
 from flmm_ros import qos
 from flmm_ros.action import Ground
 from flmm_ros.msg import GroundedAnswer
+
+_CHECK = 1.0
+"""Seconds between two checks whether the clients of goals are still there."""
 
 
 class Goal(Callbacks):
@@ -28,8 +33,10 @@ class Goal(Callbacks):
         finished: called when the goal has its reply.
     """
 
-    cancel_request: Callable[[], None]
-    """Cancels the request of this goal; set by the receiver of the goal."""
+    cancel_request: Callable[[RefusedError | None], None]
+    """Cancels the request of this goal, with its own refusal or that of a cancellation; set by the receiver of the goal."""
+    client_seen = False
+    """A node of the client's name was in the graph."""
 
     def __init__(self, handle: ServerGoalHandle, node: Node, *, finished: Callable[[Goal], None]) -> None:
         self._handle = handle
@@ -95,6 +102,8 @@ class GoalServer:
             cancel_callback=self._on_cancel,
             **qos.action_services(),
         )
+        # A steady clock, because simulated time may stand still.
+        node.create_timer(_CHECK, self._check_clients, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def destroy(self) -> None:
         """Remove the action from the graph; rclpy does not do so when it destroys the node."""
@@ -112,5 +121,16 @@ class GoalServer:
         goal = self._goals.get(bytes(handle.goal_id.uuid))
         if goal is None:
             return CancelResponse.REJECT
-        goal.cancel_request()
+        goal.cancel_request(None)
         return CancelResponse.ACCEPT
+
+    def _check_clients(self) -> None:
+        """Cancel the goals of clients that have left: rclpy does not report whose a goal is, but a goal may name its node."""
+        if not any(goal.request.client for goal in self._goals.values()):
+            return
+        present = set(self._node.get_fully_qualified_node_names())
+        for goal in list(self._goals.values()):
+            here = goal.request.client in present
+            goal.client_seen |= here
+            if goal.client_seen and not here:
+                goal.cancel_request(RefusedError(Status.CANCELLED, f"its client {goal.request.client} has left"))

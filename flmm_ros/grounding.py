@@ -1,7 +1,8 @@
 """The grounding node: commands and images in, grounded answers out.
 
 This file holds the life cycle: configure loads the model, activate subscribes, deactivate replies to what is left, cleanup
-frees the model. Commands, watch lists and diagnostics are objects of their own; a
+frees the model. Transitions run in threads of their own (:class:`~flmm_ros.spinning.NodeExecutor`), so that services answer
+meanwhile. Commands, watch lists, status and diagnostics are objects of their own; a
 :class:`~flmm_core.serving.server.GroundingServer` runs the model.
 """
 
@@ -9,13 +10,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from functools import partial
 from typing import Any
 
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rclpy.subscription import MessageInfo, Subscription
 from sensor_msgs.msg import CameraInfo
@@ -36,20 +39,13 @@ from flmm_ros.image_buffer import ImageBuffer
 from flmm_ros.msg import NodeStatus, Watch
 from flmm_ros.outputs import Outputs
 from flmm_ros.spinning import RunnableNode
+from flmm_ros.status import Status
 from flmm_ros.watch_handler import WatchHandler
 
 _STOPPING = 1.5
 """Seconds in which the command in progress may finish when the node is deactivated."""
 _POLL = 0.05
 """Seconds between two checks for a signal while a model loads."""
-
-_STATES = {
-    NodeStatus.UNCONFIGURED: "unconfigured",
-    NodeStatus.LOADING: "loading the model",
-    NodeStatus.INACTIVE: "inactive",
-    NodeStatus.READY: "ready",
-    NodeStatus.FAILED: "failed",
-}
 
 
 def load_pipeline(config: GroundingConfig) -> Pipeline:
@@ -75,15 +71,18 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
 
     def __init__(self, *, load: Callable[[GroundingConfig], Pipeline] = load_pipeline) -> None:
         RunnableNode.__init__(self, "grounding")
-        LifecycleNodeMixin.__init__(self)
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self.ending = threading.Event()
-        self._state = NodeStatus.UNCONFIGURED
         parameters.declare_grounding(self, locked=self._locked)
         self._health = Health()
         self._images = ImageBuffer(self)
         self._inputs: dict[str, Subscription[Any]] = {}
         """Subscriptions of the active node, by topic before remapping."""
-        self._server = GroundingServer(lambda: self._pipeline(load), lost=self._on_lost)
+        self._receiving = threading.Lock()
+        """Held while an image is stored, so that none is stored after the node was deactivated."""
+        self._server = GroundingServer(
+            lambda: self._pipeline(load), lost=self._on_lost, hangs=lambda reason: self._status.hangs(reason)
+        )
         server, images, health, outputs = self._server, self._images, self._health, Outputs(self)
         self._commands = CommandHandler(self, server=server, images=images, outputs=outputs, health=health)
         self._watch = WatchHandler(
@@ -92,15 +91,15 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
             images=images,
             outputs=outputs,
             health=health,
-            changed=lambda: self._enter(self._state),
+            changed=lambda: self._status.publish(),
         )
-        self._statuses = self.create_publisher(NodeStatus, "~/status", qos.latched())
+        self._status = Status(self, health=health, watched=lambda: self._watch.phrases)
         self._goals = GoalServer(self, on_goal=self._commands.on_goal)
-        self._enter(NodeStatus.UNCONFIGURED)
+        self.add_post_set_parameters_callback(self._on_parameters)
         self._diagnostics = DiagnosticsPublisher(self, health=health, server=server, images=images)
         if parameters.value(self, "autostart"):
             # A steady clock, because simulated time may stand still.
-            self._starter = self.create_timer(0.0, self._autostart, clock=Clock(clock_type=ClockType.STEADY_TIME))
+            self._starter = self.create_timer(0.0, self._on_start, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _pipeline(self, load: Callable[[GroundingConfig], Pipeline]) -> Pipeline:
         """The model of this node, or a client of the fleet that the parameter ``server`` names."""
@@ -113,11 +112,18 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
         return load(parameters.grounding_config(self))
 
     def _locked(self) -> str:
-        return "" if self._state == NodeStatus.UNCONFIGURED else "can be changed only while the node is unconfigured"
+        return "" if self._status.state == NodeStatus.UNCONFIGURED else "can be changed only while the node is unconfigured"
+
+    def _on_parameters(self, changed: Sequence[Parameter[Any]]) -> None:
+        thresholds = {one.name: one.value for one in changed if one.name in parameters.THRESHOLDS}
+        if thresholds:
+            self._server.set_thresholds(**thresholds)
 
     def close(self, timeout: float) -> None:
         """Refuse the waiting commands, and let the one in progress finish; refuse it too after ``timeout`` seconds."""
         self._server.stop(timeout, "the node is shutting down")
+        if self.failure is None:
+            self._status.enter(NodeStatus.FINALIZED, "the node is shutting down")
         self._diagnostics.stop()
 
     def leave(self) -> None:
@@ -149,25 +155,25 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Reply to every command, and free the model."""
-        return self._transition("shut down", self._state, self._shut_down)
+        return self._transition("shut down", NodeStatus.FINALIZED, self._shut_down)
 
     def _transition(self, name: str, before: int, act: Callable[[], None]) -> TransitionCallbackReturn:
-        """Run a transition; if it fails, the node keeps its state and reports the reason in one line."""
+        """Run a transition; if it fails, the node is in the state ``before`` and reports the reason in one line."""
         try:
             act()
         except Exception as error:
             reason = f"cannot {name}: {one_line(error)}"
             if not self.ending.is_set():
                 self.get_logger().error(reason)
-            self._enter(before, reason)
+            self._status.enter(before, reason)
             return TransitionCallbackReturn.FAILURE
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
         began = time.monotonic()
         self.get_logger().info("loading the model ...")
-        self._enter(NodeStatus.LOADING)
-        with core_log(self.get_logger(), partial(self._enter, NodeStatus.LOADING)):
+        self._status.enter(NodeStatus.LOADING)
+        with core_log(self.get_logger(), partial(self._status.enter, NodeStatus.LOADING)):
             loaded = self._server.load()
             while not wait([loaded], _POLL).done:
                 if self.ending.is_set():
@@ -177,11 +183,12 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
         except Exception:
             self._server.unload(0.0)
             raise
-        self._enter(NodeStatus.INACTIVE)
+        self._status.enter(NodeStatus.INACTIVE)
         self.get_logger().info(f"ready: the model was loaded in {time.monotonic() - began:.1f} s")
 
     def _activate(self) -> None:
-        self._server.start(parameters.value(self, "queue_size"))
+        deadline = parameters.value(self, "command_deadline", float)
+        self._server.start(parameters.value(self, "queue_size"), command_deadline=deadline)
         try:
             self._subscribe()
         except Exception:
@@ -189,49 +196,52 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
             raise
         for name in qos.unused_overrides(self):
             self.get_logger().warning(f"ignored, {name}: the node has no such topic, or its QoS cannot be overridden")
-        self._enter(NodeStatus.READY)
+        self._status.enter(NodeStatus.READY)
 
     def _deactivate(self) -> None:
+        self._stop()
+        self._status.enter(NodeStatus.INACTIVE)
+
+    def _stop(self) -> None:
+        """Reply to what has arrived, and forget all inputs; a server that is stopped already stays so."""
         for topic, callback in self._command_callbacks().items():
-            if (subscription := self._inputs.get(topic)) is not None:
-                _take_all(subscription, callback)
+            try:
+                if (subscription := self._inputs.get(topic)) is not None:
+                    _take_all(subscription, callback)
+            except Exception as error:
+                self.get_logger().error(f"commands on {topic} may be lost: {one_line(error)}")
         for subscription in self._inputs.values():
             self.destroy_subscription(subscription)
-        self._inputs.clear()
         self._server.stop(_STOPPING, "the node was deactivated")
-        self._images.clear()
+        with self._receiving:
+            self._inputs.clear()
+            self._images.clear()
         self._watch.clear()
-        self._enter(NodeStatus.INACTIVE)
 
     def _clean_up(self) -> None:
         if not self._server.unload(_STOPPING):
             raise RuntimeError("a command is still in progress")
         self._health.loaded({})
-        self._enter(NodeStatus.UNCONFIGURED)
+        self._status.enter(NodeStatus.UNCONFIGURED)
 
     def _shut_down(self) -> None:
-        if self._state == NodeStatus.READY:
-            self._deactivate()
-        if self._state == NodeStatus.INACTIVE:
-            self._clean_up()
+        self._stop()
+        freed = self._server.unload(_STOPPING)
+        if freed:
+            self._health.loaded({})
+        self._status.enter(NodeStatus.FINALIZED, "" if freed else "a command is still in progress: its model is not freed")
+
+    def _on_start(self) -> None:
+        self.destroy_timer(self._starter)
+        threading.Thread(target=self._autostart, name="autostart", daemon=True).start()
 
     def _autostart(self) -> None:
-        self.destroy_timer(self._starter)
         steps = (self.trigger_configure, self.trigger_activate)
         if not all(step() == TransitionCallbackReturn.SUCCESS for step in steps) and not self.ending.is_set():
-            self.failure = self._message
-
-    def _enter(self, state: int, message: str = "") -> None:
-        self._state, self._message = state, message
-        self._health.enter(_STATES[state], message)
-        try:
-            now = self.get_clock().now().to_msg()
-            self._statuses.publish(NodeStatus(stamp=now, state=state, message=message, watched=self._watch.phrases))
-        except Exception as error:
-            self.get_logger().error(f"no status: {one_line(error)}")
+            self.failure = self._status.message
 
     def _on_lost(self, reason: str) -> None:
-        self._enter(NodeStatus.FAILED, reason)
+        self._status.enter(NodeStatus.FAILED, reason)
         self.failure = reason
 
     # --- subscriptions ----------------------------------------------------------------------------------------------------
@@ -260,7 +270,10 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
 
     def _on_image(self, serialized: bytes, _: MessageInfo) -> None:
         try:
-            self._images.put(serialized)
+            with self._receiving:
+                if not self._inputs:  # it was taken while the node was being deactivated
+                    return
+                self._images.put(serialized)
             self._health.image()
         except Exception as error:
             self._health.unreadable()
@@ -268,7 +281,9 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
 
     def _on_depth(self, put: Callable[[bytes], None], serialized: bytes, _: MessageInfo) -> None:
         try:
-            put(serialized)
+            with self._receiving:
+                if self._inputs:
+                    put(serialized)
         except Exception as error:
             self.get_logger().error(f"depth or camera info dropped: {one_line(error)}", throttle_duration_sec=1.0)
 

@@ -6,11 +6,8 @@ Every default, range and description exists once: those of grounding in flmm_cor
 
 from __future__ import annotations
 
-import difflib
 import math
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -19,6 +16,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from flmm_core.config import GroundingConfig, Tunable, tunables
+from flmm_ros.parameter_names import ParameterError, check_names, overrides_of
 
 NODE_TUNABLES = (
     Tunable(
@@ -120,6 +118,16 @@ NODE_TUNABLES = (
         maximum=1000,
     ),
     Tunable(
+        "command_deadline",
+        float,
+        0.0,
+        "Maximum time of a command, from its turn to its answer: it is then refused, and a model that does not return is"
+        " reported as hanging; 0: no limit.",
+        unit="s",
+        minimum=0.0,
+        maximum=86400.0,
+    ),
+    Tunable(
         "watch_rate",
         float,
         5.0,
@@ -149,9 +157,13 @@ NODE_TUNABLES = (
 )
 """Tunables of the node, in addition to those of grounding."""
 
+THRESHOLDS = ("selector_threshold", "presence_threshold", "mask_threshold")
+"""Parameters of the pipeline that hold for each command anew."""
+
 CHANGEABLE = frozenset(
     {
         "max_new_tokens",
+        *THRESHOLDS,
         "max_image_age",
         "max_image_pixels",
         "significant_bits",
@@ -165,13 +177,6 @@ CHANGEABLE = frozenset(
     }
 )
 """Parameters that may change at any time; the others take effect when the node is configured, and are locked from then on."""
-
-_IMPLICIT = ("use_sim_time", "start_type_description_service", "qos_overrides")
-"""Parameters that rclpy itself declares."""
-
-
-class ParameterError(ValueError):
-    """A parameter has a wrong value at start, or does not exist; the message is one line."""
 
 
 def declare(
@@ -190,15 +195,18 @@ def declare(
             unknown parameter. Unknown names in files only cause a warning, because nodes share files.
     """
     by_name = {entry.name: entry for entry in entries}
-    _check_names(node, by_name)
+    check_names(node, by_name)
     for entry in by_name.values():
+        override = overrides_of(node).get(entry.name)
+        given = entry.default if override is None else override.value
+        if entry.type is float and type(given) is int:
+            given = float(given)
         try:
             read_only = locked is None and entry.name not in changeable
-            node.declare_parameter(entry.name, entry.default, _descriptor(entry, read_only))
+            node.declare_parameter(entry.name, given, _descriptor(entry, read_only), ignore_override=True)
             entry.check(value(node, entry.name))
         except (InvalidParameterTypeException, InvalidParameterValueException, ValueError) as error:
-            given = overrides_of(node).get(entry.name)
-            raise ParameterError(_refusal(entry, given.value if given is not None else None, error)) from error
+            raise ParameterError(_refusal(entry, given, error)) from error
 
     def check(parameters: list[Parameter[Any]]) -> SetParametersResult:
         for parameter in parameters:
@@ -237,7 +245,7 @@ def _descriptor(entry: Tunable, read_only: bool) -> ParameterDescriptor:
         description=entry.description + unit,
         read_only=read_only,
         additional_constraints=f"one of: {', '.join(entry.choices)}" if entry.choices else "",
-        # The callback checks the type, with a clearer message than rclpy's, and accepts whole numbers for floats.
+        # The callback checks the type, with a clearer message than rclpy's.
         dynamic_typing=True,
     )
     if entry.minimum is not None and entry.maximum is not None:
@@ -247,36 +255,6 @@ def _descriptor(entry: Tunable, read_only: bool) -> ParameterDescriptor:
             low, high = float(entry.minimum), float(entry.maximum)
             descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high, step=0.0)]
     return descriptor
-
-
-def _check_names(node: Node, known: Mapping[str, Tunable]) -> None:
-    for name in overrides_of(node):
-        if name in known or name.split(".")[0] in _IMPLICIT:
-            continue
-        if name in _typed_names(sys.argv):
-            raise ParameterError(unknown(name, known))
-        node.get_logger().warning(f"ignored, {unknown(name, known)}")
-
-
-def _typed_names(words: Sequence[str]) -> set[str]:
-    """Names of the parameters on the command line: ``-p name:=value``."""
-    given = (word for flag, word in pairwise(words) if flag in ("-p", "--param"))
-    return {assignment.split(":=")[0].split(":")[-1] for assignment in given}
-
-
-def unknown(name: str, known: Iterable[str]) -> str:
-    """The message about a parameter that does not exist, with the closest known name."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-    return f"unknown parameter {name}: {hint}"
-
-
-def overrides_of(node: Node) -> Mapping[str, Parameter[Any]]:
-    """Parameter overrides of command line and files, unknown names included.
-
-    A private attribute, because rclpy has no public access to overrides of parameters that are not declared.
-    """
-    return getattr(node, "_parameter_overrides", {})
 
 
 def _refusal(entry: Tunable, given: Any, error: Exception) -> str:

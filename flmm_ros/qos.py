@@ -25,7 +25,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
 from flmm_core.common.plain_text import one_line
-from flmm_ros.parameters import overrides_of
+from flmm_ros.parameter_names import overrides_of
 
 COMMAND_DEPTH = 1000
 """Number of commands that the middleware queues while the node is busy, and of replies that it queues for a slow reader."""

@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ConditionReachedException, ShutdownException, SingleThreadedExecutor, TimeoutException
 from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.service import Service
 from rclpy.signals import SignalHandlerOptions
 
 from flmm_core.common.plain_text import one_line
-from flmm_ros.parameters import ParameterError, unknown
+from flmm_ros.parameter_names import ParameterError, unknown
 from flmm_ros.signals import stop_on_signals
 
 _PERIOD = 0.1
@@ -46,12 +48,43 @@ class RunnableNode(Node):
         self.destroy_node()
 
     def set_parameters_atomically(self, parameter_list: list[Parameter[Any]]) -> SetParametersResult:
-        """As in rclpy, whose parameter services all use it, but an unknown parameter is refused with the closest known name."""
+        """As in rclpy, whose parameter services all use it, but for three things.
+
+        An unknown parameter is refused with the closest known name, a whole number for a floating-point parameter becomes one,
+        and a value that the parameter has already succeeds, also where it is read-only or locked.
+        """
+        changed = []
         for parameter in parameter_list:
             if not self.has_parameter(parameter.name):
                 known = [name for name in self.get_parameters_by_prefix("") if not name.startswith("qos_overrides")]
                 return SetParametersResult(successful=False, reason=unknown(parameter.name, known))
-        return super().set_parameters_atomically(parameter_list)
+            current, given = self.get_parameter(parameter.name), parameter
+            if (current.type_, given.type_) == (Parameter.Type.DOUBLE, Parameter.Type.INTEGER):
+                given = Parameter(given.name, value=float(given.value))
+            if (current.type_, current.value) != (given.type_, given.value):
+                changed.append(given)
+        return super().set_parameters_atomically(changed) if changed else SetParametersResult(successful=True)
+
+
+class NodeExecutor(SingleThreadedExecutor):
+    """Runs callbacks one after the other, but transitions of a lifecycle node beside them: a model may load for minutes.
+
+    The lifecycle services of the node must be in a reentrant callback group. A transition that is requested during another one
+    is refused by the state machine.
+    """
+
+    def spin_once(self, timeout_sec: float | None = None) -> None:
+        """Wait for one callback and run it; a transition gets a thread of its own."""
+        try:
+            handler, entity, _ = self.wait_for_ready_callbacks(timeout_sec=timeout_sec)
+        except (TimeoutException, ShutdownException, ConditionReachedException):
+            return
+        if isinstance(entity, Service) and entity.srv_type is ChangeState:
+            threading.Thread(target=handler, name="transition", daemon=True).start()
+            return
+        handler()
+        if (error := handler.exception()) is not None:
+            raise error
 
 
 def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> int:
@@ -77,7 +110,7 @@ def run_node(make: Callable[[], RunnableNode], args: Sequence[str] | None) -> in
         rclpy.try_shutdown()
         return 2 if isinstance(error, ParameterError) else 1
     node.ending = ending
-    executor = SingleThreadedExecutor()
+    executor = NodeExecutor()
     executor.add_node(node)
     _spin(executor, node, lambda: ending.is_set() or node.failure is not None)
     failure = node.failure  # failures during shutdown are ignored

@@ -66,6 +66,7 @@ class Health:
         self._answers = 0
         self._refusals: Counter[Status] = Counter()
         self._trouble = ("", float("-inf"))
+        self._hangs = ""
         self._images = self._unreadable = self._watched = self._tracked = 0
         self._arrived: float | None = None
         """When the last image arrived, in seconds on the monotonic clock."""
@@ -80,6 +81,11 @@ class Health:
         """Set the description of the model and its device; empty after it was freed."""
         with self._lock:
             self._facts = facts
+
+    def hangs(self, reason: str) -> None:
+        """Set why the model is taken to hang; empty when it has returned."""
+        with self._lock:
+            self._hangs = reason
 
     def image(self) -> None:
         """Count an image message."""
@@ -115,6 +121,7 @@ class Health:
         self,
         *,
         waiting: int,
+        working: float,
         capacity: int,
         camera: CameraHealth | None,
         oldest_image: float,
@@ -125,6 +132,7 @@ class Health:
 
         Args:
             waiting: number of commands in the queue.
+            working: seconds since the work in progress began; 0 while there is none.
             capacity: of the queue.
             camera: how its images arrive; None if each command carries its own image.
             oldest_image: seconds without an image after which there is a warning; 0: never.
@@ -143,6 +151,7 @@ class Health:
                 **({"progress": self._progress} if self._progress else {}),
                 **self._facts,
                 "commands waiting": f"{waiting} of {capacity}",
+                "in progress, s": f"{working:.1f}",
                 "answers": str(self._answers),
                 "refusals": str(self._refusals.total()),
                 **{f"refused, {_name(status)}": str(count) for status, count in sorted(self._refusals.items())},
@@ -174,6 +183,8 @@ class Health:
     ) -> tuple[Level, str]:
         if self._state == "failed":
             return Level.ERROR, self._progress
+        if self._hangs:
+            return Level.ERROR, self._hangs
         if self._state != "ready":
             return Level.WARN, f"{self._state}: {self._progress}".removesuffix(": ")
         reason, when = self._trouble

@@ -66,6 +66,8 @@ class ScriptedPipeline:
         if word == "count":
             self.calls += 1
             return self._answer(f"call {self.calls}", 0)
+        if word == "thresholds":
+            return self._answer(f"{self.config.presence_threshold} {self.config.mask_threshold}", 0)
         if word == "nothing":
             return self._answer("Nothing.", 0)
         if word == "many":
@@ -77,6 +79,9 @@ class ScriptedPipeline:
         if word == "mean":
             return self._answer(" ".join(str(round(v)) for v in self.image.reshape(-1, 3).mean(axis=0)), 0)
         return self._answer(f"It said: {text}", 1)
+
+    def set_thresholds(self, **thresholds):
+        self.config = replace(self.config, **thresholds)
 
     def describe(self):
         return {"lmm": "scripted", "device": "imagination", "heads backend": "none"}

@@ -10,10 +10,18 @@ from flmm_core.serving.health import CameraHealth, Health, percentile
 from flmm_core.serving.requests import Status
 from flmm_ros import qos
 from flmm_ros.diagnostics import diagnostic_status
-from flmm_ros.msg import GroundedAnswer
+from flmm_ros.msg import GroundedAnswer, NodeStatus
 
 CAMERA = CameraHealth(skipped=6, received=30.0, expected=30.0, ahead=0.0, trouble="the cable is loose")
-LIMITS = {"waiting": 0, "capacity": 8, "camera": CAMERA, "oldest_image": 5.0, "slow_answer": 0.0, "device_memory": 0}
+LIMITS = {
+    "waiting": 0,
+    "working": 0.0,
+    "capacity": 8,
+    "camera": CAMERA,
+    "oldest_image": 5.0,
+    "slow_answer": 0.0,
+    "device_memory": 0,
+}
 
 
 def said(health, **changed):
@@ -121,6 +129,32 @@ def test_the_node_reports(bench):
     assert int(values["refused, model failure"]) == int(before.get("refused, model failure", 0)) + 1
     assert values["commands waiting"] == "0 of 8" and values["device memory, MB"] == "5"
     assert int(values["images received"]) >= 1 and "total p50 / p95, s" in values
+
+
+def test_a_model_that_hangs(ready):
+    ready.hangs("the model hangs")
+    level, message, values = said(ready, working=33.3)
+    assert (level, message, values["in progress, s"]) == (DiagnosticStatus.ERROR, "the model hangs", "33.3")
+    ready.hangs("")
+    assert said(ready)[:2] == (DiagnosticStatus.OK, "ready")
+
+
+def test_a_command_beyond_its_deadline_is_refused_and_a_model_that_hangs_is_said(start_scripted):
+    bench = start_scripted("hangs", "command_deadline:=0.3")
+    listener, statuses = Listener(bench), []
+    bench.client.node.create_subscription(NodeStatus, f"{bench.name}/status", statuses.append, qos.latched())
+    bench.show()
+    reply = bench.ask("write 400")
+    assert (reply.status, reply.reason) == (
+        GroundedAnswer.STATUS_MODEL_FAILURE, "the model did not answer within 0.3 s (command_deadline)",
+    )  # fmt: skip
+    assert bench.ask("sleep 5").reason == reply.reason
+    said_ = "the model hangs: it has not returned for more than 0.3 s (command_deadline)"
+    bench.until(lambda: statuses and (statuses[-1].state, statuses[-1].message) == (NodeStatus.UNRESPONSIVE, said_))
+    assert bench.ask("hello").reason == said_
+    assert (listener.next()[0].level, listener.statuses[-1].message) == (DiagnosticStatus.ERROR, said_)
+    bench.until(lambda: statuses[-1].state == NodeStatus.READY)
+    bench.still_serves()
 
 
 def test_a_refusal_is_heard_by_who_listens_only(bench):

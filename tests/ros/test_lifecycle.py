@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from action_msgs.msg import GoalStatus
 from bench import IMAGE, Bench, image_of
+from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from std_msgs.msg import String
@@ -98,6 +99,37 @@ def test_up_and_down(managed):
     assert managed.bench.set_parameter("refer_prompt", "whole").successful
 
 
+def test_services_answer_while_the_model_loads(managed):
+    """The watchdog that docs/reliability.md recommends is right meanwhile, and so is a lifecycle manager that asks."""
+    assert managed.bench.set_parameter("refer_prompt", "brief").successful
+    loading = managed.changes.call_async(ChangeState.Request(transition=Transition(id=CONFIGURE)))
+    managed.bench.until(lambda: managed.statuses[-1].state == NodeStatus.LOADING)
+    assert managed.state == State.TRANSITION_STATE_CONFIGURING
+    listed = managed.bench.parameters.list_parameters(["device"])
+    managed.bench.until(listed.done)
+    assert not managed.change(CONFIGURE), "one transition at a time"
+    assert managed.bench.set_parameter("queue_size", 4).reason.endswith("only while the node is unconfigured")
+    assert not loading.done(), "all this while the model was loading"
+    managed.bench.until(loading.done)
+    assert loading.result().success and managed.state == State.PRIMARY_STATE_INACTIVE
+    assert managed.change(CLEANUP) and managed.bench.set_parameter("refer_prompt", "whole").successful
+
+
+def test_a_cleanup_that_fails_leaves_a_node_that_serves(managed):
+    assert managed.change(CONFIGURE, ACTIVATE)
+    bench = connected(managed)
+    bench.still_serves()
+    bench.replies.clear()
+    bench.commands.publish(String(data="sleep 4.5"))
+    bench.client.spin(0.2)
+    assert managed.change(DEACTIVATE) and not managed.change(CLEANUP)
+    managed.bench.until(lambda: managed.statuses[-1].message == "cannot clean up: a command is still in progress")
+    assert managed.statuses[-1].state == NodeStatus.INACTIVE and managed.state == State.PRIMARY_STATE_INACTIVE
+    assert managed.change(ACTIVATE)
+    connected(managed).still_serves()
+    assert managed.change(DEACTIVATE, CLEANUP)
+
+
 def test_parameters_are_read_when_it_is_configured(managed):
     assert managed.bench.set_parameter("queue_size", 3).successful
     assert managed.change(CONFIGURE)
@@ -170,9 +202,21 @@ def test_a_node_that_is_not_active_refuses_goals(managed):
 
 def test_a_manager_may_shut_it_down(managed):
     assert managed.change(CONFIGURE, ACTIVATE)
-    connected(managed).still_serves()
+    bench, diagnostics = connected(managed), []
+    bench.client.node.create_subscription(DiagnosticArray, "/diagnostics", diagnostics.append, qos.diagnostics())
+    bench.still_serves()
+    bench.commands.publish(String(data="sleep 4.5"))
+    bench.client.spin(0.2)
     assert managed.change(Transition.TRANSITION_ACTIVE_SHUTDOWN)
     assert managed.state == State.PRIMARY_STATE_FINALIZED
+    bench.until(lambda: managed.statuses[-1].state == NodeStatus.FINALIZED)
+    late = []  # a latched topic tells who comes later, too
+    bench.client.node.create_subscription(NodeStatus, f"{bench.name}/status", late.append, qos.latched())
+    said = "a command is still in progress: its model is not freed"
+    bench.until(lambda: late and late[0].state == NodeStatus.FINALIZED and late[0].message == said)
+    diagnostics.clear()
+    bench.until(lambda: any(one.name.startswith(bench.name) for message in diagnostics for one in message.status))
+    assert [one.message for one in diagnostics[-1].status] == [f"shut down: {said}"]
     managed.bench.process.send_signal(signal.SIGINT)
     assert managed.bench.process.wait(timeout=3) == 0
 
@@ -190,7 +234,8 @@ def test_ctrl_c_while_the_model_loads(processes, log_dir):
     with AskClient("/loads/grounding") as client:
         loading = NodeStatus.LOADING
         client.wait_until(lambda: client.status and client.status.state == loading, 10.0, "it does not say that it is loading")
-    process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        client.wait_until(lambda: client.status.state == NodeStatus.FINALIZED, 3.0, "it does not say that it was shut down")
     assert process.wait(timeout=3) == 0
     assert (log_dir / "loads.log").read_text().count("\n") == 2
 

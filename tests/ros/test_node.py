@@ -153,6 +153,11 @@ def test_changed_parameters_take_effect(bench):
     assert bench.set_parameter("max_new_tokens", 64).successful
     assert bench.set_parameter("max_image_age", 2).successful  # a whole number for a float
     assert bench.set_parameter("max_image_age", 3.0).successful
+    assert bench.ask("thresholds").answer == "0.5 0.5"
+    assert bench.set_parameter("presence_threshold", 0.25).successful
+    assert bench.ask("thresholds").answer == "0.25 0.5"
+    assert bench.set_parameter("presence_threshold", 0.5).successful
+    assert bench.set_parameter("queue_size", 8).successful  # as it is: nothing to refuse
 
 
 def test_every_parameter_is_described(bench):

@@ -6,7 +6,9 @@ from rclpy.parameter import Parameter
 
 from flmm_core.config import GroundingConfig, tunables
 from flmm_ros.camera import CAMERA_TUNABLES
-from flmm_ros.parameters import NODE_TUNABLES, ParameterError, declare_grounding, grounding_config, value
+from flmm_ros.parameter_names import ParameterError
+from flmm_ros.parameters import NODE_TUNABLES, declare_grounding, grounding_config, value
+from flmm_ros.spinning import RunnableNode
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +43,44 @@ def test_names_are_unique():
 
 
 def test_a_whole_number_is_a_float(context):
-    _, _, age = declared(context, max_image_age=2)
-    assert age == 2.0 and isinstance(age, float)
+    _, stored, age = declared(context, max_image_age=2)
+    assert (stored, age) == (2.0, 2.0) and isinstance(stored, float)
+
+
+@pytest.fixture
+def loaded(context):
+    """A node with a model."""
+    node = RunnableNode("loaded", context=context, parameter_overrides=[Parameter("watch_rate", value=4)])
+    declare_grounding(node, lambda: "loaded")
+    yield node
+    node.destroy_node()
+
+
+def test_a_whole_number_that_is_set_later_is_a_float(loaded):
+    assert loaded.set_parameters_atomically([Parameter("max_image_age", value=3)]).successful
+    stored = loaded.get_parameter("max_image_age")
+    assert (stored.type_, stored.value) == (Parameter.Type.DOUBLE, 3.0)
+    refused = loaded.set_parameters_atomically([Parameter("max_image_age", value=True)])
+    assert refused.reason == "parameter max_image_age: expected float, got bool True"
+    refused = loaded.set_parameters_atomically([Parameter("max_command_length", value=2.0)])
+    assert refused.reason == "parameter max_command_length: expected int, got float 2.0"
+
+
+def test_values_that_are_there_already_are_no_failure(loaded):
+    """What `ros2 param dump` wrote, `ros2 param load` may set: locked and read-only parameters among it."""
+    names = list(loaded.get_parameters_by_prefix(""))
+    assert {"lmm", "queue_size", "use_sim_time"} <= set(names)
+    dumped = [Parameter(name, value=loaded.get_parameter(name).value) for name in names]
+    assert all(loaded.set_parameters_atomically([one]).successful for one in dumped)
+    assert loaded.set_parameters_atomically(dumped).successful
+    assert loaded.set_parameters_atomically([Parameter("watch_rate", value=4)]).successful
+    assert not loaded.set_parameters_atomically([Parameter("queue_size", value=9)]).successful
+
+
+def test_thresholds_may_change_while_a_model_is_loaded(loaded):
+    for name in ("selector_threshold", "presence_threshold", "mask_threshold"):
+        assert loaded.set_parameters_atomically([Parameter(name, value=0.7)]).successful
+        assert not loaded.set_parameters_atomically([Parameter(name, value=1.5)]).successful
 
 
 @pytest.mark.parametrize(
@@ -75,7 +113,7 @@ def test_unknown_names_of_files_are_ignored_and_typed_ones_refused(context, monk
         ("max_imageage", "unknown parameter max_imageage: did you mean max_image_age?"),
         (
             "colour",
-            "unknown parameter colour: known are autostart, cpu_threads, cuda_graphs, depth_tolerance, depth_transport,",
+            "unknown parameter colour: known are autostart, command_deadline, cpu_threads, cuda_graphs, depth_tolerance,",
         ),
     ):
         with pytest.raises(ParameterError) as error:
