@@ -34,8 +34,9 @@ def run(args: argparse.Namespace) -> int:
     from flmm_ros.client import AskClient
     from flmm_ros.msg import GroundedAnswer
 
-    if not args.node.startswith("/"):
-        raise ValueError(f"--node: expected a full name such as /grounding, got {args.node!r}")
+    for name in ("wait", "timeout"):
+        if not (seconds := getattr(args, name)) >= 0:  # also refuses NaN
+            raise ValueError(f"--{name}: expected 0 seconds or more, got {seconds:g}")
     with AskClient(args.node) as client:
         overlays = client.collect_overlays() if args.out else []
         client.wait_for_node(args.wait)

@@ -13,18 +13,19 @@ from action_msgs.msg import GoalStatus
 from rcl_interfaces.srv import ListParameters
 from rclpy.action import ActionClient
 from rclpy.client import Client
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.task import Future
+from rclpy.validate_full_topic_name import validate_full_topic_name
 from sensor_msgs.msg import Image
 
 from flmm_ros import qos
 from flmm_ros.action import Ground
 from flmm_ros.msg import GroundedAnswer, NodeStatus
+from flmm_ros.pulse import PING, NoReplyError, Pulse
 
 T = TypeVar("T")
 
-_PING = 1.0
-"""Seconds after which an unanswered ping is repeated."""
 _CANCELLING = 0.5
 """Seconds for a cancellation to reach the node."""
 _STATES = {
@@ -33,11 +34,9 @@ _STATES = {
     NodeStatus.INACTIVE: "is not active",
     NodeStatus.READY: "does not answer",
     NodeStatus.FAILED: "has failed",
+    NodeStatus.FINALIZED: "was shut down",
+    NodeStatus.UNRESPONSIVE: "does not answer",
 }
-
-
-class NoReplyError(RuntimeError):
-    """The node did not react in time; the message names what was waited for."""
 
 
 class AskClient:
@@ -45,20 +44,24 @@ class AskClient:
 
     Args:
         node: full name of the grounding node.
+
+    Raises:
+        ValueError: ``node`` is no such name.
     """
 
     def __init__(self, node: str = "/grounding") -> None:
+        check_node_name(node)
         self.node_name = node
         self._context = rclpy.Context()
         rclpy.init(context=self._context, args=[])
-        self.node = rclpy.create_node("flmm_ask", context=self._context, enable_rosout=False)
+        self.node = rclpy.create_node(f"flmm_ask_{uuid.uuid4().hex}", context=self._context, enable_rosout=False)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
-        self._name = f"flmm_ask_{uuid.uuid4().hex}"
         self._goals: Any = ActionClient(self.node, Ground, f"{node}/ground", **qos.action_services())
         self.status: NodeStatus | None = None
         """The last status of the node; None before the first one."""
         self.node.create_subscription(NodeStatus, f"{node}/status", self._on_status, qos.latched())
+        self._pings: Client = self.node.create_client(ListParameters, f"{node}/list_parameters")
 
     def __enter__(self) -> Self:
         return self
@@ -122,7 +125,7 @@ class AskClient:
 
         def answered() -> bool:
             nonlocal asked
-            if time.monotonic() > asked + _PING and ping.service_is_ready():
+            if time.monotonic() > asked + PING and ping.service_is_ready():
                 answers.append(ping.call_async(ListParameters.Request()))
                 asked = time.monotonic()
             return any(answer.done() for answer in answers)
@@ -160,7 +163,8 @@ class AskClient:
     ) -> GroundedAnswer:
         """Send a command, or with ``refer`` a phrase, and return its reply, which may be a refusal.
 
-        If this method raises, for instance at Ctrl-C, the command is cancelled.
+        If this method raises, for instance at Ctrl-C, the command is cancelled. A node that is lost meanwhile, for instance
+        killed, is noticed within seconds: it answers pings also while its model works.
 
         Args:
             text: the command or phrase.
@@ -169,17 +173,24 @@ class AskClient:
             meanwhile: called repeatedly; may raise to give up early.
 
         Raises:
-            NoReplyError: no reply within ``timeout`` seconds, or the node does not know the command any more.
+            NoReplyError: no reply within ``timeout`` seconds, or the node is lost or does not know the command any more.
         """
         deadline = time.monotonic() + timeout
         complaint = f"no reply to {text[:60]!r} within {timeout:g} s"
+        pulse = Pulse(self.node, self._pings, self.node_name)
+
+        def check() -> None:
+            pulse.check()
+            if meanwhile is not None:
+                meanwhile()
 
         def wait_for(future: Future) -> Any:
-            self.wait_until(future.done, deadline - time.monotonic(), complaint, meanwhile)
+            self.wait_until(future.done, deadline - time.monotonic(), complaint, check)
             return future.result()
 
-        mode = GroundedAnswer.MODE_REFER if refer else GroundedAnswer.MODE_CHAT
-        sent: Future = self._goals.send_goal_async(Ground.Goal(client=self._name, mode=mode, text=text))
+        mode = Ground.Goal.MODE_REFER if refer else Ground.Goal.MODE_CHAT
+        name = self.node.get_fully_qualified_name()
+        sent: Future = self._goals.send_goal_async(Ground.Goal(client=name, mode=mode, text=text))
         try:
             result = wait_for(wait_for(sent).get_result_async())
         except BaseException:
@@ -235,3 +246,15 @@ class AskClient:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self._executor.spin_once(timeout_sec=left)
+
+
+def check_node_name(name: str) -> None:
+    """Refuse what is no full name of a node.
+
+    Raises:
+        ValueError: says what was expected.
+    """
+    try:
+        validate_full_topic_name(name)
+    except InvalidTopicNameException as error:
+        raise ValueError(f"node: expected a full name such as /grounding, got {name!r}") from error

@@ -112,7 +112,20 @@ def test_ask_without_a_node_is_one_line():
 
 def test_ask_with_a_relative_name_is_refused():
     done = flmm("ask", "hello", "--node", "grounding")
-    assert done.returncode == 2 and done.stderr.startswith("flmm ask: --node: expected a full name")
+    assert (done.returncode, done.stderr) == (2, "flmm ask: node: expected a full name such as /grounding, got 'grounding'\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--node", "/gr ound", "node: expected a full name such as /grounding, got '/gr ound'"),
+        ("--wait", "nan", "--wait: expected 0 seconds or more, got nan"),
+        ("--timeout", "-1", "--timeout: expected 0 seconds or more, got -1"),
+    ],
+)
+def test_ask_with_options_that_cannot_be_meant_is_one_line(option, value, said, capfd):
+    assert main(["ask", "hello", option, value]) == 2
+    assert capfd.readouterr().err == f"flmm ask: {said}\n"
 
 
 def options_of(models):  # noqa: F811

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+import rclpy
 from action_msgs.msg import GoalStatus
 from bench import IMAGE, image_of
 from rclpy.action import ActionClient
@@ -14,7 +15,7 @@ from flmm_ros.action import Ground
 from flmm_ros.client import AskClient, NoReplyError
 from flmm_ros.msg import GroundedAnswer
 
-CHAT, REFER = GroundedAnswer.MODE_CHAT, GroundedAnswer.MODE_REFER
+CHAT, REFER = Ground.Goal.MODE_CHAT, Ground.Goal.MODE_REFER
 
 
 class Client:
@@ -48,6 +49,15 @@ class Client:
 
     def run(self, text, mode=CHAT, **fields):
         return self.result(self.send(text, mode, **fields))
+
+
+@pytest.fixture(scope="module")
+def context():
+    """Of another process, as far as ROS is concerned."""
+    made = rclpy.Context()
+    rclpy.init(context=made, args=[])
+    yield made
+    rclpy.try_shutdown(context=made)
 
 
 @pytest.fixture
@@ -102,14 +112,15 @@ def test_a_longest_answer_of_its_own(bench, client):
     assert client.run("tokens")[1].answer == "limit 64"
     status, reply = client.run("tokens", max_new_tokens=5000)
     assert (status, reply.status) == (GoalStatus.STATUS_ABORTED, GroundedAnswer.STATUS_BAD_COMMAND)
-    assert reply.reason == "max_new_tokens: expected 1 to 1024 tokens, got 5000"
+    assert reply.reason == "the command cannot be used: max_new_tokens: expected 1 to 1024 tokens, got 5000"
 
 
 def test_most_phrases_of_its_own(bench, client):
     bench.show()
     assert client.run("phrases", max_phrases=3)[1].answer == "limit 3"
     assert client.run("phrases")[1].answer == "limit 32"
-    assert client.run("phrases", max_phrases=5000)[1].reason == "max_phrases: expected 1 to 1000 phrases, got 5000"
+    said = "the command cannot be used: max_phrases: expected 1 to 1000 phrases, got 5000"
+    assert client.run("phrases", max_phrases=5000)[1].reason == said
 
 
 def test_refusals_abort(bench, client):
@@ -253,6 +264,53 @@ def test_a_client_that_goes_away_leaves_a_serving_node(bench):
         client.send("write 3")
         client.actions.destroy()
     assert bench.ask("hello").answer == "It said: hello"
+
+
+def test_the_goals_of_a_client_that_has_left_are_cancelled(bench, client, context):
+    """A goal that names its node: what the next client waits for is not an answer that nobody reads."""
+    bench.show()
+    node = rclpy.create_node("leaver", context=context)
+    name = node.get_fully_qualified_name()
+    bench.until(lambda: name in bench.client.node.get_fully_qualified_node_names())
+    running, waiting = client.send("write 400", client=name), client.send("hello", client=name)
+    bench.client.spin(1.5)  # the node looks once a second who is there
+    node.destroy_node()
+    status, reply = client.result(running)
+    assert (status, reply.status) == (GoalStatus.STATUS_ABORTED, GroundedAnswer.STATUS_CANCELLED)
+    assert reply.reason == "its client /leaver has left"
+    assert client.result(waiting)[1].reason == "its client /leaver has left"
+    assert bench.ask("last").answer.startswith("stopped after ")
+
+
+def test_a_node_that_is_killed_meanwhile_is_noticed(start_scripted, processes, monkeypatch):
+    monkeypatch.setattr("flmm_ros.pulse._SILENCE", 2.0)
+    bench = start_scripted("killed")
+    bench.images.publish(image_of(IMAGE))
+    began = time.monotonic()
+
+    def kill():
+        if bench.process.poll() is None and time.monotonic() > began + 1.2:
+            bench.process.kill()
+
+    with pytest.raises(NoReplyError, match=r"^/killed/grounding has given no sign of life for 2 s: it was killed, or it hangs"):
+        bench.client.ask("sleep 30", meanwhile=kill, timeout=30.0)
+    assert time.monotonic() < began + 10.0
+
+
+def test_a_node_that_is_restarted_meanwhile_is_noticed(start_scripted, processes):
+    from conftest import SCRIPTED
+
+    bench = start_scripted("restarted")
+    bench.images.publish(image_of(IMAGE))
+    began = time.monotonic()
+
+    def restart():
+        if bench.process.poll() is None and time.monotonic() > began + 1.2:
+            bench.process.kill()
+            processes.start("restarted", SCRIPTED, ["--ros-args", "-r", "__ns:=/restarted"])
+
+    with pytest.raises(NoReplyError, match="/restarted/grounding has left or was restarted before it replied"):
+        bench.client.ask("sleep 30", meanwhile=restart, timeout=30.0)
 
 
 def test_a_node_that_ends_answers_its_goals(start_scripted):
