@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from itertools import islice
 from pathlib import Path
 
 from flmm_cli.shared.held_out import rendered_scenes
@@ -48,7 +47,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"text: expected one question in quotes, or phrases with --refer, got {len(args.text)} arguments")
     config = grounding_config(args)
 
+    from tqdm import tqdm
+
     from flmm_core.data.tabletop import read_dataset
+    from flmm_core.data.visit import usable_samples
     from flmm_core.drawing.attention_figure import AttentionRow, draw_attention
     from flmm_core.evaluation.attention_maps import attention_rows, clear_names, rank_heads
     from flmm_core.images.files import read_image, write_image
@@ -58,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     first = args.rank if args.first is None else args.first
     pipeline = GroundingPipeline.from_config(config)
     data = args.data or rendered_scenes(first + 3 * args.rows, args.seed, 1)
-    samples = list(read_dataset(data))
-    ranking = rank_heads(pipeline, list(islice(samples, args.rank)))
+    samples = usable_samples(read_dataset(data), tell=tqdm.write)
+    ranking = rank_heads(pipeline, samples[: args.rank], tell=tqdm.write)
     channels = ranking.best(args.maps)
     rows: list[AttentionRow] = []
     if args.image:

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from flmm_core.images.files import SENT_FORMATS, image_size
+from flmm_core.images.files import sent_image_size
 from flmm_core.serving.wire import WIRE_HEADER, WIRE_VERSION, WireCommand
 
 _SECONDS = 30.0
@@ -70,7 +70,7 @@ class Uploads:
         content = await image.read()
         try:
             command = WireCommand.from_json(text)
-            width, height = image_size(content, formats=SENT_FORMATS)
+            height, width = sent_image_size(content)
         except ValueError as error:
             raise UploadError(422, str(error)) from error
         if width * height > self._most_pixels:

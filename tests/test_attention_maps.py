@@ -45,7 +45,7 @@ def test_ranking():
 
 def test_attention_of_tiny_models(samples, tiny_model):
     pipeline = GroundingPipeline.from_config(GroundingConfig(**tiny_model, device="cpu"))
-    ranking = rank_heads(pipeline, samples[:2])
+    ranking = rank_heads(pipeline, samples[:2], tell=pytest.fail)
     assert ranking.hits.shape == ranking.attention.shape == (2, 12)
     assert ranking.names.tolist() == [9, 9]  # 6 in chat, 2 and 1 in refer; neither the absent ones nor the wrong answer's
     assert 0 < ranking.random_pointing < ranking.random_attention < 1

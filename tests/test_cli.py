@@ -234,7 +234,7 @@ def test_eval_writes_its_table_and_what_it_was_made_with(capsys, tmp_path, model
     assert run("eval", "tabletop", "--data", data, "--limit", 2, "--json", out, *model) == 0
     printed = capsys.readouterr().out
     record = json.loads(out.read_text())
-    assert "2 images in" in printed and "chat, right answers: cIoU, SAM" in printed
+    assert "2 images, 0 skipped, in" in printed and "chat, right answers: cIoU, SAM" in printed
     rows = {row.pop("figure"): row for row in record["rows"]}
     assert all(name in printed and set(row) == {"value", "low", "high", "count"} for name, row in rows.items())
     assert rows["answers: all"]["count"] == 10 and rows["refer: cIoU, SAM"]["count"] > 0

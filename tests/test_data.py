@@ -1,17 +1,25 @@
 """Readers of published data sets, on tiny ones in the true layouts."""
 
+import copy
 import json
+import math
 import pickle
+import random
+import tracemalloc
 
 import numpy as np
 import pytest
 import tiny_public_data as tiny
 from documents import loaded_script
+from PIL import ExifTags, Image
+from pycocotools import mask as coco_mask
 from tiny_dataset import write_tiny_dataset
 
 from flmm_cli.main import main
+from flmm_core.data.broken import BrokenSampleError
 from flmm_core.data.check import look_through
 from flmm_core.data.formats import format_of, open_dataset, open_splits
+from flmm_core.data.masks import segmentation_rle
 from flmm_core.data.pickles import convert_refs, read_refs
 from flmm_core.data.samples import (
     DESCRIBE,
@@ -19,7 +27,6 @@ from flmm_core.data.samples import (
     REASON,
     REFER,
     REFER_ABSENT,
-    BrokenSampleError,
     Expression,
     expressions_of,
     refer_turn,
@@ -141,7 +148,7 @@ def test_viscot(tmp_path, ending):
 )
 def test_a_bad_part_is_named(tmp_path, part, message):
     folder = tiny.write_viscot(tmp_path, part=part)
-    with pytest.raises(BrokenSampleError, match=rf"a\.jpg: cannot be read \({message}"):
+    with pytest.raises(BrokenSampleError, match=rf"a\.jpg: cannot be used \({message}"):
         open_dataset(str(folder))[0]
 
 
@@ -342,3 +349,346 @@ def test_an_object_of_several_expressions_is_one_object(tmp_path):
     (sample,) = open_dataset(f"{folder}@val")
     assert sample.names == ("cup", "person")
     assert [span.objects for span in sample.turns[0].spans] == [(0, 1), (), (0,)]
+
+
+# --- masks that pycocotools would read past their end ------------------------------------------------------------------------
+
+SIZE = [tiny.HEIGHT, tiny.WIDTH]
+PIXELS = tiny.HEIGHT * tiny.WIDTH
+BOX = tiny.polygon(tiny.LEFT)
+
+
+def other_size():
+    return {"size": SIZE, "counts": coco_mask.encode(np.ones((480, 640), np.uint8, order="F"))["counts"]}
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": SIZE, "counts": [100, 50]}, "expected counts of 4800 pixels together, got counts of 150"),
+        ({"size": SIZE, "counts": [100, 50, PIXELS]}, "expected counts of 4800 pixels together, got counts of 4950"),
+        ({"size": SIZE, "counts": [0, -100, PIXELS + 100]}, "got a negative count"),
+        ({"size": SIZE, "counts": [0, 2**32, PIXELS]}, "got counts of 4294972096"),
+        ({"size": SIZE, "counts": [0.5, PIXELS]}, "expected counts of an RLE, a list of whole numbers or a string"),
+        ({"counts": [0, PIXELS]}, r"expected 60x80 \(height x width\), the size of the image, got None"),
+        ({"size": [80, 60], "counts": [0, PIXELS]}, "the size of the image, got 80x60"),
+        ({"size": SIZE}, "expected counts of an RLE, a list of whole numbers or a string"),
+        (other_size(), "expected counts of 4800 pixels together, got counts of 307200"),
+        ({"size": SIZE, "counts": tiny.compressed(tiny.LEFT)["counts"][:-3]}, "expected counts of 4800 pixels together, got"),
+        ({"size": SIZE, "counts": "o" * 3}, "got characters that are none, or a part of them"),
+        ({"size": SIZE, "counts": "ö"}, "got characters that are none, or a part of them"),
+        ({"size": SIZE, "counts": "o" * 9 + "0"}, "got a number that is too long"),
+        ({"size": SIZE, "counts": ""}, "got characters that are none, or a part of them"),
+        ({"size": SIZE, "counts": [PIXELS]}, "expected at least one pixel of the image, got none"),
+        ([[math.nan, *BOX[1:]]], "expected polygons of pairs of finite numbers"),
+        ([[math.inf, *BOX[1:]]], "expected polygons of pairs of finite numbers"),
+        ([[*BOX, 5]], "expected polygons of pairs of finite numbers"),
+        ([["5", *BOX[1:]]], "expected polygons of pairs of finite numbers"),
+        ([[x + 81 for x in BOX]], "expected at least one pixel of the image, got none"),
+        ([[x + 500 for x in BOX]], "expected corners in an image of 60x80 .*, got numbers from 508 to 540"),
+        ([[10**400, *BOX[1:]]], "expected corners in an image of 60x80"),
+        (BOX, "expected polygons of at least three corners"),
+        ([BOX, [1, 2, 3, 4]], "expected polygons of at least three corners"),
+        ("polygon", "expected polygons or RLE, got str"),
+    ],
+)  # fmt: skip
+def test_masks_are_checked(segmentation, message):
+    with pytest.raises(ValueError, match=message):
+        segmentation_rle(segmentation, *SIZE)
+
+
+def test_counts_are_read_as_pycocotools_does():
+    """Masks of noise and of stripes, whose counts have one digit and several and are both larger and smaller than before."""
+    rng = np.random.default_rng(0)
+    for share in (0.001, 0.02, 0.3, 0.9):
+        mask = rng.random(SIZE) < share
+        mask[:, rng.integers(80)] = True
+        rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        as_text = {**rle, "counts": rle["counts"].decode()}
+        for given in (rle, as_text):
+            assert (coco_mask.decode(segmentation_rle(given, *SIZE)) == mask).all()
+    assert (coco_mask.decode(segmentation_rle(tiny.uncompressed(tiny.LEFT), *SIZE)) == LEFT).all()
+
+
+def test_sizes_that_no_image_has():
+    for height, width in ((-5, 4), (2**20, 2**20), ("60", 80), (None, 80)):
+        with pytest.raises(ValueError, match="image: expected height and width in pixels, got"):
+            segmentation_rle([BOX], height, width)
+
+
+# --- one bad entry costs itself ----------------------------------------------------------------------------------------------
+
+
+def changed(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def unknown_category(coco):
+    coco["annotations"][0]["category_id"] = 99
+
+
+def of_another_image(coco):
+    coco["annotations"][0]["image_id"] = 30
+
+
+def twice(coco):
+    coco["annotations"].append(dict(coco["annotations"][0], segmentation=[tiny.polygon(tiny.RIGHT)]))
+
+
+def outside(coco):
+    coco["annotations"][0]["segmentation"] = [[x + 500 for x in BOX]]
+
+
+def without_mask(coco):
+    del coco["annotations"][0]["segmentation"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (unknown_category, "expected one category 99, got none or several"),
+        (of_another_image, "expected one annotation 0 of image 9, got none or several"),
+        (twice, "expected one annotation 0 of image 9, got none or several"),
+        (outside, "expected corners in an image of 60x80 (height x width), got numbers from 508 to 540"),
+        (without_mask, "expected an entry 'segmentation' of its annotation, got none"),
+    ],
+)
+def test_a_bad_annotation_costs_its_own_expressions(tmp_path, change, message):
+    folder = tiny.write_refcoco(tmp_path)
+    convert_refs(folder)
+    changed(folder / "instances.json", change)
+    (sample,) = open_dataset(f"{folder}@train")
+    (turn,) = sample.turns
+    found = phrases(sample, turn)
+    assert list(found) == ["blue person"] and (found["blue person"] == RIGHT).all() and sample.names == ("person",)
+    assert len(sample.left_out) == 1 and message in sample.left_out[0]
+
+
+def test_annotations_that_each_image_numbers_from_zero(tmp_path):
+    folder = tiny.write_grefcoco(tmp_path)
+
+    def renumber(coco):
+        coco["annotations"] = [
+            {"id": 0, "image_id": image, "category_id": 1, "segmentation": [tiny.polygon(box)]}
+            for image, box in ((9, tiny.LEFT), (30, tiny.RIGHT))
+        ]
+
+    def refer(refs):
+        refs[:] = [{**ref, "ann_id": [0], "split": "val"} for ref in (refs[0], refs[2])]
+
+    changed(folder / "instances.json", renumber)
+    changed(folder / "grefs(unc).json", refer)
+    first, second = open_dataset(str(folder))
+    assert (first.mask([0]) == LEFT).all() and (second.mask([0]) == RIGHT).all()
+
+
+def test_images_with_one_number_are_named(tmp_path):
+    folder = write_tiny_dataset(tmp_path / "table")
+    changed(folder / "annotations.json", lambda coco: coco["images"][1].update(id=0))
+    told = []
+    assert visit_samples(open_dataset(str(folder)), lambda index, _: index, tell=told.append) == [2]
+    assert len(told) == 2 and "000001.png" in told[1] and "got several images with id 0" in told[1]
+
+
+def test_expressions_without_a_split_are_named(tmp_path, capsys):
+    folder = tiny.write_grefcoco(tmp_path)
+    changed(folder / "grefs(unc).json", lambda refs: refs[2].pop("split"))
+    dataset, told = open_dataset(str(folder)), []
+    assert visit_samples(dataset, lambda index, _: index, tell=told.append) == [1]
+    assert len(told) == 1 and "expression 3: cannot be used (expected an expression with split, image_id, ann_id" in told[0]
+    changed(folder / "grefs(unc).json", lambda refs: [ref.pop("split", None) for ref in refs])
+    assert main(["data", "check", str(folder)]) == 2
+    assert "expected a split of each expression, got none" in capsys.readouterr().err
+
+
+def test_segments_of_an_unknown_category_are_left_out(tmp_path):
+    folder = tiny.write_png(tmp_path)
+    changed(folder / "annotations" / "panoptic_val2017.json", lambda panoptic: panoptic["categories"].pop())
+    sample = open_dataset(str(folder))[0]
+    assert sample.turns[0].phrases == ("cup", "cups")
+    assert sample.left_out == ("'wall.': expected its segments with their categories in 000000000009.png, got it without some",)
+
+
+def test_own_images_with_polygons_and_uncompressed_masks(tmp_path):
+    """As labelling tools write them: without colours, too; a bad mask costs the phrases that name it."""
+    folder = tmp_path / "own"
+    tiny.write_image(folder / "images" / "a.png")
+    boxes = [[tiny.polygon(tiny.LEFT)], tiny.uncompressed(tiny.RIGHT), {"size": SIZE, "counts": [7]}]
+    annotations = [
+        {"id": i, "image_id": 0, "category_id": 1, "segmentation": box, "attributes": {"color": "red"} if i else {}}
+        for i, box in enumerate(boxes)
+    ]
+    answer = "I see a mug, a red mug and a bug."
+    spans = [
+        {"start": answer.index(words), "end": answer.index(words) + len(words), "annotation_ids": [i]}
+        for i, words in enumerate(("mug", "red mug", "bug"))
+    ] + [{"start": 20, "end": 99, "annotation_ids": [0]}]
+    image = {"id": 0, "file_name": "a.png", "height": tiny.HEIGHT, "width": tiny.WIDTH}
+    tiny.dump(
+        folder / "annotations.json", {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "mug"}]}
+    )
+    turn = {"kind": "list", "question": "What?", "answer": answer, "spans": spans}
+    tiny.dump(folder / "questions.json", [{"image_id": 0, "turns": [turn]}])
+    (sample,) = open_dataset(str(folder))
+    found = phrases(sample, sample.turns[0])
+    assert sample.names == ("mug", "red mug") and list(found) == ["mug", "red mug"]
+    assert (found["mug"] == LEFT).all() and (found["red mug"] == RIGHT).all()
+    assert [line.split(":")[0] for line in sample.left_out] == ["annotation 2", "'bug'", repr(answer)]
+    assert main(["data", "check", str(folder), "--out", str(tmp_path / "sheet.png")]) == 0
+
+
+# --- text and photographs as people store them -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, encoding):
+    folder = tiny.write_reasonseg(tmp_path)
+    for path in (folder / "val").glob("*.json"):
+        path.write_bytes(path.read_bytes().decode("cp1252").encode(encoding))
+    assert open_dataset(str(folder))[1].turns[0].answer == "the café’s cup."
+    path = tiny.write_viscot(tmp_path, "jsonl") / "benchmark" / "gqa.jsonl"
+    path.write_bytes(path.read_bytes().decode().replace("red", "red\\u2028").encode("utf-8-sig"))
+    assert open_dataset(str(tmp_path / "viscot"))[0].turns[0].answer == "red"
+
+
+@pytest.mark.parametrize("write", [tiny.write_reasonseg, tiny.write_viscot, tiny.write_gcg])
+def test_masks_of_turned_photographs_are_upright(tmp_path, write):
+    """EXIF orientation 6: stored on its side, labelled and read upright."""
+    folder = write(tmp_path)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for path in tmp_path.rglob("*.jpg"):
+        upright = np.asarray(Image.open(path))
+        Image.fromarray(np.rot90(upright).copy()).save(path, exif=exif, quality=95)
+    source = f"{folder}@RefCOCOg_GCG_train" if write is tiny.write_gcg else str(folder)
+    sample = open_dataset(source)[0]
+    image, mask = sample.image(), sample.mask([0])
+    assert image.shape[:2] == mask.shape == (tiny.HEIGHT, tiny.WIDTH)
+    assert (image[mask][:, 0] > 150).mean() > 0.9, "the red box"
+
+
+def test_letters_that_grow_in_lower_case(tmp_path):
+    """İ (U+0130) is two characters in lower case: words behind it must stay what they are."""
+    folder = tiny.write_gcg(tmp_path)
+    path = folder / "annotations" / "train" / "RefCOCOg_GCG_train.json"
+    changed(path, lambda entries: entries[0].update(caption="In İzmir a red cup stands beside a BLUE BOX."))
+    (sample,) = open_dataset(f"{folder}@RefCOCOg_GCG_train")
+    assert sample.turns[0].phrases == ("red cup", "BLUE BOX")
+    folder = tiny.write_png(tmp_path)
+
+    def moved(narratives):
+        narratives[0]["caption"] = "İİİ " + narratives[0]["caption"]
+
+    changed(folder / "annotations" / "png_coco_val2017.json", moved)
+    assert open_dataset(str(folder))[0].turns[0].phrases == ("cup", "cups", "wall.")
+
+
+# --- pickles that are small and ask for much ---------------------------------------------------------------------------------
+
+
+def laughs():
+    """A list of ten lists of ten lists, ...: ten references at each of 40 levels."""
+    value = ["x"]
+    for _ in range(40):
+        value = [value] * 10
+    return value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02]r\xff\xff\xff\x00.", ""),  # an empty list that is number 2^24 - 1 of the table of references
+        (pickle.dumps(laughs()), "stands for far more than the file holds"),
+        (pickle.dumps([b"bytes"]), "holds something else than numbers, text, lists and dictionaries"),
+        (pickle.dumps([{1, 2}]), "holds something else than numbers, text, lists and dictionaries"),
+        (b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.", "holds something else than"),  # a bytearray of a terabyte
+        (pickle.dumps([{"a": (1, 2, 3)}]), "holds something else than"),
+        (pickle.dumps([{1: "a"}]), "has keys that are no text"),
+        (pickle.dumps([10**5000]), "holds a number of more than 64 bits"),
+    ],
+    ids=["memo", "laughs", "bytes", "set", "bytearray", "tuple", "keys", "number"],
+)  # fmt: skip
+def test_pickles_are_bounded(tmp_path, capsys, content, message):
+    path = tmp_path / "refs(unc).p"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        status = main(["convert-data", str(tmp_path)])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**25
+    assert status == (2 if message else 0)
+    if message:
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{path}: expected a pickle of plain data, got one that {message}" in line
+
+
+# --- the rule for errors of one sample ---------------------------------------------------------------------------------------
+
+
+def test_whatever_one_sample_raises_is_that_samples(tmp_path):
+    dataset, told = open_dataset(str(write_tiny_dataset(tmp_path / "table"))), []
+
+    def use(index, sample):
+        if index == 1:
+            raise RuntimeError("absolute aspect ratio must be smaller than 200,\ngot 218.6")
+        return index
+
+    assert visit_samples(dataset, use, tell=told.append) == [0, 2]
+    (line,) = told
+    assert line.endswith("000001.png: cannot be used (absolute aspect ratio must be smaller than 200, got 218.6)")
+
+    def failing(index, sample):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        visit_samples(dataset, failing, tell=pytest.fail)
+
+
+WILD = (None, -1, 2**40, 10**400, 0.5, math.nan, "", "\0", "9" * 300, [], {}, [[1, 2, 3]], {"size": SIZE, "counts": "0"})
+
+
+def wild(value, rng):
+    """Replace, delete or double one entry anywhere inside."""
+    at, key = value, None
+    while isinstance(at, dict | list) and at:
+        inside, key = at, rng.choice(list(at) if isinstance(at, dict) else range(len(at)))
+        at = at[key]
+        if rng.random() < 0.3:
+            break
+    kind = rng.random()
+    if kind < 0.2:
+        del inside[key]
+    elif kind < 0.4 and isinstance(inside, list):
+        inside.append(inside[key])
+    else:
+        inside[key] = copy.deepcopy(rng.choice(WILD))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        tiny.write_mdetr, tiny.write_grefcoco, tiny.write_png, tiny.write_reasonseg, tiny.write_viscot, tiny.write_gcg,
+        write_tiny_dataset,
+    ],
+    ids=lambda write: write.__name__,
+)  # fmt: skip
+def test_wild_entries_are_refused_in_one_line(tmp_path, monkeypatch, write):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    folder, rng = write(tmp_path / "data"), random.Random(0)
+    for _ in range(60):
+        path = rng.choice(sorted((tmp_path / "data").rglob("*.json")))
+        before = path.read_bytes()
+        value = json.loads(before.decode("cp1252"))
+        wild(value, rng)
+        path.write_text(json.dumps(value))
+        try:
+            for dataset in open_splits(str(folder)):
+                look_through(dataset)
+                dataset.fingerprint()
+        except ValueError as error:
+            assert "\n" not in str(error)
+        path.write_bytes(before)

@@ -17,7 +17,8 @@ from flmm_core.evaluation import metrics
 from flmm_core.evaluation.matching import match_phrases, normalise_answer, overlaps, true_masks
 from flmm_core.evaluation.metrics import Retrieval, Tally
 from flmm_core.evaluation.report import report_of
-from flmm_core.evaluation.tabletop import ImageEvaluation, coarse_mask, evaluate_images, is_relational
+from flmm_core.evaluation.tabletop import ImageEvaluation, coarse_mask, is_relational
+from flmm_core.evaluation.workers import evaluate_images
 from flmm_core.images.masks import Overlap
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, StageSeconds
 
@@ -327,17 +328,17 @@ def timeless(records):
 
 
 def test_tiny_models_in_one_and_in_two_processes(samples, config):
-    here = evaluate_images(samples[:2], config, per_kind=1)
+    here = evaluate_images(samples[:2], config, tell=pytest.fail, per_kind=1)
     figures = report_of(here).figures
     assert figures["selector: F1 of words"].count == figures["noun chunks: F1 of words"].count == 24
     assert 0 <= figures["refer: cIoU, U-Net"].value <= 1
-    assert timeless(evaluate_images(samples[:2], config, per_kind=1, workers=2)) == timeless(here)
+    assert timeless(evaluate_images(samples[:2], config, tell=pytest.fail, per_kind=1, workers=2)) == timeless(here)
 
 
 def test_refusals(samples, config):
     with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
-        evaluate_images(samples, config, workers=0)
+        evaluate_images(samples, config, tell=pytest.fail, workers=0)
     with pytest.raises(ValueError, match="samples: expected at least one, got none"):
-        evaluate_images([], config)
+        evaluate_images([], config, tell=pytest.fail)
     with pytest.raises(LoadError, match="expected an existing"):
-        evaluate_images(samples, replace(config, heads="/nothing/here"))
+        evaluate_images(samples, replace(config, heads="/nothing/here"), tell=pytest.fail)

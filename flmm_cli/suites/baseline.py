@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from flmm_cli.suites.suite import Report, Suite, add_data_options, open_published
+from flmm_cli.suites.suite import Report, Skipped, Suite, add_data_options, open_published
 
 if TYPE_CHECKING:
     from flmm_core.config import GroundingConfig
@@ -27,8 +27,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _measure(args: argparse.Namespace, config: GroundingConfig, dataset: Dataset[Any]) -> Report:
-    from tqdm import tqdm
-
     from flmm_core.evaluation.baseline import BoxPrompter, comparison_rows, run_comparison
     from flmm_core.evaluation.metrics import figure_cells
     from flmm_core.evaluation.report import plain_figure
@@ -36,7 +34,8 @@ def _measure(args: argparse.Namespace, config: GroundingConfig, dataset: Dataset
     from flmm_core.sam.checkpoints import load_sam
 
     prompter = BoxPrompter(GroundingPipeline.from_config(config), load_sam(config.sam))
-    found = run_comparison(prompter, dataset, questions=args.questions, tell=tqdm.write, limit=args.limit)
+    skipped = Skipped()
+    found = run_comparison(prompter, dataset, questions=args.questions, tell=skipped, limit=args.limit)
 
     def cell(figure: Figure | None) -> str:
         return "-" if figure is None else figure_cells(figure)[0]
@@ -52,8 +51,8 @@ def _measure(args: argparse.Namespace, config: GroundingConfig, dataset: Dataset
     return Report(
         headers,
         cells,
-        f"{len(found)} images; prompt for boxes: {prompter.pipeline.lmm.family.boxes.question}",
-        {"data": args.data, "images": len(found), "rows": numbers},
+        f"{len(found)} images, {len(skipped.lines)} skipped; prompt for boxes: {prompter.pipeline.lmm.family.boxes.question}",
+        {"data": args.data, "images": len(found), "skipped": skipped.lines, "rows": numbers},
         markdown="\n".join(f"| {' | '.join(line)} |" for line in (headers, ("---",) * len(headers), *cells)) + "\n",
     )
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flmm_cli.shared.outputs import add_output
-from flmm_cli.suites.suite import FIGURE_HEADERS, Report, Suite, add_data_options, open_published
+from flmm_cli.suites.suite import FIGURE_HEADERS, Report, Skipped, Suite, add_data_options, open_published
 
 if TYPE_CHECKING:
     from flmm_core.config import GroundingConfig
@@ -100,21 +100,14 @@ def _second_looks(
 
 def _report(name: str, measure: Measure, args: argparse.Namespace, config: GroundingConfig, dataset: Dataset[Any]) -> Report:
     """Measure a benchmark; its report has published figures beside its own."""
-    from tqdm import tqdm
-
     from flmm_core.evaluation.metrics import figure_cells
     from flmm_core.evaluation.pages import extremes_page, markdown_table
     from flmm_core.evaluation.published import published_figures
     from flmm_core.evaluation.report import plain_figure
     from flmm_core.pipeline import GroundingPipeline
 
-    skipped: list[str] = []
-
-    def skip(line: str) -> None:
-        skipped.append(line)
-        tqdm.write(line)
-
-    measured = measure(args, GroundingPipeline.from_config(config), dataset, skip)
+    skipped = Skipped()
+    measured = measure(args, GroundingPipeline.from_config(config), dataset, skipped)
     folder = dataset.folder.resolve().name
     published = {figure: published_figures(folder, dataset.split, figure) for figure in measured.figures}
     protocol = f"expressions {args.protocol}" if "protocol" in args else ""
@@ -122,9 +115,9 @@ def _report(name: str, measure: Measure, args: argparse.Namespace, config: Groun
     each = measured.seconds / measured.images
     table = markdown_table(measured.figures, published)
     numbers = [{"figure": figure, **plain_figure(value)} for figure, value in measured.figures.items()]
-    record = {"data": args.data, "protocol": protocol, "images": measured.images, "skipped": skipped}
+    record = {"data": args.data, "protocol": protocol, "images": measured.images, "skipped": skipped.lines}
     record |= {"answers": measured.answers} if measured.answers else {}
-    summary = f"{title}; {measured.images} images, {len(skipped)} skipped, {each:.2f} s for each image"
+    summary = f"{title}; {measured.images} images, {len(skipped.lines)} skipped, {each:.2f} s for each image"
     return Report(
         FIGURE_HEADERS,
         [(figure, *figure_cells(value)) for figure, value in measured.figures.items()],

@@ -32,6 +32,20 @@ class Report:
     """Builds the HTML that ``--html`` writes."""
 
 
+class Skipped:
+    """Prints a line for each sample that is skipped, and keeps them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        from tqdm import tqdm
+
+        self.lines.append(line)
+        tqdm.write(line)
+
+
 @dataclass(frozen=True)
 class Suite:
     """One suite of `flmm eval`."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_cli.shared.held_out import rendered_scenes
 from flmm_cli.shared.outputs import add_output
-from flmm_cli.suites.suite import FIGURE_HEADERS, Report, Suite
+from flmm_cli.suites.suite import FIGURE_HEADERS, Report, Skipped, Suite
 
 if TYPE_CHECKING:
     from flmm_core.config import GroundingConfig
@@ -28,22 +28,26 @@ def _add_tabletop_options(parser: argparse.ArgumentParser) -> None:
 
 def _measure_tabletop(args: argparse.Namespace, config: GroundingConfig, _: Any) -> Report:
     from flmm_core.data.tabletop import read_dataset
+    from flmm_core.data.visit import usable_samples
     from flmm_core.evaluation.report import report_of
-    from flmm_core.evaluation.tabletop import evaluate_images
+    from flmm_core.evaluation.workers import evaluate_images
     from flmm_core.pipeline import GroundingPipeline
 
     data = args.data or rendered_scenes(args.count, args.seed, args.workers)
     began = time.monotonic()
-    samples = list(islice(read_dataset(data), args.limit))
+    skipped = Skipped()
+    dataset = read_dataset(data)
+    samples = usable_samples(replace(dataset, entries=dataset.entries[: args.limit]), tell=skipped)
     load = GroundingPipeline.from_config
-    found = report_of(evaluate_images(samples, config, per_kind=args.per_kind, workers=args.workers, load=load))
+    found = report_of(evaluate_images(samples, config, tell=skipped, per_kind=args.per_kind, workers=args.workers, load=load))
     stages = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.0f}" for name, value in vars(found.seconds).items())
     source = str(args.data) if args.data else f"flmm scenes --split test --seed {args.seed} --count {args.count}"
+    counts = f"{found.images} images, {len(skipped.lines)} skipped, in {time.monotonic() - began:.0f} s"
     return Report(
         FIGURE_HEADERS,
         found.table(),
-        f"{found.images} images in {time.monotonic() - began:.0f} s; median ms of a question: {stages}",
-        {"data": source, "per_kind": args.per_kind, **found.record()},
+        f"{counts}; median ms of a question: {stages}",
+        {"data": source, "per_kind": args.per_kind, "skipped": skipped.lines, **found.record()},
     )
 
 

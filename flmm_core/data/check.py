@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from flmm_core.data.samples import BrokenSampleError, Dataset, Sample
+from flmm_core.data.broken import BrokenSampleError, sample_errors
+from flmm_core.data.samples import Dataset, Sample
 
 KEPT_MESSAGES = 10
 """Most messages of one kind that a report keeps; the others are counted."""
@@ -80,13 +81,16 @@ def look_through(dataset: Dataset[Any], *, limit: int | None = None, shown: int 
     for place, index in enumerate(tqdm(indices, desc=f"{dataset.format} {dataset.split}".strip(), unit="image")):
         waiting += place in spread
         try:
-            sample = dataset[index]
-            sample.image()
+            with sample_errors(dataset.name(index)):
+                sample = dataset[index]
+                sample.image()
+                coverage = [float(sample.mask([i]).mean()) for i in range(len(sample.rles))]
         except BrokenSampleError as error:
             findings.broken += 1
             _keep(findings.broken_messages, str(error))
             continue
         _count(findings, sample)
+        findings.coverage += coverage
         if waiting and sample.turns:  # replaces a broken one
             findings.samples.append(sample)
             waiting -= 1
@@ -105,9 +109,6 @@ def _count(findings: Findings, sample: Sample) -> None:
     findings.left_out += len(sample.left_out)
     for message in sample.left_out:
         _keep(findings.left_out_messages, f"{sample.path.name}: {message}")
-    for index, rle in enumerate(sample.rles):
-        height, width = rle["size"]
-        findings.coverage.append(float(sample.mask([index]).sum()) / (height * width))
     if sample.rles:
         findings.sizes[tuple(sample.rles[0]["size"])] += 1
 

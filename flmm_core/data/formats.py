@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_core.data import gcg, panoptic_narrative, reasonseg, refcoco, tabletop, viscot
+from flmm_core.data.broken import file_errors
 from flmm_core.data.samples import Dataset
 
 
@@ -78,9 +79,10 @@ def format_of(folder: Path) -> tuple[Format, tuple[str, ...]]:
     """
     if not folder.is_dir():
         raise ValueError(f"expected a folder of data at {folder}, got {'a file' if folder.exists() else 'nothing there'}")
-    for entry in FORMATS.values():
-        if names := entry.splits(folder):
-            return entry, names
+    with file_errors(folder):
+        for entry in FORMATS.values():
+            if names := entry.splits(folder):
+                return entry, names
     known = "; ".join(f"{entry.name}: {entry.needs}" for entry in FORMATS.values())
     raise ValueError(f"{folder}: expected a data set of a known layout ({known}), got a folder with none of these")
 
@@ -97,7 +99,7 @@ def open_dataset(source: str) -> Dataset[Any]:
     found, folder, names = _chosen(source)
     if len(names) > 1:
         raise ValueError(f"{source}: expected one of its splits after @ ({', '.join(names)}), got none")
-    return found.read(folder, names[0])
+    return _read(found, folder, names[0])
 
 
 def open_splits(source: str) -> list[Dataset[Any]]:
@@ -110,7 +112,12 @@ def open_splits(source: str) -> list[Dataset[Any]]:
         ValueError: there is no such data set or split.
     """
     found, folder, names = _chosen(source)
-    return [found.read(folder, name) for name in names]
+    return [_read(found, folder, name) for name in names]
+
+
+def _read(found: Format, folder: Path, split: str) -> Dataset[Any]:
+    with file_errors(folder):
+        return found.read(folder, split)
 
 
 def _chosen(source: str) -> tuple[Format, Path, tuple[str, ...]]:

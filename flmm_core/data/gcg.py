@@ -19,13 +19,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from flmm_core.config import GroundingConfig
-from flmm_core.data.json_data import images_folder, read_json
+from flmm_core.data.json_data import find_words, images_folder, read_json, repeated, require_unique
 from flmm_core.data.masks import segmentation_rle, union_rle
 from flmm_core.data.samples import DESCRIBE, Dataset, Sample, Span, Turn
-from flmm_core.images.files import FORMATS
+from flmm_core.images.files import image_size
 
 FORMAT = "gcg"
 
@@ -77,17 +75,18 @@ def _dataset(
     def path(entry: Entry) -> Path:
         return images / str(entry.get("file_name", entry.get("img_file_name")))
 
+    doubled = repeated(entry["id"] for entry in entries if "id" in entry)
+
     def load(entry: Entry) -> Sample:
+        if doubled:
+            require_unique(entry, doubled)
         return _sample(path(entry), entry["caption"], groundings(entry))
 
     return Dataset(FORMAT, folder, split, entries, load, lambda entry: str(path(entry)))
 
 
 def _sample(path: Path, caption: str, groundings: Iterable[Grounding]) -> Sample:
-    if not path.is_file():
-        raise ValueError(f"expected its image at {path}, got no such file")
-    with Image.open(path, formats=FORMATS) as image:
-        width, height = image.size
+    height, width = image_size(path)
     # Character positions refer to the caption without the quotation marks that enclose some captions.
     caption = caption.strip('"').strip()
     spans: list[Span] = []
@@ -99,7 +98,7 @@ def _sample(path: Path, caption: str, groundings: Iterable[Grounding]) -> Sample
             left_out.append(f"{words!r}: expected these words in the caption, got it without")
             continue
         try:
-            rles.append(union_rle([segmentation_rle(s, height, width) for s in segmentations], height, width))
+            rles.append(union_rle([segmentation_rle(s, height, width) for s in segmentations]))
         except ValueError as error:
             left_out.append(f"{words!r}: {error}")
             continue
@@ -113,10 +112,8 @@ def _sample(path: Path, caption: str, groundings: Iterable[Grounding]) -> Sample
 
 def _located(caption: str, words: str, after: int) -> tuple[int, int]:
     """Character range of words in a caption, searched from the previous phrase on; ``(-1, -1)`` if they do not occur."""
-    lowered = caption.lower()
-    start = lowered.find(words.lower(), after)
-    start = lowered.find(words.lower()) if start < 0 else start
-    return (start, start + len(words)) if words and start >= 0 else (-1, -1)
+    found = find_words(caption, words, after)
+    return found if found[0] >= 0 else find_words(caption, words)
 
 
 def _grounded(entry: Entry) -> Iterable[Grounding]:
@@ -155,7 +152,7 @@ def _held_out_entries(folder: Path, split: str) -> list[Entry]:
         name = image.get("file_name") or f"{image['id']}.jpg"
         # Missing entries are reported when the sample is read, with the name of its file.
         entry: Entry = {key: said[key] for key in ("caption", "labels") if key in said}
-        entries.append({"file_name": name, "annotations": grouped.get(image["id"], []), **entry})
+        entries.append({"id": image["id"], "file_name": name, "annotations": grouped.get(image["id"], []), **entry})
     return entries
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from flmm_core.config import GroundingConfig
-from flmm_core.data.json_data import images_folder, read_json
+from flmm_core.data.json_data import find_words, images_folder, read_json, repeated, unique
 from flmm_core.data.masks import mask_rle
 from flmm_core.data.samples import DESCRIBE, Dataset, Sample, Span, Turn
 from flmm_core.images.files import FORMATS
@@ -47,8 +47,8 @@ def read_dataset(folder: Path, split: str) -> Dataset[Entry]:
     panoptic = read_json(annotations / f"panoptic_{split}.json", dict, "annotations", "categories")
     maps = images_folder([annotations / "panoptic_segmentation" / split, annotations / f"panoptic_{split}"], "segments")
     images = images_folder([folder / "images" / split, folder / split], str(folder))
-    things = {category["id"]: bool(category["isthing"]) for category in panoptic["categories"]}
-    names = {category["id"]: category["name"] for category in panoptic["categories"]}
+    kinds = {number: category for (number,), category in unique(panoptic["categories"], "id").items()}
+    doubled = repeated(int(annotation["image_id"]) for annotation in panoptic["annotations"])
     records = {int(annotation["image_id"]): annotation for annotation in panoptic["annotations"]}
     grouped: dict[int, list[dict[str, Any]]] = {}
     for narrative in narratives:
@@ -56,7 +56,9 @@ def read_dataset(folder: Path, split: str) -> Dataset[Entry]:
 
     def load(entry: Entry) -> Sample:
         record, about = entry
-        return _sample(record, about, maps, images, names, things)
+        if int(record["image_id"]) in doubled or "segments_info" not in record:
+            raise ValueError(f"expected one panoptic annotation of image {record['image_id']}, got none or several")
+        return _sample(record, about, maps, images, kinds)
 
     entries = [(records.get(i, {"image_id": i}), about) for i, about in grouped.items()]
     return Dataset(FORMAT, folder, split, entries, load, lambda e: str(images / f"{int(e[0]['image_id']):012d}.jpg"))
@@ -67,11 +69,11 @@ def _sample(
     about: list[dict[str, Any]],
     maps: Path,
     images: Path,
-    names: dict[int, str],
-    things: dict[int, bool],
+    kinds: dict[Any, dict[str, Any]],
 ) -> Sample:
     numbers = _segment_numbers(maps / record["file_name"])
-    categories = {int(segment["id"]): segment["category_id"] for segment in record["segments_info"]}
+    stated = unique(record["segments_info"], "id").values()
+    of = {int(segment["id"]): kinds[segment["category_id"]] for segment in stated if segment["category_id"] in kinds}
     index: dict[int, int] = {}
     rles: list[dict[str, Any]] = []
     left_out, turns = [], []
@@ -79,9 +81,8 @@ def _sample(
         caption, spans, at = narrative["caption"], [], 0
         for segment in narrative["segments"]:
             words = segment["utterance"].strip()
-            start = caption.lower().find(words.lower(), at) if words else -1
-            if start >= 0:
-                at = start + len(words)
+            start, end = find_words(caption, words, at)
+            at = max(at, end)
             ids = [int(number) for number in segment["segment_ids"]]
             if not ids:
                 continue
@@ -90,20 +91,22 @@ def _sample(
                 continue
             for number in (number for number in ids if number not in index):
                 mask = numbers == number
-                if mask.any() and number in categories:
+                if mask.any() and number in of:
                     index[number] = len(rles)
                     rles.append(mask_rle(mask))
             known = [number for number in ids if number in index]
             if len(known) < len(ids):
-                left_out.append(f"{words!r}: expected its segments in {record['file_name']}, got it without some")
+                left_out.append(
+                    f"{words!r}: expected its segments with their categories in {record['file_name']}, got it without some"
+                )
             if known:
                 # As in the benchmark: the first segment decides between thing and stuff, the annotation on plural.
-                kind = "thing" if things[categories[known[0]]] else "stuff"
+                kind = "thing" if of[known[0]]["isthing"] else "stuff"
                 count = "plural" if segment.get("plural") else "singular"
-                spans.append(Span(start, at, tuple(index[i] for i in known), (kind, count)))
+                spans.append(Span(start, end, tuple(index[i] for i in known), (kind, count)))
         turns.append(Turn(DESCRIBE, GroundingConfig.refer_prompt, caption, tuple(spans)))
     path = images / f"{int(record['image_id']):012d}.jpg"
-    return Sample(path, tuple(turns), tuple(names[categories[i]] for i in index), tuple(rles), left_out=tuple(left_out))
+    return Sample(path, tuple(turns), tuple(of[i]["name"] for i in index), tuple(rles), left_out=tuple(left_out))
 
 
 def _segment_numbers(path: Path) -> np.ndarray:

@@ -13,12 +13,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from flmm_core.data.json_data import read_json
 from flmm_core.data.masks import polygon_rle
 from flmm_core.data.samples import REASON, Dataset, Expression, Sample, Span, Turn, refer_turn
-from flmm_core.images.files import FORMATS
+from flmm_core.images.files import image_size
 
 FORMAT = "reasonseg"
 
@@ -49,10 +47,7 @@ def read_dataset(folder: Path, split: str) -> Dataset[Path]:
 def _sample(path: Path) -> Sample:
     annotation = read_json(path, dict, "shapes", "text")
     image = path.with_suffix(".jpg")
-    if not image.is_file():
-        raise ValueError(f"expected its image at {image}, got no such file")
-    with Image.open(image, formats=FORMATS) as opened:
-        width, height = opened.size
+    height, width = image_size(image)
     rles: list[dict[str, Any]] = []
     targets: list[int] = []
     ignored: list[int] = []

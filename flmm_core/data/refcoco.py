@@ -20,7 +20,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from flmm_core.data.json_data import images_folder, read_json
+from flmm_core.data.json_data import images_folder, read_json, unique
 from flmm_core.data.masks import segmentation_rle
 from flmm_core.data.samples import Dataset, Expression, Sample, refer_turn
 
@@ -30,6 +30,8 @@ _REFS = re.compile(r"g?refs\((\w+)\)\.json")
 _PICKLES = "*refs(*).p"
 _MDETR = re.compile(r"finetune_(refcoco[+g]?)_(\w+)\.json")
 _COCO = "instances_train2014.json"
+_NEEDED = ("split", "image_id", "ann_id", "sentences")
+"""Entries of an expression; MDETR's have no split."""
 
 Entry = tuple[dict[str, Any], list[dict[str, Any]]]
 """An image, and the expressions about it, as stored in the files."""
@@ -54,8 +56,10 @@ def splits(folder: Path) -> tuple[str, ...]:
         return ()
     names = []
     for by, path in files.items():
-        for split in dict.fromkeys(ref["split"] for ref in read_json(path, list)):
-            names.append(f"{by}/{split}" if len(files) > 1 else split)
+        stated = dict.fromkeys(ref["split"] for ref in read_json(path, list) if isinstance(ref, dict) and "split" in ref)
+        if not stated:
+            raise ValueError(f"{path}: expected a split of each expression, got none")
+        names += [f"{by}/{split}" if len(files) > 1 else str(split) for split in stated]
     return tuple(names)
 
 
@@ -77,9 +81,10 @@ def _instances(folder: Path) -> Path | None:
 
 
 def _published_refs(files: dict[str, Path], split: str) -> list[dict[str, Any]]:
-    """Expressions of a split."""
+    """Expressions of a split, and those that do not say theirs, which are reported when they are read."""
     by, _, name = split.rpartition("/")
-    return [ref for ref in read_json(files[by] if by else next(iter(files.values())), list) if ref["split"] == name]
+    refs = read_json(files[by] if by else next(iter(files.values())), list)
+    return [ref for ref in refs if not isinstance(ref, dict) or str(ref.get("split", name)) == name]
 
 
 def _mdetr_refs(path: Path) -> list[dict[str, Any]]:
@@ -124,22 +129,35 @@ def read_dataset(folder: Path, split: str) -> Dataset[Entry]:
         ],
         str(folder),
     )
-    records = {image["id"]: image for image in coco["images"]}
-    annotations = {annotation["id"]: annotation for annotation in coco["annotations"]}
-    categories = {category["id"]: category["name"] for category in coco["categories"]}
+    records = unique(coco["images"], "id")
+    # Some files number the annotations of each image from 0.
+    annotations = unique(coco["annotations"], "image_id", "id")
+    categories = unique(coco["categories"], "id")
+    needed = _NEEDED if files else _NEEDED[1:]
     grouped: dict[Any, list[dict[str, Any]]] = {}
+    entries: list[Entry] = []
     for ref in refs:
-        grouped.setdefault(ref["image_id"], []).append(ref)
+        if isinstance(ref, dict) and all(name in ref for name in needed):
+            grouped.setdefault(ref["image_id"], []).append(ref)
+        else:
+            entries.append(({}, [ref]))
 
     def load(entry: Entry) -> Sample:
         image, about = entry
+        if not image:
+            raise ValueError(f"expected an expression with {', '.join(needed)}, got {about[0]!r:.200}")
+        if "file_name" not in image:
+            raise ValueError(f"expected one image {image['id']!r:.40}, got none or several")
         return _sample(image, about, annotations, categories, images)
 
     # An image that is missing in instances.json is reported when it is read, with its number.
-    entries = [(records.get(i, {"id": i}), about) for i, about in grouped.items()]
+    entries += [(records.get((i,), {"id": i}), about) for i, about in grouped.items()]
 
     def label(entry: Entry) -> str:
-        return str(images / str(entry[0].get("file_name", f"image {entry[0]['id']}")))
+        image, about = entry
+        if not image:
+            return f"{folder}: expression {about[0].get('ref_id')}"
+        return str(images / str(image.get("file_name", f"image {image['id']}")))
 
     return Dataset(FORMAT, folder, split, entries, load, label)
 
@@ -147,22 +165,37 @@ def read_dataset(folder: Path, split: str) -> Dataset[Entry]:
 def _sample(
     image: dict[str, Any],
     about: list[dict[str, Any]],
-    annotations: dict[Any, dict[str, Any]],
-    categories: dict[Any, str],
+    annotations: dict[tuple[Any, ...], dict[str, Any]],
+    categories: dict[tuple[Any, ...], dict[str, Any]],
     images: Path,
 ) -> Sample:
-    height, width = image["height"], image["width"]
     index: dict[Any, int] = {}
-    expressions, rles, names, left_out = [], [], [], []
+    expressions: list[Expression] = []
+    rles: list[dict[str, Any]] = []
+    names: list[str] = []
+    left_out: list[str] = []
+
+    def add(number: Any) -> None:
+        if number in index:
+            return
+        if (annotation := annotations.get((image["id"], number))) is None:
+            raise ValueError(f"expected one annotation {number!r:.40} of image {image['id']!r:.40}, got none or several")
+        if (category := categories.get((annotation["category_id"],))) is None:
+            raise ValueError(f"expected one category {annotation['category_id']!r:.40}, got none or several")
+        rle, name = segmentation_rle(annotation["segmentation"], image["height"], image["width"]), category["name"]
+        index[number] = len(rles)
+        rles.append(rle)
+        names.append(name)
+
     for ref in about:
         ids = [i for i in (ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]) if i != -1]
         try:
             for i in ids:
-                if i not in index:
-                    rles.append(segmentation_rle(annotations[i]["segmentation"], height, width))
-                    names.append(categories[annotations[i]["category_id"]])
-                    index[i] = len(index)
-        except (KeyError, ValueError) as error:
+                add(i)
+        except KeyError as error:
+            left_out.append(f"expression {ref.get('ref_id')}: expected an entry {error} of its annotation, got none")
+            continue
+        except ValueError as error:
             left_out.append(f"expression {ref.get('ref_id')}: {error}")
             continue
         for sentence in ref["sentences"]:
@@ -172,5 +205,5 @@ def _sample(
             else:
                 left_out.append(f"expression {ref.get('ref_id')}: no words in sentence {sentence.get('sent_id')}")
     if not expressions:
-        raise ValueError(f"expected expressions, got none that can be used: {left_out[0]}")
+        raise ValueError(f"expected expressions, got none that can be used: {'; '.join(left_out[:1])}")
     return Sample(images / image["file_name"], (refer_turn(expressions),), tuple(names), tuple(rles), left_out=tuple(left_out))

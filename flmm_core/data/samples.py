@@ -17,6 +17,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from flmm_core.config import GroundingConfig
+from flmm_core.data.broken import BrokenSampleError, sample_errors
 from flmm_core.images.files import read_image
 
 REFER = "refer"
@@ -101,10 +102,6 @@ def expressions_of(turn: Turn) -> list[Expression]:
     return [Expression(words, span.objects) for words, span in zip(turn.phrases, turn.spans, strict=True)]
 
 
-class BrokenSampleError(ValueError):
-    """A sample of a data set cannot be read; the message is one line that names its file and says why."""
-
-
 @dataclass(frozen=True)
 class Sample:
     """One image of a data set with its truth."""
@@ -127,10 +124,8 @@ class Sample:
         Raises:
             BrokenSampleError: it is missing or damaged, or of another size than its masks.
         """
-        try:
+        with sample_errors(str(self.path)):
             image = read_image(self.path)
-        except ValueError as error:
-            raise BrokenSampleError(f"{self.path}: {error}") from error
         if self.rles and list(self.rles[0]["size"]) != list(image.shape[:2]):
             got, expected = ("x".join(map(str, size)) for size in (image.shape[:2], self.rles[0]["size"]))
             raise BrokenSampleError(f"{self.path}: expected {expected} (height x width), the size of its masks, got {got}")
@@ -162,11 +157,23 @@ class Dataset(Generic[Entry]):
     def fingerprint(self) -> str:
         """SHA-256 of the annotations of all samples, and of the sizes of their image files, which are not read."""
         digest = hashlib.sha256(f"{self.format} {self.split}".encode())
-        for entry in self.entries:
+        for index, entry in enumerate(self.entries):
             digest.update(entry.read_bytes() if isinstance(entry, Path) else json.dumps(entry, default=str).encode())
-            image = Path(self.label(entry)).with_suffix(".jpg") if isinstance(entry, Path) else Path(self.label(entry))
-            digest.update(str(image.stat().st_size if image.is_file() else None).encode())
+            image = Path(self.name(index))
+            image = image.with_suffix(".jpg") if isinstance(entry, Path) else image
+            try:
+                size = image.stat().st_size if image.is_file() else None
+            except OSError:  # a name that no file can have
+                size = None
+            digest.update(str(size).encode())
         return digest.hexdigest()
+
+    def name(self, index: int) -> str:
+        """The file of a sample or, if its entry does not say it, its number; for messages."""
+        try:
+            return self.label(self.entries[index])
+        except Exception:  # the entry is damaged; reading it says how
+            return f"{self.folder}: sample {index}"
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -181,12 +188,5 @@ class Dataset(Generic[Entry]):
             BrokenSampleError: its annotations are damaged, or of another layout.
         """
         entry = self.entries[index]
-        try:
+        with sample_errors(self.name(index)):
             return self.load(entry)
-        except BrokenSampleError:
-            raise
-        except KeyError as error:
-            raise BrokenSampleError(f"{self.label(entry)}: expected an entry {error.args[0]!r}, got none") from error
-        except (ValueError, TypeError, IndexError, AttributeError, OSError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise BrokenSampleError(f"{self.label(entry)}: cannot be read ({reason})") from error

@@ -3,7 +3,7 @@
 ::
 
     images/000000.png   images
-    annotations.json    COCO: images, annotations (compressed RLE masks, attributes.color), categories
+    annotations.json    COCO: images, annotations (polygons or RLE masks, attributes.color if there is one), categories
     questions.json      for each image its turns: kind, question, answer, spans {start, end, annotation_ids}
 """
 
@@ -12,8 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flmm_core.data.json_data import read_json
-from flmm_core.data.samples import Dataset, Sample, Span, Turn
+from flmm_core.data.broken import file_errors
+from flmm_core.data.json_data import read_json, repeated, require_unique, unique
+from flmm_core.data.masks import segmentation_rle
+from flmm_core.data.samples import DETAIL, REASON, Dataset, Sample, Span, Turn
 
 DATASET_FILES = ("questions.json", "annotations.json")
 """Files that a data-set folder must hold beside its images."""
@@ -39,26 +41,66 @@ def read_dataset(folder: Path, split: str = "") -> Dataset[Entry]:
         if not (folder / name).is_file():
             raise ValueError(f"expected a data set of `flmm scenes` at {folder}, got a folder without {name}")
     coco = read_json(folder / "annotations.json", dict, "images", "annotations", "categories")
-    turns = {entry["image_id"]: entry["turns"] for entry in read_json(folder / "questions.json", list)}
-    kinds = {category["id"]: category["name"] for category in coco["categories"]}
-    objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
-    for annotation in coco["annotations"]:
-        objects[annotation["image_id"]].append(annotation)
+    asked = read_json(folder / "questions.json", list)
+    with file_errors(folder):
+        entries = _entries(coco, asked)
+        kinds = unique(coco["categories"], "id")
+        doubled = repeated(image["id"] for image in coco["images"])
 
     def load(entry: Entry) -> Sample:
-        image, asked, annotations = entry
-        index = {annotation["id"]: i for i, annotation in enumerate(annotations)}
-        return Sample(
-            path=folder / "images" / image["file_name"],
-            turns=tuple(_turn(turn, index) for turn in asked),
-            names=tuple(f"{a['attributes']['color']} {kinds[a['category_id']]}" for a in annotations),
-            rles=tuple(a["segmentation"] for a in annotations),
-        )
+        require_unique(entry[0], doubled)
+        return _sample(entry, kinds, folder)
 
-    entries = [(image, turns.get(image["id"], []), objects[image["id"]]) for image in coco["images"]]
     return Dataset(FORMAT, folder, split, entries, load, lambda entry: str(folder / "images" / str(entry[0].get("file_name"))))
 
 
-def _turn(turn: dict[str, Any], index: dict[int, int]) -> Turn:
-    spans = tuple(Span(s["start"], s["end"], tuple(index[i] for i in s["annotation_ids"])) for s in turn["spans"])
-    return Turn(turn["kind"], turn["question"], turn["answer"], spans)
+def _entries(coco: dict[str, Any], asked: list[dict[str, Any]]) -> list[Entry]:
+    turns: dict[Any, list[dict[str, Any]]] = {}
+    for about in asked:
+        turns.setdefault(about["image_id"], []).extend(about["turns"])
+    objects: dict[Any, list[dict[str, Any]]] = {}
+    for annotation in coco["annotations"]:
+        objects.setdefault(annotation["image_id"], []).append(annotation)
+    return [(image, turns.get(image["id"], []), objects.get(image["id"], [])) for image in coco["images"]]
+
+
+def _sample(entry: Entry, kinds: dict[tuple[Any, ...], dict[str, Any]], folder: Path) -> Sample:
+    image, asked, annotations = entry
+    index: dict[Any, int] = {}
+    names: list[str] = []
+    rles: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    doubled = repeated(annotation["id"] for annotation in annotations)
+    for annotation in annotations:
+        number = annotation["id"]
+        try:
+            if number in doubled:
+                raise ValueError("expected an id of its own, got several annotations with it")
+            if (kind := kinds.get((annotation["category_id"],))) is None:
+                raise ValueError(f"expected one category {annotation['category_id']!r:.40}, got none or several")
+            rle = segmentation_rle(annotation["segmentation"], image["height"], image["width"])
+            names.append(f"{annotation.get('attributes', {}).get('color', '')} {kind['name']}".strip())
+        except ValueError as error:
+            left_out.append(f"annotation {number}: {error}")
+            continue
+        index[number] = len(rles)
+        rles.append(rle)
+    turns = tuple(_turn(turn, index, left_out) for turn in asked)
+    return Sample(folder / "images" / image["file_name"], turns, tuple(names), tuple(rles), left_out=tuple(left_out))
+
+
+def _turn(turn: dict[str, Any], index: dict[Any, int], left_out: list[str]) -> Turn:
+    """A turn without the spans that name an object that was left out, or no characters of the answer."""
+    if not all(isinstance(turn[name], str) for name in ("kind", "question", "answer")):
+        raise ValueError("expected kind, question and answer of each turn as text, got something else")
+    spans = []
+    for span in turn["spans"]:
+        start, end, ids = span["start"], span["end"], span["annotation_ids"]
+        if not 0 <= start < end <= len(turn["answer"]) and turn["kind"] not in (REASON, DETAIL):
+            left_out.append(f"{turn['answer']!r:.60}: expected characters of the answer, got {start} to {end}")
+        elif missing := [i for i in ids if i not in index]:
+            words = turn["answer"][start:end]
+            left_out.append(f"{words!r:.60}: expected annotation {missing[0]!r:.40}, got none that can be used")
+        else:
+            spans.append(Span(start, end, tuple(index[i] for i in ids)))
+    return Turn(turn["kind"], turn["question"], turn["answer"], tuple(spans))

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flmm_core.data.json_data import read_json
+from flmm_core.data.json_data import read_json, read_text
 from flmm_core.data.masks import mask_rle
 from flmm_core.data.samples import DETAIL, Dataset, Sample, Span, Turn
-from flmm_core.images.files import FORMATS
+from flmm_core.images.files import image_size
 
 FORMAT = "viscot"
 
@@ -61,8 +61,8 @@ def read_dataset(folder: Path, split: str) -> Dataset[dict[str, Any]]:
         entries = read_json(path, list)
     else:
         try:
-            entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except json.JSONDecodeError as error:
+            entries = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"expected one JSON entry a line at {path}, got a line that is none ({error})") from error
     return Dataset(
         FORMAT, folder, split, entries, lambda entry: _sample(folder, entry), lambda entry: str(folder / _file(entry))
@@ -75,10 +75,7 @@ def _file(entry: dict[str, Any]) -> str:
 
 def _sample(folder: Path, entry: dict[str, Any]) -> Sample:
     path = folder / _file(entry)
-    if not path.is_file():
-        raise ValueError(f"expected its image at {path}, got no such file")
-    with Image.open(path, formats=FORMATS) as opened:
-        width, height = opened.size
+    height, width = image_size(path)
     said = [turn["value"] for turn in entry["conversations"]]
     if len(said) < 4:
         raise ValueError(f"expected a question, a part, a request and an answer, got {len(said)} turns")
@@ -92,7 +89,7 @@ def _sample(folder: Path, entry: dict[str, Any]) -> Sample:
 
 def _pixels(words: str, height: int, width: int) -> tuple[int, int, int, int]:
     """A part as XYXY pixels of the image, ends exclusive; one pixel at least."""
-    shares = [float(number) for number in re.findall(r"\d*\.?\d+", words)]
+    shares = [float(number) for number in re.findall(r"-?\d*\.?\d+(?:e[+-]?\d+)?", words, re.IGNORECASE)]
     if len(shares) != 4:
         raise ValueError(f"expected a part [x0, y0, x1, y1], got {words!r:.60}")
     side = max(height, width)

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from flmm_core.data.samples import BrokenSampleError, Dataset, Sample
-from flmm_core.errors import CommandError
+from flmm_core.data.broken import BrokenSampleError, sample_errors
+from flmm_core.data.samples import Dataset, Sample
 
 T = TypeVar("T")
 
@@ -16,6 +16,16 @@ T = TypeVar("T")
 def spread(count: int, most: int | None) -> Sequence[int]:
     """Indices of at most ``most`` of ``count`` items, evenly spread; all of them if ``most`` is None."""
     return range(count) if most is None or most >= count else [i * count // most for i in range(most)]
+
+
+def usable_samples(dataset: Dataset[Any], *, tell: Callable[[str], None], limit: int | None = None) -> list[Sample]:
+    """The samples whose annotations and image can be read, in order; see :func:`visit_samples`."""
+
+    def use(_: int, sample: Sample) -> Sample:
+        sample.image()
+        return sample
+
+    return visit_samples(dataset, use, tell=tell, limit=limit)
 
 
 def visit_samples(
@@ -32,8 +42,9 @@ def visit_samples(
     made = []
     for index in tqdm(spread(len(dataset), limit), desc=f"{dataset.format} {dataset.split}".strip(), unit="image"):
         try:
-            one = use(index, dataset[index])
-        except (BrokenSampleError, CommandError) as error:
+            with sample_errors(dataset.name(index)):
+                one = use(index, dataset[index])
+        except BrokenSampleError as error:
             tell(f"skipped: {error}")
             continue
         if one is not None:

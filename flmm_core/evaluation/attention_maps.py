@@ -6,13 +6,14 @@ point at the objects it names. :mod:`flmm_core.drawing.attention_figure` draws w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from flmm_core.data.broken import BrokenSampleError, sample_errors
 from flmm_core.data.samples import MISTAKE, NO_ANSWERS, REFER, Sample, Span, Turn
 from flmm_core.drawing.attention_figure import AttentionRow, HeadChart
 from flmm_core.evaluation.matching import true_masks
@@ -79,34 +80,62 @@ class HeadRanking:
         return {"images": len(self.names), "names": int(self.names.sum()), "random": chance, "heads": rows}
 
 
-def rank_heads(pipeline: GroundingPipeline, samples: Sequence[Sample]) -> HeadRanking:
+@dataclass(frozen=True)
+class _Pointing:
+    """Sums over the names of one image; see :class:`HeadRanking`."""
+
+    hits: np.ndarray
+    attention: np.ndarray
+    names: int
+    covered: float
+    touched: float
+
+
+def rank_heads(pipeline: GroundingPipeline, samples: Sequence[Sample], *, tell: Callable[[str], None]) -> HeadRanking:
     """Measure every head on the present objects that the true answers name, with one answer of each kind and image.
 
     Args:
         pipeline: its LMM reads the answers; the grounding heads are not used.
         samples: held out, with ground truth.
+        tell: called with one line for each sample that cannot be used; it is skipped.
     """
-    channels = pipeline.lmm.shape.channels
-    hits, attention = np.zeros((len(samples), channels), int), np.zeros((len(samples), channels))
-    names, covered, touched = np.zeros(len(samples), int), 0.0, 0.0
-    for index, sample in enumerate(tqdm(samples, desc="pointing", unit="image")):
-        image = pipeline.encode(sample.image())
-        firsts = {turn.kind: turn for turn in reversed(sample.turns) if turn.present and turn.kind != MISTAKE}
-        for turn in firsts.values():
-            maps = _maps(
-                pipeline.teacher_force(image, turn.question, turn.answer), [(span.start, span.end) for span in turn.present]
-            )
-            for phrase_maps, span in zip(maps, turn.present, strict=True):
-                truth = sample.mask(span.objects)
-                hits[index] += [truth[y, x] for x, y in peaks(phrase_maps, *truth.shape)]
-                attention[index] += share_on(phrase_maps, truth)
-                names[index] += 1
-                covered += float(truth.mean())
-                touched += float(touched_cells(truth, *phrase_maps.shape[-2:]).mean())
-    total = int(names.sum())
+    found: list[_Pointing] = []
+    for sample in tqdm(samples, desc="pointing", unit="image"):
+        try:
+            with sample_errors(str(sample.path)):
+                found.append(_pointing(pipeline, sample))
+        except BrokenSampleError as error:
+            tell(f"skipped: {error}")
+    total = sum(one.names for one in found)
     if not total:
         raise ValueError("images: expected some whose answers name things, got none")
-    return HeadRanking(hits, attention, names, covered / total, touched / total, pipeline.lmm.shape.heads)
+    return HeadRanking(
+        np.stack([one.hits for one in found]),
+        np.stack([one.attention for one in found]),
+        np.array([one.names for one in found]),
+        sum(one.covered for one in found) / total,
+        sum(one.touched for one in found) / total,
+        pipeline.lmm.shape.heads,
+    )
+
+
+def _pointing(pipeline: GroundingPipeline, sample: Sample) -> _Pointing:
+    channels = pipeline.lmm.shape.channels
+    hits, attention = np.zeros(channels, int), np.zeros(channels)
+    names, covered, touched = 0, 0.0, 0.0
+    image = pipeline.encode(sample.image())
+    firsts = {turn.kind: turn for turn in reversed(sample.turns) if turn.present and turn.kind != MISTAKE}
+    for turn in firsts.values():
+        trace = pipeline.teacher_force(image, turn.question, turn.answer)
+        maps = _maps(trace, [(span.start, span.end) for span in turn.present])
+        for phrase_maps, span in zip(maps, turn.present, strict=True):
+            truth = sample.mask(span.objects)
+            hits += [truth[y, x] for x, y in peaks(phrase_maps, *truth.shape)]
+            attention += share_on(phrase_maps, truth)
+            names += 1
+            covered += float(truth.mean())
+            touched += float(touched_cells(truth, *phrase_maps.shape[-2:]).mean())
+    return _Pointing(hits, attention, names, covered, touched)
 
 
 def attention_rows(

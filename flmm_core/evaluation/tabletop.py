@@ -1,24 +1,19 @@
 """Evaluates a whole grounding model on a data set with known answers and masks.
 
 It measures answers, their masks before and after refinement, the keyword selector, and refer mode.
-:mod:`flmm_core.evaluation.report` computes figures from the records of this file.
+:mod:`flmm_core.evaluation.workers` runs it over images; :mod:`flmm_core.evaluation.report` computes figures from the records of
+this file.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from flmm_core.config import GroundingConfig
 from flmm_core.data.samples import NO_ANSWERS, REFER, REFER_ABSENT, Sample, Turn
 from flmm_core.evaluation.matching import Pair, is_right, match_phrases, overlaps
 from flmm_core.evaluation.metrics import Range, Retrieval, phrase_retrieval, word_retrieval
@@ -209,72 +204,3 @@ def is_relational(phrase: str) -> bool:
 
 def _span_counts(text: str, found: Sequence[Range], true: Sequence[Range]) -> SpanCounts:
     return SpanCounts(phrase_retrieval(found, true), word_retrieval(text, found, true))
-
-
-Load = Callable[[GroundingConfig], GroundingPipeline]
-
-
-def evaluate_images(
-    samples: Sequence[Sample],
-    config: GroundingConfig,
-    *,
-    per_kind: int | None = None,
-    workers: int = 1,
-    load: Load = GroundingPipeline.from_config,
-) -> list[ImageRecord]:
-    """Evaluate a model on images, with a progress bar.
-
-    Args:
-        samples: with ground truth.
-        config: the model.
-        per_kind: most questions of each kind and image; None for all.
-        workers: processes, each with the model; they share the processor's cores.
-        load: builds the pipeline; with several workers a function of a module, which each of them imports.
-
-    Returns:
-        One record for each image, in order.
-    """
-    if workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {workers}")
-    if not samples:
-        raise ValueError("samples: expected at least one, got none")
-    with _mapped(samples, config, per_kind, min(workers, len(samples)), load) as records:
-        return list(tqdm(records, total=len(samples), desc="evaluation", unit="image"))
-
-
-@contextmanager
-def _mapped(
-    samples: Sequence[Sample], config: GroundingConfig, per_kind: int | None, workers: int, load: Load
-) -> Iterator[Iterator[ImageRecord]]:
-    """The records of the images, in order, as they become available."""
-    if workers == 1:
-        yield map(ImageEvaluation(load(config), per_kind=per_kind).run, samples)
-        return
-    if not config.cpu_threads:
-        config = replace(config, cpu_threads=max(1, (os.cpu_count() or 1) // workers))
-    spawn = multiprocessing.get_context("spawn")  # PyTorch's threads hang after a fork
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(config, per_kind, load)) as pool:
-        yield pool.map(_evaluate_in_worker, samples, chunksize=1)
-
-
-@dataclass
-class _Worker:
-    """State of a worker process; the model is loaded with the first image, so that a failure reaches the caller."""
-
-    config: GroundingConfig = field(default_factory=GroundingConfig)
-    per_kind: int | None = None
-    load: Load = GroundingPipeline.from_config
-    evaluation: ImageEvaluation | None = None
-
-
-_worker = _Worker()
-
-
-def _start_worker(config: GroundingConfig, per_kind: int | None, load: Load) -> None:
-    _worker.config, _worker.per_kind, _worker.load = config, per_kind, load
-
-
-def _evaluate_in_worker(sample: Sample) -> ImageRecord:
-    if _worker.evaluation is None:
-        _worker.evaluation = ImageEvaluation(_worker.load(_worker.config), per_kind=_worker.per_kind)
-    return _worker.evaluation.run(sample)

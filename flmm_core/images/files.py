@@ -23,6 +23,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats of image files, by Pillow's names. Its other decoders see no file: that of EPS, for instance, runs Ghostscript."""
 SENT_FORMATS = ("JPEG", "PNG")
 """Formats of images that arrive over a network: their decoders allocate nothing before the size is known from the header."""
+_QUARTER_TURNS = (5, 6, 7, 8)
+"""EXIF orientations that exchange height and width."""
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -50,6 +52,19 @@ def write_image(path: Path, image: np.ndarray, command: str) -> None:
         Image.fromarray(image).save(temporary, exif=exif)
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file as :func:`read_image` gives it, upright, from its header alone.
+
+    Raises:
+        ValueError: the file is missing, is no image, or is damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"expected an image at {path}, got no such file")
+    with _opened(path, f"at {path}", FORMATS) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def read_image_bytes(content: bytes) -> np.ndarray:
     """Read the content of an image file of :data:`SENT_FORMATS`, ``[H, W, 3]`` uint8 RGB; see :func:`as_seen`.
 
@@ -64,14 +79,14 @@ def _read(source: Path | io.BytesIO, place: str, formats: tuple[str, ...]) -> np
         return as_seen(_from_16_bits(image, source) if has_16_bit_colours(image) else image)
 
 
-def image_size(content: bytes, *, formats: tuple[str, ...]) -> tuple[int, int]:
-    """Width and height in pixels by the header of an image file; nothing is decoded.
+def sent_image_size(content: bytes) -> tuple[int, int]:
+    """Height and width by the header of an image file of :data:`SENT_FORMATS`; nothing is decoded.
 
     Raises:
         ValueError: it is no image of these formats, or its header is damaged.
     """
-    with _opened(io.BytesIO(content), f"in {len(content)} bytes", formats) as image:
-        return image.size
+    with _opened(io.BytesIO(content), f"in {len(content)} bytes", SENT_FORMATS) as image:
+        return image.height, image.width
 
 
 @contextmanager
@@ -82,7 +97,9 @@ def _opened(source: Path | io.BytesIO, place: str, formats: tuple[str, ...]) -> 
             yield image
     except UnidentifiedImageError as error:
         raise ValueError(f"expected an image {place}, got a file that is none of {', '.join(formats)}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise many types on damaged files
         raise ValueError(f"expected an image {place}, got one that cannot be read ({error})") from error
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from flmm_core.data.samples import BrokenSampleError, Dataset, Sample
-from flmm_core.errors import CommandError
+from flmm_core.data.broken import BrokenSampleError, sample_errors
+from flmm_core.data.samples import Dataset, Sample
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.sam.refiner import SamImage, SamRefiner
 from flmm_core.training.traces import AnswerTrace, choose_turns, read_turns
@@ -144,7 +144,7 @@ class ExampleReader:
                 continue
             try:
                 example = self._read(number, epoch % self._variants)
-            except (BrokenSampleError, CommandError) as error:
+            except BrokenSampleError as error:
                 self._skip(number, str(error))
                 continue
             if example.phrases:
@@ -161,8 +161,11 @@ class ExampleReader:
         while index >= len(self._datasets[which]):
             index -= len(self._datasets[which])
             which += 1
-        sample = self._datasets[which][index]
-        name = f"{which}-{index:07d}-{variant}"
+        with sample_errors(self._datasets[which].name(index)):
+            return self._computed(self._datasets[which][index], number, f"{which}-{index:07d}-{variant}", variant)
+
+    def _computed(self, sample: Sample, number: int, name: str, variant: int) -> Example:
+        """The example of a sample, from the cache or from the models."""
         if self._cache is not None and (fields := self._cache.get(name)) is not None:
             return Example(sample, tuple(map(_trace_of, fields["traces"])), SamImage(**fields["image"]))
         rng = np.random.default_rng([self._seed, 3, number, variant])

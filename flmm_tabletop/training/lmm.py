@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 from transformers import AutoModel, CLIPImageProcessor, LlavaForConditionalGeneration
 
 from flmm_core.common.output_files import replaced_folder
 from flmm_core.data.samples import REFER
 from flmm_core.data.tabletop import read_dataset
+from flmm_core.data.visit import usable_samples
 from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.settings import LoopConfig
 from flmm_core.weights.folders import HUGGING_FACE_FILES
@@ -53,7 +55,7 @@ MEASURED = 160
 def train_lmm(out: Path, settings: LmmSettings, loop: LoopConfig, device: torch.device) -> None:
     """Train the LMM and save it in ``out/lmm`` with tokenizer and preprocessor, ready for ``from_pretrained``."""
     torch.manual_seed(settings.seed)
-    samples, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))
+    samples, held_out = (usable_samples(read_dataset(folder), tell=tqdm.write) for folder in (settings.data, settings.val))
     tokenizer = build_tokenizer((turn for sample in samples[:TOKENIZED] for turn in sample.turns), settings.vocabulary)
     tower = AutoModel.from_pretrained(settings.tower)
     model = build_lmm(tokenizer, tower.config, settings)

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from flmm_core.common.output_files import replaced_folder
 from flmm_core.data.samples import Sample
 from flmm_core.data.tabletop import read_dataset
+from flmm_core.data.visit import usable_samples
 from flmm_core.evaluation.metrics import cumulative_iou
 from flmm_core.images.masks import Overlap
 from flmm_core.sam.refiner import RefinerConfig, SamImage, SamRefiner
@@ -32,6 +34,8 @@ from flmm_tabletop.training.settings import SamSettings
 
 COARSE = 64
 """Long side of the imitated coarse masks, cells."""
+MEASURED = 100
+"""Held-out images that are measured during training."""
 
 
 def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.device) -> None:
@@ -40,7 +44,7 @@ def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.
     sam, save = _build(settings.kind)
     refiner = SamRefiner(sam=sam, config=RefinerConfig(use_text=False)).to(device)
     refiner.model.image_encoder.requires_grad_(True)
-    samples, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))[:100]
+    samples, held_out = (usable_samples(read_dataset(folder), tell=tqdm.write) for folder in (settings.data, settings.val))
 
     def loss_at(step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, 2, step])
@@ -55,7 +59,7 @@ def train_sam(out: Path, settings: SamSettings, loop: LoopConfig, device: torch.
 
     def measure(_: int) -> dict[str, float]:
         refiner.eval()
-        found = [sharpened(refiner, sample, number, settings) for number, sample in enumerate(held_out)]
+        found = [sharpened(refiner, sample, number, settings) for number, sample in enumerate(held_out[:MEASURED])]
         return {"ciou": cumulative_iou(found).value}
 
     optimizer = adamw(parameter_groups(refiner.parameters(), loop), loop)

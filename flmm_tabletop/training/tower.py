@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from flmm_core.common.output_files import replaced_folder
 from flmm_core.data.samples import Sample
 from flmm_core.data.tabletop import read_dataset
+from flmm_core.data.visit import usable_samples
 from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.settings import LoopConfig
 from flmm_core.weights.folders import HUGGING_FACE_FILES
@@ -54,7 +56,7 @@ def train_tower(out: Path, settings: TowerSettings, loop: LoopConfig, device: to
     """Train the tower and save it in ``out/tower`` (Hugging Face layout); the fit of its votes has its log in ``out/votes``."""
     torch.manual_seed(settings.seed)
     config = TabletopTowerConfig(words=WORDS, hidden_size=len(WORDS) + TabletopTowerConfig.position_channels)
-    samples, held_out = list(read_dataset(settings.data)), list(read_dataset(settings.val))
+    samples, held_out = (usable_samples(read_dataset(folder), tell=tqdm.write) for folder in (settings.data, settings.val))
     frames = load_frames(settings.data, samples, config.image_size)
     val_frames = load_frames(settings.val, held_out, config.image_size)
     tower = TabletopTower(config)
