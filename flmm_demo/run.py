@@ -16,6 +16,7 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 
+from flmm_core.common.output_files import mark
 from flmm_core.spatial.grasp import NoGraspError, top_grasp
 from flmm_core.types import GroundedAnswer
 from flmm_demo.commands import DemoCommand
@@ -166,7 +167,7 @@ def run_demo(
     """
     outcomes = []
     began = time.monotonic()
-    with NodeProcesses(log_dir) as processes:
+    with NodeProcesses(log_dir, heading=mark("demo")) as processes:
         start_camera_and_node(processes, node_arguments, commands[0].seed)
         demo = Demo(processes, timeout=timeout, start_timeout=start_timeout)
         try:

@@ -31,10 +31,12 @@ class NodeProcesses:
     Args:
         log_dir: folder of the log files ``<name>.log``; None: output goes to the terminal.
         environment: variables that are added to those of this process.
+        heading: first line of each log file; empty for none.
     """
 
-    def __init__(self, log_dir: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, log_dir: Path | None = None, environment: Mapping[str, str] | None = None, *, heading: str = "") -> None:
         self._log_dir = log_dir
+        self._heading = f"{heading}\n".encode() if heading else b""
         self._environment = {**os.environ, **(environment or {})}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -54,7 +56,7 @@ class NodeProcesses:
         if self._log_dir is not None:
             self._log_dir.mkdir(parents=True, exist_ok=True)
             log = open(self._log_dir / f"{name}.log", "wb")  # noqa: SIM115
-            log.write(b"written by flmm: log of %b\n" % name.encode())
+            log.write(self._heading)
             log.flush()
         try:
             child = subprocess.Popen(

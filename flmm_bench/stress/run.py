@@ -17,6 +17,7 @@ from lifecycle_msgs.srv import ChangeState
 
 from flmm_bench.stress.findings import Findings, NodeRun
 from flmm_bench.stress.traffic import Traffic
+from flmm_core.common.output_files import mark
 from flmm_core.common.process_memory import resident_bytes
 from flmm_ros.client import AskClient, NoReplyError
 from flmm_ros.node_processes import NodeProcesses
@@ -50,7 +51,7 @@ def soak(minutes: float, log_dir: Path, *, seed: int, on_progress: Callable[[flo
         seed: of all random choices.
         on_progress: called with the fraction of the time that has passed.
     """
-    with NodeProcesses(log_dir) as processes, AskClient() as client:
+    with NodeProcesses(log_dir, heading=mark("soak")) as processes, AskClient() as client:
         processes.start("camera", "flmm_bench.stress.camera")
         test = StressTest(processes, client, seed, log_dir)
         test.run(60 * minutes, on_progress)

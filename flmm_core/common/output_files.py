@@ -27,8 +27,8 @@ def mark(command: str) -> str:
 
 
 def is_marked(path: Path, command: str) -> bool:
-    """Whether a file carries the mark of a command near its beginning or end, or is a log of its processes."""
-    pattern = re.compile(rb"(?i)written.by\W+flmm(?: %b\b|: log)" % command.encode(), re.DOTALL)
+    """Whether a file carries the mark of a command near its beginning or end."""
+    pattern = re.compile(rb"(?i)written.by\W+flmm %b\b" % command.encode(), re.DOTALL)
     if not path.is_file():
         return False
     with path.open("rb") as file:
