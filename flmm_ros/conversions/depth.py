@@ -41,7 +41,10 @@ def depth_from_message(message: Image, max_pixels: int) -> np.ndarray:
     rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)[:, :row_bytes]
     order = ">" if message.is_bigendian else "<"
     samples = np.ascontiguousarray(rows).view(f"{order}f4" if bits == 32 else f"{order}u2")
-    return _metres(samples.astype(np.float32) * np.float32(0.001 if bits == 16 else 1.0))
+    depth = samples.astype(np.float32)
+    if bits == 16:
+        depth *= 0.001
+    return _metres(depth)
 
 
 def depth_from_compressed(message: CompressedImage, max_pixels: int) -> np.ndarray:
