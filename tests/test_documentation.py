@@ -219,6 +219,7 @@ def is_module(name):
 
 NOT_RUN = {
     "sets up a shell, or builds": r"(source|export|\w+=|python3 -m venv|make|rosdep|colcon|\.ci/run)",
+    "changes the system": "sudo",
     "needs a network": r"(pip|python -m pip|wget|hf|curl)|.*(llava|Qwen|bert-base|\$LMM|path/to/lmm)",
     "needs a ROS 2 distribution": "ros2",
     "takes longer than 20 s": r"torchrun|flmm train|.*(flmm eval tabletop|flmm attention|measure_other_words|pytest)",

@@ -116,31 +116,13 @@ def read_dataset(folder: Path, split: str) -> Dataset[Entry]:
     files = _reference_files(folder)
     refs = _published_refs(files, split) if files else _mdetr_refs(_mdetr_files(folder)[split])
     coco = read_json(_instances(folder) or folder / "instances.json", dict, "images", "annotations", "categories")
-    parent = folder.parent
-    images = images_folder(
-        [
-            folder / "images",
-            folder / "train2014",
-            parent / "images" / "mscoco" / "images" / "train2014",
-            parent / "images" / "train2014",
-            parent / "train2014",
-            parent / "coco" / "train2014",
-            parent / "coco_2014" / "train2014",
-        ],
-        str(folder),
-    )
+    images = _images(folder)
     records = unique(coco["images"], "id")
     # Some files number the annotations of each image from 0.
     annotations = unique(coco["annotations"], "image_id", "id")
     categories = unique(coco["categories"], "id")
     needed = _NEEDED if files else _NEEDED[1:]
-    grouped: dict[Any, list[dict[str, Any]]] = {}
-    entries: list[Entry] = []
-    for ref in refs:
-        if isinstance(ref, dict) and all(name in ref for name in needed):
-            grouped.setdefault(ref["image_id"], []).append(ref)
-        else:
-            entries.append(({}, [ref]))
+    grouped, entries = _by_image(refs, needed)
 
     def load(entry: Entry) -> Sample:
         image, about = entry
@@ -156,10 +138,38 @@ def read_dataset(folder: Path, split: str) -> Dataset[Entry]:
     def label(entry: Entry) -> str:
         image, about = entry
         if not image:
-            return f"{folder}: expression {about[0].get('ref_id')}"
+            ref = about[0]
+            return f"{folder}: expression {ref.get('ref_id') if isinstance(ref, dict) else 'without an id'}"
         return str(images / str(image.get("file_name", f"image {image['id']}")))
 
     return Dataset(FORMAT, folder, split, entries, load, label)
+
+
+def _images(folder: Path) -> Path:
+    """Folder of the images, which RefCOCO shares with COCO."""
+    parent = folder.parent
+    places = (
+        folder / "images",
+        folder / "train2014",
+        parent / "images" / "mscoco" / "images" / "train2014",
+        parent / "images" / "train2014",
+        parent / "train2014",
+        parent / "coco" / "train2014",
+        parent / "coco_2014" / "train2014",
+    )
+    return images_folder(places, str(folder))
+
+
+def _by_image(refs: list[Any], needed: tuple[str, ...]) -> tuple[dict[Any, list[dict[str, Any]]], list[Entry]]:
+    """Expressions by the id of their image, and an entry for each that lacks what is needed."""
+    grouped: dict[Any, list[dict[str, Any]]] = {}
+    bad: list[Entry] = []
+    for ref in refs:
+        if isinstance(ref, dict) and all(name in ref for name in needed):
+            grouped.setdefault(ref["image_id"], []).append(ref)
+        else:
+            bad.append(({}, [ref]))
+    return grouped, bad
 
 
 def _sample(

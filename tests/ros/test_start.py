@@ -218,7 +218,7 @@ def test_the_log_holds_the_nodes_own_lines_only(processes, log_dir):
             assert reply.status == GroundedAnswer.STATUS_ANSWERED, reply.reason
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 0
-    lines = [line for line in (log_dir / "quiet.log").read_text().splitlines()[1:] if "vision_msgs" not in line]
+    lines = [line for line in (log_dir / "quiet.log").read_text().splitlines() if "vision_msgs" not in line]
     assert len(lines) == 4
     assert not [line for line in lines if not re.fullmatch(r"\[INFO\] \[[\d.]+\] \[quiet\.grounding\]: .+", line)]
 
