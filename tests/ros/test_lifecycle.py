@@ -103,7 +103,7 @@ def test_services_answer_while_the_model_loads(managed):
     """The watchdog that docs/reliability.md recommends is right meanwhile, and so is a lifecycle manager that asks."""
     assert managed.bench.set_parameter("refer_prompt", "brief").successful
     loading = managed.changes.call_async(ChangeState.Request(transition=Transition(id=CONFIGURE)))
-    managed.bench.until(lambda: managed.statuses[-1].state == NodeStatus.LOADING)
+    managed.bench.until(lambda: managed.statuses and managed.statuses[-1].state == NodeStatus.LOADING)
     assert managed.state == State.TRANSITION_STATE_CONFIGURING
     listed = managed.bench.parameters.list_parameters(["device"])
     managed.bench.until(listed.done)
