@@ -33,6 +33,11 @@ REGIONS = {"corner": (0.0, 0.0, 0.3, 0.4), "middle": (0.37, 0.45, 0.7, 0.8), "en
 QUESTION, ANSWER = "where is the lemon?", "The yellow lemon is left of the green can."
 
 
+def with_prefix(lmm: FrozenLmm, reuse: bool) -> FrozenLmm:
+    """The same model, which encodes an image once or reads it anew each time."""
+    return FrozenLmm(model=lmm.model, tokenizer=lmm.words.tokenizer, family=lmm.family, reuse_prefix=reuse)
+
+
 # --- (a) captured rows equal eager attention ---
 
 
@@ -42,8 +47,9 @@ def check_rows(source, image: Image.Image, *, tolerance: float = 1e-5) -> None:
 
     With and without a cached prefix; a layer that gives maps must have eager attention of its own.
     """
+    loaded = FrozenLmm.from_pretrained(source)
     for reuse in (False, True):
-        lmm = FrozenLmm.from_pretrained(source, reuse_prefix=reuse)
+        lmm = with_prefix(loaded, reuse)
         encoded = lmm.encode_image(image)
         read = lmm.teacher_force(encoded, QUESTION, ANSWER)
         written = lmm.generate(encoded, QUESTION, max_new_tokens=6)

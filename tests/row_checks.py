@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from family_checks import check_batch
+from family_checks import check_batch, with_prefix
 from static_checks import check_static
 
 from flmm_core.lmm.frozen_lmm import FrozenLmm
@@ -18,11 +18,6 @@ def plain_model(lmm: FrozenLmm, attention: str):
     names = [name for name in model.config.sub_configs if getattr(model.config, name, None) is text]
     model.set_attn_implementation({names[0]: attention} if names else attention)
     return model
-
-
-def with_prefix(lmm: FrozenLmm, reuse: bool) -> FrozenLmm:
-    """The same model, which encodes an image once or reads it anew each time."""
-    return FrozenLmm(model=lmm.model, tokenizer=lmm.words.tokenizer, family=lmm.family, reuse_prefix=reuse)
 
 
 def check_rows(lmm: FrozenLmm, images, *, tolerance: float = 1e-5) -> None:

@@ -333,7 +333,8 @@ def test_bert_compares_phrases(tmp_path):
     assert found[0, 0] < 1.0
 
 
-def test_conversations_of_a_data_set(tmp_path, capsys):
+def test_conversations_of_a_data_set(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)  # METEOR costs 10 s of CPU, and is computed above
     folder = tiny.write_gcg(tmp_path)
     (folder / "GranDf_HA_images" / "val_test" / "sa_3.jpg").unlink()
     out = tmp_path / "out.json"

@@ -62,8 +62,12 @@ def test_a_pipeline_of_fewer_bits_answers(folder):
     assert answer.phrases[0].mask.shape == (48, 64)
 
 
-def test_the_command_that_proves_it(folder, capsys):
-    assert main(["verify-frozen", str(folder), "--quantization", "int4", "--device", "cpu", "--max-new-tokens", "3"]) == 0
+def test_the_command_that_proves_it(folder, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    random_image().save(tmp_path / "images" / "a.png")
+    (tmp_path / "questions").write_text("where is the lemon?\nwhat is there?\n")
+    words = ["--images", str(tmp_path / "images"), "--questions", str(tmp_path / "questions"), "--max-new-tokens", "3"]
+    assert main(["verify-frozen", str(folder), "--quantization", "int4", "--device", "cpu", *words]) == 0
     assert f"{folder} in float32, int4 on cpu: frozen" in capsys.readouterr().out
 
 

@@ -268,10 +268,10 @@ def test_a_client_that_goes_away_leaves_a_serving_node(bench):
 
 def test_the_goals_of_a_client_that_has_left_are_cancelled(bench, client, context):
     """A goal that names its node: what the next client waits for is not an answer that nobody reads."""
-    bench.show()
     node = rclpy.create_node("leaver", context=context)
     name = node.get_fully_qualified_name()
     bench.until(lambda: name in bench.client.node.get_fully_qualified_node_names())
+    bench.show()
     running, waiting = client.send("write 400", client=name), client.send("hello", client=name)
     bench.client.spin(1.5)  # the node looks once a second who is there
     node.destroy_node()
