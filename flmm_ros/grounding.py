@@ -93,7 +93,7 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
             health=health,
             changed=lambda: self._status.publish(),
         )
-        self._status = Status(self, health=health, watched=lambda: self._watch.phrases)
+        self._status = Status(self, health=health, watched=lambda: server.watched)
         self._goals = GoalServer(self, on_goal=self._commands.on_goal)
         self.add_post_set_parameters_callback(self._on_parameters)
         self._diagnostics = DiagnosticsPublisher(self, health=health, server=server, images=images)
@@ -216,7 +216,6 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
         with self._receiving:
             self._inputs.clear()
             self._images.clear()
-        self._watch.clear()
 
     def _clean_up(self) -> None:
         if not self._server.unload(_STOPPING):
@@ -289,8 +288,8 @@ class GroundingNode(LifecycleNodeMixin, RunnableNode):
 
 
 def _take_all(subscription: Subscription[Any], callback: Callable[[bytes, MessageInfo], None]) -> None:
-    """Take the messages that are queued in the middleware: they would be lost with their subscription."""
-    while True:
+    """Take the messages that are queued in the middleware, at most one queue: they would be lost with their subscription."""
+    for _ in range(subscription.qos_profile.depth):
         with subscription.handle:
             taken = subscription.handle.take_message(subscription.msg_type, True)
         if taken is None:

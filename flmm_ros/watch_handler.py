@@ -50,35 +50,30 @@ class WatchHandler:
         self._health = health
         self._changed = changed
         self._results = qos.create_publisher(node, GroundedAnswer, "~/watched", qos.images())
-        self.phrases: tuple[str, ...] = ()
-        """The list that is grounded now; empty without one."""
-
-    def clear(self) -> None:
-        """Forget the list of a server that was stopped."""
-        self.phrases = ()
 
     def on_message(self, serialized: bytes, _: MessageInfo) -> None:
         """Replace the list; an empty one ends watching. A list that cannot be used is refused on ~/watched."""
         try:
             longest, most = (parameters.value(self._node, name) for name in ("max_command_length", "max_phrases"))
             phrases = tuple(clean_text(text, longest) for text in commands.decode_phrases(serialized, most))
+            self._server.watch(self._request(phrases) if phrases else None)
         except RefusedError as refusal:
             self._publish(Command(0, Mode.WATCH, ""), Reply(refusal.status, refusal.reason, began=time.monotonic()))
             return
         except Exception as error:
             self._node.get_logger().error(f"watch list dropped: {one_line(error)}")
             return
-        request = WatchRequest(
+        self._changed()
+        self._node.get_logger().info(f"watching: {printable(', '.join(phrases)) or 'nothing'}")
+
+    def _request(self, phrases: tuple[str, ...]) -> WatchRequest:
+        return WatchRequest(
             phrases,
             image=self._images.newest,
             result=partial(self._publish, Command(0, Mode.WATCH, commands.joined(phrases))),
             period=lambda: 1.0 / parameters.value(self._node, "watch_rate", float),
             refresh=lambda: parameters.value(self._node, "watch_refresh", float),
         )
-        self._server.watch(request if phrases else None)
-        self.phrases = phrases
-        self._changed()
-        self._node.get_logger().info(f"watching: {printable(', '.join(phrases)) or 'nothing'}")
 
     def _publish(self, command: Command, reply: Reply) -> None:
         """Publish a result; called in the server's thread, and in the executor's for a list that is refused."""

@@ -443,6 +443,32 @@ def test_a_command_that_takes_too_long_is_refused_and_the_next_is_served():
     assert bench.server.unload(5)
 
 
+class Slow(Callbacks):
+    """Whoever cancels goes on only after the worker has noticed it."""
+
+    def cancel(self):
+        super().cancel()
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("refuse", ["deadline", "stop", "left"])
+def test_what_is_refused_in_progress_keeps_the_reason_of_its_refusal(refuse):
+    """The worker, which notices that the command was cancelled, knows no reason but that."""
+    bench = Bench(deadline=0.1 if refuse == "deadline" else 0.0)
+    (request,) = bench.submit("write", callbacks=Slow())
+    assert bench.pipeline.entered.wait(10)
+    if refuse == "stop":
+        bench.server.stop(0.0, "over")
+    if refuse == "left":
+        bench.server.cancel(request, RefusedError(Status.CANCELLED, "its client has left"))
+    bench.wait([request])
+    overdue = "the model did not answer within 0.1 s (command_deadline)"
+    expected = {"deadline": overdue, "stop": "over", "left": "its client has left"}
+    assert [reply.reason for _, reply in bench.replies] == [expected[refuse]]
+    bench.server.stop(5, "over")
+    assert bench.server.unload(5)
+
+
 def test_a_model_that_hangs_is_said_until_it_returns(monkeypatch):
     monkeypatch.setattr("flmm_core.serving.in_progress._GIVING_UP", 0.1)
     bench = Bench(deadline=0.1)
@@ -472,6 +498,27 @@ def test_a_watch_list_that_hangs_is_noticed(monkeypatch):
     bench.server.watch(None)
     bench.pipeline.gate.set()
     eventually(lambda: len(bench.hangs) == 2)
+    bench.server.stop(5, "over")
+    assert bench.server.unload(5)
+
+
+def test_passes_of_a_watch_list_that_take_long_are_not_taken_for_one_that_hangs(monkeypatch):
+    monkeypatch.setattr("flmm_core.serving.in_progress._GIVING_UP", 0.2)
+    bench = Bench(deadline=0.05)
+    refer, results = bench.pipeline.refer, []
+
+    def slow(image, phrases, **options):
+        time.sleep(0.1)
+        return refer(image, phrases, **options)
+
+    bench.pipeline.refer = slow
+    bench.server.watch(
+        WatchRequest(
+            ("mug",), image=lambda: CameraImage(PIXELS.copy()), result=results.append, period=lambda: 0.0, refresh=lambda: 0.0
+        )
+    )
+    eventually(lambda: len(results) >= 8)
+    assert not bench.hangs
     bench.server.stop(5, "over")
     assert bench.server.unload(5)
 
@@ -678,11 +725,17 @@ def test_a_watch_list_has_results_however_often_commands_interrupt_it():
 
 
 def test_a_server_that_is_stopped_takes_no_watch_list(bench):
+    watching, watch = Watching("mug"), bench.server.watch
+
+    def watch_and_again(request):
+        watch(request)
+        with pytest.raises(RefusedError, match="over"):  # another thread sets a list at this moment
+            watch(watching.request)
+
+    bench.server.watch = watch_and_again
     bench.server.stop(5, "over")
-    watching = Watching("mug")
-    bench.server.watch(watching.request)
     time.sleep(0.05)
-    assert not watching.results
+    assert not watching.results and bench.server.watched == ()
 
 
 # --- text -----------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class InProgress:
     @contextmanager
     def limited(self) -> Iterator[None]:
         """Do the work in the block, which ends it; a thread of its own looks at it at the deadline."""
-        timer = threading.Timer(self.deadline, self._on_overdue, [self._work, self.deadline])
+        timer = threading.Timer(self.deadline, self._on_overdue, [self._work, self._began, self.deadline])
         timer.daemon = True
         if self.deadline > 0.0:
             timer.start()
@@ -69,14 +69,17 @@ class InProgress:
                 self._changed.notify_all()
             self._report()
 
-    def _on_overdue(self, work: list[Request] | WatchWork, deadline: float) -> None:
+    def _on_overdue(self, work: list[Request] | WatchWork, began: float, deadline: float) -> None:
         """Refuse what is in progress; if the model does not give it up, refuse what waits, too."""
+
+        def returned() -> bool:  # also if the next pass of the same watch list has begun
+            return self._work is not work or self._began != began
+
         limit = f"{deadline:g} s (command_deadline)"
         for request in work if isinstance(work, list) else []:
-            request.callbacks.cancel()
-            request.refuse(RefusedError(Status.MODEL_FAILURE, f"the model did not answer within {limit}"))
+            request.abort(RefusedError(Status.MODEL_FAILURE, f"the model did not answer within {limit}"))
         with self._changed:
-            if self._changed.wait_for(lambda: self._work is not work, _GIVING_UP):
+            if self._changed.wait_for(returned, _GIVING_UP):
                 return
             self.hanging = reason = f"the model hangs: it has not returned for more than {limit}"
         self._refuse_waiting(RefusedError(Status.MODEL_FAILURE, reason))

@@ -162,6 +162,11 @@ class Request:
         """:meth:`finish` with a refusal."""
         return self.finish(Reply(refusal.status, refusal.reason, source=refusal.source))
 
+    def abort(self, refusal: RefusedError) -> None:
+        """:meth:`refuse`, then cancel: in this order, as the worker refuses what was cancelled with a reason of its own."""
+        self.refuse(refusal)
+        self.callbacks.cancel()
+
 
 def clean_text(text: str, max_length: int) -> str:
     """Clean a command for the model: control characters become spaces, runs of white space one space.

@@ -104,10 +104,10 @@ class GroundingServer:
             timeout: seconds.
             reason: for the refusals.
         """
-        self.watch(None)
         with self._changed:
             self._stopped = RefusedError(Status.SHUTTING_DOWN, reason)
             self._serving = False
+        self.watch(None)
         self._refuse_waiting(self._stopped)
         with self._changed:
             self._changed.wait_for(lambda: not self.busy, timeout)
@@ -150,6 +150,12 @@ class GroundingServer:
     def working(self) -> float:
         """Seconds since the work in progress began; 0 while there is none."""
         return self._now.seconds
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The phrases of the watch list; empty without one."""
+        work = self._watch
+        return () if work is None else work.phrases
 
     def device_memory(self) -> int:
         """Bytes that the pipeline has on a GPU; 0 without one, and while nothing is loaded."""
@@ -197,21 +203,22 @@ class GroundingServer:
             request: submitted before.
             refusal: the reply; None: that of a request whose client cancelled it.
         """
-        request.callbacks.cancel()
         with self._changed:
             self._queue.remove(request)
-        request.refuse(refusal or cancelled())
+        request.abort(refusal or cancelled())
 
     def watch(self, request: WatchRequest | None) -> None:
         """Process a watch list whenever no command waits; it replaces the list before. None ends that.
 
-        A server that is stopped takes no list.
+        Raises:
+            RefusedError: the server takes no list, because it is stopped.
         """
         with self._changed:
+            if request is not None and not self._serving:
+                raise self._stopped
             if self._watch is not None:
                 self._watch.cancel()
-            wanted = None if request is None or not self._serving else request
-            self._watch = None if wanted is None else WatchWork(wanted, preempted=lambda: len(self._queue) > 0)
+            self._watch = None if request is None else WatchWork(request, preempted=lambda: len(self._queue) > 0)
             self._changed.notify_all()
 
     # --- worker thread ----------------------------------------------------------------------------------------------------
@@ -275,7 +282,7 @@ class GroundingServer:
     def _die(self, reason: str, in_work: list[Request]) -> None:
         refusal = RefusedError(Status.MODEL_FAILURE, reason)
         with self._changed:
-            self._stopped, self._serving, self._pipeline = refusal, False, None
+            self._stopped, self._serving, self._pipeline, self._watch = refusal, False, None, None
             left = [*in_work, *self._queue.clear()]
         for request in left:
             request.refuse(refusal)
@@ -284,6 +291,5 @@ class GroundingServer:
 
 def _abandon(request: Request, refusal: RefusedError) -> None:
     """Refuse a request in progress; if its answer is being sent at this moment, wait until it has been sent."""
-    request.callbacks.cancel()
-    request.refuse(refusal)
+    request.abort(refusal)
     request.replied.wait(_SENDING)

@@ -43,6 +43,7 @@ class WatchWork(Callbacks):
 
     def __init__(self, request: WatchRequest, *, preempted: Callable[[], bool]) -> None:
         self._request = request
+        self.phrases = request.phrases
         self._preempted = preempted
         self._due = self._refresh_due = 0.0
         self._interrupted = False

@@ -2,7 +2,9 @@
 
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from std_msgs.msg import String
 from flmm_core.common.process_memory import resident_bytes
 from flmm_ros import qos
 from flmm_ros.client import AskClient
+from flmm_ros.grounding import _take_all
 from flmm_ros.msg import GroundedAnswer, NodeStatus
 
 CONFIGURE, CLEANUP = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_CLEANUP
@@ -265,3 +268,19 @@ def test_the_model_of_the_shipped_size_is_freed(processes):
     weights = sum(path.stat().st_size for path in Path("flmm_tabletop/model").rglob("*.safetensors"))
     assert all(loaded - freed > weights for loaded, freed in sizes.values()), sizes
     assert sizes[2][1] - sizes[0][1] < 20e6, sizes
+
+
+def test_a_flood_of_commands_does_not_keep_a_node_from_being_deactivated():
+    """As many are taken as may have waited before."""
+
+    class Handle(nullcontext):
+        left = 5 * qos.COMMAND_DEPTH
+
+        def take_message(self, *_):
+            self.left -= 1
+            return (b"command", {}) if self.left else None
+
+    taken = []
+    flood = SimpleNamespace(handle=Handle(), msg_type=String, qos_profile=qos.commands())
+    _take_all(flood, lambda *command: taken.append(command))
+    assert len(taken) == qos.COMMAND_DEPTH
