@@ -126,10 +126,11 @@ class GoalServer:
 
     def _check_clients(self) -> None:
         """Cancel the goals of clients that have left: rclpy does not report whose a goal is, but a goal may name its node."""
-        if not any(goal.request.client for goal in self._goals.values()):
+        goals = list(self._goals.values())  # goals end in other threads
+        if not any(goal.request.client for goal in goals):
             return
         present = set(self._node.get_fully_qualified_node_names())
-        for goal in list(self._goals.values()):
+        for goal in goals:
             here = goal.request.client in present
             goal.client_seen |= here
             if goal.client_seen and not here:

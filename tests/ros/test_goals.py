@@ -13,6 +13,7 @@ from sensor_msgs.msg import Image
 from flmm_ros import qos
 from flmm_ros.action import Ground
 from flmm_ros.client import AskClient, NoReplyError
+from flmm_ros.goals import GoalServer
 from flmm_ros.msg import GroundedAnswer
 
 CHAT, REFER = Ground.Goal.MODE_CHAT, Ground.Goal.MODE_REFER
@@ -332,3 +333,19 @@ def test_a_client_that_gives_up_cancels_its_command(bench):
     with pytest.raises(NoReplyError, match=r"^no reply to 'write 200' within 1 s$"):
         bench.client.ask("write 200", timeout=1.0)
     assert bench.ask("last").answer.startswith("stopped after ")
+
+
+def test_goals_may_end_while_their_clients_are_looked_for():
+    """Replies come in the server's thread."""
+
+    goals = object.__new__(GoalServer)
+
+    class Ending:
+        @property
+        def request(self):
+            goals._goals.clear()
+            return Ground.Goal()
+
+    goals._goals = {b"a": Ending(), b"b": Ending()}
+    goals._check_clients()
+    assert not goals._goals
