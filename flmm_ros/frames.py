@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.time import Time
@@ -19,6 +20,8 @@ from flmm_core.spatial.location import Location, NoDepthError
 from flmm_ros.conversions.geometry import rotation_from_message
 
 _NOT_INSTALLED = "target_frame: expected tf2_ros, which is not installed"
+_SET_BACK = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-1))
+"""Jumps of the clock, as of a bag that begins again, after which TF would refuse new transforms as older than its memory."""
 _UNIT = 0.01
 """Largest deviation of a quaternion's length from 1."""
 
@@ -39,7 +42,7 @@ class Transform:
 
 
 class Frames:
-    """Looks up transforms; listens to TF from its creation on.
+    """Looks up transforms; listens to TF from its creation on, and forgets all when the clock is set back.
 
     Args:
         node: that subscribes, and logs a warning if tf2_ros is not installed.
@@ -54,6 +57,7 @@ class Frames:
             return
         self._buffer = tf2_ros.Buffer()
         self._listener = tf2_ros.TransformListener(self._buffer, node)
+        self._jumps = node.get_clock().create_jump_callback(_SET_BACK, post_callback=lambda _: self._buffer.clear())
 
     def transform(self, header: Header, frame_id: str, timeout: float) -> Transform:
         """The transform from the frame of an image to ``frame_id``, at the stamp of the image.

@@ -1,6 +1,7 @@
 """Whether images arrive, and what is said when they do not; without a model and without a node's process."""
 
 import os
+import sys
 import time
 from threading import Timer
 from types import SimpleNamespace
@@ -9,14 +10,17 @@ from xml.etree import ElementTree
 import pytest
 import rclpy
 from bench import IMAGE, image_of
+from rclpy.clock import ClockType
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rclpy.serialization import serialize_message
+from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 
 from flmm_core.serving.requests import RefusedError, Status
 from flmm_ros import delivery, middleware, parameters
 from flmm_ros.delivery import Delivery, transport_hint
+from flmm_ros.frames import Frames
 from flmm_ros.image_buffer import ImageBuffer
 from flmm_ros.middleware import LARGE_IMAGES
 
@@ -198,3 +202,19 @@ def test_a_camera_whose_clock_is_ahead_is_warned_about(node, images, monkeypatch
     for short in (b"", b"\0\1\0\0", b"\0\1\0\0\0\0\0\0\0\0\0"):
         images.put(short)
         assert refusal(images)[0] == Status.BAD_IMAGE
+
+
+def test_transforms_are_forgotten_when_the_clock_is_set_back(node, monkeypatch):
+    """A bag that begins again: TF would refuse what is older than its last ten seconds."""
+    cleared = []
+    buffer = SimpleNamespace(clear=lambda: cleared.append(True))
+    monkeypatch.setitem(sys.modules, "tf2_ros", SimpleNamespace(Buffer=lambda: buffer, TransformListener=lambda *_: None))
+    frames, clock = Frames(node), node.get_clock()
+    clock._set_ros_time_is_active(True)
+    clock.set_ros_time_override(Time(seconds=100, clock_type=ClockType.ROS_TIME))
+    cleared.clear()
+    for seconds, count in ((101, 0), (100.9, 0), (5, 1), (6, 1)):
+        clock.set_ros_time_override(Time(seconds=seconds, clock_type=ClockType.ROS_TIME))
+        assert len(cleared) == count, seconds
+    clock._set_ros_time_is_active(False)
+    del frames

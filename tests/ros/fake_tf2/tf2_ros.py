@@ -17,6 +17,9 @@ class Buffer:
         self.listening = float("inf")
         self.asked = {}
 
+    def clear(self):
+        self.asked.clear()
+
     def lookup_transform(self, target, source, stamp, timeout):
         deadline = time.monotonic() + timeout.nanoseconds * 1e-9
         known_at = self.listening + DISCOVERY
