@@ -502,6 +502,27 @@ def test_a_watch_list_that_hangs_is_noticed(monkeypatch):
     assert bench.server.unload(5)
 
 
+def test_a_pass_of_a_watch_list_that_takes_too_long_is_given_up_and_commands_are_served(monkeypatch):
+    monkeypatch.setattr("flmm_core.serving.in_progress._GIVING_UP", 0.5)
+    bench = Bench(deadline=0.1)
+
+    def endless(image, phrases, *, callbacks):
+        while not callbacks.cancelled():
+            time.sleep(0.005)
+        raise CommandCancelledError("command: cancelled")
+
+    bench.pipeline.refer, watching = endless, Watching("mug")
+    bench.server.watch(watching.request)
+    (result,) = watching.wait(1)
+    overdue = "the model did not answer within 0.1 s (command_deadline)"
+    assert (result.status, result.reason) == (Status.MODEL_FAILURE, overdue)
+    time.sleep(0.5)
+    assert bench.wait(bench.submit("hello")) == [("hello", Status.ANSWERED)]
+    assert not bench.hangs and len(watching.results) == 1
+    bench.server.stop(5, "over")
+    assert bench.server.unload(5)
+
+
 def test_passes_of_a_watch_list_that_take_long_are_not_taken_for_one_that_hangs(monkeypatch):
     monkeypatch.setattr("flmm_core.serving.in_progress._GIVING_UP", 0.2)
     bench = Bench(deadline=0.05)

@@ -76,9 +76,12 @@ class InProgress:
             return self._work is not work or self._began != began
 
         limit = f"{deadline:g} s (command_deadline)"
+        late = RefusedError(Status.MODEL_FAILURE, f"the model did not answer within {limit}")
         for request in work if isinstance(work, list) else []:
-            request.abort(RefusedError(Status.MODEL_FAILURE, f"the model did not answer within {limit}"))
+            request.abort(late)
         with self._changed:
+            if isinstance(work, WatchWork) and not returned():
+                work.abort(late)
             if self._changed.wait_for(returned, _GIVING_UP):
                 return
             self.hanging = reason = f"the model hangs: it has not returned for more than {limit}"

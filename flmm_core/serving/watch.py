@@ -48,13 +48,20 @@ class WatchWork(Callbacks):
         self._due = self._refresh_due = 0.0
         self._interrupted = False
         """The last pass of the model was cancelled by a command."""
+        self._late: RefusedError | None = None
+        """Why the pass in progress is given up."""
         self._tracker: MaskTracker | None = None
         self._pixels: np.ndarray | None = None
         self._refused: Status | None = None
 
     def cancelled(self) -> bool:
         """Also true while a command is waiting: commands have priority, but do not interrupt two passes in a row."""
-        return super().cancelled() or (not self._interrupted and self._preempted())
+        preempted = not self._interrupted and self._preempted()
+        return super().cancelled() or self._late is not None or preempted
+
+    def abort(self, refusal: RefusedError) -> None:
+        """Give up the pass in progress, and report this refusal; the next pass follows."""
+        self._late = refusal
 
     def pause(self) -> float:
         """Seconds until the next image is due; 0 if it is due now."""
@@ -63,11 +70,12 @@ class WatchWork(Callbacks):
     def run(self, pipeline: Pipeline) -> None:
         """Process the newest image, if it is a new one, and report the result."""
         began = time.monotonic()
-        self._due = began + self._request.period()
+        self._due, self._late = began + self._request.period(), None
         try:
             with refusing():
                 reply = self._process(pipeline, began)
-        except RefusedError as refusal:
+        except RefusedError as error:
+            refusal = self._late or error
             if refusal.status == Status.CANCELLED:
                 self._due, self._interrupted = began, True
                 return
