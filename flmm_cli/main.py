@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
         if args.traceback:
             raise
         print(f"flmm {args.command}: {_message(error)}", file=sys.stderr)
@@ -123,4 +123,6 @@ def _message(error: Exception) -> str:
     missing = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if missing in _EXTRAS:
         return f"{missing} is not installed: expected flmm_ros with its extra [{_EXTRAS[missing]}]"
+    if isinstance(error, MemoryError):
+        return f"expected enough free memory, got too little ({one_line(error)})"
     return one_line(error)

@@ -66,6 +66,9 @@ _UNREACHABLE = (
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
 """Parts of the messages of CUDA, of PyTorch's CPU allocator and of mmap when memory is exhausted."""
 
+_EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+"""Error numbers of a full disk, and of more open files than allowed."""
+
 
 @contextmanager
 def explained(what: str, source: str | Path) -> Iterator[None]:
@@ -96,7 +99,7 @@ def _with_cause(what: str, source: str | Path, error: BaseException) -> ValueErr
     for cause in chain:
         if _no_memory(cause):
             return _insufficient_memory(what, source, cause)
-        if isinstance(cause, RuntimeError) and "CUDA error" in str(cause):
+        if _gpu_failed(cause):
             return DeviceError(f"device: expected a GPU that works, got {_first_line(cause)}; try device cpu")
     # A folder on disk does not need the Hub, even if a library tried to reach it.
     refusals = (_hub_refusal(what, source, cause) for cause in (() if Path(source).exists() else chain))
@@ -159,6 +162,21 @@ def memory_explained(what: str, free: Callable[[], None]) -> Iterator[None]:
     # Outside the except block nothing references the frames of the failed call, so their tensors can be freed.
     free()
     raise MemoryFullError(f"{what}: expected enough free memory, got too little ({reason}); kept images are freed, try again")
+
+
+def of_machine(error: BaseException) -> bool:
+    """Whether an exception or one of its causes is a failure of the machine: too little memory or disk, open files, the GPU."""
+    return any(
+        isinstance(cause, DeviceError | MemoryFullError)
+        or _no_memory(cause)
+        or _gpu_failed(cause)
+        or (isinstance(cause, OSError) and cause.errno in _EXHAUSTED)
+        for cause in _chain(error)
+    )
+
+
+def _gpu_failed(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
 
 
 def _no_memory(error: BaseException) -> bool:

@@ -64,6 +64,26 @@ def tiny_llava(tiny_model):
     return Path(tiny_model["lmm"])
 
 
+@pytest.fixture(scope="session")
+def tiny_qwen(made_once, tiny_model):
+    """As :func:`tiny_model`, with a Qwen2.5-VL, whose image processor refuses images of more than 200 times their width."""
+    from families.tiny_qwen import save_qwen
+
+    return {**tiny_model, "lmm": str(made_once("qwen", lambda folder: save_qwen(folder, "qwen2_5_vl")))}
+
+
+@pytest.fixture(scope="session")
+def strip_data(made_once):
+    """Folder of four images, the second of them a strip that the image processor of :func:`tiny_qwen` refuses."""
+    from tiny_dataset import make_strip, write_tiny_dataset
+
+    def write(folder):
+        write_tiny_dataset(folder, count=4)
+        make_strip(folder, 1)
+
+    return made_once("strip", write)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Folder of a tiny data set; a file that wants another one has a fixture of this name."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flmm_core.config import GroundingConfig
+from flmm_core.data.tabletop import read_dataset
 from flmm_core.drawing.attention_figure import CELL, draw_attention
 from flmm_core.evaluation.attention_maps import HeadRanking, attention_rows, clear_names, rank_heads
 from flmm_core.images.masks import peaks, share_on, touched_cells
@@ -41,6 +42,13 @@ def test_ranking():
     assert (second["layer"], second["head"], second["pointing"]) == (0, 2, 0.5) and worst["pointing"] == 0
     assert len(record["heads"]) == 6 and record["random"] == {"pointing": 0.1, "attention": 0.2}
     assert (record["images"], record["names"]) == (2, 10)
+
+
+def test_an_image_that_a_processor_refuses_costs_itself(strip_data, tiny_qwen):
+    pipeline, told = GroundingPipeline.from_config(GroundingConfig(**tiny_qwen, device="cpu")), []
+    ranking = rank_heads(pipeline, list(read_dataset(strip_data)), tell=told.append)
+    assert ranking.names.tolist() == [9, 9, 9]
+    assert len(told) == 1 and "000001.png: cannot be used (" in told[0] and "aspect ratio" in told[0]
 
 
 def test_attention_of_tiny_models(samples, tiny_model):

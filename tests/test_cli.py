@@ -229,6 +229,15 @@ def test_chat_ends_with_its_input(capsys, monkeypatch, tmp_path, model, data):
     assert (tmp_path / "001.png").is_file()
 
 
+def test_lack_of_memory_is_one_line(capsys, data, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("flmm_core.data.check.look_through", full)
+    line = fails(capsys, "data", "check", data, "--out", tmp_path / "a.png", status=1)
+    assert line == "flmm data: expected enough free memory, got too little (MemoryError)"
+
+
 def test_eval_writes_its_table_and_what_it_was_made_with(capsys, tmp_path, model, data):
     out = tmp_path / "new" / "figures.json"
     assert run("eval", "tabletop", "--data", data, "--limit", 2, "--json", out, *model) == 0

@@ -1,16 +1,19 @@
 """Readers of published data sets, on tiny ones in the true layouts."""
 
 import copy
+import errno
 import json
 import math
 import os
 import pickle
 import random
+import re
 import tracemalloc
 
 import numpy as np
 import pytest
 import tiny_public_data as tiny
+import torch
 from documents import loaded_script
 from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
@@ -34,6 +37,7 @@ from flmm_core.data.samples import (
 )
 from flmm_core.data.visit import visit_samples
 from flmm_core.drawing.truth import true_answer
+from flmm_core.errors import MemoryFullError
 
 LEFT, RIGHT = tiny.box_mask(tiny.LEFT), tiny.box_mask(tiny.RIGHT)
 
@@ -647,6 +651,39 @@ def test_whatever_one_sample_raises_is_that_samples(tmp_path):
 
     with pytest.raises(RuntimeError, match="CUDA error"):
         visit_samples(dataset, failing, tell=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryFullError("chat: expected enough free memory"),
+        OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EMFILE, "Too many open files"),
+    ],
+    ids=lambda error: f"{type(error).__name__}: {error}"[:30],
+)  # fmt: skip
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_the_machine_lacks_is_no_fault_of_a_sample(tmp_path, error, inside):
+    dataset = open_dataset(str(write_tiny_dataset(tmp_path / "table", count=1)))
+
+    def use(index, sample):
+        if inside:
+            raise ValueError("expected an image, got one that cannot be read") from error
+        raise error
+
+    with pytest.raises(ValueError if inside else type(error)) as raised:
+        visit_samples(dataset, use, tell=pytest.fail)
+    assert raised.type is not BrokenSampleError
+
+
+def test_strips_are_checked_and_drawn(strip_data, tmp_path, capsys):
+    """No model reads them here, so no shape is refused; the sheet of samples stays small."""
+    out = tmp_path / "sheet.png"
+    assert main(["data", "check", str(strip_data), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^images +4$", printed, re.MULTILINE) and "images of 5x1093 (height x width)" in printed
+    with Image.open(out) as sheet:
+        assert max(sheet.size) < 5000
 
 
 WILD = (None, -1, 2**40, 10**400, 0.5, math.nan, "", "\0", "9" * 300, [], {}, [[1, 2, 3]], {"size": SIZE, "counts": "0"})

@@ -12,14 +12,17 @@ from tiny_dataset import write_tiny_dataset
 
 from flmm_core.config import GroundingConfig
 from flmm_core.data.samples import REFER, REFER_ABSENT, Span, Turn
+from flmm_core.data.tabletop import read_dataset
 from flmm_core.errors import LoadError
 from flmm_core.evaluation import metrics
+from flmm_core.evaluation.benchmarks import referring, run_benchmark
 from flmm_core.evaluation.matching import match_phrases, normalise_answer, overlaps, true_masks
 from flmm_core.evaluation.metrics import Retrieval, Tally
 from flmm_core.evaluation.report import report_of
 from flmm_core.evaluation.tabletop import ImageEvaluation, coarse_mask, is_relational
 from flmm_core.evaluation.workers import evaluate_images
 from flmm_core.images.masks import Overlap
+from flmm_core.pipeline import GroundingPipeline
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, StageSeconds
 
 
@@ -327,12 +330,50 @@ def timeless(records):
     return [replace(r, chat=tuple(replace(c, seconds=StageSeconds()) for c in r.chat)) for r in records]
 
 
-def test_tiny_models_in_one_and_in_two_processes(samples, config):
-    here = evaluate_images(samples[:2], config, tell=pytest.fail, per_kind=1)
+def test_tiny_models_in_one_and_in_two_processes(strip_data, tiny_qwen):
+    """An image that a processor refuses costs itself, here and there."""
+    config, dataset = (
+        GroundingConfig(**tiny_qwen, device="cpu", max_new_tokens=4, selector_threshold=0.3),
+        read_dataset(strip_data),
+    )
+    found = []
+    for workers in (1, 2):
+        told = []
+        found.append(evaluate_images(list(dataset)[:3], config, tell=told.append, per_kind=1, workers=workers))
+        (line,) = told
+        assert line.startswith("skipped: ") and "000001.png: cannot be used (" in line and "aspect ratio" in line
+    here, there = found
     figures = report_of(here).figures
+    assert len(here) == 2
     assert figures["selector: F1 of words"].count == figures["noun chunks: F1 of words"].count == 24
     assert 0 <= figures["refer: cIoU, U-Net"].value <= 1
-    assert timeless(evaluate_images(samples[:2], config, tell=pytest.fail, per_kind=1, workers=2)) == timeless(here)
+    assert timeless(there) == timeless(here)
+
+
+def test_an_image_that_a_processor_refuses_costs_itself_in_a_benchmark(strip_data, tiny_qwen):
+    pipeline, told = GroundingPipeline.from_config(GroundingConfig(**tiny_qwen, device="cpu")), []
+    images = run_benchmark(pipeline, read_dataset(strip_data), referring("apart"), tell=told.append)
+    assert [image.index for image in images] == [0, 2, 3]
+    assert len(told) == 1 and "000001.png: cannot be used (" in told[0] and "aspect ratio" in told[0]
+
+
+def test_every_image_refused(strip_data, tiny_qwen):
+    config, told = GroundingConfig(**tiny_qwen, device="cpu"), []
+    with pytest.raises(ValueError, match="samples: expected some that the model can use, got none"):
+        evaluate_images(list(read_dataset(strip_data))[1:2], config, tell=told.append)
+    assert len(told) == 1
+
+
+class Exhausted:
+    """A pipeline whose machine has no memory left."""
+
+    def encode(self, image):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def test_lack_of_memory_ends_an_evaluation(samples, config):
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate_images(samples, config, tell=pytest.fail, load=lambda _: Exhausted())
 
 
 def test_refusals(samples, config):

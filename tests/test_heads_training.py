@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_dataset import write_tiny_dataset
+from tiny_dataset import make_strip, write_tiny_dataset
 from tiny_models import tiny_heads, tiny_sam
 from torch.nn import functional as F
 
@@ -132,7 +132,12 @@ def test_one_expression_for_each_thing_in_a_sequence():
 def reader_of(datasets, model, cache=None, told=None, **changes):
     options = {"turns": 3, "variants": 2, "seed": 0, **changes}
     return ExampleReader(
-        datasets, lmm=model, refiner=SamRefiner(sam=tiny_sam()), cache=cache, tell=(told or []).append, **options
+        datasets,
+        lmm=model,
+        refiner=SamRefiner(sam=tiny_sam()),
+        cache=cache,
+        tell=([] if told is None else told).append,
+        **options,
     )
 
 
@@ -185,6 +190,41 @@ def test_broken_images_are_told_once_and_replaced(tmp_path, model):
         path.unlink()
     with pytest.raises(ValueError, match="got none that can be used"):
         reader.read(0, 0)
+
+
+def test_an_image_that_a_processor_refuses_costs_itself(strip_data, tiny_qwen, tmp_path, capsys):
+    told = []
+    reader = reader_of([read_dataset(strip_data)], FrozenLmm.from_pretrained(tiny_qwen["lmm"]), told=told)
+    assert [reader.read(index, 0).sample.path.name[5] for index in range(4)] == ["0", "2", "2", "3"]
+    assert len(told) == 1 and "000001.png: cannot be used (" in told[0] and "aspect ratio" in told[0]
+    options = options_of(strip_data, tiny_qwen["lmm"], tiny_qwen["sam"], tmp_path / "out", epochs=0.5, batch=2)
+    assert main(["train", "heads", *options]) == 0
+    assert "skipped images: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [(5, 1093), (1093, 5), (1, 300)])
+def test_strips_are_learned_from(tmp_path, model, size):
+    """LLaVA pads them to a square: of its map a strip of one cell is the image."""
+    folder = write_tiny_dataset(tmp_path / "set", count=2)
+    make_strip(folder, 0, *size)
+    reader = reader_of([read_dataset(folder)], model)
+    batch = [reader.read(index, 0) for index in range(2)]
+    assert not reader.skipped
+    stage = stage_of(tiny_heads())
+    losses = stage(batch, [np.random.default_rng(0)] * 2)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert torch.isfinite(stage.sums(batch)).all() and stage.draw(batch).any()
+
+
+def test_a_full_disk_is_no_fault_of_a_sample(data, model, tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    reader = reader_of([read_dataset(data)], model, TraceCache(tmp_path / "c", {}, 10**9))
+    with pytest.raises(RuntimeError, match="file write failed"):
+        reader.read(0, 0)
+    assert not reader.skipped
 
 
 def test_a_step_sees_what_its_number_says(monkeypatch):

@@ -74,3 +74,18 @@ def write_tiny_dataset(folder: Path, count: int = 3, seed: int = 0, portrait: tu
     (folder / "annotations.json").write_text(json.dumps(coco))
     (folder / "questions.json").write_text(json.dumps(asked))
     return folder
+
+
+def make_strip(folder: Path, index: int, height: int = 5, width: int = 1093) -> None:
+    """Make one image of a data set a strip with two boxes, as a line camera takes it."""
+    path = folder / "annotations.json"
+    coco = json.loads(path.read_text())
+    coco["images"][index].update(height=height, width=width)
+    about = [annotation for annotation in coco["annotations"] if annotation["image_id"] == index]
+    for annotation, (x0, x1) in zip(about, ((width // 9, width // 3), (width // 2, width)), strict=True):
+        mask = np.zeros((height, width), np.uint8)
+        mask[:, x0:x1] = 1
+        rle = coco_mask.encode(np.asfortranarray(mask))
+        annotation["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+    path.write_text(json.dumps(coco))
+    cv2.imwrite(str(folder / "images" / f"{index:06d}.png"), np.full((height, width, 3), 128, np.uint8))

@@ -11,12 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flmm_core.common.plain_text import one_line
-from flmm_core.errors import DeviceError
+from flmm_core.errors import of_machine
 
 _log = logging.getLogger(__name__)
-
-_DEVICE = "CUDA error"
-"""Part of PyTorch's message about a GPU that failed; every later call fails, too."""
 
 
 class BrokenSampleError(ValueError):
@@ -25,7 +22,7 @@ class BrokenSampleError(ValueError):
 
 @contextmanager
 def sample_errors(name: str) -> Iterator[None]:
-    """Translate whatever reading or using one sample raises, except the failure of a device.
+    """Translate whatever reading or using one sample raises, except what is the machine's: memory, disk, GPU.
 
     Args:
         name: of the sample, for the message.
@@ -35,10 +32,8 @@ def sample_errors(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (BrokenSampleError, DeviceError):
-        raise
     except Exception as error:
-        if _DEVICE in str(error):
+        if isinstance(error, BrokenSampleError) or of_machine(error):
             raise
         _log.debug("%s cannot be used", name, exc_info=error)
         raise BrokenSampleError(f"{name}: cannot be used ({_reason(error)})") from error

@@ -161,22 +161,25 @@ class ExampleReader:
         while index >= len(self._datasets[which]):
             index -= len(self._datasets[which])
             which += 1
+        name = f"{which}-{index:07d}-{variant}"
+        # A cache that cannot be read or written is no fault of the sample.
+        kept = self._cache.get(name) if self._cache is not None else None
         with sample_errors(self._datasets[which].name(index)):
-            return self._computed(self._datasets[which][index], number, f"{which}-{index:07d}-{variant}", variant)
+            sample = self._datasets[which][index]
+            if kept is not None:
+                return Example(sample, tuple(map(_trace_of, kept["traces"])), SamImage(**kept["image"]))
+            example = self._computed(sample, np.random.default_rng([self._seed, 3, number, variant]))
+        if self._cache is not None:
+            records = [{**vars(trace), "geometry": asdict(trace.geometry)} for trace in example.traces]
+            self._cache.put(name, {"traces": records, "image": vars(example.image)})
+        return example
 
-    def _computed(self, sample: Sample, number: int, name: str, variant: int) -> Example:
-        """The example of a sample, from the cache or from the models."""
-        if self._cache is not None and (fields := self._cache.get(name)) is not None:
-            return Example(sample, tuple(map(_trace_of, fields["traces"])), SamImage(**fields["image"]))
-        rng = np.random.default_rng([self._seed, 3, number, variant])
+    def _computed(self, sample: Sample, rng: np.random.Generator) -> Example:
+        """The example of a sample from the models; ``rng`` chooses its turns."""
         traces = read_turns(self._lmm, sample, choose_turns(sample, self._turns, rng))
         self._refiner.model.image_encoder.eval()  # frozen, also while the rest is in training mode
         seen = self._refiner.encode_image(sample.image())
-        image = replace(seen, embedding=seen.embedding.half().cpu())
-        if self._cache is not None:
-            records = [{**vars(trace), "geometry": asdict(trace.geometry)} for trace in traces]
-            self._cache.put(name, {"traces": records, "image": vars(image)})
-        return Example(sample, traces, image)
+        return Example(sample, traces, replace(seen, embedding=seen.embedding.half().cpu()))
 
 
 def _trace_of(fields: dict[str, Any]) -> AnswerTrace:
