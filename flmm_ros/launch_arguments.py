@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def switch(name: str, text: str) -> bool | None:
     """A switch: ``true`` or ``false`` in any case, ``1`` or ``0``; None if it was not given.
@@ -18,6 +20,17 @@ def switch(name: str, text: str) -> bool | None:
         raise ValueError(f"{name}: expected true or false, got {text!r}") from None
 
 
+def log_level(text: str) -> str:
+    """A level of logs, in any case; empty if it was not given.
+
+    Raises:
+        ValueError: any other text.
+    """
+    if text and text.lower() not in ("debug", "info", "warn", "error", "fatal"):
+        raise ValueError(f"log_level: expected debug, info, warn, error or fatal, got {text!r}")
+    return text
+
+
 def full_namespace(pushed: str, given: str) -> str:
     """The namespace of a node.
 
@@ -28,7 +41,12 @@ def full_namespace(pushed: str, given: str) -> str:
 
     Returns:
         Absolute, ``/`` for none.
+
+    Raises:
+        ValueError: ``given`` is no namespace of ROS.
     """
+    if given.strip("/") and not re.fullmatch(r"/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*/?", given, re.ASCII):
+        raise ValueError(f"namespace: expected names of letters, digits and _ between slashes, got {given!r}")
     outer, inner = pushed.strip("/"), given.strip("/")
     parts = [outer] if f"/{inner}/" in f"/{outer}/" else [outer, inner]
     return "/" + "/".join(part for part in parts if part)

@@ -22,7 +22,7 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from flmm_ros.launch_arguments import full_namespace, switch
+from flmm_ros.launch_arguments import full_namespace, log_level, switch
 
 SHARE = Path(get_package_share_directory("flmm_ros"))
 
@@ -61,7 +61,7 @@ def _nodes(context: LaunchContext) -> list[Node]:
     given |= {key: switches[key] for key in ("use_sim_time", "autostart")}
     given = {key: chosen for key, chosen in given.items() if chosen is not None}
     topics = {topic: value(f"grounding_{topic}") for topic in TOPIC_ARGUMENTS}
-    level = value("log_level")
+    level = log_level(value("log_level"))
     nodes = [
         Node(
             package="flmm_ros",
@@ -117,7 +117,7 @@ def generate_launch_description() -> LaunchDescription:
         "grounding_rviz": ("false", "true: show overlay, label mask, points and markers in RViz"),
         "grounding_respawn": ("false", "true: restart the node when it dies"),
         "namespace": ("", "namespace of the node, below the one that a parent pushed"),
-        "log_level": ("", "level of the node's own log: debug, info, warn, error; empty: info"),
+        "log_level": ("", "level of the node's own log: debug, info, warn, error, fatal; empty: info"),
         "autostart": (
             "",
             "true: load the model and accept commands at start; false: wait for a manager to configure and activate"

@@ -80,6 +80,13 @@ def test_switches_as_people_write_them(launcher):
     assert not nodes and "grounding_respawn: expected true or false, got 'yes'" in said
 
 
+def test_levels_of_the_log(launcher):
+    nodes, said = launcher.run("grounding.launch.py", "log_level:=WARN")
+    assert nodes["grounding_node"].given("--log-level") == ["grounding:=WARN"], said
+    nodes, said = launcher.run("grounding.launch.py", "log_level:=verbose")
+    assert not nodes and "log_level: expected debug, info, warn, error or fatal, got 'verbose'" in said
+
+
 # --- namespaces -----------------------------------------------------------------------------------------------------------
 
 OWN = 'PushRosNamespace(LaunchConfiguration("namespace"))'
@@ -107,6 +114,13 @@ def test_namespaces(launcher, actions, namespace, expected):
     assert {topic: rviz.remapped[topic] for topic in topics} == {topic: expected + topic for topic in topics}
     assert rviz.given("-d") == [str(launcher.share / "rviz" / "grounding.rviz")] and rviz.given("-f") == ["map"]
     assert not list(launcher.temporary.iterdir()), "a file is left for each start"
+
+
+@pytest.mark.parametrize("file", ["grounding.launch.py", "demo.launch.py"])
+@pytest.mark.parametrize("namespace", ["robot-1", "1st", "a//b", "a b", "~/a"])
+def test_a_namespace_that_ros_does_not_know_starts_nothing(launcher, file, namespace):
+    nodes, said = launcher.run(file, f"namespace:={namespace}")
+    assert not nodes and f"namespace: expected names of letters, digits and _ between slashes, got {namespace!r}" in said
 
 
 def test_the_demo_is_in_one_namespace(launcher):
