@@ -35,6 +35,8 @@ _CONNECTIONS = 1000
 """Connections at once; more get HTTP 503."""
 _HEADER_SECONDS = 30.0
 """For the header of a request; a connection without one is closed."""
+_READ_SECONDS = 10.0
+"""In which a client takes none of the reply that waits for it; its connection is closed, so that its place is free."""
 
 Line: TypeAlias = Mapping[str, Any]
 
@@ -200,11 +202,25 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class _Prompt(H11Protocol):
-    """Closes a connection on which no request is in progress and none begins for :data:`_HEADER_SECONDS`."""
+    """Closes a connection on which no request begins for :data:`_HEADER_SECONDS`, or whose client does not read its reply."""
+
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._watch(None)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(_READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_unread()
+
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
 
     def _watch(self, before: object) -> None:
         self._timer = self.loop.call_later(_HEADER_SECONDS, self._look, before)
@@ -218,4 +234,5 @@ class _Prompt(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
+        self._stop_unread()
         super().connection_lost(exc)

@@ -30,7 +30,7 @@ GOOD = WireCommand("CHAT", ("what?",)).to_json()
 
 
 class Replicas:
-    """Answer by script: "wait" until released, "silent" never, "lost" by an error."""
+    """Answer by script: "wait" until released, "silent" never, "lost" by an error, "long" without end."""
 
     def __init__(self):
         self.asked, self.cancelled, self.release = [], [], threading.Event()
@@ -55,6 +55,8 @@ class Lines:
             await asyncio.sleep(0.005)
         if words == "slow":
             await asyncio.sleep(0.02)
+        if words == "long":
+            return {"text": "a" * 1_000_000}
         return {"answer": answer_to_json(GroundedAnswer(words, (), *PIXELS.shape[:2]))}
 
     def cancel(self):
@@ -251,6 +253,19 @@ def test_a_replica_that_falls_silent_or_dies_is_left(served, replicas, monkeypat
         lines = post(served, WireCommand("CHAT", (words,)).to_json()).text.splitlines()
         assert json.loads(lines[-1]) == {"refused": "SHUTTING_DOWN", "reason": f"the replica was lost ({reason})"}
     assert replicas.cancelled == ["silent", "lost"]
+
+
+def test_a_client_that_does_not_read_its_reply_is_left(served, replicas, monkeypatch):
+    from flmm_fleet import front
+
+    monkeypatch.setattr(front, "_READ_SECONDS", 0.3, raising=False)
+    sent = httpx.Request(
+        "POST", f"{served}/ground", files={"image": PNG}, data={"command": WireCommand("CHAT", ("long",), "one").to_json()}
+    )
+    head = "".join(f"{name}: {value}\r\n" for name, value in sent.headers.items())
+    with connected(served) as one:
+        one.sendall(f"POST /ground HTTP/1.1\r\n{head}\r\n".encode() + sent.read())
+        until(lambda: replicas.cancelled == ["long"], 3)
 
 
 # --- places ---
