@@ -676,6 +676,21 @@ def test_what_the_machine_lacks_is_no_fault_of_a_sample(tmp_path, error, inside)
     assert raised.type is not BrokenSampleError
 
 
+def test_control_characters_of_a_data_set_stay_out_of_the_terminal(tmp_path, capsys):
+    """Names, kinds and splits are the data set's words; a terminal would take an escape sequence as a command."""
+    folder = write_tiny_dataset(tmp_path / "table")
+    changed(folder / "annotations.json", lambda coco: coco["images"][1].update(file_name="\x1b[31m\0.png"))
+    changed(folder / "questions.json", lambda asked: asked[0]["turns"][0].update(kind="list\x1b[2J"))
+    assert main(["data", "check", str(folder), "--out", str(tmp_path / "sheet.png")]) == 1
+    folder = tiny.write_grefcoco(tmp_path)
+    changed(folder / "grefs(unc).json", lambda refs: [ref.update(split="v\x1b[2J", ref_id="\x1b[2J") for ref in refs])
+    changed(folder / "grefs(unc).json", lambda refs: refs[0].update(ann_id=[9]))
+    assert main(["data", "check", str(folder), "--out", str(tmp_path / "sheet.png"), "--force"]) == 0
+    said = capsys.readouterr().out
+    assert not any(ord(sign) < 32 for line in said.split("\n") for sign in line)
+    assert "broken: " in said and "turns: list [2J" in said and "split v [2J" in said and "left out: " in said
+
+
 def test_strips_are_checked_and_drawn(strip_data, tmp_path, capsys):
     """No model reads them here, so no shape is refused; the sheet of samples stays small."""
     out = tmp_path / "sheet.png"

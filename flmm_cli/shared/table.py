@@ -5,16 +5,19 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from flmm_core.common.plain_text import printable
+
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, width: int, least: int = 12) -> str:
     """A table that is at most ``width`` characters wide unless ``least`` prevents it.
 
     Args:
         headers: one for each column.
-        rows: cells; their line breaks are kept.
+        rows: cells; their line breaks are kept, other control characters are not.
         width: of the table, characters.
         least: width below which no column is narrowed.
     """
+    headers, *rows = ([_plain(cell) for cell in row] for row in (headers, *rows))
     lines = [[max(map(len, cell.splitlines()), default=0) for cell in row] for row in (headers, *rows)]
     widths = [max(column) for column in zip(*lines, strict=True)]
     while sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > least:
@@ -42,6 +45,10 @@ def _format_row(row: Sequence[str], widths: Sequence[int], numeric: Sequence[boo
 
 def _wrapped(cell: str, width: int) -> list[str]:
     return [piece for line in cell.splitlines() or [""] for piece in (textwrap.wrap(line, max(width, 1)) or [""])]
+
+
+def _plain(cell: str) -> str:
+    return "\n".join(map(printable, cell.splitlines()))
 
 
 def _is_number(cell: str) -> bool:

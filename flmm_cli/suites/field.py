@@ -100,6 +100,7 @@ def _second_looks(
 
 def _report(name: str, measure: Measure, args: argparse.Namespace, config: GroundingConfig, dataset: Dataset[Any]) -> Report:
     """Measure a benchmark; its report has published figures beside its own."""
+    from flmm_core.common.plain_text import printable
     from flmm_core.evaluation.metrics import figure_cells
     from flmm_core.evaluation.pages import extremes_page, markdown_table
     from flmm_core.evaluation.published import published_figures
@@ -111,7 +112,7 @@ def _report(name: str, measure: Measure, args: argparse.Namespace, config: Groun
     folder = dataset.folder.resolve().name
     published = {figure: published_figures(folder, dataset.split, figure) for figure in measured.figures}
     protocol = f"expressions {args.protocol}" if "protocol" in args else ""
-    title = ", ".join(part for part in (f"{name}: {folder} {dataset.split}".strip(), protocol) if part)
+    title = printable(", ".join(part for part in (f"{name}: {folder} {dataset.split}", protocol) if part))
     each = measured.seconds / measured.images
     table = markdown_table(measured.figures, published)
     numbers = [{"figure": figure, **plain_figure(value)} for figure, value in measured.figures.items()]

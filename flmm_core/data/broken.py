@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flmm_core.common.plain_text import one_line
+from flmm_core.common.plain_text import one_line, printable
 from flmm_core.errors import of_machine
 
 _log = logging.getLogger(__name__)
 
 
 class BrokenSampleError(ValueError):
-    """A sample of a data set cannot be used; the message is one line that names its file and says why."""
+    """A sample of a data set cannot be used; the message is one line of plain text that names its file and says why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @contextmanager

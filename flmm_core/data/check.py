@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from flmm_core.common.plain_text import printable
 from flmm_core.data.broken import BrokenSampleError, sample_errors
 from flmm_core.data.samples import Dataset, Sample
 
@@ -115,4 +116,4 @@ def _count(findings: Findings, sample: Sample) -> None:
 
 def _keep(messages: list[str], message: str) -> None:
     if len(messages) < KEPT_MESSAGES:
-        messages.append(message)
+        messages.append(printable(message))

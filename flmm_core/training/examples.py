@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flmm_core.common.plain_text import printable
 from flmm_core.data.broken import BrokenSampleError, sample_errors
 from flmm_core.data.samples import Dataset, Sample
 from flmm_core.lmm.frozen_lmm import FrozenLmm
@@ -149,7 +150,7 @@ class ExampleReader:
                 continue
             if example.phrases:
                 return example
-            self._skip(number, f"{example.sample.path}: its answers name nothing")
+            self._skip(number, printable(f"{example.sample.path}: its answers name nothing"))
         raise ValueError("data: expected an image whose answers name something, got none that can be used")
 
     def _skip(self, number: int, reason: str) -> None:
