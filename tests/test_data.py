@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import re
+import signal
 import tracemalloc
 
 import numpy as np
@@ -223,6 +224,21 @@ def test_other_pickles_are_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="expected"):
         read_refs(path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_pipes_and_folders_with_the_name_of_a_file(tmp_path, make):
+    """Reading a pipe would wait for a writer."""
+    folder = tiny.write_viscot(tmp_path)
+    for path in (folder / "a.json", folder / "benchmark" / "b.json", tmp_path / "refs(unc).p"):
+        make(path)
+    signal.alarm(20)
+    try:
+        assert format_of(folder)[1] == ("gqa",)
+        with pytest.raises(ValueError, match=r"expected a pickle at .*refs\(unc\)\.p, got no regular file"):
+            convert_refs(tmp_path)
+    finally:
+        signal.alarm(0)
 
 
 def test_python_2_text_is_read(tmp_path):

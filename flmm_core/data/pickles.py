@@ -60,6 +60,8 @@ def read_refs(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: the file is damaged, refers to code, or holds something else.
     """
+    if not path.is_file():
+        raise ValueError(f"expected a pickle at {path}, got no regular file")
     content = path.read_bytes()
     try:
         # Written by Python 2, whose text is bytes.

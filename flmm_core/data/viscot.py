@@ -40,7 +40,7 @@ def splits(folder: Path) -> tuple[str, ...]:
 
 def _files(folder: Path) -> list[Path]:
     places = [folder / "benchmark", folder]
-    return [path for place in places for ending in ("*.json", "*.jsonl") for path in place.glob(ending)]
+    return [path for place in places for ending in ("*.json", "*.jsonl") for path in place.glob(ending) if path.is_file()]
 
 
 def _is_benchmark(path: Path) -> bool:
