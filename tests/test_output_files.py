@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -88,3 +89,10 @@ def test_what_killed_writers_left_is_deleted_later(tmp_path):
     with replaced_folder(tmp_path / "out", OURS, "result"):
         pass
     assert {entry.name for entry in tmp_path.iterdir()} == {"out", names[0], names[2]}
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOSPC])
+def test_an_error_names_the_file_that_was_asked_for(tmp_path, number):
+    file = tmp_path / "result.txt"
+    with pytest.raises(OSError, match=re.escape(repr(str(file)))), written_file(file) as temporary:
+        raise OSError(number, "no", *([temporary] if number == errno.ENOENT else []))

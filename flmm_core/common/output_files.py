@@ -17,6 +17,8 @@ from pathlib import Path
 
 _LOOK = 1 << 16
 """Bytes at the beginning and at the end of a file in which a mark is looked for."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of writing that name no file."""
 _STALE = 3600.0
 """Age in seconds from which the folder of a writer that was killed is deleted."""
 
@@ -41,6 +43,9 @@ def written_file(path: Path) -> Iterator[Path]:
     """A path to write instead of ``path``: it is renamed to it at the end, or deleted if that fails.
 
     Folders above the file are made. A link keeps pointing to the file that is written. Devices and pipes are written directly.
+
+    Raises:
+        OSError: it cannot be written; names ``path``.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -51,8 +56,10 @@ def written_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and (error.errno in _FULL or str(error.filename) == str(temporary)):
+            error.filename, error.filename2 = str(path), None
         raise
 
 
