@@ -19,7 +19,7 @@ from PIL import Image
 
 from flmm_core.errors import CommandError
 from flmm_core.serving.remote import FleetError, RemotePipeline
-from flmm_core.serving.wire import WIRE_HEADER, WireCommand, answer_to_json, image_bytes
+from flmm_core.serving.wire import WIRE_HEADER, WIRE_VERSION, WireCommand, answer_to_json, image_bytes
 from flmm_core.types import GroundedAnswer
 
 pytest.importorskip("uvicorn", reason="the fleet is not installed: `make setup`, or `pip install -r requirements-fleet.txt`")
@@ -416,3 +416,34 @@ def test_sizes_that_cannot_be_are_refused(refusing):
     for host in ("127.0.0.1", "no.such.host.invalid"):
         with pytest.raises(ValueError, match=f"host and port: expected an address to listen on, got {host}:{taken} "):
             HttpServer(None, host, taken)
+
+
+# --- a client, and what is no fleet of this version ---
+
+VERSION = {WIRE_HEADER: WIRE_VERSION}
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "null", '["answer"]', '{"answer": 5}', '{"refused": "NO_SUCH", "reason": "r"}', '{"refused": "BUSY"}']
+)
+def test_a_reply_that_cannot_be_read_is_named(line):
+    remote = RemotePipeline("http://fleet", patience=1.0)
+    remote._client = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, text=line, headers=VERSION)))
+    with pytest.raises(FleetError, match=rf"^server http://fleet: expected a reply of version {WIRE_VERSION}, got one that"):
+        remote.chat(remote.encode(np.zeros((2, 2, 3), np.uint8)), "what?")
+
+
+@pytest.mark.parametrize("content", [b'{"model": 5}', b"\xff", b"[]", b'{"model": ["a"]}'])
+def test_a_description_that_cannot_be_read_is_named(content):
+    remote = RemotePipeline("http://fleet")
+    remote._client = httpx.Client(
+        transport=httpx.MockTransport(lambda _: httpx.Response(200, content=content, headers=VERSION))
+    )
+    with pytest.raises(FleetError, match=r"^server http://fleet: expected a fleet of `flmm fleet`, got [^\n]+$"):
+        remote.describe()
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "fleet", "ftp://fleet"])
+def test_an_address_that_is_none_is_named(address):
+    with pytest.raises(ValueError, match=r"^server: expected an address like http://fleet\.local:8000, got "):
+        RemotePipeline(address)

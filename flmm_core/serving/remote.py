@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -33,6 +33,7 @@ _REFUSED = (httpx.codes.UNPROCESSABLE_ENTITY, httpx.codes.REQUEST_ENTITY_TOO_LAR
 """HTTP statuses of a command that the fleet does not take."""
 _AGAIN = (Status.BUSY, Status.SHUTTING_DOWN)
 """Refusals after which another replica may still answer."""
+_Part = TypeVar("_Part")
 
 
 class FleetError(RuntimeError):
@@ -56,7 +57,11 @@ class RemotePipeline:
     """
 
     def __init__(self, server: str, *, patience: float = PATIENCE) -> None:
-        if not server.startswith(("http://", "https://")):
+        try:
+            known = httpx.URL(server).scheme in ("http", "https")
+        except httpx.InvalidURL:
+            known = False
+        if not known:
             raise ValueError(f"server: expected an address like http://fleet.local:8000, got {server!r}")
         self._server = server.rstrip("/")
         self._patience = patience
@@ -108,10 +113,9 @@ class RemotePipeline:
             response = self._client.get(f"{self._server}/describe")
             response.raise_for_status()
             self._check_version(response)
-            facts = response.json()["model"]
-        except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError) as error:
+            return {"server": self._server, **response.json()["model"]}
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             raise FleetError(f"server {self._server}: expected a fleet of `flmm fleet`, got {_reason(error)}") from error
-        return {"server": self._server, **facts}
 
     def device_memory(self) -> int:
         """Always 0: the GPUs are those of the replicas."""
@@ -151,24 +155,33 @@ class RemotePipeline:
                 raise CommandError(f"command: {_detail(response.read())}")
             if not response.is_success:
                 raise _TryAgainError(f"HTTP {response.status_code}")
-            for line in _lines(response):
+            for line in self._lines(response):
                 if callbacks.cancelled():
                     raise CommandCancelledError("command: cancelled")  # closing the stream stops the replica
                 if "answer" in line:
-                    return self._read(line["answer"])
+                    return self._read(answer_from_json, line["answer"])
                 if "refused" in line:
-                    raise _error(Status[line["refused"]], line["reason"])
+                    raise self._read(_refusal, line)
                 if "stage" in line:
                     callbacks.on_stage(line["stage"])
                 if "text" in line:
                     callbacks.on_text(line["text"])
         raise _TryAgainError("a reply that ends too early")
 
-    def _read(self, answer: Any) -> GroundedAnswer:
+    def _lines(self, response: httpx.Response) -> Iterator[dict[str, Any]]:
+        for text in response.iter_lines():
+            try:
+                line = json.loads(text)
+            except ValueError as error:  # the replica died while it was sending
+                raise _TryAgainError("an incomplete reply") from error
+            yield self._read(dict, line)
+
+    def _read(self, read: Callable[[Any], _Part], part: Any) -> _Part:
+        """Read a part of a reply; what cannot be read is no fault of the command."""
         try:
-            return answer_from_json(answer)
+            return read(part)
         except Exception as error:
-            reason = f"expected an answer of version {WIRE_VERSION}, got one that cannot be read ({_reason(error)})"
+            reason = f"expected a reply of version {WIRE_VERSION}, got one that cannot be read ({_reason(error)})"
             raise FleetError(f"server {self._server}: {reason}") from error
 
 
@@ -176,16 +189,9 @@ class _TryAgainError(Exception):
     """This replica did not answer, but another one may."""
 
 
-def _lines(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    for line in response.iter_lines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:  # the replica died while it was sending
-            raise _TryAgainError("an incomplete reply") from error
-
-
-def _error(status: Status, reason: str) -> Exception:
+def _refusal(line: Mapping[str, Any]) -> Exception:
     """The error that a pipeline would raise for this refusal."""
+    status, reason = Status[line["refused"]], str(line["reason"])
     if status in _AGAIN:
         return _TryAgainError(reason)
     if status in (Status.BAD_COMMAND, Status.BAD_IMAGE):
@@ -200,7 +206,7 @@ def _error(status: Status, reason: str) -> Exception:
 def _detail(content: bytes) -> str:
     try:
         return one_line(ValueError(str(json.loads(content)["detail"])))
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return "the server refused the command"
 
 
