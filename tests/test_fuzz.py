@@ -145,6 +145,9 @@ class Unreachable:
             raise subprocess.TimeoutExpired("node", timeout)
         return self.end
 
+    def forget_node(self):
+        """There is none."""
+
     def connect(self, timeout):
         self.starts -= 1
         if self.starts >= 0:

@@ -87,7 +87,7 @@ class StressTest:
 
     def _start(self, timeout: float) -> None:
         arguments = ["--ros-args", "-p", f"image_cache:={_CACHE}"]
-        self._traffic.client.status = None  # what the node before has said
+        self._traffic.forget_node()
         self._node = self._processes.start(self._name, "flmm_bench.stress.node", arguments)
         self._traffic.connect(timeout)
         self._runs.append(NodeRun())

@@ -68,6 +68,10 @@ class Traffic:
         node.create_subscription(Float32MultiArray, f"/{LATENESS}", self._on_lateness, qos.commands())
         self._goals: Any = ActionClient(node, Ground, "/grounding/ground")
 
+    def forget_node(self) -> None:
+        """Forget what the node before has said: the status of one that was killed stays READY for a while."""
+        self.client.status = None
+
     def connect(self, timeout: float) -> None:
         """Wait until the node is reachable by topic and by action, for at most ``timeout`` seconds.
 
