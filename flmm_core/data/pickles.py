@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flmm_core.common.output_files import write_text
 from flmm_core.common.plain_text import one_line
 
 _KEYS = ("ref_id", "ann_id", "image_id", "split", "sentences")
@@ -107,8 +108,6 @@ def convert_refs(folder: Path) -> list[Path]:
     written = []
     for path in pickles:
         out = path.with_suffix(".json")
-        temporary = out.with_suffix(".tmp")
-        temporary.write_text(json.dumps(read_refs(path)))
-        temporary.replace(out)
+        write_text(out, json.dumps(read_refs(path)))
         written.append(out)
     return written

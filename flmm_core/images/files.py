@@ -33,8 +33,6 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         ValueError: the file is missing, is no image, or is damaged.
     """
-    if not path.is_file():
-        raise ValueError(f"expected an image at {path}, got no such file")
     return _read(path, f"at {path}", FORMATS)
 
 
@@ -58,8 +56,6 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         ValueError: the file is missing, is no image, or is damaged.
     """
-    if not path.is_file():
-        raise ValueError(f"expected an image at {path}, got no such file")
     with _opened(path, f"at {path}", FORMATS) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
         return (image.width, image.height) if turned else (image.height, image.width)
@@ -91,7 +87,9 @@ def sent_image_size(content: bytes) -> tuple[int, int]:
 
 @contextmanager
 def _opened(source: Path | io.BytesIO, place: str, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """An image file; what Pillow raises while it is read becomes a ValueError."""
+    """An image file; that it is missing, and what Pillow raises while it is read, becomes a ValueError."""
+    if isinstance(source, Path) and not source.is_file():
+        raise ValueError(f"expected an image {place}, got no such file")
     try:
         with Image.open(source, formats=formats) as image:
             yield image
