@@ -31,13 +31,12 @@ def table_depth():
 def seen(solid):
     """Depth and mask of a solid on the table: the first point of each ray inside of it, by small steps."""
     depth, mask = table_depth(), np.zeros((HEIGHT, WIDTH), bool)
-    directions = rays().reshape(-1, 3)
-    found = np.full(len(directions), np.inf)
-    for z in np.arange(0.6, 1.2, 0.001):
-        points = directions * z - TABLE
-        inside = solid(points @ RIGHT, points @ AWAY, points @ UP) & np.isinf(found)
-        found[inside] = z
-    found = found.reshape(HEIGHT, WIDTH)
+    along = np.stack([rays() @ axis for axis in (RIGHT, AWAY, UP)])
+    start = np.array([TABLE @ axis for axis in (RIGHT, AWAY, UP)])[:, None, None]
+    found = np.full((HEIGHT, WIDTH), np.inf)
+    for above in np.arange(0.3, 0.0, -0.001):  # up to the table, along the optical axis
+        z = depth - above
+        found = np.where(solid(*(along * z - start)) & np.isinf(found), z, found)
     mask = found < depth
     return np.where(mask, found, depth).astype(np.float32), mask
 
