@@ -1,5 +1,6 @@
 """The field's benchmarks: figures by hand, protocols, and the commands on tiny data of the true layouts."""
 
+import functools
 import json
 import shutil
 from types import SimpleNamespace
@@ -305,10 +306,13 @@ def test_phrases_are_recalled_by_their_words(no_java):
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="no Java: `apt-get install default-jre-headless`")
-def test_words_of_conversations():
-    pytest.importorskip(
-        "pycocoevalcap", reason="pycocoevalcap is not installed: `make setup`, or `pip install -r requirements-eval.txt`"
+def test_words_of_conversations(monkeypatch):
+    meteor = pytest.importorskip(
+        "pycocoevalcap.meteor.meteor",
+        reason="pycocoevalcap is not installed: `make setup`, or `pip install -r requirements-eval.txt`",
     )
+    monkeypatch.setattr(meteor, "Meteor", functools.cache(meteor.Meteor))  # each reads its tables for 8 s of CPU
+    monkeypatch.setenv("JDK_JAVA_OPTIONS", "-XX:+UseSerialGC -XX:TieredStopAtLevel=1")  # what starts soonest
     found = [("cup", LEFT)]
     same = conversation_figures([conversation(found), conversation(found, true=())])
     other = conversation_figures([conversation(found, "a dog"), conversation(found, "it is a blue box")])
