@@ -228,12 +228,13 @@ def test_the_command(tiny_model, kept_models, tmp_path, capsys):
 # --- several processes, full disks, other users ------------------------------------------------------------------------------
 
 
-def test_several_first_starts_export_once(heads, folder, cache, kept_models, monkeypatch):
+def test_several_first_starts_export_once(heads, folder, cache, kept_models, monkeypatch, caplog):
     exports, export = [], attach_module.export_networks
     monkeypatch.setattr(attach_module, "export_networks", lambda *args, **how: exports.append(1) or export(*args, **how))
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(4) as pool, caplog.at_level("INFO", "flmm_core"):
         descriptions = list(pool.map(lambda _: attach_backend(copy_of(heads), "onnx", device=CPU).description, range(4)))
     assert len(descriptions) == 4 and len(exports) == 1
+    assert caplog.text.count("this is done once") == caplog.text.count("exporting sam_decoder (3 of 3)") == 1
 
 
 def copy_of(heads):

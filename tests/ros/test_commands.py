@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from contextlib import ExitStack
 from types import SimpleNamespace
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -38,10 +40,16 @@ from flmm_sim.language import TURNS
 FLMM = [sys.executable, "-m", "flmm_cli"]
 
 
-def flmm(*arguments, timeout=300, **environment):
-    return subprocess.run(
-        [*FLMM, *arguments], capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
-    )
+@pytest.fixture
+def flmm(capfd):
+    """Runs a command in this process, as a user's would run it; returns its exit status, stdout and stderr."""
+
+    def run(*arguments, **environment):
+        with mock.patch.dict(os.environ, environment):
+            status = main(arguments)
+        return status, *capfd.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +67,8 @@ def waiting(bench):
 
 
 def test_ask_prints_the_answer_and_where(waiting, tmp_path):
-    done = flmm("ask", "where is it", "--node", "/shared/grounding", "--out", str(tmp_path / "overlay.png"))
+    command = [*FLMM, "ask", "where is it", "--node", "/shared/grounding", "--out", str(tmp_path / "overlay.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     lines = done.stdout.splitlines()
     assert lines[:2] == ["It said: where is it", "  It: x 0-16, y 0-24, score 0.75"]
@@ -94,38 +103,32 @@ def test_clients_that_ask_the_same_words_get_their_own_replies(waiting):
     assert answers == {0: f"call {first}", 1: f"call {first + 1}", 2: f"call {first + 2}"}
 
 
-def test_ask_refer(waiting):
-    done = flmm("ask", "the mug", "--refer", "--node", "/shared/grounding")
-    assert done.returncode == 0 and done.stdout.startswith("the mug\n  the mug: x 0-16")
+def test_ask_refer(waiting, flmm):
+    status, out, _ = flmm("ask", "the mug", "--refer", "--node", "/shared/grounding")
+    assert status == 0 and out.startswith("the mug\n  the mug: x 0-16")
 
 
-def test_ask_shows_a_refusal(waiting):
-    done = flmm("ask", "fail", "--node", "/shared/grounding")
-    assert (done.returncode, done.stdout) == (1, "refused: the model failed: scripted failure\n")
+def test_ask_shows_a_refusal(waiting, flmm):
+    assert flmm("ask", "fail", "--node", "/shared/grounding")[:2] == (1, "refused: the model failed: scripted failure\n")
 
 
-def test_ask_without_a_node_is_one_line():
-    done = flmm("ask", "hello", "--node", "/nobody/grounding", "--wait", "1")
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("flmm ask: no node /nobody/grounding within 1 s") and done.stderr.count("\n") == 1
-
-
-def test_ask_with_a_relative_name_is_refused():
-    done = flmm("ask", "hello", "--node", "grounding")
-    assert (done.returncode, done.stderr) == (2, "flmm ask: node: expected a full name such as /grounding, got 'grounding'\n")
+def test_ask_without_a_node_is_one_line(flmm):
+    status, out, said = flmm("ask", "hello", "--node", "/nobody/grounding", "--wait", "1")
+    assert (status, out) == (1, "")
+    assert said.startswith("flmm ask: no node /nobody/grounding within 1 s") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
+        ("--node", "grounding", "node: expected a full name such as /grounding, got 'grounding'"),
         ("--node", "/gr ound", "node: expected a full name such as /grounding, got '/gr ound'"),
         ("--wait", "nan", "--wait: expected 0 seconds or more, got nan"),
         ("--timeout", "-1", "--timeout: expected 0 seconds or more, got -1"),
     ],
 )
-def test_ask_with_options_that_cannot_be_meant_is_one_line(option, value, said, capfd):
-    assert main(["ask", "hello", option, value]) == 2
-    assert capfd.readouterr().err == f"flmm ask: {said}\n"
+def test_ask_with_options_that_cannot_be_meant_is_one_line(option, value, said, flmm):
+    assert flmm("ask", "hello", option, value) == (2, "", f"flmm ask: {said}\n")
 
 
 def options_of(models):  # noqa: F811
@@ -264,7 +267,10 @@ def test_demo_leads_with_its_best_answers():
 
 
 def test_the_commands_of_readme(opengl, other_domain, log_dir, tmp_path, monkeypatch, capsys):
-    """Those of "Your own camera", with the simulated camera as that camera, and the shipped model."""
+    """Those of "Your own camera", with the simulated camera as that camera, and the shipped model.
+
+    The node's log holds its own lines only.
+    """
     monkeypatch.setenv("ROS_DOMAIN_ID", other_domain)
     monkeypatch.chdir(tmp_path)
     node, *questions = [words for words in commands(section(document(README), "Your own camera")) if words[0] != "source"]
@@ -272,7 +278,7 @@ def test_the_commands_of_readme(opengl, other_domain, log_dir, tmp_path, monkeyp
     shown = [part for name, topic in topics.items() for part in ("-r", f"~/{name}:={topic}")]
     with NodeProcesses(log_dir) as processes:
         processes.start("readme_camera", "flmm_ros.camera_node", ["--ros-args", *shown])
-        processes.start("readme_node", node[2], node[3:])
+        shipped = processes.start("readme_node", node[2], node[3:])
         with AskClient() as client:
             client.wait_for_node(120.0, processes.check)
             client.wait_for_image(60.0, processes.check)
@@ -281,40 +287,50 @@ def test_the_commands_of_readme(opengl, other_domain, log_dir, tmp_path, monkeyp
         for words in questions:
             assert main(words[1:]) == 0, capsys.readouterr()
             said.append(capsys.readouterr().out)
+        shipped.send_signal(signal.SIGINT)
+        assert shipped.wait(timeout=10) == 0
     assert ", at x " in said[0] and said[0].endswith("overlay: overlay.png\n") and (tmp_path / "overlay.png").is_file()
     assert "the purple mug: " in said[1]
+    lines = [line for line in (log_dir / "readme_node.log").read_text().splitlines() if "vision_msgs" not in line]
+    assert len(lines) >= 5  # loading, ready, and one for each command
+    assert not [line for line in lines if not re.fullmatch(r"\[INFO\] \[[\d.]+\] \[grounding\]: .+", line)]
 
 
-def test_demo_answers_everything_and_draws_it(models, opengl, other_domain, tmp_path):  # noqa: F811
+def test_demo_answers_everything_and_draws_it(models, opengl, other_domain, tmp_path, flmm):  # noqa: F811
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("stays")
     write_image(out / "99_list.png", MASK.astype("uint8"), "demo")  # of an earlier demo
-    done = flmm("demo", "--count", "4", "--scenes", "2", "--out", str(out), *options_of(models), ROS_DOMAIN_ID=other_domain)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"starting the camera and the grounding node in ROS domain {other_domain} " in done.stdout
-    assert "4 of 4 commands answered" in done.stdout and "total ms" in done.stdout
+    counts = ["--count", "4", "--scenes", "2"]
+    status, printed, said = flmm("demo", *counts, "--out", str(out), *options_of(models), ROS_DOMAIN_ID=other_domain)
+    assert status == 0, printed + said
+    assert f"starting the camera and the grounding node in ROS domain {other_domain} " in printed
+    assert "4 of 4 commands answered" in printed and "total ms" in printed
     records = json.loads((out / "answers.json").read_text())["answers"]
     assert len({record["kind"] for record in records}) >= 3 and not any(record["reason"] for record in records)
     assert all(cv2.imread(str(path)).shape[1] == 960 for path in out.glob("0*.png"))
     assert len(list(out.glob("[0-9]*.png"))) == 4 and (out / "contact_sheet.png").exists()
-    assert ("WRONG, " in done.stdout) == any(record["fault"] for record in records)
+    assert ("WRONG, " in printed) == any(record["fault"] for record in records)
     remove_earlier(out)
     assert [path.name for path in out.iterdir()] == ["mine.txt"], "the demo writes files that the next one would not remove"
 
 
-def test_demo_with_a_broken_model_fails_and_leaves_nothing_running(models, opengl, other_domain, tmp_path):  # noqa: F811
+def test_demo_with_a_broken_model_fails_and_leaves_nothing_running(models, opengl, other_domain, tmp_path, flmm):  # noqa: F811
     broken = ["--lmm", str(models / "truncated_lmm"), "--heads", str(models / "heads"), "--sam", str(models / "sam")]
+    before, counts = set(children_of(os.getpid())), ["--count", "1", "--scenes", "1"]
     # In a domain of its own: the node that other tests ask would answer here too.
-    done = flmm("demo", "--count", "1", "--scenes", "1", "--out", str(tmp_path / "out"), *broken, ROS_DOMAIN_ID=other_domain)
-    assert done.returncode == 1, done.stdout
-    assert "grounding ended with status 1" in done.stderr and "may be damaged" in done.stderr
-    assert done.stderr.count("\n") == 1
+    status, _, said = flmm("demo", *counts, "--out", str(tmp_path / "out"), *broken, ROS_DOMAIN_ID=other_domain)
+    assert status == 1
+    assert "grounding ended with status 1" in said and "may be damaged" in said
+    assert said.count("\n") == 1
+    assert set(children_of(os.getpid())) <= before
 
 
 def children_of(pid):
-    output = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(word) for word in output.split()]
+    """Of them, a process that has ended and that ``ps`` itself is, are none."""
+    output = subprocess.run(["ps", "-o", "pid=,stat=,comm=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    found = [line.split(maxsplit=2) for line in output.splitlines()]
+    return [int(number) for number, state, name in found if state[0] != "Z" and name != "ps"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
