@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import threading
@@ -24,6 +25,8 @@ from flmm_core.types import GroundedAnswer
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: `make setup`, or `pip install -r requirements-fleet.txt`")
 ROBOTS, COMMANDS = 50, 2
+PATIENCE = 400
+"""Seconds: on a loaded machine a replica alone needs three minutes to import and load what it runs."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def address(config, free_port):
 
 @pytest.fixture
 def remote(address):
-    made = RemotePipeline(address, patience=20)
+    made = RemotePipeline(address, patience=PATIENCE)
     yield made
     made.close()
 
@@ -225,27 +228,28 @@ def test_a_command_is_cancelled(remote):
     assert remote.chat(image, "what is there?").text
 
 
-def processes(address, wanted, patience):
-    """Process ids of the replicas, once there are as many as wanted."""
-    limit, seen = time.monotonic() + patience, {}
+def processes(address, wanted, without=None):
+    """Process ids of the replicas, once there are as many as wanted beside one that was killed."""
+    limit, seen, last = time.monotonic() + PATIENCE, set(), ""
     while time.monotonic() < limit:
         try:
-            process = httpx.get(f"{address}/describe", timeout=5).json()["process"]
-            seen[process] = time.monotonic()
-        except (httpx.HTTPError, ValueError, KeyError):
+            last = httpx.get(f"{address}/describe", timeout=15).text
+            seen.add(json.loads(last)["process"])
+        except httpx.HTTPError as error:
+            last = repr(error)
+        except (ValueError, KeyError):
             pass
-        recent = {process for process, at in seen.items() if time.monotonic() - at < 5}
-        if len(recent) >= wanted:
-            return recent
+        if len(seen - {without}) >= wanted:
+            return seen
         time.sleep(0.5)
-    raise AssertionError(f"expected {wanted} replicas within {patience} s, got {len(seen)}")
+    raise AssertionError(f"expected {wanted} replicas within {PATIENCE} s, got processes {seen}, at last {last}")
 
 
 def test_no_command_is_lost_or_doubled_when_a_replica_is_killed(address, local):
     """50 robots, each with images of its own; a replica is killed when a third of the commands are answered."""
     tasks = [[Task(pixels(100 * r + c), f"what is at {r} and {c}?") for c in range(COMMANDS)] for r in range(ROBOTS)]
     expected = {(r, c): local.chat(local.encode(t.image), t.words) for r, own in enumerate(tasks) for c, t in enumerate(own)}
-    victim = min(processes(address, 2, 30))
+    victim = min(processes(address, 2))
     killed = threading.Event()
 
     def kill(count):
@@ -253,9 +257,9 @@ def test_no_command_is_lost_or_doubled_when_a_replica_is_killed(address, local):
             os.kill(victim, signal.SIGKILL)
             killed.set()
 
-    run = run_robots(address, tasks, timeout=120, on_outcome=kill)
+    run = run_robots(address, tasks, timeout=PATIENCE, on_outcome=kill)
     assert killed.is_set()
     assert (run.commands, run.lost, run.duplicates) == (ROBOTS * COMMANDS, 0, 0), [o.reason for o in run.outcomes if o.reason]
     for outcome in run.outcomes:
         same(outcome.answer, expected[outcome.robot, outcome.command])
-    assert victim not in processes(address, 2, 90), "another one took its place"
+    processes(address, 2, without=victim)  # another one took its place

@@ -26,13 +26,13 @@ def running(tiny_model, log_dir, free_port):
     options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     with NodeProcesses(log_dir) as processes:
         fleet = processes.start("fleet", "flmm_cli", ["fleet", "--port", str(port), "--device", "cpu", *options])
-        log, limit = log_dir / "fleet.log", time.monotonic() + 120
+        log, limit = log_dir / "fleet.log", time.monotonic() + 400  # a replica on a loaded machine needs minutes
         while "ready: http" not in log.read_text():
             assert fleet.poll() is None and time.monotonic() < limit, log.read_text()
             time.sleep(0.2)
         yield processes, tiny_model, f"http://127.0.0.1:{port}"
         fleet.terminate()
-        assert fleet.wait(timeout=30) == 0, "as services are ended, in order"
+        assert fleet.wait(timeout=120) == 0, "as services are ended, in order"
 
 
 @pytest.fixture(scope="module")
