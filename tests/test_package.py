@@ -269,13 +269,18 @@ def test_wrong_arguments_end_with_status_2(capsys):
 
 
 def test_a_node_is_there_before_what_its_model_needs_is_imported():
+    """Nodes and clients without a model import no PyTorch; the node with one imports transformers when it loads it."""
     pytest.importorskip("rclpy", reason="rclpy is not installed: `make setup`")
     pytest.importorskip("flmm_ros.msg", reason="the messages of flmm_ros are not built: `make setup`")
+    light = ["flmm_ros.client", "flmm_ros.pick", "flmm_ros.voice", "flmm_ros.conversions"]
+    if importlib.util.find_spec("mujoco"):
+        light.append("flmm_ros.camera")
     loaded = "import sys\n"
-    for module in ("flmm_ros.grounding", "flmm_ros.client", "flmm_ros.pick", "flmm_ros.voice"):  # one process for all
-        loaded += f"import {module}\nprint([name for name in ('transformers', 'torchvision') if name in sys.modules])\n"
+    for module in (*light, "flmm_ros.grounding"):  # one process for all
+        heavy = ("transformers", "torchvision", *(["torch"] if module in light else []))
+        loaded += f"import {module}\nprint([name for name in {heavy} if name in sys.modules])\n"
     output = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
-    assert output.splitlines()[-4:] == ["[]"] * 4
+    assert output.splitlines()[-len(light) - 1 :] == ["[]"] * (len(light) + 1)
 
 
 @pytest.mark.parametrize("command", [None, *declare(argparse.ArgumentParser().add_subparsers())])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from sensor_msgs.msg import Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
 from flmm_ros.conversions.images import image_message
 from flmm_ros.msg import GroundedPhrase as GroundedPhraseMsg
 from flmm_ros.msg import Location as LocationMsg
 from flmm_ros.msg import StageDurations
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import, and programs that read poses and images alone need none of it
+    from flmm_core.types import GroundedAnswer, GroundedPhrase, StageSeconds
 
 UNLABELLED_8 = 255
 UNLABELLED_16 = 65535
@@ -45,6 +48,10 @@ def phrase_message(phrase: GroundedPhrase, label: int, header: Header, location:
 
 def phrase_from_message(message: GroundedPhraseMsg, height: int, width: int) -> GroundedPhrase:
     """Convert a message back to a phrase whose mask has the full size, ``[height, width]``."""
+    import torch
+
+    from flmm_core.types import GroundedPhrase
+
     roi = message.roi
     box = (roi.x_offset, roi.y_offset, roi.x_offset + roi.width, roi.y_offset + roi.height)
     mask = np.zeros((height, width), bool)
