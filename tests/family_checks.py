@@ -67,6 +67,18 @@ def check_rows(source, image: Image.Image, *, tolerance: float = 1e-5) -> None:
             maps = trace.merged_attention([(i, i + 1) for i in tokens])
             assert maps.shape == (len(tokens), lmm.shape.channels, trace.geometry.grid_height, trace.geometry.grid_width)
             torch.testing.assert_close(maps, trace.layouts[0].maps(own[..., trace.image_columns()]), atol=tolerance, rtol=0)
+
+
+@torch.no_grad()
+def check_batches(source, image: Image.Image, *, tolerance: float = 1e-5) -> None:
+    """Answers that share a pass, and those decoded in static shapes, with and without a cached prefix.
+
+    One image of a family is enough, as :func:`check_together` puts one of another shape beside it.
+    """
+    loaded = FrozenLmm.from_pretrained(source)
+    for reuse in (False, True):
+        lmm = with_prefix(loaded, reuse)
+        encoded = lmm.encode_image(image)
         check_batch(lmm, encoded, tolerance=tolerance)
         check_together(lmm, encoded, tolerance=tolerance)
         check_static(lmm, [image])

@@ -76,6 +76,10 @@ def test_rows_are_those_of_eager_attention(folder, name):
     family_checks.check_rows(folder, random_image(*SIZES[name]))
 
 
+def test_answers_that_share_a_pass_are_those_of_each_alone(folder):
+    family_checks.check_batches(folder, random_image(*SIZES["landscape"]))
+
+
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
 @pytest.mark.parametrize("name", SIZES)
 def test_a_region_of_the_image_is_the_same_region_of_the_maps(lmm, name, region):

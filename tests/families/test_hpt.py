@@ -100,6 +100,10 @@ def test_rows(folder, size):
     family_checks.check_rows(folder, random_image(*SIZES[size]))
 
 
+def test_answers_that_share_a_pass_are_those_of_each_alone(folder):
+    family_checks.check_batches(folder, random_image(*SIZES["landscape"]))
+
+
 @pytest.mark.parametrize("region", REGIONS)
 @pytest.mark.parametrize("size", SIZES)
 def test_position_truth(lmm, size, region):

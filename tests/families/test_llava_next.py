@@ -80,6 +80,11 @@ def test_rows_are_those_of_eager_attention(saved, kind, size):
     family_checks.check_rows(saved[kind][0], random_image(*size))
 
 
+@pytest.mark.parametrize("kind", ["mistral", "vicuna"])
+def test_answers_that_share_a_pass_are_those_of_each_alone(saved, kind):
+    family_checks.check_batches(saved[kind][0], random_image(*SIZES["landscape"]))
+
+
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
 @pytest.mark.parametrize("size", WHOLE_CELLS.values(), ids=WHOLE_CELLS)
 def test_a_region_of_the_image_is_the_same_region_of_the_maps(lmm, size, region):

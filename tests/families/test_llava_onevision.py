@@ -85,6 +85,11 @@ def test_rows_are_those_of_eager_attention(saved, tiles):
     family_checks.check_rows(saved[tiles][0], random_image(*SIZES["square"]))
 
 
+@pytest.mark.parametrize("tiles", [9, 1])
+def test_answers_that_share_a_pass_are_those_of_each_alone(saved, tiles):
+    family_checks.check_batches(saved[tiles][0], random_image(*SIZES["landscape"]))
+
+
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
 @pytest.mark.parametrize("size", WHOLE_CELLS.values(), ids=WHOLE_CELLS)
 def test_a_region_of_the_image_is_the_same_region_of_the_maps(lmms, size, region):

@@ -51,10 +51,15 @@ def test_rows_are_those_of_eager_attention(folder, name):
     family_checks.check_rows(folder, random_image(*SIZES[name]))
 
 
+def test_answers_that_share_a_pass_are_those_of_each_alone(folder):
+    family_checks.check_batches(folder, random_image(*SIZES["landscape"]))
+
+
 def test_rows_behind_a_window_that_does_not_hold_the_image(tmp_path):
     """Sliding layers see the image's last cells only, or none of them; the others see them all."""
     folder = save(tmp_path, window=24)
     family_checks.check_rows(folder, random_image(*SIZES["landscape"]))
+    family_checks.check_batches(folder, random_image(*SIZES["landscape"]))
     lmm = FrozenLmm.from_pretrained(folder)
     trace = lmm.teacher_force(lmm.encode_image(random_image()), QUESTION, ANSWER)
     assert [layer.window for layer in trace.attention.layers] == [24, None, 24, None]

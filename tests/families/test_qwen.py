@@ -9,6 +9,7 @@ from family_checks import (
     QUESTION,
     REGIONS,
     SIZES,
+    check_batches,
     check_greedy,
     check_position_truth,
     check_rows,
@@ -42,6 +43,10 @@ def linear(folder):
 @pytest.mark.parametrize("size", SIZES)
 def test_rows_are_those_of_eager_attention(folder, size):
     check_rows(folder, random_image(*SIZES[size]))
+
+
+def test_answers_that_share_a_pass_are_those_of_each_alone(folder):
+    check_batches(folder, random_image(*SIZES["landscape"]))
 
 
 @pytest.mark.parametrize("size", SIZES)
