@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine_checks import compare
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_dataset import make_strip, write_tiny_dataset
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 from flmm_cli.main import main
 from flmm_core.data.samples import REFER, Expression, Sample, Turn, refer_turn
 from flmm_core.data.tabletop import read_dataset
+from flmm_core.engines.export import export_networks
+from flmm_core.engines.onnx_engine import OnnxEngine
 from flmm_core.images.geometry import unpad
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
@@ -433,16 +436,20 @@ def test_attention_heads_are_chosen_by_where_they_look(examples):
         best_channels(reader, count + 1)
 
 
-def test_heads_of_few_attention_heads_are_trained_saved_and_used(data, lmm, sam, kept_models, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_heads_of_few_attention_heads_are_trained_saved_and_used(data, lmm, sam, tmp_path):
     options = {"epochs": 0.2, "base_channels": 4, "turns": 2, "refined": 1, "attention_heads": 3, "sink_quantile": 0.9}
     settings = HeadsSettings((str(data),), (str(data),), str(lmm), str(sam), val_samples=1, **options)
     train_heads(tmp_path / "out", settings, settings.LOOP, CPU)
-    image, masks = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), []
-    for backend in ("torch", "onnx"):
-        parts = {"lmm": lmm, "heads": tmp_path / "out" / "heads", "sam": sam}
-        pipeline = GroundingPipeline.from_pretrained(**parts, device="cpu", presence_threshold=0.0, heads_backend=backend)
-        unet = pipeline.heads.config.unet
-        assert len(unet.kept) == 3 and unet.sink_quantile == 0.9
-        masks.append(pipeline.refer(pipeline.encode(image), "red mug").phrases[0].mask)
-    assert (masks[0] == masks[1]).mean() > 0.99, "the same in another runtime"
+    parts = {"lmm": lmm, "heads": tmp_path / "out" / "heads", "sam": sam}
+    pipeline = GroundingPipeline.from_pretrained(**parts, device="cpu", presence_threshold=0.0)
+    unet = pipeline.heads.config.unet
+    assert len(unet.kept) == 3 and unet.sink_quantile == 0.9
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    mask = pipeline.refer(pipeline.encode(image), "red mug").phrases[0].mask
+    assert mask.shape == (48, 64)
+    # The same in another runtime: of the networks, the U-Net alone reads attention heads.
+    export_networks(pipeline.heads, tmp_path / "engines", what=("unet",))
+    engine = OnnxEngine(tmp_path / "engines", pipeline.heads, device=CPU, networks=("unet",))
+    compare(engine, pipeline.heads, "unet", phrases=2, grid=(24, 40), tokens=1)
+    pipeline.heads.mask_head.engine = lambda *inputs: engine.run("unet", inputs)[0]
+    assert (mask == pipeline.refer(pipeline.encode(image), "red mug").phrases[0].mask).mean() > 0.99
