@@ -321,8 +321,10 @@ def test_demo_with_a_broken_model_fails_and_leaves_nothing_running(models, openg
     # In a domain of its own: the node that other tests ask would answer here too.
     status, _, said = flmm("demo", *counts, "--out", str(tmp_path / "out"), *broken, ROS_DOMAIN_ID=other_domain)
     assert status == 1
-    assert "grounding ended with status 1" in said and "may be damaged" in said
+    assert "grounding ended with status 1" in said and "truncated_lmm: cannot be loaded, the file may be damaged" in said
     assert said.count("\n") == 1
+    log = (tmp_path / "out" / "grounding.log").read_text()
+    assert log.count("[FATAL]") == 1 and "Traceback" not in log
     assert set(children_of(os.getpid())) <= before
 
 
