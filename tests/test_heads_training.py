@@ -281,6 +281,7 @@ def test_every_loss_reaches_its_part(examples):
 
 def test_heads_learn_from_stored_traces(examples):
     torch.manual_seed(0)
+    examples = examples[:2]
     heads = tiny_heads().train()
     stage = stage_of(heads, refined=2)
     sam = [parameter for parameter in heads.sam.parameters() if parameter.requires_grad]
@@ -288,7 +289,7 @@ def test_heads_learn_from_stored_traces(examples):
     optimizer = torch.optim.AdamW([{"params": others}, {"params": sam, "lr": 2e-3}], lr=1e-2)
     before = figures_of(stage.sums(examples))
     for step in range(75):  # the U-Net's masks appear after some 55
-        losses = stage(examples, rngs(step, 3))
+        losses = stage(examples, rngs(step, 2))
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
