@@ -7,6 +7,9 @@ BIN := .venv/bin
 unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE RMW_IMPLEMENTATION
 
+# Files of tests with a mark: pytest imports all others for nothing.
+files_of = $(shell grep -rl --include='test_*.py' 'mark\.$(1)\b' tests)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run test soak-test bench soak docs lint format
 
@@ -24,10 +27,10 @@ run: setup  ## leave the simulated camera, the grounding node and the picking ex
 
 test: setup  ## run the tests, four at a time (many wait for nodes); then those about time, with nothing beside them
 	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not timing and not soak" --durations=25
-	@$(BIN)/python -m pytest -m "timing and not soak" --durations=25
+	@$(BIN)/python -m pytest -m "timing and not soak" --durations=25 $(call files_of,timing)
 
 soak-test: setup  ## a short stress test, and the memory of the nodes over twenty cycles (about a minute)
-	@$(BIN)/python -m pytest -m soak --durations=25
+	@$(BIN)/python -m pytest -m soak --durations=25 $(call files_of,soak)
 
 bench: setup  ## measure what grounding costs on top of plain text generation; figures go to docs/benchmarks/ (about 15 minutes)
 	@$(BIN)/flmm bench
