@@ -13,12 +13,18 @@ os.environ["OMP_NUM_THREADS"] = "1"
 """Of test processes and of the nodes that they start: several run side by side."""
 
 LONGEST = (
-    "ros/test_node.py", "test_engines.py", "ros/test_commands.py", "ros/test_fleet_node.py", "test_benchmarks.py",
-    "test_bench.py", "test_fleet.py", "ros/test_bad_input.py", "test_golden.py", "test_heads_training.py",
-    "test_lmm_training.py", "ros/test_start.py", "ros/test_depth.py", "ros/test_lifecycle.py", "ros/test_goals.py",
-    "ros/test_graph.py", "ros/test_qos.py", "ros/test_voice.py", "ros/test_bag.py", "ros/test_pick.py",
+    "test_engines.py", "ros/test_commands.py", "test_heads_training.py", "ros/test_start.py", "test_fleet.py",
+    "test_chat_page.py", "families/test_train_heads.py", "test_server.py", "test_benchmarks.py", "test_documentation.py",
+    "ros/test_goals.py", "ros/test_graph.py", "ros/test_node.py", "families/test_qwen.py", "families/test_mgm.py",
+    "test_package.py", "ros/test_pick.py", "test_bench.py", "test_evaluation.py", "test_training.py",
+    "test_tensorrt_engine.py", "ros/test_fleet_node.py", "test_golden.py", "ros/test_depth.py", "test_large_images.py",
+    "ros/test_bad_input.py", "ros/test_lifecycle.py", "ros/test_qos.py", "ros/test_voice.py", "ros/test_bag.py",
+    "test_quantization.py", "test_hub.py",
 )  # fmt: skip
-"""Files, to be distributed in this order over the workers; all others follow."""
+"""Files, to be distributed in this order over the workers; all others follow.
+
+The two that start Ray are far apart: beside each other and many nodes, a replica's start takes minutes.
+"""
 
 
 def pytest_collection_modifyitems(items):
