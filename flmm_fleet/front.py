@@ -32,11 +32,14 @@ KEEP_ALIVE = 0.5
 _SILENCE = 10.0
 """Seconds without a line of a replica after which it counts as lost."""
 _CONNECTIONS = 1000
-"""Connections at once; more get HTTP 503."""
+"""Connections at once; more are closed unanswered."""
 _HEADER_SECONDS = 30.0
 """For the header of a request; a connection without one is closed."""
-_READ_SECONDS = 10.0
-"""In which a client takes none of the reply that waits for it; its connection is closed, so that its place is free."""
+_READ_SECONDS = 30.0
+"""For which a reply may wait for its client, all its waits together; its connection is closed, so that its place is free."""
+
+_GRACE = 1
+"""Seconds for the replies in progress when the server stops; then their connections are closed."""
 
 Line: TypeAlias = Mapping[str, Any]
 
@@ -73,6 +76,7 @@ class Front:
         self._replicas = replicas
         self._uploads = Uploads(settings.max_image_pixels)
         self._places = Places(settings.largest * settings.commands)
+        self._description: asyncio.Task[Response] | None = None
         routes = [
             Route("/ground", self._ground, methods=["POST"]),
             Route("/describe", self._describe, methods=["GET"]),
@@ -90,6 +94,12 @@ class Front:
         return StreamingResponse(self._reply(upload), headers=_VERSION, media_type="application/x-ndjson")
 
     async def _describe(self, request: Request) -> Response:
+        """The answer of a replica. Only one is asked at a time, on behalf of all clients that ask meanwhile."""
+        if self._description is None or self._description.done():
+            self._description = asyncio.ensure_future(self._ask_description())
+        return await asyncio.shield(self._description)
+
+    async def _ask_description(self) -> Response:
         try:
             async with asyncio.timeout(_SILENCE):
                 return JSONResponse(dict(await self._replicas.describe()), headers=_VERSION)
@@ -132,6 +142,8 @@ async def _in_time(lines: ReplyLines) -> AsyncIterator[Line]:
                     raise TimeoutError(f"no line of its reply for {_SILENCE:g} s")
                 yield {}
                 continue
+            if coming.cancelled() or isinstance(coming.exception(), StopAsyncIteration):
+                raise RuntimeError("its reply ended too early")
             heard, line, coming = time.monotonic(), coming.result(), None
             yield line
             if "answer" in line or "refused" in line:
@@ -172,7 +184,7 @@ class HttpServer:
         self._socket = _bound(host, port)
         self.address = f"http://{host}:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
-            app, http=_Prompt, lifespan="off", log_level="error", limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=1
+            app, http=_Prompt, ws="none", lifespan="off", log_level="error", timeout_graceful_shutdown=3 * _GRACE
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="http", daemon=True)
@@ -183,7 +195,7 @@ class HttpServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close all connections."""
+        """Close all connections, those with a reply in progress after a moment."""
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join()
@@ -202,17 +214,28 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class _Prompt(H11Protocol):
-    """Closes a connection on which no request begins for :data:`_HEADER_SECONDS`, or whose client does not read its reply."""
+    """Bounds the number of connections and their time.
+
+    A connection is closed when no request begins for :data:`_HEADER_SECONDS`, or when its client leaves a reply unread for
+    :data:`_READ_SECONDS`, also one that is finished.
+    """
 
     _unread: asyncio.TimerHandle | None = None
+    """Runs while anything of a reply waits for the client."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._reply, self._left = self.cycle, _READ_SECONDS  # what is left to this reply
+        transport.set_write_buffer_limits(high=0)  # writing pauses while anything waits, and resumes when nothing does
         self._watch(None)
+        if len(self.connections) > _CONNECTIONS:
+            transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(_READ_SECONDS, self.transport.abort)
+        if self._reply is not self.cycle:
+            self._reply, self._left = self.cycle, _READ_SECONDS
+        self._unread = self.loop.call_later(self._left, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -220,7 +243,9 @@ class _Prompt(H11Protocol):
 
     def _stop_unread(self) -> None:
         if self._unread is not None:
+            self._left = self._unread.when() - self.loop.time()
             self._unread.cancel()
+            self._unread = None
 
     def _watch(self, before: object) -> None:
         self._timer = self.loop.call_later(_HEADER_SECONDS, self._look, before)
@@ -231,6 +256,10 @@ class _Prompt(H11Protocol):
             self.transport.close()
         else:
             self._watch(self.cycle)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.loop.call_later(_GRACE, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ _HELD = 1 << 29
 """Bytes of bodies that are being received, of all requests together."""
 _COMMAND_BYTES = 1 << 18
 _FORM = "expected a form of a file `image` and a text `command`"
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings go to the client, in UploadError
 
 
 class UploadError(Exception):

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 import zlib
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import httpx
 import numpy as np
@@ -30,16 +30,19 @@ GOOD = WireCommand("CHAT", ("what?",)).to_json()
 
 
 class Replicas:
-    """Answer by script: "wait" until released, "silent" never, "lost" by an error, "long" without end."""
+    """Answer by script: "wait" until released, "silent" never, "lost" by an error, "long" and "lines" without end."""
 
     def __init__(self):
         self.asked, self.cancelled, self.release = [], [], threading.Event()
+        self.describing, self.described = 0.0, 0
 
     def ground(self, command, image):
         self.asked.append(command.client)
         return Lines(self, command)
 
     async def describe(self):
+        self.described += 1
+        await asyncio.sleep(self.describing)
         return {"model": {"lmm": "scripted"}}
 
 
@@ -51,12 +54,16 @@ class Lines:
         words = self.command.words[0]
         if words == "lost":
             raise RuntimeError("the actor\ndied")
+        if words in ("ended", "dropped"):
+            raise StopAsyncIteration if words == "ended" else asyncio.CancelledError
         while words == "silent" or (words == "wait" and not self.replicas.release.is_set()):
             await asyncio.sleep(0.005)
         if words == "slow":
             await asyncio.sleep(0.02)
         if words == "long":
             return {"text": "a" * 1_000_000}
+        if words == "lines":
+            return {"text": "a" * 20_000}
         return {"answer": answer_to_json(GroundedAnswer(words, (), *PIXELS.shape[:2]))}
 
     def cancel(self):
@@ -187,10 +194,11 @@ def test_an_image_is_refused_by_its_header(refusing, image, reason):
         ("", b""),
     ],
 )
-def test_a_form_that_is_none_is_refused_in_one_line(refusing, kind, body):
+def test_a_form_that_is_none_is_refused_in_one_line(refusing, kind, body, caplog):
     response = httpx.post(f"{refusing}/ground", content=body, headers={"Content-Type": kind})
     assert response.status_code == 422, response.text
     assert response.json()["detail"].startswith("expected a form of a file `image` and a text `command`")
+    assert not caplog.records, "nobody can fill the log"
 
 
 def test_what_is_too_large_is_not_read(refusing):
@@ -207,10 +215,23 @@ def test_other_paths_are_refused(refusing):
     for method, path in (("GET", "/ground"), ("POST", "/describe"), ("GET", "/-/routes"), ("GET", "/")):
         response = httpx.request(method, f"{refusing}{path}")
         assert response.status_code in (404, 405), path
-    assert httpx.get(f"{refusing}/describe").json() == {"model": {"lmm": "scripted"}}
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "A" * 24}
+    for headers in ({}, upgrade):
+        assert httpx.get(f"{refusing}/describe", headers=headers).json() == {"model": {"lmm": "scripted"}}
 
 
 # --- what takes too long ---
+
+
+def posted(address, words):
+    """A connection with a command, whose reply is not read."""
+    sent = httpx.Request(
+        "POST", f"{address}/ground", files={"image": PNG}, data={"command": WireCommand("CHAT", (words,), "one").to_json()}
+    )
+    head = "".join(f"{name}: {value}\r\n" for name, value in sent.headers.items())
+    one = connected(address)
+    one.sendall(f"POST /ground HTTP/1.1\r\n{head}\r\n".encode() + sent.read())
+    return one
 
 
 def unfinished(address):
@@ -249,23 +270,70 @@ def test_a_replica_that_falls_silent_or_dies_is_left(served, replicas, monkeypat
 
     monkeypatch.setattr(front, "_SILENCE", 0.3)
     monkeypatch.setattr(front, "KEEP_ALIVE", 0.1)
-    for words, reason in (("silent", "no line of its reply for 0.3 s"), ("lost", "the actor died")):
+    reasons = {"silent": "no line of its reply for 0.3 s", "lost": "the actor died"}
+    for words, reason in {**reasons, **dict.fromkeys(("ended", "dropped"), "its reply ended too early")}.items():
         lines = post(served, WireCommand("CHAT", (words,)).to_json()).text.splitlines()
         assert json.loads(lines[-1]) == {"refused": "SHUTTING_DOWN", "reason": f"the replica was lost ({reason})"}
-    assert replicas.cancelled == ["silent", "lost"]
+    assert replicas.cancelled == ["silent", "lost", "ended", "dropped"]
 
 
 def test_a_client_that_does_not_read_its_reply_is_left(served, replicas, monkeypatch):
     from flmm_fleet import front
 
-    monkeypatch.setattr(front, "_READ_SECONDS", 0.3, raising=False)
-    sent = httpx.Request(
-        "POST", f"{served}/ground", files={"image": PNG}, data={"command": WireCommand("CHAT", ("long",), "one").to_json()}
-    )
-    head = "".join(f"{name}: {value}\r\n" for name, value in sent.headers.items())
-    with connected(served) as one:
-        one.sendall(f"POST /ground HTTP/1.1\r\n{head}\r\n".encode() + sent.read())
+    monkeypatch.setattr(front, "_READ_SECONDS", 0.3)
+    with posted(served, "long"):
         until(lambda: replicas.cancelled == ["long"], 3)
+
+
+def test_a_client_that_reads_its_reply_slowly_is_left(served, replicas, monkeypatch):
+    from flmm_fleet import front
+
+    monkeypatch.setattr(front, "_READ_SECONDS", 0.3)
+
+    def read_a_little():
+        one.recv(50_000)  # every few lines are taken in time, but there is no end of them
+        return replicas.cancelled == ["lines"]
+
+    with posted(served, "lines") as one:
+        until(read_a_little, 3)
+
+
+def test_too_many_connections_are_closed(served, monkeypatch):
+    from flmm_fleet import front
+
+    monkeypatch.setattr(front, "_CONNECTIONS", 3)
+    kept = [connected(served) for _ in range(3)]
+    with connected(served) as one:
+        one.settimeout(2)
+        with suppress(ConnectionResetError):
+            assert one.recv(100) == b"", "closed"
+    for one in kept:
+        with closing(one):
+            one.sendall(b"GET /describe HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b"200" in one.recv(100)
+
+
+def test_descriptions_are_asked_of_one_replica_at_a_time(served, replicas):
+    replicas.describing = 0.3
+    asking = [connected(served) for _ in range(40)]
+    for one in asking:
+        one.sendall(b"GET /describe HTTP/1.1\r\nHost: a\r\n\r\n")
+    for one in asking:
+        with closing(one):
+            assert b"200" in one.recv(100)
+    assert replicas.described < 20, "of 40"
+
+
+def test_a_server_that_stops_ends_the_replies_in_progress(replicas, monkeypatch, capfd):
+    from flmm_fleet import front
+
+    monkeypatch.setattr(front, "_GRACE", 0.5, raising=False)
+    with serving(replicas) as address:
+        one = posted(address, "wait")
+        until(lambda: replicas.asked)
+    one.close()
+    assert replicas.cancelled == ["wait"]
+    assert capfd.readouterr().err == ""
 
 
 # --- places ---
