@@ -59,9 +59,11 @@ def run(args: argparse.Namespace) -> int:
     """Run, print, and draw; exit status 0 if every command was answered."""
     require_counts(args, "count", "scenes")
 
-    from flmm_ros.local_graph import local_graph
+    from flmm_ros.local_graph import local_graph, require_free_domain
+    from flmm_ros.node_processes import NODES
 
     os.environ.update(local_graph())
+    require_free_domain(*NODES)
 
     from flmm_demo import files, report
     from flmm_demo.commands import plan

@@ -21,8 +21,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the nodes until Ctrl-C, or until one of them ends."""
-    from flmm_ros.node_processes import NodeProcesses, start_camera_and_node
+    from flmm_ros.local_graph import require_free_domain
+    from flmm_ros.node_processes import NODES, NodeProcesses, start_camera_and_node
 
+    require_free_domain(*NODES)
     with NodeProcesses() as processes:
         start_camera_and_node(processes, node_arguments(args), args.seed)
         print('ask from another terminal: .venv/bin/flmm ask "what is on the table?"  (Ctrl-C ends)', flush=True)

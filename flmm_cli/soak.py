@@ -37,9 +37,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the test, and print its figures."""
     if not args.minutes > 0:
         raise ValueError(f"--minutes: expected more than 0, got {args.minutes:g}")
-    from flmm_ros.local_graph import local_graph
+    from flmm_ros.local_graph import local_graph, require_free_domain
 
     os.environ.update(local_graph())
+    require_free_domain("/grounding", "/soak_camera")
     from tqdm import tqdm
 
     from flmm_bench.stress.report import figures, problems, table

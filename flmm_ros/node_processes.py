@@ -21,6 +21,10 @@ SIGTERM ends a node cleanly, as SIGINT does, and without output while it is stil
 """
 
 
+NODES = ("/camera", "/grounding", "/pick")
+"""Full names of the nodes that :func:`start_camera_and_node` starts."""
+
+
 class ChildEndedError(RuntimeError):
     """A node ended unexpectedly; the message contains the last line of its log."""
 

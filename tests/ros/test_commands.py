@@ -15,6 +15,7 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
+import rclpy
 import torch
 from bench import image_of
 from documents import README, commands, document, section
@@ -33,6 +34,7 @@ from flmm_demo.truth import CheckedPhrase, Outcome, compare
 from flmm_ros import camera_images
 from flmm_ros.action import Ground
 from flmm_ros.client import AskClient, NoReplyError
+from flmm_ros.local_graph import local_graph
 from flmm_ros.msg import GroundedAnswer as Reply
 from flmm_ros.node_processes import NodeProcesses
 from flmm_sim.language import TURNS
@@ -313,6 +315,28 @@ def test_demo_answers_everything_and_draws_it(models, opengl, other_domain, tmp_
     assert ("WRONG, " in printed) == any(record["fault"] for record in records)
     remove_earlier(out)
     assert [path.name for path in out.iterdir()] == ["mine.txt"], "the demo writes files that the next one would not remove"
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "soak"])
+def test_commands_that_start_nodes_need_a_domain_without_such_nodes(other_domain, command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ROS_DOMAIN_ID", other_domain)
+    for name, value in local_graph().items():  # the command sets them; they are set back after the test
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(NodeProcesses, "start", lambda *_: pytest.fail("it starts its nodes"))
+    context = rclpy.Context()
+    rclpy.init(context=context, args=[])
+    node = rclpy.create_node("grounding", context=context)
+    try:
+        assert main([command]) == 2
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown(context=context)
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert "expected a domain without /" in said.err
+    assert f"got {other_domain}, where /grounding runs already" in said.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_demo_with_a_broken_model_fails_and_leaves_nothing_running(models, opengl, other_domain, tmp_path, flmm):  # noqa: F811
