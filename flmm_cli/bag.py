@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     words.add_argument("--command", dest="question", metavar="TEXT", help="the question or instruction")
     words.add_argument("--phrase", metavar="TEXT", help="a phrase to ground")
     names = ("", ".partial", ".resumed")  # of the bag, and of what is written until it is complete
-    bags = {"entries": lambda args, path: [path.with_name(path.name + end) for end in names]}
+    bags = {"binary": True, "entries": lambda args, path: [path.with_name(path.name + end) for end in names]}
     add_output(parser, "--out", output=bags, required=True, help="MCAP file to write")
     parser.add_argument("--every", type=int, default=1, help="ground every N-th image (default: all)", metavar="N")
     parser.add_argument("--image", default="", help="topic of the images (default: the only one)")

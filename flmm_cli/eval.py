@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 
 from flmm_cli.shared.options import add_model_options, grounding_config, require_counts
+from flmm_cli.shared.outputs import write_output
 from flmm_cli.shared.records import provenance, write_json
 from flmm_cli.shared.table import format_table
 from flmm_cli.suites.baseline import BASELINE
 from flmm_cli.suites.field import BENCHMARKS
 from flmm_cli.suites.tabletop import PICKING, TABLETOP
-from flmm_core.common.output_files import mark, write_text
+from flmm_core.common.output_files import mark
 
 SUITES = {suite.name: suite for suite in (TABLETOP, PICKING, *BENCHMARKS, BASELINE)}
 """In the order in which `flmm eval --help` lists them."""
@@ -44,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, {**context, **report.record}, args.command)
         print(f"figures: {args.json}")
     if "markdown" in args and args.markdown:
-        write_text(args.markdown, f"{report.markdown}\n<!-- {mark(args.command)} -->\n")
+        write_output(args.markdown, f"{report.markdown}\n<!-- {mark(args.command)} -->\n")
         print(f"table: {args.markdown}")
     if "html" in args and args.html and report.page:
-        write_text(args.html, f"{report.page()}\n<!-- {mark(args.command)} -->\n")
+        write_output(args.html, f"{report.page()}\n<!-- {mark(args.command)} -->\n")
         print(f"best and worst images: {args.html}")
     return 0

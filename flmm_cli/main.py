@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from flmm_cli.shared.outputs import SOURCES, check_outputs
+from flmm_cli.shared.outputs import SOURCES, check_outputs, standard_output_kept
 from flmm_core.common.plain_text import is_utf8, one_line
 
 MODULES = (
@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _require_unicode(args)
         check_outputs(args)
-        return runs[args.command](args) or 0
+        with standard_output_kept(args):
+            return runs[args.command](args) or 0
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of the output has ended, as `head` does

@@ -424,6 +424,21 @@ def test_what_a_command_wrote_is_written_again(capsys, monkeypatch, tmp_path, mo
         assert run("data", "check", data, "--out", data / "check.png") == 0
 
 
+def test_a_dash_is_standard_output_for_text(capfd, monkeypatch, tmp_path, model, data):
+    monkeypatch.chdir(tmp_path)
+    image = data / "images" / "000000.png"
+    assert run("ground", image, "red mug", "--refer", "--json", "-", *model) == 0
+    said = capfd.readouterr()
+    assert json.loads(said.out)["answer"] == "red mug" and said.err.startswith("red mug\n")
+    binary = (["ground", image, "hi", "--out"], ["ground", image, "hi", "--masks"], ["bag", image, "--command", "hi", "--out"])
+    for words in binary:
+        assert "expected a path, got -, standard output, which is for files of text only" in fails(capfd, *words, "-")
+    assert "--markdown: expected another file than --json" in fails(
+        capfd, "eval", "res", data, "--json", "-", "--markdown", "-"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_path_that_cannot_be_written_is_said_before_the_work(capsys, tmp_path, data):
     image = data / "images" / "000000.png"
     (tmp_path / "file").touch()

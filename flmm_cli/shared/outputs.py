@@ -2,22 +2,26 @@
 
 A command declares its outputs by :func:`add_output`; `flmm` checks them all by :func:`check_outputs` before the command runs,
 so that no answer is lost to a path that cannot be written. What is written carries a mark, see
-:func:`~flmm_core.common.output_files.mark`.
+:func:`~flmm_core.common.output_files.mark`. For a file of text, ``-`` is standard output, which then holds nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flmm_core.common.output_files import is_marked
+from flmm_core.common.output_files import encoded, is_marked, write_text
 
 SOURCES = ("data", "engines", "heads", "lmm", "model", "params_file", "sam", "source", "val")
 """Options that are text and may name a file or folder to read."""
+
+STANDARD_OUTPUT = Path("-")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Output:
     folder: bool = False
     image: bool = False
     """Whether the name's end chooses a format of images."""
+    binary: bool = False
+    """Whether it is a file of neither text nor image."""
     guarded: bool = False
     """Whether the command itself refuses, in any case, a folder with other files."""
     entries: Callable[[argparse.Namespace, Path], Iterable[Path]] = lambda args, path: [path]
@@ -38,6 +44,11 @@ class Output:
     """Whether the command wrote a whole folder, by folder and command; None: each entry carries a mark or not."""
     used: Callable[[argparse.Namespace], bool] = lambda args: True
     """Whether it is written at all."""
+
+    @property
+    def text(self) -> bool:
+        """Whether it is one file of text."""
+        return not (self.folder or self.image or self.binary)
 
 
 def whole_folder(_: argparse.Namespace, folder: Path) -> Iterable[Path]:
@@ -56,6 +67,8 @@ def add_output(parser: argparse.ArgumentParser, name: str, *, output: dict[str, 
     """
     action = parser.add_argument(name, type=Path, **options)
     declared, one = parser.get_default("outputs") or (), Output(name, action.dest, **(output or {}))
+    if one.text:
+        action.help = f"{action.help}; -: to standard output"
     parser.set_defaults(outputs=(*declared, one))
     if parser.get_default("force") is None and not one.guarded:
         parser.add_argument("--force", action="store_true", help="write over files that this command did not write")
@@ -67,7 +80,7 @@ def check_outputs(args: argparse.Namespace) -> None:
     Raises:
         ValueError: names the option, what was expected and what was found.
     """
-    outputs = [one for one in getattr(args, "outputs", ()) if getattr(args, one.dest) is not None and one.used(args)]
+    outputs = _given(args)
     inputs = _inputs(args)
     seen: dict[Path, str] = {}
     for output in outputs:
@@ -76,12 +89,40 @@ def check_outputs(args: argparse.Namespace) -> None:
         for entry in () if output.guarded else output.entries(args, path):
             if (other := seen.setdefault(entry.resolve(), output.name)) != output.name:
                 raise ValueError(f"{output.name}: expected another file than {other}, got {path}")
-            if entry.exists() and (entry.is_file() or entry.is_dir()):
+            if path != STANDARD_OUTPUT and (entry.is_file() or entry.is_dir()):
                 _check_entry(args, output, entry, inputs)
+
+
+@contextmanager
+def standard_output_kept(args: argparse.Namespace) -> Iterator[None]:
+    """Print to standard error instead of standard output while a command runs that writes a file to the latter."""
+    if any(getattr(args, output.dest) == STANDARD_OUTPUT for output in _given(args)):
+        with redirect_stdout(sys.stderr):
+            yield
+    else:
+        yield
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a file of UTF-8, whole or not at all, or ``-``, standard output."""
+    if path == STANDARD_OUTPUT and sys.__stdout__ is not None:
+        sys.__stdout__.buffer.write(encoded(text))
+        sys.__stdout__.buffer.flush()
+    else:
+        write_text(path, text)
+
+
+def _given(args: argparse.Namespace) -> list[Output]:
+    """Outputs that the command will write."""
+    return [one for one in getattr(args, "outputs", ()) if getattr(args, one.dest) is not None and one.used(args)]
 
 
 def _check_place(output: Output, path: Path) -> None:
     """Refuse a path of another kind, of an unknown format, or that cannot be written."""
+    if path == STANDARD_OUTPUT:
+        if not output.text:
+            raise ValueError(f"{output.name}: expected a path, got -, standard output, which is for files of text only")
+        return
     if path.exists() and path.is_dir() != output.folder:
         kinds = ("a folder", "a file") if output.folder else ("a file", "a folder")
         raise ValueError(f"{output.name}: expected {kinds[0]}, got {path}, which is {kinds[1]}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_bench.machine import machine
-from flmm_core.common.output_files import write_text
+from flmm_cli.shared.outputs import write_output
 from flmm_core.config import GroundingConfig
 
 PACKAGES = ("flmm_ros", "torch", "transformers", "numpy")
@@ -20,7 +20,7 @@ PACKAGES = ("flmm_ros", "torch", "transformers", "numpy")
 
 
 def write_json(path: Path, record: Mapping[str, Any], command: str) -> None:
-    """Write a record as indented JSON, whole or not at all; see :func:`~flmm_core.common.output_files.write_text`.
+    """Write a record as indented JSON; see :func:`~flmm_cli.shared.outputs.write_output`.
 
     Args:
         path: the file; folders above it are made.
@@ -28,7 +28,7 @@ def write_json(path: Path, record: Mapping[str, Any], command: str) -> None:
         command: of `flmm` that writes it, for the file's mark.
     """
     text = json.dumps({"written_by": f"flmm {command}", **record}, indent=1, ensure_ascii=False) + "\n"
-    write_text(path, text)
+    write_output(path, text)
 
 
 def provenance(

@@ -64,9 +64,14 @@ def written_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of UTF-8, whole or not at all; bytes of file names in another encoding become escapes, as in JSON."""
+    """Write a file as :func:`encoded`, whole or not at all."""
     with written_file(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+        temporary.write_bytes(encoded(text))
+
+
+def encoded(text: str) -> bytes:
+    """Text in UTF-8; bytes of file names in another encoding become escapes, as in JSON."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def require_replaceable(out: Path, ours: Collection[str], what: str) -> None:
@@ -80,11 +85,12 @@ def require_replaceable(out: Path, ours: Collection[str], what: str) -> None:
     Raises:
         ValueError: names the first other entry.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: expected a folder, got a file")
-    others: list[str] = []
-    with suppress(FileNotFoundError):  # there is none, or another process replaces it now
+    try:
         others = sorted(entry.name for entry in out.iterdir() if not any(entry.match(name) for name in ours))
+    except FileNotFoundError:  # there is none, or another process replaces it now
+        return
+    except NotADirectoryError as error:
+        raise ValueError(f"{out}: expected a folder, got a file") from error
     if others:
         raise ValueError(f"{out}: expected a folder that is empty or holds an earlier {what}, got one with {others[0]}")
 
