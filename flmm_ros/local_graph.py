@@ -6,7 +6,7 @@ import os
 import random
 import time
 
-_DISCOVERY = 1.0
+_DISCOVERY = 2.0
 """Seconds to look for other nodes; those of this machine are found within a fraction of it."""
 
 

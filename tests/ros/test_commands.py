@@ -324,6 +324,7 @@ def test_commands_that_start_nodes_need_a_domain_without_such_nodes(other_domain
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(NodeProcesses, "start", lambda *_: pytest.fail("it starts its nodes"))
+    monkeypatch.setattr("flmm_ros.local_graph._DISCOVERY", 30.0)  # of a busy machine; it ends as soon as the node is found
     context = rclpy.Context()
     rclpy.init(context=context, args=[])
     node = rclpy.create_node("grounding", context=context)
