@@ -97,6 +97,8 @@ def read_questions(path: Path) -> tuple[str, ...]:
     Raises:
         ValueError: there are none.
     """
+    if not path.is_file():
+        raise ValueError(f"--questions: expected a file, got {path}")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -18,6 +18,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from flmm_core.common.output_files import write_text
 from flmm_core.data.masks import mask_rle
 from flmm_core.data.samples import Turn
 from flmm_sim.foreign_words import HELD_OUT_UNKNOWN_WORDS, UNKNOWN_WORDS
@@ -62,7 +63,7 @@ def _require_same(path: Path, settings: dict[str, Any]) -> None:
     """Refuse to mix scenes of different settings in one folder."""
     if path.exists() and (before := json.loads(path.read_text())) != settings:
         raise ValueError(f"{path.parent.parent}: expected a new folder or scenes of {settings}, got scenes of {before}")
-    path.write_text(json.dumps(settings))
+    write_text(path, json.dumps(settings))
 
 
 def _part(parts: Path, job: range) -> Path:
@@ -78,12 +79,10 @@ def _write_chunk(out: Path, split: str, seed: int, job: range) -> None:
             rng = np.random.default_rng(scene_seed(split + " questions", seed, index))
             turns = questions(scene, rng, unknown_words=words)
             path = out / "images" / f"{index:06d}.png"
-            cv2.imwrite(str(path), cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            if not cv2.imwrite(str(path), cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+                raise OSError(f"{path}: cannot be written")
             lines.append(json.dumps(_record(scene, turns, index, scene_seed(split, seed, index))))
-    part = _part(out / "parts", job)
-    temporary = part.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    temporary.rename(part)
+    write_text(_part(out / "parts", job), "\n".join(lines) + "\n")
 
 
 def _record(scene: Scene, turns: list[Turn], index: int, seed: int) -> dict[str, Any]:
@@ -131,5 +130,5 @@ def _merge(out: Path, records: list[dict[str, Any]]) -> None:
             for span in turn["spans"]:
                 span["annotation_ids"] = [first + i for i in span.pop("objects")]
         asked.append({"image_id": record["image"]["id"], "turns": record["turns"]})
-    (out / "annotations.json").write_text(json.dumps(coco))
-    (out / "questions.json").write_text(json.dumps(asked))
+    write_text(out / "annotations.json", json.dumps(coco))
+    write_text(out / "questions.json", json.dumps(asked))

@@ -424,6 +424,12 @@ def test_what_a_command_wrote_is_written_again(capsys, monkeypatch, tmp_path, mo
         assert run("data", "check", data, "--out", data / "check.png") == 0
 
 
+def test_a_pipe_is_no_file_of_questions(capsys, tmp_path):
+    os.mkfifo(tmp_path / "questions")  # opening it would wait for a writer
+    line = fails(capsys, "verify-frozen", "flmm-tabletop", "--questions", tmp_path / "questions")
+    assert line.endswith(f"--questions: expected a file, got {tmp_path / 'questions'}")
+
+
 def test_a_dash_is_standard_output_for_text(capfd, monkeypatch, tmp_path, model, data):
     monkeypatch.chdir(tmp_path)
     image = data / "images" / "000000.png"

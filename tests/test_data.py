@@ -336,6 +336,10 @@ def test_a_fingerprint_is_of_what_is_said_and_shown(tmp_path):
     assert said != first
     (folders[1] / "val" / "a.jpg").write_bytes(b"other")
     assert open_dataset(str(folders[1])).fingerprint() not in (first, said)
+    path.unlink()
+    os.mkfifo(path)  # opening it would wait for a writer
+    (folders[1] / "val" / "b.json").write_text((folders[0] / "val" / "a.json").read_text())
+    assert open_dataset(str(folders[1])).fingerprint() not in (first, said)
     table = write_tiny_dataset(tmp_path / "table")
     before = open_dataset(str(table)).fingerprint()
     questions = json.loads((table / "questions.json").read_text())

@@ -155,10 +155,16 @@ class Dataset(Generic[Entry]):
     """Name of an entry's file, for messages."""
 
     def fingerprint(self) -> str:
-        """SHA-256 of the annotations of all samples, and of the sizes of their image files, which are not read."""
+        """SHA-256 of the annotations of all samples, and of the sizes of their image files, which are not read.
+
+        What is no regular file counts as missing.
+        """
         digest = hashlib.sha256(f"{self.format} {self.split}".encode())
         for index, entry in enumerate(self.entries):
-            digest.update(entry.read_bytes() if isinstance(entry, Path) else json.dumps(entry, default=str).encode())
+            if isinstance(entry, Path):
+                digest.update(entry.read_bytes() if entry.is_file() else b"")
+            else:
+                digest.update(json.dumps(entry, default=str).encode())
             image = Path(self.name(index))
             image = image.with_suffix(".jpg") if isinstance(entry, Path) else image
             try:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from flmm_core.common.output_files import written_file
 from flmm_core.data.samples import Sample
 from flmm_core.images.files import read_image
 from flmm_core.images.geometry import long_side_geometry, place_in_frame
@@ -41,15 +42,13 @@ def load_frames(folder: Path, samples: Sequence[Sample], frame: int) -> np.ndarr
     require_manifest(cache, {"images": len(samples), "files": files, "frame": frame})
     path = cache / "frames.npy"
     if not path.exists():
-        temporary = path.with_suffix(".tmp")
         shape = (len(samples), frame, frame, 3)
-        frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        with ProcessPoolExecutor(2) as pool:
+        with written_file(path) as temporary, ProcessPoolExecutor(2) as pool:
+            frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             done = pool.map(_frame, [p.path for p in samples], [frame] * len(samples), chunksize=64)
             for index, pixels in enumerate(tqdm(done, total=len(samples), desc="frames", unit="image")):
                 frames[index] = pixels
-        frames.flush()
-        temporary.rename(path)
+            frames.flush()
     return np.load(path, mmap_mode="r")
 
 

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel
 
+from flmm_core.common.output_files import written_file
 from flmm_core.data.samples import Sample
 from flmm_core.weights.cache_manifest import require_manifest
 from flmm_core.weights.fingerprints import files_fingerprint, lmm_fingerprint
@@ -44,13 +45,12 @@ def load_votes(
     if not path.exists():
         tower: TabletopTower = AutoModel.from_pretrained(tower_folder).eval().to(device, memory_format=torch.channels_last)
         cells = (tower.config.image_size // tower.config.patch_size) ** 2
-        temporary = path.with_suffix(".tmp")
         shape = (len(samples), cells, len(tower.config.words))
-        votes = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
-        for first in tqdm(range(0, len(samples), BATCH), desc="votes", unit="batch"):
-            part = slice(first, min(first + BATCH, len(samples)))
-            with torch.no_grad():
-                votes[part] = tower.votes(tower.content(normalised(frames[part], device))).cpu().numpy()
-        votes.flush()
-        temporary.rename(path)
+        with written_file(path) as temporary:
+            votes = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+            for first in tqdm(range(0, len(samples), BATCH), desc="votes", unit="batch"):
+                part = slice(first, min(first + BATCH, len(samples)))
+                with torch.no_grad():
+                    votes[part] = tower.votes(tower.content(normalised(frames[part], device))).cpu().numpy()
+            votes.flush()
     return np.load(path, mmap_mode="r")
