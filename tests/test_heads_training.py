@@ -165,6 +165,19 @@ def test_what_was_read_is_kept_and_never_stale(data, model, tmp_path, monkeypatc
         TraceCache(tmp_path / "c", {"lmm": "a", "turns": 4}, 10**9)
 
 
+def test_a_damaged_file_of_the_cache_is_made_again(data, model, tmp_path, caplog):
+    reader = reader_of([read_dataset(data)], model, TraceCache(tmp_path / "c", {}, 10**9))
+    first = reader.read(0, 0)
+    (path,) = (tmp_path / "c").glob("*.pt")
+    whole = path.read_bytes()
+    for damaged in (whole[:-100], b"", b"no archive"):
+        path.write_bytes(damaged)
+        assert alike(first, reader.read(0, 0)) and path.stat().st_size == len(whole)
+        (record,) = caplog.records
+        assert f"{path}: expected a whole file of traces, got a damaged one" in record.getMessage()
+        caplog.clear()
+
+
 def test_the_cache_is_bounded(data, model, tmp_path):
     roomy = reader_of([read_dataset(data)], model, TraceCache(tmp_path / "a", {}, 10**9))
     expected = [roomy.read(index, 0) for index in range(3)]

@@ -206,6 +206,12 @@ def test_a_run_goes_on_under_its_own_configuration_only(tmp_path):
     (out / "config.json").rename(tmp_path / "config.json")
     with pytest.raises(ValueError, match=r"expected the run's config\.json beside it, got none"):
         run_loop(out)
+    (tmp_path / "config.json").rename(out / "config.json")
+    (out / "checkpoint.pt").write_bytes(checkpoint[:-100])
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.pt: expected a checkpoint, got a damaged file .*; delete it to start over"
+    ):
+        run_loop(out)
     # Without a checkpoint there is nothing to go on with.
     (out / "checkpoint.pt").unlink()
     run_loop(out, steps=7)

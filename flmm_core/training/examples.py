@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from flmm_core.common.plain_text import printable
+from flmm_core.common.output_files import written_file
+from flmm_core.common.plain_text import one_line, printable
 from flmm_core.data.broken import BrokenSampleError, sample_errors
 from flmm_core.data.samples import Dataset, Sample
+from flmm_core.errors import of_machine
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.sam.refiner import SamImage, SamRefiner
 from flmm_core.training.traces import AnswerTrace, choose_turns, read_turns
 from flmm_core.types import ImageGeometry
 from flmm_core.weights.cache_manifest import require_manifest
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,18 +84,33 @@ class TraceCache:
         self._room = most - sum(path.stat().st_size for path in folder.glob("*.pt"))
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """The entry with a name, its tensors mapped from the file; None if there is none."""
+        """The entry with a name, its tensors mapped from the file; None if there is none.
+
+        A damaged one is deleted, with a warning.
+        """
         path = self._folder / f"{name}.pt"
-        return torch.load(path, weights_only=True, mmap=True) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            fields: dict[str, Any] = torch.load(path, weights_only=True, mmap=True)
+        except Exception as error:  # damaged files fail in many ways
+            if isinstance(error, PermissionError) or of_machine(error):
+                raise
+            _log.warning(
+                "%s: expected a whole file of traces, got a damaged one, which is made again (%s)", path, one_line(error)
+            )
+            self._room += path.stat().st_size
+            path.unlink()
+            return None
+        return fields
 
     def put(self, name: str, fields: dict[str, Any]) -> None:
         """Store tensors and numbers, if the size limit allows it."""
         if self._room <= 0:
             return
-        temporary = self._folder / f"{name}.{os.getpid()}.tmp"
-        torch.save(fields, temporary)
-        self._room -= temporary.stat().st_size
-        temporary.replace(self._folder / f"{name}.pt")
+        with written_file(self._folder / f"{name}.pt") as temporary:
+            torch.save(fields, temporary)
+            self._room -= temporary.stat().st_size
 
 
 class ExampleReader:

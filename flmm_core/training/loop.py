@@ -25,6 +25,9 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from flmm_core.common.output_files import written_file
+from flmm_core.common.plain_text import one_line
+from flmm_core.errors import of_machine
 from flmm_core.training.settings import LoopConfig
 from flmm_core.weights.cache_manifest import require_equal, write_record
 
@@ -223,20 +226,26 @@ class _Checkpoint:
         trained = {name for name, p in module.named_parameters() if p.requires_grad}
         trained |= {name for name, _ in module.named_buffers()}
         weights = {name: value for name, value in module.state_dict().items() if name in trained}
-        temporary = self._path.with_suffix(".tmp")
-        torch.save({"weights": weights, "states": [part.state_dict() for part in self.stateful], "step": step}, temporary)
-        temporary.replace(self._path)
+        with written_file(self._path) as temporary:
+            torch.save({"weights": weights, "states": [part.state_dict() for part in self.stateful], "step": step}, temporary)
         self._saved = time.monotonic()
 
     def resume(self) -> int:
         """Load the file, if there is one; returns the count of steps done.
 
         Raises:
-            ValueError: it holds weights of another model.
+            ValueError: it is damaged, or holds weights of another model.
         """
         if not self._path.exists():
             return 0
-        saved = torch.load(self._path, map_location="cpu", weights_only=True)
+        try:
+            saved = torch.load(self._path, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged files fail in many ways
+            if isinstance(error, PermissionError) or of_machine(error):
+                raise
+            raise ValueError(
+                f"{self._path}: expected a checkpoint, got a damaged file ({one_line(error)}); delete it to start over"
+            ) from error
         _, unexpected = self._module.load_state_dict(saved["weights"], strict=False)
         if unexpected:
             raise ValueError(
