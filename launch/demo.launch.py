@@ -1,4 +1,6 @@
-"""The simulated camera, the grounding node on its images, and the picking example; ends when one of its nodes ends.
+"""The simulated camera, the grounding node on its images, and the picking example; ends when one of these three ends.
+
+With ``grounding_respawn:=true`` the grounding node is started again instead. Other processes, such as RViz, may end.
 
 For instance::
 
@@ -13,7 +15,7 @@ three nodes.
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchContext, LaunchDescription
+from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     GroupAction,
@@ -33,8 +35,8 @@ from flmm_ros.launch_arguments import full_namespace, switch
 SHARE = Path(get_package_share_directory("flmm_ros"))
 
 
-def _camera_and_pick(context: LaunchContext) -> list[Node]:
-    """The nodes beside the grounding node, in its namespace and with its clock."""
+def _camera_and_pick(context: LaunchContext) -> list[Action]:
+    """The nodes beside the grounding node, in its namespace and with its clock, and the end of all when one ends."""
 
     def value(name: str) -> str:
         return LaunchConfiguration(name, default="").perform(context)
@@ -48,7 +50,15 @@ def _camera_and_pick(context: LaunchContext) -> list[Node]:
     }
     camera = {"executable": "camera_node", "name": "camera", "parameters": [scene | clock]}
     pick = {"executable": "pick", "name": "pick", "parameters": [clock] if clock else []}
-    return [Node(package="flmm_ros", namespace=namespace, output="screen", **node) for node in (camera, pick)]
+    needed = {"camera_node", "pick"}
+    if not switch("grounding_respawn", value("grounding_respawn")):
+        needed.add("grounding_node")
+    ended = OnProcessExit(
+        target_action=lambda action: isinstance(action, Node) and action.node_executable in needed,
+        on_exit=[Shutdown(reason="a node of the demo has ended")],
+    )
+    nodes = [Node(package="flmm_ros", namespace=namespace, output="screen", **node) for node in (camera, pick)]
+    return [RegisterEventHandler(ended), *nodes]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -61,7 +71,6 @@ def generate_launch_description() -> LaunchDescription:
         [
             DeclareLaunchArgument("demo_seed", default_value="0", description="seed of the scene that the camera shows"),
             DeclareLaunchArgument("demo_rate", default_value="5.0", description="images per second"),
-            RegisterEventHandler(OnProcessExit(on_exit=[Shutdown(reason="a node of the demo has ended")])),
             GroupAction([grounding, OpaqueFunction(function=_camera_and_pick)]),
         ]
     )

@@ -8,6 +8,9 @@ For instance::
 The node gets what was given and nothing else: parameters that launch files set for all nodes (``SetParameter``) and those of
 ``grounding_params_file`` hold unless an argument names another value.
 
+A node that dies is started again with ``grounding_respawn:=true``; else the launch goes on with what is left (RViz, the nodes
+of a parent) and ends when nothing is.
+
 Launch files that include each other share the names of their arguments. Arguments of this node alone therefore begin with
 ``grounding_``; the others have the same meaning for every node.
 """

@@ -18,6 +18,10 @@ from ament_index_python.packages import get_package_prefix
 @dataclass
 class LaunchContext:
     launch_configurations: dict = field(default_factory=dict)
+    handlers: list = field(default_factory=list)
+    """Of the ends of processes."""
+    ended: list = field(default_factory=list)
+    """Nodes that have run."""
 
     def perform(self, given):
         """Text of a text, a substitution, or a list of both."""
@@ -28,6 +32,10 @@ class LaunchContext:
     def visit(self, entities):
         for entity in entities or ():
             self.visit(entity.execute(self))
+
+
+class Action:
+    """For annotations."""
 
 
 class LaunchDescription(list):
@@ -45,6 +53,10 @@ class LaunchService:
     def run(self):
         try:
             self.context.visit([self.entities])
+            for node in self.context.ended:
+                self.context.visit(
+                    [action for handler in self.context.handlers if handler.of(node) for action in handler.on_exit]
+                )
         except Exception as error:
             print(f"[ERROR] [launch]: Caught exception in launch (see debug for traceback): {error}", file=sys.stderr)
             return 1
@@ -109,14 +121,25 @@ class IncludeLaunchDescription:
         return [runpy.run_path(context.perform(self.source.path))["generate_launch_description"]()]
 
 
-class Ignored:
-    """Actions and handlers that matter once a process has ended."""
+class OnProcessExit:
+    def __init__(self, *, on_exit, target_action=lambda action: True):
+        self.on_exit, self.of = on_exit, target_action
 
-    def __init__(self, *_, **__):
-        pass
+
+class RegisterEventHandler:
+    def __init__(self, handler):
+        self.handler = handler
 
     def execute(self, context):
-        pass
+        context.handlers.append(self.handler)
+
+
+class Shutdown:
+    def __init__(self, *, reason):
+        self.reason = reason
+
+    def execute(self, context):
+        print(f"shutdown: {self.reason}")
 
 
 @dataclass
@@ -162,7 +185,7 @@ class Node:
         ros_arguments=(),
         **_,
     ):
-        self.executable = (package, executable)
+        self.executable, self.node_executable = (package, executable), executable
         self.name, self.namespace = name, namespace
         self.parameters, self.remappings = parameters, remappings
         self.arguments, self.ros_arguments = arguments, ros_arguments
@@ -184,6 +207,7 @@ class Node:
         for before, after in self.remappings:
             command += ["-r", f"{context.perform(before)}:={context.perform(after)}"]
         subprocess.run([context.perform(word) for word in command], check=True)
+        context.ended.append(self)
 
 
 def _below(pushed, given):
@@ -204,16 +228,22 @@ def _file(context, full, given):
 
 
 MODULES = {
-    "launch": (LaunchContext, LaunchDescription, LaunchService),
-    "launch.actions": (DeclareLaunchArgument, GroupAction, IncludeLaunchDescription, OpaqueFunction),
-    "launch.event_handlers": (),
+    "launch": (Action, LaunchContext, LaunchDescription, LaunchService),
+    "launch.actions": (
+        DeclareLaunchArgument,
+        GroupAction,
+        IncludeLaunchDescription,
+        OpaqueFunction,
+        RegisterEventHandler,
+        Shutdown,
+    ),
+    "launch.event_handlers": (OnProcessExit,),
     "launch.launch_description_sources": (PythonLaunchDescriptionSource,),
     "launch.substitutions": (LaunchConfiguration,),
     "launch_ros": (),
     "launch_ros.actions": (Node, PushRosNamespace, SetParameter),
     "launch_ros.parameter_descriptions": (ParameterValue,),
 }
-IGNORED = {"launch.actions": ("RegisterEventHandler", "Shutdown"), "launch.event_handlers": ("OnProcessExit",)}
 
 
 def install():
@@ -222,5 +252,4 @@ def install():
         module = types.ModuleType(name)
         module.__path__ = []
         vars(module).update({kind.__name__: kind for kind in kinds})
-        vars(module).update(dict.fromkeys(IGNORED.get(name, ()), Ignored))
         sys.modules[name] = module

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("ament_index_python", reason="ament_index_python is not installed: `make setup`")
 
-from launch_runner import ROOT, Launcher
+from launch_runner import REAL, ROOT, Launcher
 
 EXECUTABLES = {"flmm_ros": ("grounding_node", "camera_node", "pick"), "rviz2": ("rviz2",)}
 PUSHED = (
@@ -135,6 +135,14 @@ def test_the_demo_is_in_one_namespace(launcher):
         "camera_info": "camera/camera_info",
     }, "relative to the namespace"
     assert node.given("--log-level") == ["robot1.grounding:=debug"]
+
+
+@pytest.mark.skipif(REAL, reason="only the stand-in prints the reason of a shutdown")
+def test_the_demo_ends_with_its_nodes_and_not_with_others(launcher):
+    ends = "shutdown: a node of the demo has ended"
+    assert launcher.run("demo.launch.py", "grounding_rviz:=true")[1].count(ends) == 3, "not with RViz"
+    assert launcher.run("demo.launch.py", "grounding_respawn:=true")[1].count(ends) == 2, "nor with what is started again"
+    assert ends not in launcher.run(parent('include("grounding")'))[1]
 
 
 def test_the_demo_passes_nothing_that_was_not_given(launcher):
