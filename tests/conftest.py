@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import os
 import random
 import socket
@@ -30,6 +31,10 @@ The two that start Ray are far apart: beside each other and many nodes, a replic
 def pytest_collection_modifyitems(items):
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # of a server's tests, a collection that looks at all imported modules again took most of the time
 
 
 def pytest_configure(config):
