@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import queue
+import threading
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ import gradio
 
 TITLE = "flmm chat"
 _VISITORS = 100
-"""Conversations that are kept; the oldest ends when there are more."""
+"""Conversations that are kept; when there are more, the one ends that was silent longest."""
 
 HEAD = """<script>
 (() => {
@@ -50,7 +52,7 @@ HEAD = """<script>
 shows "Error" on every panel from then on, and reads no further answer."""
 
 Messages = list[dict[str, str]]
-"""The conversation so far: ``role`` (user or assistant) and ``content``."""
+"""The conversation so far: ``role`` (user or assistant) and ``content``, plain text as HTML."""
 
 
 def serve_page(pipeline: GroundingPipeline, image: np.ndarray, *, remember: int, port: int) -> None:
@@ -83,16 +85,22 @@ class Visitors:
         self._pipeline, self._remember = pipeline, remember
         self._handle = pipeline.encode(image)
         self._conversations: OrderedDict[str, Conversation] = OrderedDict()
+        """Those that were used last stand last."""
         self._running: dict[str, _Steps] = {}
+        self._lock = threading.RLock()
+        """For both; Gradio calls from many threads."""
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="answer")
 
     def begin(self, visitor: str) -> Conversation:
         """Begin a new conversation with a visitor; an answer to an earlier question is cancelled."""
-        self.leave(visitor)
-        conversation = self._conversations[visitor] = Conversation(self._pipeline, self._handle, remember=self._remember)
-        while len(self._conversations) > _VISITORS:
-            self.leave(next(iter(self._conversations)))
-        return conversation
+        with self._lock:
+            self.leave(visitor)
+            conversation = Conversation(self._pipeline, self._handle, remember=self._remember)
+            idle = [other for other in self._conversations if other not in self._running]
+            for other in idle[: max(0, len(self._conversations) + 1 - _VISITORS)]:
+                self.leave(other)
+            self._conversations[visitor] = conversation
+            return conversation
 
     def knows(self, visitor: str) -> bool:
         """Whether there is a conversation with this visitor: none after a broken connection or a restart of the server."""
@@ -100,32 +108,44 @@ class Visitors:
 
     def leave(self, visitor: str) -> None:
         """End the conversation with a visitor; its answer in progress is cancelled."""
-        self._conversations.pop(visitor, None)
-        if (steps := self._running.pop(visitor, None)) is not None:
-            steps.cancel()
+        with self._lock:
+            self._conversations.pop(visitor, None)
+            self._replace_steps(visitor, None)
 
     def close(self) -> None:
         """End all conversations and the thread; an answer in progress ends within one token."""
-        for visitor in [*self._conversations, *self._running]:
-            self.leave(visitor)
+        with self._lock:
+            for visitor in [*self._conversations, *self._running]:
+                self.leave(visitor)
         self._owner.shutdown(cancel_futures=True)
 
     def ask(self, visitor: str, words: str) -> Generator[tuple[str, np.ndarray | None], None, None]:
         """The steps of an answer: its text so far, and the overlay ``[H, W, 3]`` uint8 RGB whenever it changes.
 
         The last step has the refined masks and their labels, or the reason why there is no answer. Whoever closes the iterator
-        cancels the answer.
+        cancels the answer, and so does the next question of the same visitor.
         """
-        conversation = self._conversations.get(visitor) or self.begin(visitor)
-        steps = self._running[visitor] = _Steps(self.image)
-        self._owner.submit(_answer, conversation, self.image, words, steps)
+        steps = _Steps(self.image)
+        with self._lock:
+            conversation = self._conversations.get(visitor) or self.begin(visitor)
+            self._conversations.move_to_end(visitor)
+            self._replace_steps(visitor, steps)
+            self._owner.submit(_answer, conversation, self.image, words, steps)
         try:
             while (step := steps.waiting.get()) is not None:
                 yield step
         finally:
             steps.cancel()
-            if self._running.get(visitor) is steps:
-                del self._running[visitor]
+            with self._lock:
+                if self._running.get(visitor) is steps:
+                    del self._running[visitor]
+
+    def _replace_steps(self, visitor: str, steps: _Steps | None) -> None:
+        """Cancel the answer in progress to a visitor; another one may begin in its place."""
+        if (earlier := self._running.pop(visitor, None)) is not None:
+            earlier.cancel()
+        if steps is not None:
+            self._running[visitor] = steps
 
 
 def make_page(visitors: Visitors) -> gradio.Blocks:
@@ -144,10 +164,10 @@ def make_page(visitors: Visitors) -> gradio.Blocks:
             return
         visitor = str(request.session_hash)
         earlier = said if visitors.knows(visitor) else []
-        said = [*earlier, {"role": "user", "content": words}, {"role": "assistant", "content": ""}]
+        said = [*earlier, {"role": "user", "content": escape(words)}, {"role": "assistant", "content": ""}]
         with closing(visitors.ask(visitor, words)) as steps:
             for text, picture in steps:
-                said[-1] = {"role": "assistant", "content": text}
+                said[-1] = {"role": "assistant", "content": escape(text)}
                 yield "", said, gradio.skip() if picture is None else picture
 
     with gradio.Blocks(title=TITLE) as page:
@@ -155,7 +175,7 @@ def make_page(visitors: Visitors) -> gradio.Blocks:
         with gradio.Row():
             picture = gradio.Image(value=image, label="masks", type="numpy", format="png", interactive=False, elem_id="masks")
             with gradio.Column():
-                talk = gradio.Chatbot(label="conversation", elem_id="talk")
+                talk = gradio.Chatbot(label="conversation", elem_id="talk", render_markdown=False)
                 words = gradio.Textbox(label="question", placeholder="what is on the table?", autofocus=True, elem_id="words")
                 new = gradio.Button("New conversation")
         words.submit(ask, [words, talk], [words, talk, picture], concurrency_limit=1)

@@ -7,15 +7,17 @@ import io
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_core.chat.conversation import Conversation
+from flmm_core.chat.conversation import Conversation, LabelledAnswer
 from flmm_core.drawing.overlay import draw_overlay
 from flmm_core.errors import CommandCancelledError
 from flmm_core.pipeline import GroundingPipeline
+from flmm_core.types import GroundedAnswer
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 PATIENCE = 30_000
@@ -201,6 +203,73 @@ def test_an_answer_ends_when_its_visitor_leaves(visitors, monkeypatch):
         steps.close()
         assert ended.wait(10), "whoever closes the steps cancels, too"
     assert "no answer: text" in list(visitors.ask("three", "?!"))[-1][0]
+
+
+class Encoder:
+    """A pipeline without a model, for conversations that are scripted."""
+
+    lmm = SimpleNamespace(family=SimpleNamespace(turn_end=None))
+
+    def encode(self, image):
+        return image
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Visitors whose answers begin with one word and end when they are cancelled."""
+    from flmm_cli import chat_page
+
+    def endless(self, words, *, callbacks):
+        callbacks.on_text(words)
+        while not callbacks.cancelled():
+            time.sleep(0.01)
+        raise CommandCancelledError("cancelled")
+
+    monkeypatch.setattr(Conversation, "ask", endless)
+    monkeypatch.setattr(chat_page, "_VISITORS", 3)
+    made = chat_page.Visitors(Encoder(), np.zeros((8, 8, 3), np.uint8), remember=0)
+    yield made
+    made.close()
+
+
+def test_the_next_question_of_a_visitor_ends_the_answer_to_the_one_before(scripted):
+    first = scripted.ask("one", "first")
+    assert next(first) == ("first", None)
+    second = scripted.ask("one", "second")
+    assert next(second) == ("second", None), "it does not wait for the end of the first"
+    assert list(first) == [] and scripted.knows("one")
+    scripted.leave("one")
+    assert list(second) == [], "the second is the one that runs"
+
+
+def test_the_conversation_that_was_silent_longest_ends_first(scripted):
+    for visitor in ("one", "two", "three"):
+        scripted.begin(visitor)
+    for visitor in ("one", "two"):
+        steps = scripted.ask(visitor, "what?")
+        next(steps)
+        steps.close()
+    scripted.begin("four")
+    assert [visitor for visitor in ("one", "two", "three", "four") if scripted.knows(visitor)] == ["one", "two", "four"]
+    answering = scripted.ask("one", "what?")
+    next(answering)
+    for number in range(5):
+        scripted.begin(f"tab {number}")
+    assert scripted.knows("one") and not scripted.knows("two"), "a visitor who gets an answer stays"
+
+
+def test_what_is_said_is_shown_as_plain_text(tab, monkeypatch, scene):
+    hostile = "<img src=x onerror='window.hit = 1'> <b>b</b> ![a](/a.png) **c** $d$ [e](javascript:f) \u202eg"
+
+    def echo(self, words, *, callbacks):
+        callbacks.on_text(words)
+        return LabelledAnswer(GroundedAnswer(words, (), *scene.image.shape[:2]), ())
+
+    monkeypatch.setattr(Conversation, "ask", echo)
+    ask(tab, hostile)
+    finished(tab, hostile)
+    assert tab.locator("#talk .user.message").last.inner_text().strip() == hostile
+    assert not tab.locator("#talk .message :is(img, b, strong, a)").count() and not tab.evaluate("window.hit")
 
 
 def test_a_tab_that_lost_its_conversation_begins_another(tab, visitors):
