@@ -35,7 +35,8 @@ from flmm_core.images.masks import Overlap
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import CoarseMaskCallbacks
 from flmm_core.sam.checkpoints import load_sam
-from flmm_core.sam.refiner import RefinerConfig, SamRefiner
+from flmm_core.sam.refiner import SamRefiner
+from flmm_core.sam.refiner_config import RefinerConfig
 from flmm_core.training.heads import train_heads
 from flmm_core.training.settings import HeadsSettings
 from flmm_tabletop.training.sam import sharpened

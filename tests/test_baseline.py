@@ -94,9 +94,9 @@ def test_sam_makes_masks_of_boxes(pipeline, prompter, scene, monkeypatch):
     image = pipeline.encode(scene.image)
     seen, decode = [], prompter._refiner.decoder_network
 
-    def watched(embedding, masks, boxes, texts):
+    def watched(embedding, boxes):
         seen.append(boxes)
-        return decode(embedding, masks, boxes, texts)
+        return decode(embedding, boxes=boxes)
 
     monkeypatch.setattr(prompter._refiner, "decoder_network", watched)
     boxes = [(0.0, 0.0, 320.0, 240.0), (160.0, 120.0, 240.0, 180.0)]

@@ -24,7 +24,8 @@ from flmm_core.engines.tensorrt_engine import _write_plan
 from flmm_core.errors import EngineError
 from flmm_core.heads.grounding_heads import GroundingHeads
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sam.refiner import RefinerConfig, SamRefiner
+from flmm_core.sam.refiner import SamRefiner
+from flmm_core.sam.refiner_config import RefinerConfig
 
 CPU = torch.device("cpu")
 

@@ -1,11 +1,15 @@
 """SAM refiner: each prompt against an independent formulation, batching, and ablations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from segment_anything import SamPredictor
 
-from flmm_core.sam.refiner import RefinerConfig, SamRefiner
+from flmm_core.sam.points import interior_points
+from flmm_core.sam.refiner import SamRefiner
+from flmm_core.sam.refiner_config import RefinerConfig
 from flmm_tabletop.sam_tiny import TinySamConfig, build_tiny_sam
 
 
@@ -190,6 +194,82 @@ def test_multimask_keeps_the_candidate_closest_to_the_coarse_mask(refiner, encod
         masks = many.to_image(low_res[0], encoded).numpy() > 0
     ious = [(mask & target).sum() / (mask | target).sum() for mask in masks]
     assert torch.equal(chosen.low_res[0], low_res[0, int(np.argmax(ious))])
+
+
+# --- points ----------------------------------------------------------------------------------------------------------------
+
+
+def test_points_are_the_peak_and_the_middles_of_free_circles():
+    """In a bar of 4 x 16 cells with its peak at the left, 8 pixels to a cell; a second mask has two cells, a third none."""
+    masks = torch.full((3, 16, 20), -1.0)
+    masks[0, 6:10, 2:18] = 1.0
+    masks[0, 7, 3] = 2.0
+    masks[1, 0, 0], masks[1, 15, 19] = 1.0, 3.0
+    points, labels = interior_points(torch.nn.functional.pad(masks, (0, 0, 0, 4), value=-1.0), 3, frame=160)
+    cells = ((points + 0.5) / 8).tolist()
+    assert cells[0][0] == [3.5, 7.5], "the middle of the peak's cell"
+    (x, y), other = cells[0][1:]
+    assert y in (7.5, 8.5) and 3.5 + 2 <= x <= 15.5, "two cells from the border and from the peak"
+    assert abs(other[0] - x) >= 2 and abs(other[0] - 3.5) >= 2
+    assert cells[1][:2] == [[19.5, 15.5], [0.5, 0.5]]
+    assert labels.tolist() == [[1, 1, 1], [1, 1, -1], [-1, -1, -1]] and not points[labels < 0].any()
+
+
+@pytest.fixture(scope="module")
+def pointed(refiner):
+    return SamRefiner(sam=refiner.model, config=RefinerConfig(use_text=False, points=3, multimask=True, choice="predicted"))
+
+
+@pytest.mark.parametrize("box", [True, False])
+def test_points_are_those_of_sam_predictor(refiner, encoded, image, box):
+    """In pixels of the image they make the same masks by segment-anything's own predictor; the one that it prefers is kept."""
+    config = RefinerConfig(use_text=False, use_mask=False, use_box=box, points=2, multimask=True, choice="predicted")
+    many = SamRefiner(sam=refiner.model, config=config)
+    coarse, texts = coarse_masks(), text_tokens(0, 0, 0)
+    with torch.no_grad():
+        prompts, refined = many.prompts(encoded, coarse, texts), many(encoded, coarse, texts)
+    predictor = SamPredictor(refiner.model)
+    predictor.set_image(image)
+    scale = np.array([80 / 64, 48 / 38])
+    for i in range(3):
+        points = prompts.points[i].double().numpy() * scale
+        corners = prompts.boxes[i].double().numpy() * np.tile(scale, 2)
+        _, iou, low_res = predictor.predict(points, prompts.labels[i].numpy(), corners if box else None)
+        assert refined.iou[i] == pytest.approx(iou.max(), abs=1e-5)
+        np.testing.assert_allclose(refined.low_res[i], low_res[iou.argmax()], atol=1e-4)
+
+
+def test_points_lie_inside_the_mask_and_without_one_are_not_given(pointed, encoded):
+    coarse = coarse_masks()
+    prompts = pointed.prompts(encoded, coarse, text_tokens(0, 0, 0))
+    x, y = (prompts.points[2] + 0.5).unbind(-1)
+    column, row = x / 64 * 20, y / 38 * 12
+    assert ((column > 5) & (column < 12) & (row > 3) & (row < 9)).all()
+    assert prompts.labels.tolist() == [[1, 1, 1], [-1, -1, -1], [1, 1, 1]]
+    assert prompts.boxes[1].tolist() == [0, 0, 64, 38], "the box is the whole image, as without points"
+    nothing = pointed(encoded, coarse[:0], [])
+    assert nothing.low_res.shape == (0, 32, 32) and pointed.prompts(encoded, coarse[:0], []).points.shape == (0, 3, 2)
+
+
+def test_a_batch_with_points_is_that_of_each_phrase(pointed, encoded):
+    coarse, texts = coarse_masks(), text_tokens(0, 2, 3)
+    with torch.no_grad():
+        together = pointed(encoded, coarse, texts)
+        prompts = pointed.prompts(encoded, coarse, texts)
+        apart = [pointed._decode(encoded, prompts, [i], coarse) for i in range(3)]
+    torch.testing.assert_close(together.low_res, torch.cat([one.low_res for one in apart]), atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        without = SamRefiner(sam=pointed.model, config=replace(pointed.config, points=0))(encoded, coarse, texts)
+    assert (without.low_res - together.low_res).abs().max() > 1e-3, "points matter"
+
+
+def test_prompts_that_no_refiner_takes():
+    with pytest.raises(ValueError, match="expected 0 or more points and the choice coarse or predicted, got -1 and 'coarse'"):
+        RefinerConfig(points=-1)
+    with pytest.raises(ValueError, match="got 0 and 'best'"):
+        RefinerConfig(choice="best")
+    with pytest.raises(ValueError, match="expected at least one kind of prompts, got none"):
+        RefinerConfig(use_mask=False, use_box=False, use_text=False)
 
 
 def test_gradients_flow_through_the_mask_prompt_but_not_the_encoder(refiner, image):

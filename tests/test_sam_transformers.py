@@ -22,6 +22,7 @@ from flmm_core.loading.checkpoints import save_heads
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.sam.checkpoints import load_sam
 from flmm_core.sam.refiner import SamRefiner
+from flmm_core.sam.refiner_config import RefinerConfig
 
 SIDE = 128
 
@@ -80,19 +81,25 @@ def refiner(folder):
 
 
 @torch.no_grad()
-def test_masks_are_those_of_transformers(theirs, refiner):
-    """Box and mask prompts of two phrases, from pixels to logits over the square input."""
+@pytest.mark.parametrize("given", [{"masks", "boxes"}, {"masks", "boxes", "points"}, {"points"}], ids="+".join)
+def test_masks_are_those_of_transformers(theirs, refiner, given):
+    """Mask, box and points of two phrases, the second without a positive cell, from pixels to logits over the square input."""
     image = np.asarray(random_image(60, 100))
     seen = refiner.encode_image(image)
     coarse = torch.randn(2, 15, 25)
-    prompts = refiner.prompts(seen, coarse, [torch.zeros(0, refiner.text_size)] * 2)
-    ours, iou = refiner.decoder_network(seen.embedding, prompts.masks, prompts.boxes, torch.zeros(2, 0, refiner.text_size))
+    coarse[1] = -1.0
+    used = RefinerConfig(use_text=False, use_mask="masks" in given, use_box="boxes" in given, points=2 * ("points" in given))
+    prompter = SamRefiner(sam=refiner.model, config=used)
+    prompts = prompter.prompts(seen, coarse, [torch.zeros(0, refiner.text_size)] * 2)
+    ours, iou = prompter.decoder_network(seen.embedding, **{name: getattr(prompts, name) for name in used.prompts})
     pixels, _ = refiner.preprocess(image)
     for i in range(2):  # a batch of theirs is of images
         out = theirs(
             pixel_values=pixels,
-            input_boxes=prompts.boxes[i][None, None],
-            input_masks=prompts.masks[i][None],
+            input_boxes=prompts.boxes[i][None, None] if used.use_box else None,
+            input_masks=prompts.masks[i][None] if used.use_mask else None,
+            input_points=prompts.points[i][None, None] if used.points else None,
+            input_labels=prompts.labels[i][None, None].long() if used.points else None,
             multimask_output=False,
         )
         assert torch.allclose(ours[i], out.pred_masks[0, 0], atol=1e-4)

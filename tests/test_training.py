@@ -19,7 +19,8 @@ from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.loading.checkpoints import load_heads, load_lmm
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.sam.checkpoints import load_sam
-from flmm_core.sam.refiner import RefinerConfig, SamRefiner
+from flmm_core.sam.refiner import SamRefiner
+from flmm_core.sam.refiner_config import RefinerConfig
 from flmm_core.sam.transformers_sam import Sam2, SamHq
 from flmm_core.training.heads import train_heads
 from flmm_core.training.loop import accelerator_on, adamw, parameter_groups, train

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from flmm_core.errors import EngineError
 from flmm_core.heads.grounding_heads import GroundingHeads
 from flmm_core.heads.unet import UNetHead
-from flmm_core.sam.refiner import RefinerConfig, SamRefiner
+from flmm_core.sam.refiner import SamRefiner
+from flmm_core.sam.refiner_config import RefinerConfig
 from flmm_core.sam.transformers_sam import TransformersSam
 
 

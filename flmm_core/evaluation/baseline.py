@@ -23,7 +23,7 @@ from flmm_core.families.boxes import Box
 from flmm_core.images.geometry import mask_box
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.image_handle import ImageHandle
-from flmm_core.sam.refiner import RefinerConfig, SamImage, SamRefiner
+from flmm_core.sam.refiner import SamImage, SamRefiner
 
 TOGETHER = " For each thing that you name, give its bounding box, too."
 """Suffix of a question that also asks for boxes."""
@@ -39,8 +39,7 @@ class BoxPrompter:
 
     def __init__(self, pipeline: GroundingPipeline, sam: Any) -> None:
         self.pipeline = pipeline
-        config = RefinerConfig(use_mask=False, use_text=False)
-        self._refiner = SamRefiner(sam=sam, config=config).to(pipeline.lmm.device).eval()
+        self._refiner = SamRefiner(sam=sam).to(pipeline.lmm.device).eval()
 
     def point(self, image: ImageHandle, phrase: str) -> np.ndarray:
         """The mask ``[H, W]`` bool of a phrase; empty if the LMM writes no box."""
@@ -61,9 +60,7 @@ class BoxPrompter:
         x, y = seen.input_width / seen.image_width, seen.input_height / seen.image_height
         device = seen.embedding.device
         prompts = torch.tensor(boxes, device=device) * torch.tensor([x, y, x, y], device=device)
-        empty = seen.embedding.new_zeros(len(boxes), 0, self._refiner.text_size)
-        nothing = seen.embedding.new_zeros(len(boxes), 1, *self._refiner.mask_size)
-        logits, _ = self._refiner.decoder_network(seen.embedding, nothing, prompts.float(), empty)
+        logits, _ = self._refiner.decoder_network(seen.embedding, boxes=prompts.float())
         return (self._refiner.to_image(logits[:, 0], seen) > 0).any(dim=0).cpu().numpy()
 
 

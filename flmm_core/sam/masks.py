@@ -17,6 +17,10 @@ class SamPrompts:
     """``[n, 4]`` XYXY pixels of SAM's input."""
     texts: tuple[Tensor, ...]
     """``n`` tensors ``[t, 256]``, one row for each token of the phrase."""
+    points: Tensor
+    """``[n, p, 2]`` float32, x and y of pixels of SAM's input, as SAM counts them: 0 is the centre of the first."""
+    labels: Tensor
+    """``[n, p]`` float32: 1 for a point inside the mask, -1 where there is none, as SAM's prompt encoder counts."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""SAM as a refiner: a coarse mask, its box and the tokens of a phrase become a sharp mask.
+"""SAM as a refiner: a coarse mask, its box, points inside it and the tokens of a phrase become a sharp mask.
 
 The image is encoded once; each phrase then takes one pass of the small mask decoder. This file is independent of LMMs.
 """
@@ -19,21 +19,12 @@ from torch.nn import functional as F
 from flmm_core.images.geometry import mask_box
 from flmm_core.images.masks import Overlap
 from flmm_core.sam.masks import RefinedMask, RefinedMasks, SamPrompts
+from flmm_core.sam.points import interior_points
+from flmm_core.sam.refiner_config import RefinerConfig
 from flmm_core.sam.transformers_sam import TransformersSam
 
 DECODER_BATCH = 8
 """Phrases in one pass of the mask decoder; limits the memory that long answers take."""
-
-
-@dataclass(frozen=True)
-class RefinerConfig:
-    """Prompts that the mask decoder gets; the published method uses all three and a single mask."""
-
-    use_mask: bool = True
-    use_box: bool = True
-    use_text: bool = True
-    multimask: bool = False
-    """Whether SAM proposes three masks, of which the one with the highest IoU with the coarse mask is kept."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +59,8 @@ class SamRefiner(nn.Module):
         self.model.image_encoder.requires_grad_(False)
         self.encoder_engine: Callable[[Tensor], Tensor] | None = None
         """Replaces :meth:`encoder_network` if set."""
-        self.decoder_engine: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-        """Replaces :meth:`decoder_network` if set."""
+        self.decoder_engine: Callable[..., tuple[Tensor, Tensor]] | None = None
+        """Replaces :meth:`decoder_network` if set; takes the embedding and the prompts that the configuration names."""
 
     @property
     def text_size(self) -> int:
@@ -118,31 +109,42 @@ class SamRefiner(nn.Module):
         embedding: Tensor = self.model.image_encoder(pixels)
         return embedding
 
-    def decoder_network(self, embedding: Tensor, masks: Tensor, boxes: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Prompt encoder and mask decoder, which an engine may replace.
+    def decoder_network(
+        self,
+        embedding: Tensor,
+        masks: Tensor | None = None,
+        boxes: Tensor | None = None,
+        texts: Tensor | None = None,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Prompt encoder and mask decoder, which an engine may replace; the prompts are those of :class:`SamPrompts`.
 
         Args:
             embedding: ``[1, C, eh, ew]`` of :class:`SamImage`.
-            masks: ``[n, 1, mh, mw]`` logits.
-            boxes: ``[n, 4]`` float32, XYXY pixels of SAM's input.
+            masks: ``[n, 1, mh, mw]``.
+            boxes: ``[n, 4]``.
             texts: ``[n, t, 256]``.
+            points: ``[n, p, 2]``.
+            labels: ``[n, p]``.
 
         Returns:
             Logits ``[n, k, m, m]`` over the padded input, and the IoU ``[n, k]`` that SAM predicts; ``k`` is 1, or 3 with
             ``multimask``.
         """
-        config, encoder = self.config, self.model.prompt_encoder
-        sparse, dense = encoder(points=None, boxes=boxes if config.use_box else None, masks=masks if config.use_mask else None)
-        if not (config.use_box or config.use_mask):  # without prompts SAM returns one row for all phrases
-            sparse, dense = sparse.expand(len(texts), -1, -1), dense.expand(len(texts), -1, -1, -1)
-        if config.use_text:
-            sparse = torch.cat([sparse, texts], dim=1)
+        encoder = self.model.prompt_encoder
+        given = None if points is None else (points, labels)
+        sparse, dense = encoder(points=given, boxes=boxes, masks=masks)
+        if texts is not None:
+            # Without other prompts SAM returns one row for all phrases.
+            sparse = torch.cat([sparse.expand(len(texts), -1, -1), texts], dim=1)
+            dense = dense.expand(len(texts), -1, -1, -1)
         low_res, iou = self.model.mask_decoder(
             image_embeddings=embedding,
             image_pe=encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
-            multimask_output=config.multimask,
+            multimask_output=self.config.multimask,
         )
         return low_res, iou
 
@@ -161,14 +163,16 @@ class SamRefiner(nn.Module):
             raise ValueError(f"text prompts: expected one for each of {coarse.shape[0]} masks, got {len(texts)}")
         inner = F.interpolate(coarse[:, None], (image.input_height, image.input_width), mode="bilinear")
         if not len(texts):
-            return SamPrompts(coarse.new_zeros(0, 1, *self.mask_size), coarse.new_zeros(0, 4), ())
+            none = coarse.new_zeros(0, self.config.points, 2)
+            return SamPrompts(coarse.new_zeros(0, 1, *self.mask_size), coarse.new_zeros(0, 4), (), none, none[..., 0])
         outside = coarse.detach().amin().clamp_max(-1.0)
         padded = outside.expand(len(texts), 1, self.frame, self.frame).clone()
         padded[..., : image.input_height, : image.input_width] = inner
         masks = F.interpolate(padded, self.mask_size, mode="bilinear")
         # One mask at a time: at image size a batch of them can be large.
         boxes = torch.stack([self._box(one, image) for one in coarse.detach()])
-        return SamPrompts(masks, boxes, tuple(texts))
+        points, labels = interior_points(masks[:, 0], self.config.points, frame=self.frame)
+        return SamPrompts(masks, boxes, tuple(texts), points, labels)
 
     @property
     def mask_size(self) -> tuple[int, int]:
@@ -215,12 +219,20 @@ class SamRefiner(nn.Module):
 
     def _decode(self, image: SamImage, prompts: SamPrompts, batch: list[int], coarse: Tensor) -> RefinedMasks:
         """Run the decoder on the phrases with indices ``batch``, which have the same number of tokens."""
-        texts = torch.stack([prompts.texts[i][: None if self.config.use_text else 0] for i in batch])
-        run = self.decoder_network if self.decoder_engine is None else self.decoder_engine
-        low_res, iou = run(image.embedding, prompts.masks[batch], prompts.boxes[batch], texts)
-        if not self.config.multimask:
+        config = self.config
+        given = {name: getattr(prompts, name) for name in config.prompts}
+        used = {name: torch.stack([values[i] for i in batch]) for name, values in given.items()}
+        if self.decoder_engine is None:
+            low_res, iou = self.decoder_network(image.embedding, **used)
+        else:
+            low_res, iou = self.decoder_engine(image.embedding, *used.values())
+        if not config.multimask:
             return RefinedMasks(low_res[:, 0], iou[:, 0])
-        best = [self._closest(image, masks, coarse[i]) for masks, i in zip(low_res, batch, strict=True)]
+        if config.choice == "predicted":
+            best = iou.argmax(dim=1)
+        else:
+            closest = [self._closest(image, masks, coarse[i]) for masks, i in zip(low_res, batch, strict=True)]
+            best = torch.tensor(closest, device=low_res.device)
         rows = torch.arange(len(batch), device=low_res.device)
         return RefinedMasks(low_res[rows, best], iou[rows, best])
 

@@ -80,10 +80,13 @@ class _PromptEncoder(nn.Module):
         self.image_embedding_size = (height, width)
         self.mask_input_size = (4 * height, 4 * width)
 
-    def forward(self, points: None, boxes: Tensor | None, masks: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Sparse ``[n, t, d]`` and dense ``[n, d, eh, ew]`` embeddings; ``n`` is 1 without any prompt."""
+        coordinates, labels = (None, None) if points is None else (points[0][:, None], points[1][:, None].long())
         given = None if boxes is None else boxes[:, None]
-        sparse, dense = self.encoder(input_points=points, input_labels=None, input_boxes=given, input_masks=masks)
+        sparse, dense = self.encoder(input_points=coordinates, input_labels=labels, input_boxes=given, input_masks=masks)
         return dense.new_zeros(len(dense), 0, self.embed_dim) if sparse is None else sparse[:, 0], dense
 
     def get_dense_pe(self) -> Tensor:

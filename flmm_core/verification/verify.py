@@ -23,12 +23,19 @@ from flmm_core.families import Checkpoint, family_of
 from flmm_core.loading import checkpoints
 from flmm_core.loading.published_heads import load_mask_head
 from flmm_core.sam.checkpoints import load_sam
-from flmm_core.sam.refiner import RefinerConfig, SamRefiner
+from flmm_core.sam.refiner import SamRefiner
+from flmm_core.sam.refiner_config import RefinerConfig
 from flmm_core.verification.lmm_sample import LmmSample
 from flmm_core.verification.reference_data import EXPECTED, Check, Wanted, difference, wrong
 from flmm_core.verification.reference_files import arrays, cases, fields, heads_file, image, manifest, sam_file
 
 CPU = torch.device("cpu")
+_LESS = {
+    "mask": RefinerConfig(use_mask=False),
+    "box": RefinerConfig(use_box=False),
+    "text": RefinerConfig(use_text=False),
+}
+"""Refiners with one kind of prompts less."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,8 @@ def _refiner_case(folder: Path) -> Iterator[Check]:
         yield from want.compare("SAM low-res logits", "low_res_masks", refined.low_res)
         yield from want.compare("SAM predicted IoU", "iou_predictions", refined.iou)
         yield from want.compare("SAM logits", "sam_masks", refiner.to_image(refined.low_res, seen))
-        for part in ("mask", "box", "text"):
-            less = SamRefiner(sam=sam, config=RefinerConfig(**{f"use_{part}": False}))
+        for part, config in _LESS.items():
+            less = SamRefiner(sam=sam, config=config)
             if any(key.startswith(f"no_{part}_") for key in want.arrays):
                 yield from want.compare("SAM low-res logits", f"no_{part}_low_res_masks", less(seen, coarse, texts).low_res)
         many = SamRefiner(sam=sam, config=RefinerConfig(multimask=True))

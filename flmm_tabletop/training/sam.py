@@ -22,7 +22,8 @@ from flmm_core.data.tabletop import read_dataset
 from flmm_core.data.visit import usable_samples
 from flmm_core.evaluation.metrics import cumulative_iou
 from flmm_core.images.masks import Overlap
-from flmm_core.sam.refiner import RefinerConfig, SamImage, SamRefiner
+from flmm_core.sam.refiner import SamImage, SamRefiner
+from flmm_core.sam.refiner_config import RefinerConfig
 from flmm_core.sam.transformers_sam import TransformersSam
 from flmm_core.training.loop import Losses, accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
