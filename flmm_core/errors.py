@@ -128,9 +128,19 @@ def _hub_refusal(what: str, source: str | Path, cause: BaseException) -> LoadErr
         remedy = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "connect to the network"
         return LoadError(
             f"{what} {source}: expected a folder, a downloaded model or an answer of the Hugging Face Hub, got {got};"
-            f" {remedy} or give a folder"
+            f" {remedy}, or {_by_hand(what, source)}"
         )
     return None
+
+
+def _by_hand(what: str, source: str | Path) -> str:
+    """Which files of the Hub to save, and where, for a machine without a network."""
+    *repository, file = str(source).split("/", 2) if str(source).count("/") > 1 else (source, "")
+    page = f"https://huggingface.co/{'/'.join(map(str, repository))}"
+    if file:
+        return f"save {page}/resolve/main/{file} and give its path"
+    files = "the files" if what == "LMM" else "config.json and model.safetensors"
+    return f"save {files} of {page} in a folder and give its path"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

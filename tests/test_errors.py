@@ -103,7 +103,8 @@ def test_no_network(monkeypatch):
     line = refused(LoadError, lambda: lmm_shape("nobody-at-all/no-such-model"))
     assert line == (
         "LMM nobody-at-all/no-such-model: expected a folder, a downloaded model or an answer of the Hugging Face Hub, got none;"
-        " unset HF_HUB_OFFLINE or give a folder"
+        " unset HF_HUB_OFFLINE, or save the files of https://huggingface.co/nobody-at-all/no-such-model in a folder and give"
+        " its path"
     )
 
 
@@ -112,7 +113,7 @@ def test_no_network(monkeypatch):
     [
         (hub.GatedRepoError("403 Client Error.", response=RESPONSE), "ask for it at https://huggingface.co/o/n"),
         (hub.RepositoryNotFoundError("404 Client Error.", response=RESPONSE), "got a name that neither has"),
-        (hub.LocalEntryNotFoundError("An error happened"), "got none; connect to the network or"),
+        (hub.LocalEntryNotFoundError("An error happened"), "got none; connect to the network, or save"),
         (hub.OfflineModeIsEnabled("offline"), "got none; connect"),
         (hub.HfHubHTTPError("503 Server Error: busy", response=RESPONSE), "got 503 Server Error: busy;"),
         (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer; connect"),

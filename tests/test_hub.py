@@ -81,13 +81,19 @@ def test_info_of_what_is_on_the_hub(offline):
     assert [model_info(name)[0].kind for name in names] == ["heads", "SAM", "LMM", "heads"]
 
 
-@pytest.mark.parametrize("source", ["owner/none", "owner/files/none.pth"])
-def test_what_is_not_downloaded_yet(offline, source):
+@pytest.mark.parametrize(
+    ("source", "remedy"),
+    [
+        ("owner/none", "config.json and model.safetensors of https://huggingface.co/owner/none in a folder"),
+        ("owner/files/none.pth", "https://huggingface.co/owner/files/resolve/main/none.pth"),
+    ],
+)
+def test_what_is_not_downloaded_yet(offline, source, remedy):
     with pytest.raises(LoadError) as error:
         load_sam(source)
     assert str(error.value) == (
         f"SAM {source}: expected a folder, a downloaded model or an answer of the Hugging Face Hub, got none; unset"
-        " HF_HUB_OFFLINE or give a folder"
+        f" HF_HUB_OFFLINE, or save {remedy} and give its path"
     )
 
 
