@@ -12,12 +12,15 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from PIL import Image
-from tiny_models import random_image, save_model, tiny_heads, tiny_sam
+from tiny_models import random_image, save_llava, save_model, tiny_heads, tiny_sam
 
+from flmm_core.config import DEFAULT_MODEL
 from flmm_core.errors import LoadError
 from flmm_core.loading.checkpoints import HeadsOrigin, check_origin, fingerprints, lmm_shape, load_heads, save_heads
 from flmm_core.loading.model_info import model_info
 from flmm_core.sam.checkpoints import load_sam
+from flmm_core.sam.default import default_sam
+from flmm_core.weights.sources import located
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,15 @@ def test_what_is_on_disk_comes_first(offline, tmp_path, monkeypatch):
     (tmp_path / "owner" / "sam").mkdir(parents=True)
     with pytest.raises(LoadError, match=r"SAM owner/sam/config.json: expected an existing file or folder"):
         load_sam("owner/sam")
+
+
+def test_the_sam_of_an_lmm_without_one(parts, tiny_model, tmp_path):
+    """The shipped one for the simulated world, which an LMM's vision tower tells; a stock one of the Hub for real images."""
+    assert default_sam(DEFAULT_MODEL) == default_sam(located("lmm", DEFAULT_MODEL)) == DEFAULT_MODEL
+    assert default_sam(save_llava(tmp_path / "own", tower="tabletop")) == DEFAULT_MODEL
+    assert default_sam(tiny_model["lmm"]) == default_sam("owner/lmm") == "facebook/sam-vit-base"
+    with pytest.raises(LoadError, match="LMM /nowhere: expected an existing folder"):
+        default_sam("/nowhere")
 
 
 def test_info_of_what_is_on_the_hub(offline):
