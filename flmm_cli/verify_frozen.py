@@ -58,7 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--questions", type=Path, metavar="FILE", help="one question in each line (default: 20 built-in ones)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of image files (default: three drawn ones)")
     add_output(parser, "--json", metavar="FILE", help="write the comparison to this file")
-    add_model_options(parser, ("device", "dtype", "quantization", "max_new_tokens", "cpu_threads"))
+    add_model_options(parser, ("device", "dtype", "quantization", "image_tokens", "max_new_tokens", "cpu_threads"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,10 +77,12 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(config.cpu_threads)
     context = provenance(args, config, ("lmm",))
     device, dtype = resolve_device(config)
-    loaded = checkpoints.load_plain_lmm(config.lmm, device=device, dtype=dtype, quantization=config.quantization)
+    options = {"quantization": config.quantization, "image_tokens": config.image_tokens}
+    loaded = checkpoints.load_plain_lmm(config.lmm, device=device, dtype=dtype, **options)
     report = verify_frozen(loaded, images, questions, max_new_tokens=config.max_new_tokens)
     format_name = str(dtype).removeprefix("torch.")
     format_name += "" if config.quantization == "none" else f", {config.quantization}"
+    format_name += f", at most {config.image_tokens} tokens an image" if config.image_tokens else ""
     print(_table(report))
     print(f"\n{config.lmm} in {format_name} on {device}: {'frozen' if report.frozen else 'NOT frozen'}\n{report.summary()}")
     if args.json:

@@ -79,6 +79,14 @@ class GroundingConfig:
         " gives other answers; it is just as frozen.",
         choices=("none", "int8", "int4"),
     )
+    image_tokens: int = _tunable(
+        0,
+        "Most tokens of an image in the LMM, reached by the settings of its own processor (pixels, tiles); 0: as the checkpoint"
+        " has them. Heads want the value that they were trained with, published ones 0.",
+        unit="tokens",
+        minimum=0,
+        maximum=100_000,
+    )
     heads_backend: str = _tunable(
         "torch",
         "Runtime of the networks of heads and SAM: PyTorch, ONNX Runtime on the same device, or TensorRT on a GPU, without any"

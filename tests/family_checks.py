@@ -22,7 +22,7 @@ from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.lmm.loading import lmm_shape, load_plain
 from flmm_core.lmm.trace import LmmTrace
 from flmm_core.training.losses import mask_losses
-from flmm_core.verification.frozen_report import CACHED, UNCACHED, verify_frozen
+from flmm_core.verification.frozen_report import CACHED, UNCACHED, FrozenReport, verify_frozen
 
 SIZES = {"landscape": (101, 173), "portrait": (173, 101), "square": (131, 131)}
 """Height and width of images that fit no grid."""
@@ -271,6 +271,12 @@ def check_greedy(source, images: Iterable[Image.Image], *, dtypes=(torch.float32
         assert report.frozen, (dtype, report.summary())
         assert all(answer.outcomes[UNCACHED].identical for answer in report.answers), dtype
         assert plain.family.reuses_prefix == all(CACHED in answer.outcomes for answer in report.answers)
+
+
+def limited_report(source, image_tokens: int, images: Iterable[Image.Image], *, tokens: int = 6) -> FrozenReport:
+    """The comparison with the plain model, both with the same limit of an image's tokens."""
+    plain = load_plain(source, device="cpu", dtype=torch.float32, image_tokens=image_tokens)
+    return verify_frozen(plain, {str(i): image for i, image in enumerate(images)}, [QUESTION], max_new_tokens=tokens)
 
 
 # --- (e) a tiny head trains ---

@@ -153,6 +153,7 @@ def test_heads_are_loaded_with_what_they_were_trained_on(root):
     assert origin == {
         "lmm": "lmm", "sam": "sam",
         "lmm_fingerprint": lmm_fingerprint(root / "lmm"), "sam_fingerprint": sam_fingerprint(root / "sam"),
+        "image_tokens": 0,
     }  # fmt: skip
     GroundingPipeline.from_pretrained(root / "lmm", root / "heads", root / "sam", device="cpu")
     line = refused(root, lmm=root / "other_lmm")
@@ -179,6 +180,8 @@ def test_heads_without_origin_are_not_checked(root, tmp_path):
     torch.save(published, tmp_path / "heads.pth")
     for heads in ("unknown", "named", "heads.pth"):
         check_origin(tmp_path / heads, lmm=root / "other_lmm", sam=root / "other_sam")
+        with pytest.raises(LoadError, match=rf"{heads}: expected image_tokens 0, the sizes of the LMM's .* got 9$"):
+            check_origin(tmp_path / heads, lmm=root / "other_lmm", sam=root / "other_sam", image_tokens=9)
     for heads, sam in ((tmp_path / "none", root / "sam"), (root / "heads", tmp_path / "none")):
         with pytest.raises(LoadError, match=r"none: expected an existing file or folder, got nothing there"):
             check_origin(heads, lmm=root / "lmm", sam=sam)

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from flmm_core.errors import LoadError
 from flmm_core.families.boxes import SHARES, BoxFormat
 from flmm_core.families.checkpoint import Checkpoint
 from flmm_core.families.layouts import ImageLayout
@@ -116,6 +117,8 @@ class LmmFamily(ABC):
     """Whether several answers may be read in one batch behind the keys and values of an image: not where layers are linear."""
     boxes: ClassVar[BoxFormat] = SHARES
     """How it is prompted for boxes and writes them, for the comparison with grounding."""
+    image_tokens: int = 0
+    """Most tokens that an image may take; 0 for as many as the checkpoint's own processor gives."""
     image_token_id: int
     """Token that marks an image in a prompt; the image's layout replaces it."""
     image_token: str
@@ -195,6 +198,29 @@ class LmmFamily(ABC):
     @abstractmethod
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
         """Preprocess RGB images as the published heads were trained."""
+
+    def limit_image_tokens(self, most: int) -> None:
+        """Let an image take at most ``most`` tokens, those between its cells included.
+
+        Raises:
+            LoadError: the processor cannot give an image so few.
+        """
+        if (fewest := self.set_most_tokens(most)) > most:
+            raise LoadError(
+                f"image_tokens: expected at least {fewest}, to which this checkpoint of {self.model_type} can limit an image,"
+                f" got {most}"
+            )
+        self.image_tokens = most
+
+    def set_most_tokens(self, most: int) -> int:
+        """Set the processor to the largest sizes with which no image takes more than ``most`` tokens, or else to its smallest.
+
+        Here nothing can be set: every image takes the tokens of one grid.
+
+        Returns:
+            The most tokens that an image takes then.
+        """
+        return len(self.prepare([Image.new("RGB", (64, 64))]).layouts[0].ids)
 
     @abstractmethod
     def encode(self, model: PreTrainedModel, prepared: PreparedImages) -> ImageFeatures:

@@ -63,6 +63,12 @@ class InternVLFamily(HuggingFaceFamily):
         pixels = self.image_processor(list(images), crop_to_patches=True, return_tensors="pt")["pixel_values"]
         return PreparedImages({"pixel_values": pixels}, tuple(self._layout(image) for image in images))
 
+    def set_most_tokens(self, most: int) -> int:
+        """By the number of tiles; several have a thumbnail beside them."""
+        own, cells = self.image_processor, self.grid[0] * self.grid[1]
+        own.max_patches = max(own.min_patches, min(own.max_patches, most // cells - 1))
+        return cells * (own.max_patches + (own.max_patches > 1))
+
     def _layout(self, image: Image.Image) -> TiledLayout:
         own = self.image_processor
         tile = (int(own.size["height"]), int(own.size["width"]))

@@ -68,7 +68,8 @@ class LlavaNextFamily(LlavaFamily):
 
     def __init__(self, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: Any) -> None:
         super().__init__(model=model, tokenizer=tokenizer, image_processor=image_processor)
-        self.pinpoints: list[list[int]] = list(model.config.image_grid_pinpoints)
+        self.config: Any = model.config
+        self.pinpoints: list[list[int]] = list(self.config.image_grid_pinpoints)
 
     @classmethod
     def doubt(cls, checkpoint: Checkpoint) -> str:
@@ -84,6 +85,18 @@ class LlavaNextFamily(LlavaFamily):
         views = [view for image, layout in zip(images, layouts, strict=True) for view in self._views(image, layout)]
         sizes = torch.tensor([(image.height, image.width) for image in images])
         return PreparedImages({"pixel_values": torch.stack(views), "image_sizes": sizes}, layouts)
+
+    def set_most_tokens(self, most: int) -> int:
+        """By the sizes of all tiles together that an image may be given; the model takes them from its config."""
+        tokens = {(height, width): self._most_tokens(height, width) for height, width in self.pinpoints}
+        kept = [size for size, count in tokens.items() if count <= most] or [min(tokens, key=tokens.__getitem__)]
+        self.pinpoints = self.config.image_grid_pinpoints = [list(size) for size in kept]
+        return max(tokens[size] for size in kept)
+
+    def _most_tokens(self, height: int, width: int) -> int:
+        """Tokens of an image that fills tiles of ``height x width`` pixels together."""
+        rows, columns = height // self.frame * self.grid, width // self.frame * self.grid
+        return self.grid**2 + rows * (columns + 1)
 
     def _layout(self, height: int, width: int) -> AnyresLayout:
         best = select_best_resolution((height, width), self.pinpoints)

@@ -15,6 +15,10 @@ from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedModel
 
 from flmm_core.families.llava_next import AnyresLayout, LlavaNextFamily
 
+_SHRUNK = 1.1
+"""Images with sides that many times longer than those of ``most_tiles`` tiles are shrunk (transformers'
+``pack_image_features``)."""
+
 
 class LlavaOnevisionFamily(LlavaNextFamily):
     """LLaVA-OneVision on Qwen2."""
@@ -38,10 +42,16 @@ class LlavaOnevisionFamily(LlavaNextFamily):
     def _truncated(self, size: float) -> int:
         return int(round(size, 7))
 
+    def _most_tokens(self, height: int, width: int) -> int:
+        """Also of an image that is not quite large enough to be shrunk."""
+        rows, columns = height // self.frame * self.grid, width // self.frame * self.grid
+        cells = min(rows * columns, int(self.most_tiles * self.grid**2 * _SHRUNK**2))
+        return self.grid**2 + cells + rows
+
     def _fine_grid(self, height: int, width: int) -> tuple[int, int]:
         """Reduced if the image covers clearly more cells than ``most_tiles`` tiles have."""
         ratio = math.sqrt(height * width / (self.most_tiles * self.grid**2))
-        return (int(height // ratio), int(width // ratio)) if ratio > 1.1 else (height, width)
+        return (int(height // ratio), int(width // ratio)) if ratio > _SHRUNK else (height, width)
 
     def _fine(self, tiles: Tensor, layout: AnyresLayout) -> Tensor:
         grid = super()._fine(tiles, layout)

@@ -109,6 +109,14 @@ class Qwen25VlFamily(LmmFamily):
         )
         return GridLayout(geometry, self.image_token_id)
 
+    def set_most_tokens(self, most: int) -> int:
+        """By the processor's most pixels. Its fewest are at most a quarter of them: where it enlarges, it rounds sides up."""
+        own = self.image_processor
+        unit = (int(own.patch_size) * self.merge) ** 2
+        longest = min(int(own.size["longest_edge"]), most * unit)
+        own.size = {"shortest_edge": min(int(own.size["shortest_edge"]), longest // 4), "longest_edge": longest}
+        return longest // unit
+
     def encode(self, model: PreTrainedModel, prepared: PreparedImages) -> ImageFeatures:
         """Run vision tower and merger; the model is given their output and the grids, from which rotary positions follow."""
         grids = prepared.inputs["image_grid_thw"].to(model.device)

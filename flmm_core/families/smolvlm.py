@@ -6,6 +6,7 @@ and column tokens between the tiles are tokenised here as the model's processor 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +58,18 @@ class SmolVlmFamily(HuggingFaceFamily):
         inputs = {name: made[name] for name in ("pixel_values", "pixel_attention_mask") if name in made}
         splits = zip(images, made["rows"][0], made["cols"][0], strict=True)
         return PreparedImages(inputs, tuple(self._layout(image, int(rows), int(columns)) for image, rows, columns in splits))
+
+    def set_most_tokens(self, most: int) -> int:
+        """By the longest side that an image is scaled to, in whole tiles; one tile is the whole image alone."""
+        own, square = self.image_processor, Image.new("RGB", (self.tile, self.tile))
+        if not own.do_image_splitting:
+            return len(self._layout(square, 0, 0).ids)
+        longest = int(own.size["longest_edge"])
+        side = math.ceil(longest / self.tile)
+        while (tokens := len(self._layout(square, *[side if side > 1 else 0] * 2).ids)) > most and side > 1:
+            side -= 1
+        own.size = {"longest_edge": min(longest, side * self.tile)}
+        return tokens
 
     def _layout(self, image: Image.Image, rows: int, columns: int) -> TiledLayout:
         """Layout of an image; 0 rows and columns for one that is not split."""

@@ -59,6 +59,7 @@ class FrozenLmm:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         quantization: str = "none",
+        image_tokens: int = 0,
         settings: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> FrozenLmm:
@@ -66,13 +67,16 @@ class FrozenLmm:
 
         Args:
             source: folder or name.
-            device: as for :func:`~flmm_core.lmm.loading.load_plain`, like the three after it.
+            device: as for :func:`~flmm_core.lmm.loading.load_plain`, like the four after it.
             dtype: number format of the model.
             quantization: of the decoder's matrices: none, int8 or int4.
+            image_tokens: most tokens of an image; 0 for those of the checkpoint's own processor.
             settings: in place of the family's ``settings``, which the checkpoint's files do not say.
             options: ``refer_prompt``, ``reuse_prefix`` and ``cuda_graphs``.
         """
-        loaded = load_plain(source, device=device, dtype=dtype, quantization=quantization, settings=settings)
+        loaded = load_plain(
+            source, device=device, dtype=dtype, quantization=quantization, image_tokens=image_tokens, settings=settings
+        )
         return cls(model=loaded.model, tokenizer=loaded.tokenizer, family=loaded.family, **options)
 
     @property
@@ -102,8 +106,15 @@ class FrozenLmm:
 
         Args:
             images: RGB, in the order of the prompt. Each has image tokens and maps of its own.
+
+        Raises:
+            ValueError: an image takes more tokens than its limit, as an extremely long one may.
         """
         prepared = self.family.prepare(images)
+        tokens, most = max(len(layout.ids) for layout in prepared.layouts), self.family.image_tokens
+        if most and tokens > most:
+            sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
+            raise ValueError(f"image: expected one of at most {most} tokens (image_tokens), got {tokens} for {sizes} pixels")
         return EncodedImage(prepared.layouts, self.family.encode(self.model, prepared))
 
     # --- generation -------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ def load_plain(
     device: torch.device | str,
     dtype: torch.dtype,
     quantization: str = "none",
+    image_tokens: int = 0,
     settings: Mapping[str, Any] | None = None,
 ) -> LoadedLmm:
     """Load an LMM without the attention recorder.
@@ -34,10 +35,11 @@ def load_plain(
         device: where the model goes.
         dtype: number format of the model.
         quantization: of the decoder's matrices: none, int8 or int4.
+        image_tokens: most tokens of an image; 0 for as many as the checkpoint's own processor gives.
         settings: in place of the family's ``settings``, which the checkpoint's files do not say.
 
     Raises:
-        ValueError: unknown settings, or a quantization that the family does not support.
+        ValueError: unknown settings, a quantization that the family does not support, or too few image tokens for it.
     """
     checkpoint = Checkpoint(source, settings)
     family = family_of(checkpoint)
@@ -50,4 +52,6 @@ def load_plain(
     loaded = family.load(checkpoint, how)
     if quantization == "none":
         loaded.model.to(device)  # type: ignore[arg-type]
+    if image_tokens:
+        loaded.family.limit_image_tokens(image_tokens)
     return loaded

@@ -55,9 +55,11 @@ class HeadsOrigin:
     lmm_fingerprint: str = ""
     """Of :func:`~flmm_core.weights.fingerprints.lmm_fingerprint`; empty if unknown, and then not checked."""
     sam_fingerprint: str = ""
+    image_tokens: int = 0
+    """Limit of an image's tokens in training; 0 for none, as in the training of the published heads."""
 
     @classmethod
-    def of(cls, *, lmm: str | Path, sam: str | Path) -> HeadsOrigin:
+    def of(cls, *, lmm: str | Path, sam: str | Path, image_tokens: int = 0) -> HeadsOrigin:
         """From the sources of both, as for :func:`load_lmm` and :func:`load_sam`."""
         prints = fingerprints(lmm=lmm, sam=sam)
         return cls(
@@ -65,6 +67,7 @@ class HeadsOrigin:
             sam=Path(sources.located("sam", sam)).name,
             lmm_fingerprint=prints["lmm"],
             sam_fingerprint=prints["sam"],
+            image_tokens=image_tokens,
         )
 
 
@@ -95,12 +98,12 @@ def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **
         return FrozenLmm.from_pretrained(source, device=device, dtype=dtype, **options)
 
 
-def load_plain_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, quantization: str = "none") -> LoadedLmm:
+def load_plain_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> LoadedLmm:
     """Load an LMM as :func:`load_lmm` does, but without freezing it and without the attention recorder."""
     check_device(device)
     source = sources.located("lmm", source)
     with explained("LMM", source), _quiet():
-        return lmm_loading.load_plain(source, device=device, dtype=dtype, quantization=quantization)
+        return lmm_loading.load_plain(source, device=device, dtype=dtype, **options)
 
 
 @contextmanager
@@ -179,21 +182,25 @@ def read_origin(path: Path) -> HeadsOrigin:
         return HeadsOrigin(**read_config(path, (HEADS_FORMAT,), "heads")[1].get("origin", {}))
 
 
-def check_origin(heads: str | Path, *, lmm: str | Path, sam: str | Path) -> None:
-    """Refuse heads that were trained on another LMM or with another SAM of the same sizes.
+def check_origin(heads: str | Path, *, lmm: str | Path, sam: str | Path, image_tokens: int = 0) -> None:
+    """Refuse heads that were trained on another LMM, with another SAM of the same sizes, or on images of other sizes.
 
-    Published ``.pth`` heads do not state their origin and are not checked.
+    Published ``.pth`` heads do not state LMM and SAM, which are then not checked.
 
     Args:
         heads: as for :func:`load_heads`.
         lmm: as for :func:`load_lmm`. The weights of a Hugging Face name are downloaded if necessary.
         sam: as for :func:`load_sam`.
+        image_tokens: most tokens of an image; 0 for those of the LMM's own processor.
 
     Raises:
         LoadError: names what the heads were trained on and what was given.
     """
     path = sources.local("heads", heads)
     origin = read_origin(path)
+    if image_tokens != origin.image_tokens:
+        limit = f"{origin.image_tokens}" if origin.image_tokens else "0, the sizes of the LMM's own processor,"
+        raise LoadError(f"heads {path}: expected image_tokens {limit} as in their training, got {image_tokens}")
     parts = (
         ("LMM", "lmm", origin.lmm, origin.lmm_fingerprint, lmm),
         ("SAM", "sam", origin.sam, origin.sam_fingerprint, sam),

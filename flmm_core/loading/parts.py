@@ -42,8 +42,9 @@ def load_parts(config: GroundingConfig) -> PipelineParts:
         torch.set_num_threads(config.cpu_threads)
     shape = checkpoints.lmm_shape(config.lmm)
     heads = checkpoints.load_heads(config.heads, shape=shape, sam=load_sam(config.sam))
-    checkpoints.check_origin(config.heads, lmm=config.lmm, sam=config.sam)
-    options = {name: getattr(config, name) for name in ("quantization", "refer_prompt", "reuse_prefix", "cuda_graphs")}
+    checkpoints.check_origin(config.heads, lmm=config.lmm, sam=config.sam, image_tokens=config.image_tokens)
+    names = ("quantization", "image_tokens", "refer_prompt", "reuse_prefix", "cuda_graphs")
+    options = {name: getattr(config, name) for name in names}
     lmm = checkpoints.load_lmm(config.lmm, device=device, dtype=dtype, **options)
     with explained("heads", config.heads):
         heads = heads.to(lmm.device).eval()

@@ -90,7 +90,8 @@ def train_heads(out: Path, settings: HeadsSettings, loop: LoopConfig, device: to
         raise RuntimeError(f"LMM {settings.lmm}: expected weights as before, {before[:12]}, got {after[:12]}")
     if accelerator.is_main_process:
         print(f"LMM: unchanged, {before[:12]}; skipped images: {len(examples.skipped | held_out.skipped)}")
-        save_heads(heads, out / "heads", origin=HeadsOrigin.of(lmm=settings.lmm, sam=settings.sam))
+        origin = HeadsOrigin.of(lmm=settings.lmm, sam=settings.sam, image_tokens=settings.image_tokens)
+        save_heads(heads, out / "heads", origin=origin)
     accelerator.wait_for_everyone()
 
 
@@ -112,7 +113,7 @@ class _Frozen:
         """Load LMM and SAM for the process's device."""
         refiner = SamRefiner(sam=load_sam(settings.sam)).to(accelerator.device)
         dtype = resolve_device(GroundingConfig(device=str(accelerator.device), dtype=settings.dtype))[1]
-        lmm = load_lmm(settings.lmm, device=accelerator.device, dtype=dtype)
+        lmm = load_lmm(settings.lmm, device=accelerator.device, dtype=dtype, image_tokens=settings.image_tokens)
         return cls(lmm, refiner, dtype, settings, accelerator.num_processes)
 
     def checksum(self) -> str:
@@ -137,7 +138,7 @@ class _Frozen:
                 f"data_{number}": dataset.fingerprint() for number, dataset in enumerate(datasets)
             }
             made_from |= fingerprints(lmm=settings.lmm, sam=settings.sam)
-            made_from |= {"dtype": str(self.dtype), **options}
+            made_from |= {"dtype": str(self.dtype), "image_tokens": settings.image_tokens, **options}
             room = int(settings.cache_gigabytes * 1e9 / self.processes)
             cache = TraceCache(Path(settings.cache) / folder, made_from, room)
         return ExampleReader(datasets, lmm=self.lmm, refiner=self.refiner, cache=cache, tell=tqdm.write, **options)

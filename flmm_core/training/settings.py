@@ -81,6 +81,9 @@ class HeadsSettings(StageSettings):
         default="runs/sam/sam", metadata=option("the SAM: a folder, a .pth file, a Hugging Face name or a registered model")
     )
     dtype: str = field(default="auto", metadata=option("number format of the LMM; auto: bfloat16 on cuda, float32 on the CPU"))
+    image_tokens: int = field(
+        default=0, metadata=option("most tokens of an image in the LMM; 0: those of the checkpoint's own processor", minimum=0)
+    )
     epochs: float = field(default=8.0, metadata=option("passes over the data"))
     limit: int = field(default=0, metadata=option("most images of each data set, spread over it; 0: all", minimum=0))
     val_samples: int = field(default=100, metadata=option("held-out images to measure on, of each data set", minimum=1))
