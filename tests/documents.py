@@ -125,6 +125,6 @@ def loaded_script(name):
     if (folder := str(ROOT / "scripts")) not in sys.path:
         sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module

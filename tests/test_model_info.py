@@ -2,6 +2,8 @@
 
 import json
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tiny_models import save_llava, save_model, tiny_heads, tiny_sam
 from flmm_cli import main as cli
 from flmm_core.errors import LoadError
 from flmm_core.loading.checkpoints import HeadsOrigin, lmm_shape, load_heads, load_lmm, save_heads
+from flmm_core.loading.image_sizes import FULL_HD, VGA, LargeImages, large_images
 from flmm_core.loading.model_info import model_info
 from flmm_core.weights.files import stored_tensors
 from flmm_core.weights.fingerprints import lmm_fingerprint, sam_fingerprint
@@ -52,6 +55,33 @@ def test_an_lmm(root, no_models):
         f"{4 * numbers / 1000:.3g} kB in float32, {2 * numbers / 1000:.3g} kB in bfloat16 (weights alone)"
     )
     assert part.facts["fingerprint"] == lmm_fingerprint(root / "lmm")
+
+
+def test_what_an_image_costs(root, no_models, tmp_path, capsys):
+    """Of one grid, and of a grid that follows the image until a limit."""
+    assert cli.main(["info", str(root / "lmm"), "--image", "100x80"]) == 0
+    printed = capsys.readouterr().out
+    assert "100x80 image  maps of 4 x 4 cells, 16 tokens (GridLayout)" in printed
+    keys, queries, maps = 2 * 3 * 4 * 8 * 2 * 16, 3 * 4 * 8 * 2 * 64, 3 * 4 * 16 * 4
+    memory = f"keys and values {keys / 1e3:.3g} kB, queries of an answer {queries / 1e3:.3g} kB, maps of a phrase {maps} B"
+    assert memory in printed and "no limit is needed: 1920x1080 takes 16 tokens, 640x480 16" in printed
+    assert cli.main(["info", str(root / "lmm"), "--image-tokens", "15"]) == 2
+    assert "image_tokens: expected at least 16, " in capsys.readouterr().err
+    for wrong in ("1920", "0x5", "1920x1080x3"):
+        assert cli.main(["info", str(root / "lmm"), "--image", wrong]) == 2
+        assert "--image: expected width and height in pixels, for instance 1920x1080, got" in capsys.readouterr().err
+
+
+def test_the_limit_that_large_images_want():
+    def make(most, taken={VGA: 391, FULL_HD: 2691}, limits=True):  # noqa: B006
+        layouts = lambda images: [SimpleNamespace(ids=range(tokens(images[0].size)))]  # noqa: E731
+        tokens = lambda size: min(taken[size], most) if most and limits else taken[size]  # noqa: E731
+        return SimpleNamespace(prepare=lambda images: SimpleNamespace(layouts=layouts(images)))
+
+    assert large_images(make) == LargeImages(391, 2691, 586, 586)
+    assert str(large_images(make)) == "1920x1080 takes 2691 tokens, 640x480 391; 586 keeps 1920x1080 at 586"
+    assert large_images(partial(make, taken={VGA: 391, FULL_HD: 586})).most is None
+    assert str(large_images(partial(make, limits=False))).startswith("this family has no limit: ")
 
 
 def test_numbers_are_those_of_the_loaded_model(root):

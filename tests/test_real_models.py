@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from documents import README, REAL_MODELS, code_blocks, commands, document, names, section, table, tables
+from documents import README, REAL_MODELS, code_blocks, commands, document, loaded_script, names, section, table, tables
 
 from flmm_core.families import FAMILIES
 
@@ -30,10 +30,10 @@ def number(cell):
     return float(cell.replace(",", ""))
 
 
-CHECKPOINTS, IMAGES, SUMS = (rows(title) for title in ("Checkpoints", "What an image takes", "Computers"))
+CHECKPOINTS, IMAGES, SIZES, SUMS = (rows(title) for title in ("Checkpoints", "What an image takes", "Image sizes", "Computers"))
 
 
-@pytest.mark.parametrize("found", [CHECKPOINTS, IMAGES, SUMS], ids=["checkpoints", "images", "computers"])
+@pytest.mark.parametrize("found", [CHECKPOINTS, IMAGES, SIZES, SUMS], ids=["checkpoints", "images", "sizes", "computers"])
 def test_tables_have_every_family(found):
     assert list(found) == list(FAMILIES)
 
@@ -95,6 +95,28 @@ def test_computers(family):
 def test_names_of_computers():
     header = next(line for line in section(document(REAL_MODELS), "Computers").splitlines() if line.startswith("|"))
     assert [cell.strip() for cell in header.strip("|").split("|")][2:] == list(COMPUTERS)
+
+
+@pytest.fixture(scope="module")
+def image_sizes():
+    return loaded_script("write_image_sizes")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_image_sizes(family, image_sizes):
+    """VGA is as the script computes it now, and as in the other table, but for tokens between cells; so is each limit."""
+    vga, hd, large, keys, maps, queries, limit, limited, known_from = SIZES[family]
+    cost = image_sizes.cost(family, image_sizes.VGA)
+    assert vga == f"{cost.tokens:,} ({cost.grid_width} x {cost.grid_height})"
+    assert queries == f"{cost.queries / 1e6:.1f}" and known_from in image_sizes.FROM
+    assert [cells.split(" / ")[0] for cells in (keys, maps)] == [f"{cost.keys_values / 1e6:,.0f}", f"{cost.maps / 1e6:,.1f}"]
+    tokens, layers, key_heads, size, _, channels, *_ = map(number, IMAGES[family])
+    assert cost.tokens == tokens + (30 if family == "smolvlm" else 0)
+    assert cost.keys_values == 2 * layers * key_heads * size * 2 * cost.tokens
+    assert cost.maps == channels * cost.grid_width * cost.grid_height * 4
+    counts = [number(cell.split(" ")[0]) for cell in (vga, hd, large)]
+    needed = counts[1] > 1.5 * counts[0]
+    assert (limit, limited) == ("", "") if not needed else number(limited) <= number(limit) == int(1.5 * counts[0])
 
 
 def sam_and_heads():

@@ -7,18 +7,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import get_safetensors_metadata, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from PIL import Image
 
 from flmm_core.common.plain_text import one_line
 from flmm_core.errors import LoadError, explained
 from flmm_core.families import FAMILIES, Checkpoint, LmmFamily, LmmShape, family_of
 from flmm_core.heads.unet import STAGES
 from flmm_core.loading.checkpoints import HEADS_FORMAT, lmm_shape, read_heads_config, read_origin
+from flmm_core.loading.image_sizes import VGA, Size, image_cost, large_images
 from flmm_core.loading.published_heads import published_lmms
 from flmm_core.sam.transformers_sam import is_transformers_sam
 from flmm_core.weights import sources
@@ -26,9 +27,6 @@ from flmm_core.weights.files import StoredTensor, stored_tensors
 from flmm_core.weights.fingerprints import lmm_fingerprint, lmm_weight_files, sam_fingerprint
 from flmm_core.weights.folders import CONFIG_FILE, WEIGHTS_FILE
 from flmm_core.weights.sam_names import is_sam_model, segment_anything_names
-
-EXAMPLE = (640, 480)
-"""Width and height of the example image whose maps are described, pixels."""
 
 _VITS = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
 """SAMs of segment-anything by the width and depth of their image encoders."""
@@ -48,22 +46,24 @@ class ModelInfo:
     """Properties by name, in the order of the output."""
 
 
-def model_info(source: str | Path) -> tuple[ModelInfo, ...]:
+def model_info(source: str | Path, *, image: Size | None = None, image_tokens: int = 0) -> tuple[ModelInfo, ...]:
     """Describe a source.
 
     Args:
         source: LMM, heads or SAM as for the loaders, or a registered model, which has all three.
+        image: width and height of an image, to say of an LMM what it costs.
+        image_tokens: most tokens of an image; 0 for those of the LMM's own processor.
 
     Raises:
-        LoadError: it is not a model or part of one.
+        LoadError: it is not a model or part of one, or cannot limit an image to so few tokens.
     """
     if parts := sources.registered_parts(source):
-        return lmm_info(parts["lmm"]), heads_info(Path(parts["heads"])), sam_info(Path(parts["sam"]))
+        return lmm_info(parts["lmm"], image, image_tokens), heads_info(Path(parts["heads"])), sam_info(Path(parts["sam"]))
     with explained("model", source):
         path = _on_disk(source)
         kind = _kind(path)
     if kind == "LMM":
-        return (lmm_info(path if path.exists() else source),)
+        return (lmm_info(path if path.exists() else source, image, image_tokens),)
     return (heads_info(path) if kind == "heads" else sam_info(path),)
 
 
@@ -98,14 +98,15 @@ def _kind(path: Path) -> str:
 # --- LMMs -----------------------------------------------------------------------------------------------------------------
 
 
-def lmm_info(source: str | Path) -> ModelInfo:
-    """Describe an LMM; for one on the Hub small files are downloaded, but no weights."""
+def lmm_info(source: str | Path, image: Size | None = None, image_tokens: int = 0) -> ModelInfo:
+    """Describe an LMM; for one on the Hub small files are downloaded, but no weights. See :func:`model_info`."""
     shape, checkpoint = lmm_shape(source), Checkpoint(source)
     with explained("LMM", source):
         kind = family_of(checkpoint)
         # A property that cannot be determined, for instance without the Hub, is reported as not known.
         tensors, no_weights = _attempt(lambda: _lmm_tensors(checkpoint))
-        words, no_words = _attempt(lambda: _words_and_grid(kind.unloaded(checkpoint, tensors)))
+        find = partial(_words_and_grid, checkpoint, tensors, image, image_tokens)
+        words, no_words = (find(), "") if image or image_tokens else _attempt(find)
         facts = {
             "family": next(name for name, one in FAMILIES.items() if one is kind),
             "layers": f"{shape.layers}"
@@ -163,15 +164,28 @@ def _lmm_files(checkpoint: Checkpoint) -> list[Path]:
     return [file for files in lmm_weight_files(checkpoint.source).values() for file in files]
 
 
-def _words_and_grid(family: LmmFamily) -> dict[str, str]:
-    """The prompt of a chat, and grid and tokens of one image."""
-    layout = family.prepare([Image.new("RGB", EXAMPLE)]).layouts[0]
-    frame = layout.geometry
-    return {
-        "prompt": json.dumps(family.system + family.prompt("{text}"), ensure_ascii=False),
-        f"{EXAMPLE[0]}x{EXAMPLE[1]} image": f"maps of {frame.grid_width} x {frame.grid_height} cells, {len(layout.ids)} tokens"
-        f" ({type(layout).__name__})",
+def _words_and_grid(checkpoint: Checkpoint, weights: Tensors, image: Size | None, image_tokens: int) -> dict[str, str]:
+    """The prompt of a chat, and what an image takes; of an image that is asked for also its memory, and advice."""
+    kind = family_of(checkpoint)
+
+    def family(most: int) -> LmmFamily:
+        made = kind.unloaded(checkpoint, weights)
+        if most:
+            made.limit_image_tokens(most)
+        return made
+
+    used = family(image_tokens)
+    cost = image_cost(used, kind.text_config(checkpoint), image or VGA)
+    facts = {
+        "prompt": json.dumps(used.system + used.prompt("{text}"), ensure_ascii=False),
+        f"{cost.width}x{cost.height} image": f"maps of {cost.grid_width} x {cost.grid_height} cells, {cost.tokens} tokens"
+        f" ({cost.layout})",
     }
+    if image is not None:
+        parts = {"keys and values": cost.keys_values, "queries of an answer": cost.queries, "maps of a phrase": cost.maps}
+        facts["its memory"] = ", ".join(f"{part} {_short(amount, 'B')}" for part, amount in parts.items())
+        facts["image_tokens"] = str(large_images(family))
+    return facts
 
 
 # --- heads ----------------------------------------------------------------------------------------------------------------
