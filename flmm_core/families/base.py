@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 from PIL import Image
@@ -74,6 +74,8 @@ class LoadedLmm:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     family: LmmFamily
+    ignored_settings: Mapping[str, str] = field(default_factory=dict)
+    """Generation settings of the checkpoint that are ignored, by name, with the reason."""
 
 
 class ModelOutline:
@@ -105,6 +107,8 @@ class LmmFamily(ABC):
     """Text between an answer and the next turn of a conversation; None for a model of single questions."""
     reads_apart: ClassVar[bool] = False
     """Whether an answer, and each phrase of it, is tokenised separately from the text before it, without separators."""
+    decoder_folder: ClassVar[str] = ""
+    """Folder of a checkpoint with the decoder's files; empty where they are beside those of the whole."""
     quantizes: ClassVar[bool] = True
     """Whether its decoder can be quantized: its files are those of one transformers model."""
     settings: ClassVar[Mapping[str, Any]] = {}

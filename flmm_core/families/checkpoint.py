@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,6 @@ from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from flmm_core.errors import LoadError
-
-_CONTENTS = ([{"type": "image"}, {"type": "text", "text": "{text}"}], "<image>\n{text}")
-"""Contents that :attr:`Checkpoint.prompt` puts into the chat template; the second if the template does not take the first."""
 
 
 class Checkpoint:
@@ -80,19 +77,42 @@ class Checkpoint:
 
         A template that cannot be rendered is returned unchanged. If the template allows it, thinking is switched off.
         """
+        return self._rendered("{text}", add_generation_prompt=True, eos_token="") or self.chat_template
+
+    def turn_end(self, eos_token: str) -> str:
+        """What the chat template writes behind an assistant's message, the next turn included; empty if that is not known.
+
+        Args:
+            eos_token: the tokenizer's end token, which some templates write.
+        """
+        whole = self._rendered("{text}", "{answer}", "{text}", add_generation_prompt=False, eos_token=eos_token)
+        return whole.partition("{answer}")[2]
+
+    def _rendered(self, *texts: str, **options: Any) -> str:
+        """The chat template with a conversation, the first turn of which has an image; empty if it cannot be rendered."""
         if not self.chat_template:
             return ""
-        for content in _CONTENTS:
+        for parts in (True, False):
             try:
                 rendered: Any = render_jinja_template(
-                    conversations=[[{"role": "user", "content": content}]],
+                    conversations=[_conversation(texts, parts)],
                     chat_template=self.chat_template,
-                    add_generation_prompt=True,
                     enable_thinking=False,
                     bos_token="",
-                    eos_token="",
+                    **options,
                 )
             except Exception:  # templates raise errors of any type
                 continue
             return str(rendered[0][0])
-        return self.chat_template
+        return ""
+
+
+def _conversation(texts: Sequence[str], parts: bool) -> list[dict[str, Any]]:
+    """Turns of user and assistant, with an image in the first; contents are typed parts, or plain text for older templates."""
+    turns: list[dict[str, Any]] = []
+    for i, text in enumerate(texts):
+        content: Any = [*([{"type": "image"}] if i == 0 else []), {"type": "text", "text": text}]
+        if not parts:
+            content = f"<image>\n{text}" if i == 0 else text
+        turns.append({"role": "assistant" if i % 2 else "user", "content": content})
+    return turns

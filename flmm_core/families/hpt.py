@@ -45,8 +45,7 @@ class _HptFamily(LlavaFamily):
     model_type = "projector"  # of the only folder that is HPT's own
     reads_apart = True
     tower_type: ClassVar[str]
-    end_of_turn: ClassVar[str]
-    """End token of answers in the published prompts, which some checkpoints' ``generation_config.json`` lack."""
+    decoder_folder = "llm"
 
     def __init__(self, *, instruction: str, **parts: Any) -> None:
         super().__init__(**parts)
@@ -68,7 +67,7 @@ class _HptFamily(LlavaFamily):
     def load(cls, checkpoint: Checkpoint, how: LoadOptions) -> LoadedLmm:
         """Load the parts and combine them into one model."""
         settings = {**cls.settings, **checkpoint.settings}
-        decoder = _part(AutoModelForCausalLM, checkpoint, "llm", how.dtype)
+        decoder = _part(AutoModelForCausalLM, checkpoint, "llm", how.dtype, generation_config=how.generation)
         tower = _part(AutoModel, checkpoint, "visual_encoder", how.dtype)
         _enlarge(tower, int(settings["image_size"]))
         tokenizer = _words(checkpoint)
@@ -79,7 +78,6 @@ class _HptFamily(LlavaFamily):
         model.model.multi_modal_projector = _projector(checkpoint, how.dtype)
         model.model.language_model, model.lm_head = decoder.model, decoder.lm_head
         model.generation_config = decoder.generation_config
-        _end_turns(model, tokenizer, cls.end_of_turn)
         processor = AutoImageProcessor.from_pretrained(checkpoint.source, subfolder="visual_encoder")
         family = cls(model=model, tokenizer=tokenizer, image_processor=processor, instruction=str(settings["instruction"]))
         return LoadedLmm(model=model, tokenizer=tokenizer, family=family)
@@ -113,7 +111,6 @@ class HptAirFamily(_HptFamily):
     """HPT-Air: CLIP."""
 
     tower_type = "clip_vision_model"
-    end_of_turn = "<|im_end|>"
     turn_end = "<|im_end|>\n"
     settings: ClassVar[Mapping[str, Any]] = {
         "image_size": 392,
@@ -126,7 +123,6 @@ class HptAir15Family(_HptFamily):
     """HPT-Air-1.5: SigLIP."""
 
     tower_type = "siglip_vision_model"
-    end_of_turn = "<|eot_id|>"
     turn_end = "<|eot_id|>"
     settings: ClassVar[Mapping[str, Any]] = {
         "image_size": 448,
@@ -137,8 +133,8 @@ class HptAir15Family(_HptFamily):
     }
 
 
-def _part(kind: Any, checkpoint: Checkpoint, folder: str, dtype: torch.dtype) -> Any:
-    model, report = kind.from_pretrained(checkpoint.source, subfolder=folder, dtype=dtype, output_loading_info=True)
+def _part(kind: Any, checkpoint: Checkpoint, folder: str, dtype: torch.dtype, **options: Any) -> Any:
+    model, report = kind.from_pretrained(checkpoint.source, subfolder=folder, dtype=dtype, output_loading_info=True, **options)
     check_complete(report)
     return model
 
@@ -193,12 +189,3 @@ def _enlarge(tower: Any, image_size: int) -> None:
     embeddings.num_patches, embeddings.num_positions = wanted * wanted, len(table)
     embeddings.position_ids = torch.arange(len(table))[None]
     embeddings.image_size = tower.config.image_size = image_size
-
-
-def _end_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token: str) -> None:
-    """Add an end token of answers, if the tokenizer has it."""
-    if (end := tokenizer.get_vocab().get(token)) is None:
-        return
-    ends = model.generation_config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    model.generation_config.eos_token_id = [*ends, *[end][: end not in ends]]

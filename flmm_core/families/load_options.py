@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, GenerationConfig
 
 _SEES = ("vision_tower", "visual", "vision_model", "multi_modal_projector", "connector", "aligner")
 _KEPT = ("lm_head", *(f".*{name}" for name in _SEES))
@@ -22,6 +22,8 @@ class LoadOptions:
     device: torch.device | str = "cpu"
     quantization: str = "none"
     """Quantization of the decoder's matrices: none, int8 (LLM.int8) or int4 (NF4)."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """The checkpoint's generation settings, in place of those in its files."""
 
     def __post_init__(self) -> None:
         if self.quantization == "none":
@@ -38,7 +40,7 @@ class LoadOptions:
     @property
     def given(self) -> dict[str, Any]:
         """Keywords of ``from_pretrained``."""
-        given: dict[str, Any] = {"dtype": self.dtype}
+        given: dict[str, Any] = {"dtype": self.dtype, "generation_config": self.generation}
         if self.quantization != "none" or (torch.device(self.device).type != "cpu" and find_spec("accelerate")):
             given["device_map"] = {"": torch.device(self.device)}
         if self.quantization == "int8":

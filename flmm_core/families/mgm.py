@@ -7,6 +7,7 @@ tower, and what CLIP sees is made from that by bilinear interpolation.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -21,7 +22,6 @@ from transformers import (
     AutoTokenizer,
     CLIPVisionConfig,
     GemmaConfig,
-    GenerationConfig,
     LlamaConfig,
     LlavaConfig,
     PreTrainedConfig,
@@ -134,10 +134,10 @@ class MgmFamily(LmmFamily):
         text = cls.text_config(checkpoint)
         model = load_model(checkpoint, text, dtype=how.dtype)
         tokenizer = cls._words(checkpoint, text)
-        said = checkpoint.json("generation_config.json")
-        ends = said.get("eos_token_id", text.eos_token_id)
+        ends = text.eos_token_id if how.generation.eos_token_id is None else how.generation.eos_token_id
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        model.generation_config = GenerationConfig(bos_token_id=text.bos_token_id, eos_token_id=ends, pad_token_id=pad)
+        model.generation_config = deepcopy(how.generation)
+        model.generation_config.update(bos_token_id=text.bos_token_id, eos_token_id=ends, pad_token_id=pad)
         processor = AutoImageProcessor.from_pretrained(tower(checkpoint, "mm_vision_tower"))
         family = cls(model=model, tokenizer=tokenizer, image_processor=processor, config=checkpoint.config)
         return LoadedLmm(model=model, tokenizer=tokenizer, family=family)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from flmm_core.families import Checkpoint, LmmShape, LoadedLmm, family_of
 from flmm_core.families.load_options import LoadOptions
+from flmm_core.lmm.generation_settings import OwnSettings, settle
 
 
 def lmm_shape(source: str | Path) -> LmmShape:
@@ -28,7 +30,7 @@ def load_plain(
     image_tokens: int = 0,
     settings: Mapping[str, Any] | None = None,
 ) -> LoadedLmm:
-    """Load an LMM without the attention recorder.
+    """Load an LMM without the attention recorder, with the generation settings that are kept.
 
     Args:
         source: folder or Hugging Face name.
@@ -45,7 +47,8 @@ def load_plain(
     family = family_of(checkpoint)
     if unknown := sorted(set(checkpoint.settings) - set(family.settings)):
         raise ValueError(f"settings: expected some of {sorted(family.settings)}, got {', '.join(unknown)}")
-    how = LoadOptions(dtype, device, quantization)
+    own = OwnSettings.of(checkpoint, family.decoder_folder)
+    how = LoadOptions(dtype, device, quantization, own.config())
     if quantization != "none" and not family.quantizes:
         kind = family.model_type
         raise ValueError(f"quantization: expected none for {kind}, which does not load with fewer bits, got {quantization}")
@@ -54,4 +57,6 @@ def load_plain(
         loaded.model.to(device)  # type: ignore[arg-type]
     if image_tokens:
         loaded.family.limit_image_tokens(image_tokens)
-    return loaded
+    settle(loaded, checkpoint)
+    own.log_ignored(checkpoint.source)
+    return replace(loaded, ignored_settings=own.ignored)

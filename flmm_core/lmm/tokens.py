@@ -46,9 +46,9 @@ class AnswerTokens:
     """Half-open character range of each of them in the answer."""
 
 
-def _is_plain(token: AddedToken) -> bool:
-    """Whether an added token is only words or white space, which users may write."""
-    return not token.special and (token.content.isalnum() or not token.content.strip(" \t\n\r▁"))
+def is_mark(token: AddedToken) -> bool:
+    """Whether an added token is more than words or white space, which users may write."""
+    return token.special or not (token.content.isalnum() or not token.content.strip(" \t\n\r▁"))
 
 
 class LmmWords:
@@ -59,7 +59,7 @@ class LmmWords:
             raise ValueError(f"tokenizer: expected one with character offsets, got {type(tokenizer).__name__}")
         self.tokenizer = tokenizer
         self.family = family
-        added = (token.content for token in tokenizer.added_tokens_decoder.values() if not _is_plain(token))
+        added = (token.content for token in tokenizer.added_tokens_decoder.values() if is_mark(token))
         self.marks = tuple(sorted({*tokenizer.all_special_tokens, *added, family.image_token}))
         """Special tokens, which must not occur in users' words."""
 

@@ -7,7 +7,7 @@ One model answers every question twice: first as transformers loads it, by ``mod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -80,6 +80,8 @@ class FrozenReport:
     """Checksum of each weight and buffer by name, after the plain answers."""
     after: Mapping[str, str]
     """The same after all other answers."""
+    ignored_settings: Mapping[str, str] = field(default_factory=dict)
+    """Generation settings of the checkpoint that neither side follows, by name, with the reason."""
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -103,19 +105,25 @@ class FrozenReport:
         return not self.changed and not self.differing
 
     def summary(self) -> str:
-        """Two lines of text."""
+        """Two lines of text, and one more if settings of the checkpoint are ignored."""
         identical = sum(outcome.identical for outcome in self.outcomes)
         rounded = len(self.outcomes) - identical - self.differing
         weights = f"weights: all {len(self.before)} as before" if not self.changed else f"weights changed: {self.changed}"
         return (
             f"answers: {identical} of {len(self.outcomes)} identical, {rounded} with two best scores a rounding apart,"
             f" {self.differing} different; {sum(answer.tokens for answer in self.answers)} tokens of the plain model\n{weights}"
+            + (
+                f"\ngeneration settings ignored on both sides: {', '.join(self.ignored_settings)}"
+                if self.ignored_settings
+                else ""
+            )
         )
 
     def record(self) -> dict[str, Any]:
         """The report as an object for JSON."""
         return {
             "frozen": self.frozen,
+            "ignored_settings": dict(self.ignored_settings),
             "weights": {
                 "count": len(self.before),
                 "before": total_checksum(self.before),
@@ -187,7 +195,7 @@ def verify_frozen(
                 for key, trace in zip(batch, lmm.generate_batch(asked, layer_weights=layer_weights), strict=True):
                     served[key][BATCH] = compare(plain[key], served_ids(trace))
     answers = (Compared(name, words, len(plain[name, words].ids), outcomes) for (name, words), outcomes in served.items())
-    return FrozenReport(tuple(answers), before, weight_checksums(loaded))
+    return FrozenReport(tuple(answers), before, weight_checksums(loaded), loaded.ignored_settings)
 
 
 def served_ids(trace: LmmTrace) -> tuple[int, ...]:
