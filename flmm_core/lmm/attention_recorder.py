@@ -27,7 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from flmm_core.lmm.attention_rows import LayerQueries, RecordedAttention
+from flmm_core.lmm.attention_rows import LayerQueries, RecordedAttention, positions_between
 
 ATTENTION_NAME = "flmm_recorder"
 """Name of the attention implementation, as in ``config._attn_implementation``."""
@@ -61,6 +61,10 @@ class AttentionRecorder:
     seen: int
     layers: Collection[int] | None
     records: dict[int, _LayerRecord] = field(default_factory=dict)
+    _layer: int = -1
+    """The last layer that ran."""
+    _rows: int = 0
+    """Positions of the current pass: its first layer has queries of all of them."""
     _pass: int = -1
     """Positions before the pass that :attr:`_masks` are of."""
     _masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -71,16 +75,20 @@ class AttentionRecorder:
 
         Args:
             layer: index of the decoder layer.
-            query: ``[b, q, rows, e]``.
+            query: ``[b, q, rows, e]``, of the pass's last positions where a layer computes no others (layers that share the
+                keys of earlier ones may do so).
             key: ``[b, k, s, e]``, of all positions; of a static cache, with unused positions behind them.
             mask: ``[b, 1, rows, s]`` bool, or None where nothing but the future is hidden.
             options: ``scaling``, ``sliding_window``, ``softcap`` and ``s_aux`` of the attention function, where given.
         """
+        if layer <= self._layer or self._layer < 0:
+            self._rows = query.shape[2]
+        self._layer = layer
         if self.layers is not None and layer not in self.layers:
             return
         rows = query.shape[2]
         before = self.records[layer].seen if layer in self.records else self.seen
-        seen = before + rows
+        seen = before + self._rows
         window = options.get("sliding_window")
         if options.get("s_aux") is not None:
             raise ValueError(
@@ -96,7 +104,12 @@ class AttentionRecorder:
             raise ValueError(f"attention recorder, layer {layer}: expected a mask for its sliding window of {window}, got none")
         if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
             raise ValueError(f"attention recorder: expected a bool mask for all heads, got {mask.dtype} {list(mask.shape)}")
-        skip = min(rows, max(0, self.start - before))
+        wanted = self._rows - min(self._rows, max(0, self.start - before))
+        if wanted > rows:
+            raise ValueError(
+                f"attention recorder, layer {layer}: expected queries of the pass's last {wanted} positions, got {rows}"
+            )
+        skip = rows - wanted
         # A clone, so that a view of the last rows does not keep the memory of a long prompt.
         kept = query[:, :, skip:].clone() if skip else query
         visible = None if mask is None else self._visible_of(mask, before, slice(skip, None), seen)
@@ -176,7 +189,7 @@ class AttentionRecorder:
                 layers[-1].append(
                     LayerQueries(
                         queries=queries[i, :, rows],
-                        key_parts=_between(tuple(keys[i] for keys in record.keys), begin, last),
+                        key_parts=positions_between(tuple(keys[i] for keys in record.keys), begin, last),
                         scaling=record.scaling,
                         layer=layer,
                         visible=None if visible is None else visible[i % len(visible), rows, begin:last],
@@ -206,15 +219,6 @@ class AttentionRecorder:
             parts.append(part)
             position += queries.shape[2]
         return torch.cat(parts, dim=1)
-
-
-def _between(parts: tuple[Tensor, ...], first: int, last: int) -> tuple[Tensor, ...]:
-    """Of tensors ``[k, ..., e]``, the positions ``[first, last)``."""
-    cut = []
-    for part in parts:
-        cut.append(part[:, max(0, first) : max(0, last)])
-        first, last = first - part.shape[1], last - part.shape[1]
-    return tuple(cut)
 
 
 _RECORDER: ContextVar[AttentionRecorder | None] = ContextVar("flmm_attention_recorder", default=None)
@@ -250,12 +254,26 @@ AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 def install(model: PreTrainedModel) -> None:
     """Let the text model of ``model`` run through the recorder; the vision tower keeps its own attention."""
-    text = model.config.get_text_config()
-    names = [name for name in model.config.sub_configs if getattr(model.config, name, None) is text]
-    model.set_attn_implementation({names[0]: ATTENTION_NAME} if names else ATTENTION_NAME)
+    _set_attention(model, ATTENTION_NAME)
     used = model.config.get_text_config()._attn_implementation
     if used != ATTENTION_NAME:
         raise ValueError(f"attention of the text model: expected {ATTENTION_NAME!r}, got {used!r}")
+
+
+@contextmanager
+def uninstalled(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the text model runs through transformers' SDPA, as it was loaded."""
+    _set_attention(model, "sdpa")
+    try:
+        yield
+    finally:
+        install(model)
+
+
+def _set_attention(model: PreTrainedModel, name: str) -> None:
+    text = model.config.get_text_config()
+    names = [part for part in model.config.sub_configs if getattr(model.config, part, None) is text]
+    model.set_attn_implementation({names[0]: name} if names else name)
 
 
 @contextmanager

@@ -103,3 +103,12 @@ class RecordedAttention:
             parts = [rows[:, place[start] : place[end - 1] + 1] for start, end in spans]
             layers.append(torch.stack([part.mean(dim=1) for part in parts], dim=1).float())
         return torch.stack(layers)
+
+
+def positions_between(parts: tuple[Tensor, ...], first: int, last: int) -> tuple[Tensor, ...]:
+    """Of tensors ``[k, ..., e]``, the positions ``[first, last)``."""
+    cut = []
+    for part in parts:
+        cut.append(part[:, max(0, first) : max(0, last)])
+        first, last = first - part.shape[1], last - part.shape[1]
+    return tuple(cut)

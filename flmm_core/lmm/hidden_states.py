@@ -21,6 +21,10 @@ _PASSES = 16
 """Passes of one row each that are mixed in one call: call by call, the overhead would cost more than the sums."""
 
 
+_NORMS = ("norm", "embedding_norm")
+"""Names of a decoder's final norm; the second is LFM2's."""
+
+
 class StateMixer:
     """Collects mixtures during forward passes of the same sequences, ``b`` of them.
 
@@ -36,23 +40,33 @@ class StateMixer:
         self.layer_weights = layer_weights
         self._states: list[Tensor] = []
         """Kept rows of the layers of the current pass."""
+        self._rows = 0
+        """Positions of the current pass: its first layer has states of all of them."""
         self._waiting: list[Tensor] = []
         """Rows of the layers of passes of one row each, waiting to be mixed in one call."""
         self._passes: list[Tensor] = []
 
     def add(self, layer: int, states: Tensor) -> None:
-        """Add the states of one layer, ``[b, rows, d]``; the layers of a pass come in order."""
-        rows, last = states.shape[1], layer == self.layer_weights.shape[1] - 1
-        skip = max(0, self._start - self._seen)
+        """Add the states of one layer, ``[b, rows, d]``; the layers of a pass come in order.
+
+        A layer that computes the pass's last positions only has fewer rows than the first one.
+        """
+        last = layer == self.layer_weights.shape[1] - 1
+        if layer == 0:
+            self._rows = states.shape[1]
+        rows, wanted = states.shape[1], self._rows - max(0, self._start - self._seen)
         if last:
-            self._seen += rows
-        if skip >= rows:
+            self._seen += self._rows
+        if wanted <= 0:
             return
+        if wanted > rows:
+            raise ValueError(f"hidden states, layer {layer}: expected the pass's last {wanted} positions, got {rows}")
+        skip = rows - wanted
         # A clone of a part, so that a view of its last rows does not keep a long prompt alive.
         self._states.append(states[:, skip:].clone() if skip else states)
         if not last:
             return
-        if rows - skip > 1:
+        if wanted > 1:
             self._mix()
             self._passes.append(torch.einsum("kl,lbtd->bktd", self.layer_weights, torch.stack(self._states).float()))
         else:
@@ -99,13 +113,14 @@ def mixing(model: PreTrainedModel, *, start: int, seen: int, layer_weights: Tens
     A layer's state is its output; that of the last layer is taken after the final norm, as in transformers.
 
     Args:
-        model: has a decoder of ``layers`` and a final ``norm``.
+        model: has a decoder of ``layers`` and a final norm of one of the names :data:`_NORMS`.
         start: first position that is kept.
         seen: positions that are in the cache at the start.
         layer_weights: ``[k, l]`` float32 on the model's device.
     """
     decoder: Any = model.get_decoder()
-    parts: list[nn.Module] = [*decoder.layers[:-1], decoder.norm]
+    norm = next(getattr(decoder, name) for name in _NORMS if hasattr(decoder, name))
+    parts: list[nn.Module] = [*decoder.layers[:-1], norm]
     if layer_weights.ndim != 2 or layer_weights.shape[1] != len(parts):
         raise ValueError(f"layer weights: expected [k, {len(parts)}], got {list(layer_weights.shape)}")
     mixer = StateMixer(start=start, seen=seen, layer_weights=layer_weights)

@@ -40,7 +40,8 @@ def teacher_force(
         decoder.caching_prefix(image, batch[0].prompt, cache),
         decoder.recording(start, cache, layer_weights) as recording,
     ):
-        decoder.model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
+        # As a tensor, not a number: for a number layers that share keys compute the kept positions only (Gemma 4).
+        decoder.model(**inputs, cache=cache, use_cache=True, logits_to_keep=decoder.tensor([-1])[0])
         attention, states = recording.attention.split(ranges), recording.states.split(ranges)
     return tuple(
         LmmTrace(
