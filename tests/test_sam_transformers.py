@@ -81,7 +81,7 @@ def refiner(folder):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("given", [{"masks", "boxes"}, {"masks", "boxes", "points"}, {"points"}], ids="+".join)
+@pytest.mark.parametrize("given", [("masks", "boxes"), ("masks", "boxes", "points"), ("points",)], ids="+".join)
 def test_masks_are_those_of_transformers(theirs, refiner, given):
     """Mask, box and points of two phrases, the second without a positive cell, from pixels to logits over the square input."""
     image = np.asarray(random_image(60, 100))
