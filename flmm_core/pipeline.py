@@ -15,7 +15,7 @@ from flmm_core.config import DEFAULT_MODEL, GroundingConfig
 from flmm_core.heads.grounding_heads import GroundingHeads
 from flmm_core.heads.phrases import refined_phrases
 from flmm_core.images.files import rgb_array
-from flmm_core.keywords.repetition import CUT, loop_start
+from flmm_core.keywords.repetition import loop_start, shown_text
 from flmm_core.keywords.spans import Range, check_ranges, select_keywords, spans_from_ranges, surest_spans
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.lmm.trace import LmmTrace
@@ -100,7 +100,7 @@ class GroundingPipeline:
         end = len(trace.text) if trace.ended else loop_start(trace.text)
         spans = [span for span in self.keywords(trace) if span.end <= end] if chat.command.masks else []
         answer = self._masked(trace, spans, chat.run, chat.command.max_phrases)
-        return answer if end == len(trace.text) else replace(answer, text=trace.text[:end] + CUT)
+        return replace(answer, text=shown_text(trace, end))
 
     def refer(
         self,

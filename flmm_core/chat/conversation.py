@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from flmm_core.errors import CommandError
 from flmm_core.images.masks import Overlap
+from flmm_core.keywords.repetition import NO_ANSWER
 from flmm_core.lmm.tokens import LABEL, Exchange
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import Callbacks
@@ -63,7 +64,7 @@ class Conversation:
         """
         words = self.named(text)
         answer = self._pipeline.chat(self._image, words, history=self._history(words), callbacks=callbacks)
-        if answer.text:
+        if answer.text and not answer.text.startswith(NO_ANSWER):
             self._said.append((words, answer.text))
         return self.labelled(answer)
 

@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from flmm_core.errors import LoadError
+from flmm_core.families.thoughts import without_thought
 
 
 class Checkpoint:
@@ -75,9 +76,11 @@ class Checkpoint:
     def prompt(self) -> str:
         """The chat template with one user's turn of an image and the words ``{text}``; empty without a template.
 
-        A template that cannot be rendered is returned unchanged. If the template allows it, thinking is switched off.
+        A template that cannot be rendered is returned unchanged. Thinking is switched off, if the template allows it; else a
+        thought that it begins is closed.
         """
-        return self._rendered("{text}", add_generation_prompt=True, eos_token="") or self.chat_template
+        rendered = self._rendered("{text}", add_generation_prompt=True, eos_token="")
+        return without_thought(rendered) or self.chat_template
 
     def turn_end(self, eos_token: str) -> str:
         """What the chat template writes behind an assistant's message, the next turn included; empty if that is not known.

@@ -1,8 +1,13 @@
-"""Answers that repeat themselves in a loop, as small LMMs do on words and images unlike their training data."""
+"""What is shown of an answer: one that repeats itself in a loop is cut, and a thought without an answer is said to be one.
+
+Small LMMs repeat themselves on words and images unlike their training data.
+"""
 
 from __future__ import annotations
 
 import re
+
+from flmm_core.lmm.trace import LmmTrace
 
 LONGEST_LOOP = 8
 """Words of the longest sequence whose repetition is detected."""
@@ -14,6 +19,10 @@ _WORD = re.compile(r"\w+")
 
 CUT = " ..."
 """Replaces what an answer repeated."""
+
+
+NO_ANSWER = "(no answer: "
+"""Begins the text in place of an answer that the LMM did not come to."""
 
 
 def loop_start(text: str) -> int:
@@ -33,3 +42,17 @@ def loop_start(text: str) -> int:
             if words[start : start + length * TIMES] == once * TIMES:
                 return found[start + length - 1].end()
     return len(text)
+
+
+def shown_text(trace: LmmTrace, end: int) -> str:
+    """Text for people.
+
+    Args:
+        trace: of the answer.
+        end: one past the last character that is shown.
+    """
+    if trace.thought_ids and not trace.text:
+        if trace.ended:
+            return f"{NO_ANSWER}the LMM ended within its thought)"
+        return f"{NO_ANSWER}the LMM was still thinking at max_new_tokens, {len(trace.thought_ids)} tokens)"
+    return trace.text if end == len(trace.text) else trace.text[:end] + CUT

@@ -84,10 +84,12 @@ def streamer(decoder: Decoder, words: LmmWords, questions: Sequence[Question], r
 
     def report(emitted: Sequence[Sequence[int]]) -> None:
         for i, (question, ids) in enumerate(zip(questions, emitted, strict=True)):
-            own, _ = _answer_ids(decoder, question, ids)
-            if question.on_text and len(own) == len(ids):
-                question.on_text(words.decode(own).strip())
-            if question.on_trace and len(own) == len(ids) > 1:  # the last token was not fed back yet, and has no row
+            written = _written(decoder, words, question, ids, over=False)
+            if not written.answer or written.count < len(ids):  # a thought, or what follows the answer in a batch
+                continue
+            if question.on_text:
+                question.on_text(words.decode(written.answer)[written.skipped :].strip())
+            if question.on_trace and len(written.answer) > 1:  # the last token was not fed back yet, and has no row
                 before = [ids[:-1] for ids in emitted]
                 question.on_trace(traces(decoder, words, questions, before, recording)[i])
 
@@ -117,31 +119,51 @@ def traces(
         recording: of the batch.
     """
     start = max(len(question.prompt.ids) for question in questions)
-    answers = [_answer_ids(decoder, question, ids) for question, ids in zip(questions, emitted, strict=True)]
-    ranges = [(start, start + len(ids)) for ids, _ in answers]
+    answers = [_written(decoder, words, question, ids, over=True) for question, ids in zip(questions, emitted, strict=True)]
+    ranges = [(start + len(one.thought), start + one.count) for one in answers]
     attention = recording.attention.split(ranges, [start - len(question.prompt.ids) for question in questions])
     states = recording.states.split(ranges)
     found = []
-    for question, (ids, ended), rows, mixed in zip(questions, answers, attention, states, strict=True):
-        text, offsets = words.decode_with_offsets(ids)
+    for question, written, rows, mixed in zip(questions, answers, attention, states, strict=True):
+        text, offsets = words.decode_with_offsets(written.answer, skip=written.skipped)
         found.append(
             LmmTrace(
                 text=text,
-                token_ids=tuple(ids),
+                token_ids=tuple(written.answer),
                 token_offsets=offsets,
-                ended=ended,
+                ended=written.ended,
                 states=mixed,
                 layouts=question.image.layouts,
                 image_starts=question.prompt.image_starts,
                 attention=rows,
+                thought_ids=tuple(written.thought),
             )
         )
     return tuple(found)
 
 
-def _answer_ids(decoder: Decoder, question: Question, emitted: Sequence[int]) -> tuple[Sequence[int], bool]:
-    """The ids that belong to the answer, without its end token, and whether the LMM ended it itself."""
+@dataclass(frozen=True)
+class _Written:
+    """What the LMM wrote for one question, without an end token."""
+
+    thought: Sequence[int]
+    answer: Sequence[int]
+    skipped: int
+    """Characters of the answer's first token that belong to the thought's mark."""
+    ended: bool
+    """Whether the LMM ended it itself."""
+
+    @property
+    def count(self) -> int:
+        """Tokens of thought and answer."""
+        return len(self.thought) + len(self.answer)
+
+
+def _written(decoder: Decoder, words: LmmWords, question: Question, emitted: Sequence[int], *, over: bool) -> _Written:
+    """The parts of what was emitted; with ``over``, nothing follows."""
     ends = decoder.end_ids
     wanted = emitted[: question.max_new_tokens]
     end = next((i for i, token in enumerate(wanted) if token in ends), None)
-    return (wanted, False) if end is None else (wanted[:end], True)
+    own = wanted if end is None else wanted[:end]
+    length, skipped = words.thought(question.prompt.ids, own, over=over or end is not None)
+    return _Written(own[:length], own[length:], skipped, end is not None)

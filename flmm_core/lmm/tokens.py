@@ -6,6 +6,7 @@ Phrases are mapped to tokens by character offsets, never by comparing ids.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -17,9 +18,13 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from flmm_core.common.plain_text import is_utf8
 from flmm_core.errors import CommandError
 from flmm_core.families import ImageLayout, LmmFamily
+from flmm_core.families.thoughts import THOUGHTS, begun_thought
 
 LABEL = re.compile(r"\[(\d+)\]")
 """A label of a conversation in a text; by itself it names nothing."""
+
+_LONGEST_MARK = 24
+"""Tokens that hold the mark of a thought, however it is tokenised."""
 
 Offsets = tuple[tuple[int, int], ...]
 Exchange = tuple[str, str]
@@ -186,14 +191,51 @@ class LmmWords:
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return cast(str, text)
 
-    def decode_with_offsets(self, ids: Sequence[int]) -> tuple[str, Offsets]:
-        """Text of generated tokens without outer white space, and the character range that each one added to it."""
+    def thought(self, prompt: Sequence[int], written: Sequence[int], *, over: bool) -> tuple[int, int]:
+        """How much of what was written behind a prompt is thought, not answer.
+
+        Args:
+            prompt: its ids; a thought may have begun at its end.
+            written: ids, without an end token.
+            over: whether nothing follows; until then, what may become the mark of a thought counts as thought.
+
+        Returns:
+            Count of the thought's tokens, all of them while it goes on; and how many characters of the token behind them still
+            belong to its mark.
+        """
+        marks, head = begun_thought(self._raw(prompt[-_LONGEST_MARK:])), self._raw(written[:_LONGEST_MARK]).lstrip()
+        if marks is None:
+            marks = next((one for one in THOUGHTS if head.startswith(one.begin)), None)
+        if marks is None:
+            perhaps = head and not over and any(one.begin.startswith(head) for one in THOUGHTS)
+            return len(written) if perhaps else 0, 0
+        if marks.end not in self._raw(written):
+            return len(written), 0
+        lengths = range(1, len(written) + 1)
+        length = 1 + bisect_left(lengths, True, key=lambda count: marks.end in self._raw(written[:count]))
+        behind = self._raw(written[:length]).partition(marks.end)[2]
+        if not behind.strip():
+            return length, 0
+        return length - 1, len(self._raw(written[length - 1 : length])) - len(behind)
+
+    def _raw(self, ids: Sequence[int]) -> str:
+        """Text of tokens, special ones included."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return cast(str, text)
+
+    def decode_with_offsets(self, ids: Sequence[int], *, skip: int = 0) -> tuple[str, Offsets]:
+        """Text of generated tokens without outer white space, and the character range that each one added to it.
+
+        Args:
+            ids: of the tokens.
+            skip: characters at the beginning that are left out.
+        """
         raw = self.decode(ids)
         ends: list[int] = []
         for i in range(len(ids)):
             # An incomplete multi-byte character decodes to U+FFFD: the character counts to its last token.
             end = len(self.decode(ids[: i + 1]).rstrip("\ufffd")) if i + 1 < len(ids) else len(raw)
             ends.append(max(end, ends[-1] if ends else 0))
-        lead, text = len(raw) - len(raw.lstrip()), raw.strip()
+        lead, text = len(raw) - len(raw[skip:].lstrip()), raw[skip:].strip()
         cut = [min(max(end - lead, 0), len(text)) for end in ends]
         return text, tuple(zip([0, *cut[:-1]], cut, strict=True)) if cut else ()

@@ -34,6 +34,8 @@ class LmmTrace:
     """First column of each image in the sequence."""
     attention: RecordedAttention
     """Saved queries and keys, from which attention is recomputed."""
+    thought_ids: tuple[int, ...] = ()
+    """Ids of the thought that the LMM wrote before its answer, with its marks; they are no part of the answer."""
 
     @property
     def geometry(self) -> ImageGeometry:

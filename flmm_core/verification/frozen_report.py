@@ -199,8 +199,8 @@ def verify_frozen(
 
 
 def served_ids(trace: LmmTrace) -> tuple[int, ...]:
-    """Ids of FrozenLmm's answer in the form of :attr:`PlainAnswer.ids`."""
-    return (*trace.token_ids, END) if trace.ended else trace.token_ids
+    """Ids of FrozenLmm's answer in the form of :attr:`PlainAnswer.ids`, with its thought."""
+    return (*trace.thought_ids, *trace.token_ids, *([END] if trace.ended else []))
 
 
 def compare(expected: PlainAnswer, got: Sequence[int]) -> Outcome:
