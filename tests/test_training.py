@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from flmm_core.sam.checkpoints import load_sam
 from flmm_core.sam.refiner import SamRefiner
 from flmm_core.sam.refiner_config import RefinerConfig
 from flmm_core.sam.transformers_sam import Sam2, SamHq
+from flmm_core.training import loop
 from flmm_core.training.heads import train_heads
 from flmm_core.training.loop import accelerator_on, adamw, parameter_groups, train
 from flmm_core.training.losses import mask_losses
@@ -135,15 +137,41 @@ def run_loop(out, *, stop_at=None, **changes):
         x = torch.from_numpy(np.random.default_rng(step).standard_normal((16, 4)).astype(np.float32))
         return {"fit": ((module(x) - x.sum(1, keepdim=True)) ** 2).mean(), "_logged": torch.tensor(1e6)}
 
-    loop = replace(LoopConfig(steps=6, learning_rate=0.05, checkpoint_seconds=0.0), **changes)
+    config = replace(LoopConfig(steps=6, learning_rate=0.05, checkpoint_seconds=0.0), **changes)
     settings = LmmSettings(data=out, val=out, tower=out)
     measured = []
     train(
-        module, loss_at, out=out, config=loop, settings=settings, accelerator=accelerator_on(CPU),
+        module, loss_at, out=out, config=config, settings=settings, accelerator=accelerator_on(CPU),
         every=(4, lambda step: measured.append(step) or {"figure": 1.0}),
-        optimizers=[adamw(parameter_groups(module.parameters(), loop), loop)],
+        optimizers=[adamw(parameter_groups(module.parameters(), config), config)],
     )  # fmt: skip
     return module.state_dict(), measured
+
+
+def test_the_first_ten_steps_tell_how_long_the_rest_takes(tmp_path, monkeypatch, capsys):
+    """Of a new run, and of one that goes on; a run that ends with them is silent."""
+    now, accumulated = [0.0], loop._accumulated
+
+    def step(*given):
+        now[0] += 40.0
+        return accumulated(*given)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(loop, "_accumulated", step)
+    for stop, left in ((12, 1000), (24, 988)):
+        with pytest.raises(Stop):
+            run_loop(tmp_path / "long", steps=1010, stop_at=stop)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "at this pace" in line]
+        assert line.endswith(f"10 steps took 6.7 min: at this pace the other {left} take about {left * 40 / 3600:.1f} h")
+    run_loop(tmp_path / "short", steps=10)
+    assert "at this pace" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (119.0, "119.0 s"), (120.0, "2.0 min"), (9_000.0, "2.5 h"), (200_000.0, "2.3 days")]
+)
+def test_durations_have_a_unit_of_their_size(seconds, text):
+    assert loop._duration(seconds) == text
 
 
 def test_a_stopped_run_goes_on_exactly(tmp_path):

@@ -31,6 +31,9 @@ from flmm_core.errors import of_machine
 from flmm_core.training.settings import LoopConfig
 from flmm_core.weights.cache_manifest import require_equal, write_record
 
+TIMED_STEPS = 10
+"""First steps of a run, from whose time that of the rest is estimated."""
+
 Losses = dict[str, torch.Tensor]
 """Named scalar losses, whose sum is minimised. Those whose names begin with "_" are only logged."""
 
@@ -142,17 +145,21 @@ def _progress(out: Path, steps: int, first: int, main: bool) -> Iterator[_Progre
         tqdm(total=steps, initial=first, desc=out.name, unit="step", mininterval=2.0, disable=not main) as bar,
         (out / "log.jsonl" if main else Path(os.devnull)).open("a", buffering=1) as log,
     ):
-        yield _Progress(bar, log, SummaryWriter(str(out / "tensorboard"), purge_step=first) if main else None)
+        board = SummaryWriter(str(out / "tensorboard"), purge_step=first) if main else None
+        yield _Progress(bar, log, board, first, steps)
 
 
 class _Progress:
-    """Reports moving averages of the losses on the progress bar, in the log and in TensorBoard."""
+    """Reports moving averages of the losses on the progress bar, in the log and in TensorBoard; and how long the rest takes."""
 
-    def __init__(self, bar: tqdm, log: TextIO, board: SummaryWriter | None) -> None:
+    def __init__(self, bar: tqdm, log: TextIO, board: SummaryWriter | None, first: int, steps: int) -> None:
         self._bar = bar
         self._log = log
         self._board = board
         self._averages: dict[str, float] = {}
+        self._timed = first + TIMED_STEPS
+        self._steps = steps
+        self._began = time.monotonic()
 
     def advance(self, done: int, losses: Losses, *, log: bool) -> None:
         """Report a step; with ``log`` the averages are also written to the logs."""
@@ -163,6 +170,11 @@ class _Progress:
         self._bar.set_postfix({name: f"{value:.4f}" for name, value in self._averages.items()}, refresh=False)
         if log:
             self._write(done, {name: round(value, 5) for name, value in self._averages.items()})
+        if done == self._timed < self._steps and self._board is not None:
+            taken = time.monotonic() - self._began
+            left = self._steps - done
+            rest = _duration(taken / TIMED_STEPS * left)
+            self._bar.write(f"{TIMED_STEPS} steps took {_duration(taken)}: at this pace the other {left} take about {rest}")
 
     def measured(self, done: int, figures: dict[str, float]) -> None:
         """Report figures that were measured after ``done`` steps."""
@@ -175,6 +187,14 @@ class _Progress:
             for name, value in figures.items():
                 self._board.add_scalar(name, value, done)
             self._board.flush()
+
+
+def _duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days, for people."""
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def _require_config(out: Path, config: dict[str, Any]) -> None:
