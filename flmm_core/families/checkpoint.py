@@ -47,8 +47,11 @@ class Checkpoint:
     def json(self, name: str) -> dict[str, Any]:
         """Fields of a JSON file; none if it has no such file, or an empty one."""
         path = self.file(name)
-        text = path.read_text(encoding="utf-8") if path else ""
-        fields = json.loads(text) if text else {}
+        try:
+            text = path.read_text(encoding="utf-8") if path else ""
+            fields = json.loads(text) if text else {}
+        except ValueError as error:  # of JSON, or of an encoding that is not UTF-8
+            raise ValueError(f"{self.source}: {name}: expected JSON, got {error}") from error
         if not isinstance(fields, dict):
             raise ValueError(f"{self.source}: {name}: expected an object, got {type(fields).__name__}")
         return fields

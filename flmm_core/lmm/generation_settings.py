@@ -110,8 +110,9 @@ class OwnSettings:
         reasons = self.ignored
         if reasons:
             level = logging.INFO if set(reasons.values()) <= set(_PLAIN) else logging.WARNING
-            said = ", ".join(f"{name}={self.found[name]!r} ({why})" for name, why in reasons.items())
-            _log.log(level, "LMM %s: generation settings that are ignored: %s", source, said)
+            named = {why: [name for name, reason in reasons.items() if reason == why] for why in reasons.values()}
+            groups = (f"{', '.join(f'{name}={self.found[name]!r}' for name in names)} ({why})" for why, names in named.items())
+            _log.log(level, "LMM %s: generation settings that are ignored: %s", source, "; ".join(groups))
 
 
 def settle(loaded: LoadedLmm, checkpoint: Checkpoint) -> None:
