@@ -48,7 +48,7 @@ def load_plain(
     if unknown := sorted(set(checkpoint.settings) - set(family.settings)):
         raise ValueError(f"settings: expected some of {sorted(family.settings)}, got {', '.join(unknown)}")
     own = OwnSettings.of(checkpoint, family.decoder_folder)
-    how = LoadOptions(dtype, device, quantization, own.config())
+    how = LoadOptions(dtype, device, quantization, generation=own.config())
     if quantization != "none" and not family.quantizes:
         kind = family.model_type
         raise ValueError(f"quantization: expected none for {kind}, which does not load with fewer bits, got {quantization}")
