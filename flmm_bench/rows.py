@@ -19,7 +19,6 @@ from flmm_bench.measuring import Spread, interleaved
 from flmm_bench.subjects import SPANS
 from flmm_core.engines.attach import attach
 from flmm_core.engines.export import export_networks
-from flmm_core.engines.names import NAMES
 from flmm_core.engines.networks import Engine, NetworkSizes, module_of
 from flmm_core.engines.onnx_engine import OnnxEngine
 from flmm_core.engines.tensorrt_engine import TensorrtEngine
@@ -215,13 +214,13 @@ def engine_rows(subject: str, heads: GroundingHeads, engine: Engine, backend: Ba
     device = next(heads.parameters()).device
     inputs = {
         network: tuple(one.to(device) for one in sizes.examples(network, phrases=4, grid=(64, 64), tokens=4))
-        for network in NAMES
+        for network in heads.networks
     }
-    modules = {network: module_of(heads, network) for network in NAMES}
+    modules = {network: module_of(heads, network) for network in heads.networks}
 
     def run(work: Callable[[str], object]) -> Mapping[str, float]:
         parts = {}
-        for network in NAMES:
+        for network in heads.networks:
             began = time.perf_counter()
             work(network)
             finish()
@@ -233,7 +232,7 @@ def engine_rows(subject: str, heads: GroundingHeads, engine: Engine, backend: Ba
         "PyTorch": lambda: run(lambda network: modules[network](*inputs[network])),
     }
     times = interleaved(variants, rounds=rounds, title=f"engines, {subject}")
-    for part in ("total", *NAMES):
+    for part in ("total", *heads.networks):
         seconds = {name: times.of(name, part).median for name in variants}
         what = f"{backend.name} heads / PyTorch heads: {'all' if part == 'total' else part}"
         target = backend.time if part == "total" else None

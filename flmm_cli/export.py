@@ -23,7 +23,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "export",
         help="write the networks of heads and SAM as ONNX models",
-        description="Writes U-Net, SAM encoder and SAM decoder as ONNX models with a manifest (hashes of weights, versions,"
+        description="Writes the networks of heads and SAM (U-Net, SAM encoder, SAM decoder) as ONNX models with a manifest"
+        " (hashes of weights, versions,"
         " inputs, measured differences), each compared with PyTorch in ONNX Runtime on the CPU. `--heads-backend onnx"
         " --engines OUT` runs them; without --engines they are exported at their first use.",
     )
@@ -34,7 +35,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         required=True,
         help="folder to write; it may hold an earlier export, and nothing else",
     )
-    parser.add_argument("--what", default=",".join(NAMES), help="which networks, separated by commas (default: %(default)s)")
+    parser.add_argument(
+        "--what", help=f"which networks, of {','.join(NAMES)}, separated by commas (default: all that the heads have)"
+    )
     parser.add_argument(
         "--build-engines",
         action="store_true",
@@ -45,8 +48,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Export, compare, and print the differences."""
-    what = tuple(args.what.split(","))
-    if unknown := sorted(set(what) - set(NAMES)):
+    what = None if args.what is None else tuple(args.what.split(","))
+    if unknown := sorted(set(what or ()) - set(NAMES)):
         raise ValueError(f"--what: expected some of {','.join(NAMES)}, got {','.join(unknown)}")
     config = grounding_config(args)
     import torch

@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flmm_core.sam.checkpoints import register_sam_format, save_sam
+from flmm_core.sam.vit import SamPromptEncoder
 
 FORMAT = "flmm-tiny-sam"
 """Format in the ``config.json`` of folders that :func:`save_tiny_sam` writes."""
@@ -118,7 +119,7 @@ def build_tiny_sam(config: TinySamConfig | None = None) -> Sam:
     cells = config.img_size // STRIDE
     sam = Sam(
         image_encoder=TinyImageEncoder(config),
-        prompt_encoder=PromptEncoder(
+        prompt_encoder=SamPromptEncoder(
             embed_dim=EMBEDDING,
             image_embedding_size=(cells, cells),
             input_image_size=(config.img_size, config.img_size),

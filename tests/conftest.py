@@ -166,6 +166,16 @@ def folder(made_once):
     return made_once("engines", lambda out: export_networks(tiny_heads().eval(), out))
 
 
+@pytest.fixture(scope="session")
+def untrained_folder(made_once):
+    """Exported networks of ``engine_checks.UntrainedHeads``, which no test changes."""
+    from engine_checks import UntrainedHeads
+
+    from flmm_core.engines.export import export_networks
+
+    return made_once("untrained_engines", lambda out: export_networks(UntrainedHeads(), out))
+
+
 @pytest.fixture
 def kept_models(folder, monkeypatch):
     """The exporter takes the ONNX models of :func:`folder` for networks of the same weights: each costs 5 to 10 s of CPU."""
@@ -174,10 +184,11 @@ def kept_models(folder, monkeypatch):
     from flmm_core.engines import export
     from flmm_core.engines.networks import weights_hash
 
-    kept, made = export.read_manifest(folder)["networks"], export._onnx_model
+    manifest, made = export.read_manifest(folder), export._onnx_model
+    kept, prompts = manifest["networks"], manifest["sizes"]["prompts"]
 
     def model_of(module, network, sizes):
-        if weights_hash(module) == kept[network]["weights"]:
+        if weights_hash(module) == kept[network]["weights"] and list(sizes.prompts) == prompts:
             return onnx.load(folder / f"{network}.onnx")
         return made(module, network, sizes)
 

@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from engine_checks import compare
-from segment_anything.build_sam import _build_sam
+from engine_checks import UntrainedHeads, compare
 from tiny_models import random_image, tiny_heads
 
 from flmm_cli.main import main
@@ -17,14 +16,11 @@ from flmm_core.engines import attach as attach_module
 from flmm_core.engines import parity
 from flmm_core.engines.attach import attach_backend, cache_folder
 from flmm_core.engines.export import export_networks, read_manifest
-from flmm_core.engines.names import NAMES
 from flmm_core.engines.networks import NetworkSizes, module_of, weights_hash
 from flmm_core.engines.onnx_engine import OnnxEngine
 from flmm_core.engines.tensorrt_engine import _write_plan
 from flmm_core.errors import EngineError
-from flmm_core.heads.grounding_heads import GroundingHeads
 from flmm_core.pipeline import GroundingPipeline
-from flmm_core.sam.refiner import SamRefiner
 from flmm_core.sam.refiner_config import RefinerConfig
 
 CPU = torch.device("cpu")
@@ -66,21 +62,42 @@ def test_inputs_that_are_no_contiguous_float32(heads, folder):
     assert torch.equal(engine.run("unet", (turned,))[0], expected)
 
 
-def vit_heads():
-    """Heads on a small SAM of segment-anything's own kind, with windows and global blocks."""
-    torch.manual_seed(0)
-    sam = _build_sam(32, 2, 2, [1])
-    base = tiny_heads(selector=False, presence=False)
-    return GroundingHeads(config=base.config, sam=SamRefiner(sam=sam, config=RefinerConfig(multimask=True))).eval()
+@pytest.mark.parametrize("phrases", [1, 3, 8])
+def test_heads_without_a_unet_have_a_decoder_of_points(untrained_folder, phrases):
+    """On SAMs of segment-anything's own kind; the choice is among three masks."""
+    heads, manifest = UntrainedHeads(), read_manifest(untrained_folder)
+    assert list(manifest["networks"]) == ["sam_encoder", "sam_decoder"]
+    assert manifest["networks"]["sam_decoder"]["inputs"] == ["embedding", "masks", "boxes", "points", "labels"]
+    engine = OnnxEngine(untrained_folder, heads, device=CPU)
+    compare(engine, heads, "sam_decoder", phrases=phrases, grid=(8, 8), tokens=1)
+    if phrases == 1:
+        compare(engine, heads, "sam_encoder", phrases=1, grid=(8, 8), tokens=1)
 
 
-def test_sams_of_segment_anything(tmp_path):
-    """Its own image encoder, and the choice among three masks; the decoder for one mask is that of the tiny SAM, above."""
-    heads, what = vit_heads(), NAMES[1:]
-    export_networks(heads, tmp_path / "out", what=what)
-    engine = OnnxEngine(tmp_path / "out", heads, device=CPU, networks=what)
-    for network in what:
-        compare(engine, heads, network, phrases=3, grid=(8, 8), tokens=2)
+def test_points_reach_the_engine(untrained_folder):
+    """Of three phrases the second has no positive cell, so no points."""
+    heads, plain = UntrainedHeads(), UntrainedHeads()
+    attach_backend(heads, "onnx", device=CPU, folder=str(untrained_folder))
+    heads.sam.decoder_network = None
+    coarse, none = torch.randn(3, 6, 8), [torch.zeros(0, 64)] * 3
+    coarse[1] = -1.0
+    image = plain.sam.encode_image(np.asarray(random_image()))
+    with torch.no_grad():
+        got, wanted = (one.sam(image, coarse, none).low_res for one in (heads, plain))
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("other", [{"points": 2}, {"points": 0}, {"use_text": True}, {"multimask": False}], ids=str)
+def test_networks_of_other_prompts_are_told_apart(untrained_folder, other):
+    one, another = UntrainedHeads(), UntrainedHeads(**other)
+    assert cache_folder(one, "fp32") != cache_folder(another, "fp32")
+    with pytest.raises(EngineError, match=r"engines .*: expected (points|prompts|proposals) .*, got .*; write it by"):
+        OnnxEngine(untrained_folder, another, device=CPU)
+
+
+def test_networks_that_heads_do_not_have(tmp_path):
+    with pytest.raises(ValueError, match="what: expected some of sam_encoder, sam_decoder, got unet"):
+        export_networks(UntrainedHeads(), tmp_path / "out", what=("unet",))
 
 
 def test_half_precision_is_near(heads, kept_models, tmp_path):
@@ -209,7 +226,7 @@ def test_an_engine_that_computes_something_else_may_not_serve(heads, folder, mon
 def test_refiners_that_leave_prompts_out_have_no_engine(tmp_path):
     heads = tiny_heads().eval()
     heads.sam.config = RefinerConfig(use_box=False)
-    with pytest.raises(ValueError, match="expected a refiner that uses mask, box and text"):
+    with pytest.raises(ValueError, match="expected a refiner that uses mask and box"):
         export_networks(heads, tmp_path / "out")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from segment_anything import SamPredictor
+from segment_anything.modeling import PromptEncoder
 
 from flmm_core.sam.points import interior_points
 from flmm_core.sam.refiner import SamRefiner
@@ -237,6 +238,18 @@ def test_points_are_those_of_sam_predictor(refiner, encoded, image, box):
         _, iou, low_res = predictor.predict(points, prompts.labels[i].numpy(), corners if box else None)
         assert refined.iou[i] == pytest.approx(iou.max(), abs=1e-5)
         np.testing.assert_allclose(refined.low_res[i], low_res[iou.argmax()], atol=1e-4)
+
+
+@pytest.mark.parametrize("box", [True, False])
+def test_points_are_embedded_as_segment_anything_does(refiner, box):
+    ours = refiner.model.prompt_encoder
+    theirs = PromptEncoder(ours.embed_dim, ours.image_embedding_size, ours.input_image_size, 16)
+    theirs.load_state_dict(ours.state_dict())
+    points, labels = torch.rand(2, 3, 2) * 64, torch.tensor([[1.0, -1, 0], [-1, -1, -1]])
+    boxes = torch.rand(2, 4) * 64 if box else None
+    with torch.no_grad():
+        got, wanted = (one(points=(points, labels), boxes=boxes, masks=None)[0] for one in (ours, theirs))
+    assert got.shape[1] == (5 if box else 4) and torch.equal(got, wanted)
 
 
 def test_points_lie_inside_the_mask_and_without_one_are_not_given(pointed, encoded):

@@ -8,7 +8,7 @@ import onnx
 import onnx.numpy_helper
 import pytest
 import torch
-from engine_checks import compare
+from engine_checks import UntrainedHeads, compare
 from tiny_models import tiny_heads
 
 from flmm_cli.main import main
@@ -42,6 +42,14 @@ def test_networks_compute_what_pytorch_computes(heads, folder, built, phrases):
     compare(engine, heads, "unet", phrases=phrases, grid=(64, 40), tokens=1)
     compare(engine, heads, "sam_decoder", phrases=phrases, grid=(8, 8), tokens=5)
     compare(engine, heads, "sam_encoder", phrases=1, grid=(8, 8), tokens=1)
+
+
+def test_heads_without_a_unet(untrained_folder, built):
+    heads = UntrainedHeads()
+    engine = TensorrtEngine(untrained_folder, heads, device=CPU)
+    assert built == list(heads.networks)
+    for phrases in (2, 19):
+        compare(engine, heads, "sam_decoder", phrases=phrases, grid=(8, 8), tokens=1)
 
 
 def test_plans_are_built_once_and_again_when_damaged(heads, folder, built, caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,7 @@ from flmm_core.common.plain_text import one_line
 from flmm_core.engines import parity
 from flmm_core.engines.cache import cache_lock, engine_cache
 from flmm_core.engines.export import MANIFEST, check_belongs, export_networks, exported, write_manifest
-from flmm_core.engines.names import NAMES
-from flmm_core.engines.networks import Engine, module_of, weights_hash
+from flmm_core.engines.networks import Engine, NetworkSizes, module_of, weights_hash
 from flmm_core.engines.onnx_engine import OnnxEngine
 from flmm_core.engines.tensorrt_engine import TensorrtEngine
 from flmm_core.errors import EngineError
@@ -58,7 +58,7 @@ def attach_backend(
 
 
 def export_checked(
-    heads: GroundingHeads, out: Path, *, what: Sequence[str] = NAMES, precision: str = "fp32"
+    heads: GroundingHeads, out: Path, *, what: Sequence[str] | None = None, precision: str = "fp32"
 ) -> tuple[parity.Parity, ...]:
     """Export networks, compare them with PyTorch on the CPU, and write the differences into the manifest.
 
@@ -67,7 +67,7 @@ def export_checked(
     Args:
         heads: on the CPU.
         out: folder to write.
-        what: which networks.
+        what: which networks; None for all of the heads.
         precision: fp32 or fp16.
 
     Raises:
@@ -86,14 +86,14 @@ def export_checked(
 
 
 def built_checked(
-    heads: GroundingHeads, folder: Path, *, what: Sequence[str] = NAMES, precision: str = "fp32"
+    heads: GroundingHeads, folder: Path, *, what: Sequence[str] | None = None, precision: str = "fp32"
 ) -> tuple[Engine, tuple[parity.Parity, ...]]:
     """Build exported networks with TensorRT for the GPU that the heads are on, and compare them with PyTorch.
 
     Args:
         heads: on a GPU.
         folder: exported networks.
-        what: which networks.
+        what: which networks; None for all of the heads.
         precision: of the exported networks.
 
     Raises:
@@ -112,15 +112,17 @@ def attach(heads: GroundingHeads, engine: Engine) -> None:
     def one(network: str) -> Callable[..., Tensor]:
         return lambda *inputs: engine.run(network, inputs)[0]
 
-    heads.mask_head.engine = one("unet")
+    if "unet" in heads.networks:
+        heads.mask_head.engine = one("unet")
     heads.sam.encoder_engine = one("sam_encoder")
     heads.sam.decoder_engine = lambda *inputs: engine.run("sam_decoder", inputs)  # type: ignore[assignment]
 
 
 def cache_folder(heads: GroundingHeads, precision: str) -> Path:
-    """Folder of the exported networks of these heads in the user's cache (XDG), by weights, precision and version of torch."""
-    key = {network: weights_hash(module_of(heads, network)) for network in NAMES}
-    name = settings_fingerprint({**key, "precision": precision, "torch": torch.__version__})[:24]
+    """Folder of the exported networks of these heads in the user's cache (XDG), by weights, prompts, precision and torch."""
+    key = {network: weights_hash(module_of(heads, network)) for network in heads.networks}
+    sizes = asdict(NetworkSizes.of(heads))
+    name = settings_fingerprint({**key, "sizes": sizes, "precision": precision, "torch": torch.__version__})[:24]
     return engine_cache() / name
 
 
@@ -146,7 +148,7 @@ def _usable(folder: Path, heads: GroundingHeads, precision: str) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     try:
-        check_belongs(folder, heads, precision=precision)
+        check_belongs(folder, heads, precision=precision, networks=heads.networks)
     except (EngineError, FileNotFoundError) as error:  # another process may be replacing the folder
         _log.warning("exported networks in the cache cannot be used and are made again: %s", error)
         return False

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from flmm_core.common.output_files import replaced_folder, require_replaceable, written_file
-from flmm_core.engines.names import INPUTS, NAMES, OUTPUTS
+from flmm_core.engines.names import OUTPUTS
 from flmm_core.engines.networks import NetworkSizes, module_of, weights_hash
 from flmm_core.errors import EngineError
 from flmm_core.heads.grounding_heads import GroundingHeads
@@ -29,6 +29,7 @@ from flmm_core.weights.fingerprints import files_fingerprint
 
 MANIFEST = "manifest.json"
 FORMAT = "flmm-engines"
+VERSION = 2
 PRECISIONS = ("fp32", "fp16")
 
 _FLOAT32_OPS = [
@@ -42,14 +43,14 @@ _log = logging.getLogger(__name__)
 
 
 def export_networks(
-    heads: GroundingHeads, out: Path, *, what: Sequence[str] = NAMES, precision: str = "fp32"
+    heads: GroundingHeads, out: Path, *, what: Sequence[str] | None = None, precision: str = "fp32"
 ) -> dict[str, Any]:
     """Write networks and a manifest; the folder appears when everything is written.
 
     Args:
         heads: on the CPU or a GPU; they are exported on the CPU.
         out: folder to write; an earlier export in it is replaced.
-        what: which networks.
+        what: which networks; None for all of the heads.
         precision: of :data:`PRECISIONS`.
 
     Returns:
@@ -65,18 +66,19 @@ def export_networks(
 
 @contextmanager
 def exported(
-    heads: GroundingHeads, out: Path, *, what: Sequence[str] = NAMES, precision: str = "fp32"
+    heads: GroundingHeads, out: Path, *, what: Sequence[str] | None = None, precision: str = "fp32"
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """As :func:`export_networks`, with a look at the networks, and at their manifest, before they appear in ``out``.
 
     They do not appear, and an earlier export stays, if the block raises.
     """
     _require_exporter()
-    _check_request(out, what, precision)
+    what = heads.networks if what is None else what
+    _check_request(out, what, heads.networks, precision)
     sizes = NetworkSizes.of(heads)
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "version": 1,
+        "version": VERSION,
         "precision": precision,
         "sizes": asdict(sizes),
         "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript")},
@@ -89,7 +91,7 @@ def exported(
             module = module_of(heads, network)
             opset = _export(module, network, sizes, folder / f"{network}.onnx", precision)
             manifest["networks"][network] = {
-                "inputs": INPUTS[network],
+                "inputs": sizes.inputs(network),
                 "outputs": OUTPUTS[network],
                 "weights": weights_hash(module),
                 "opset": opset,
@@ -100,9 +102,9 @@ def exported(
         yield folder, manifest
 
 
-def _check_request(out: Path, what: Sequence[str], precision: str) -> None:
-    if unknown := sorted(set(what) - set(NAMES)):
-        raise ValueError(f"what: expected some of {', '.join(NAMES)}, got {', '.join(unknown)}")
+def _check_request(out: Path, what: Sequence[str], known: Sequence[str], precision: str) -> None:
+    if unknown := sorted(set(what) - set(known)):
+        raise ValueError(f"what: expected some of {', '.join(known)}, got {', '.join(unknown)}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     try:
@@ -124,8 +126,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT or manifest["version"] != 1:
-            raise EngineError(f"engines {path}: expected format {FORMAT} 1, got {manifest['format']} {manifest['version']}")
+        if (got := (manifest["format"], manifest["version"])) != (FORMAT, VERSION):
+            raise EngineError(f"engines {path}: expected format {FORMAT} {VERSION}, got {got[0]} {got[1]}; run `flmm export`")
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, EngineError):
             raise
@@ -133,8 +135,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_belongs(folder: Path, heads: GroundingHeads, *, precision: str, networks: Sequence[str] = NAMES) -> None:
-    """Refuse exported networks that are missing or belong to other heads, another SAM or another precision.
+def check_belongs(folder: Path, heads: GroundingHeads, *, precision: str, networks: Sequence[str]) -> None:
+    """Refuse exported networks that are missing or belong to other heads, another SAM, other prompts or another precision.
 
     Raises:
         EngineError: names the network, and both hashes.
@@ -154,6 +156,9 @@ def check_belongs(folder: Path, heads: GroundingHeads, *, precision: str, networ
                 f"engines {file}: expected the {network} of the heads and SAM in use (weights {expected[:12]}), got another"
                 f" one's (weights {entry['weights'][:12]}); write it by `flmm export`"
             )
+    for name, size in asdict(NetworkSizes.of(heads)).items() if "sam_decoder" in networks else ():
+        if (got := manifest["sizes"][name]) != (wanted := list(size) if isinstance(size, tuple) else size):
+            raise EngineError(f"engines {folder}: expected {name} {wanted}, got {got}; write it by `flmm export`")
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -193,7 +198,10 @@ def _onnx_model(module: nn.Module, network: str, sizes: NetworkSizes) -> Any:
     dynamic: dict[str, Any] = {
         "unet": {"maps": {0: phrases, 2: 8 * height, 3: 8 * width}},
         "sam_encoder": {"pixels": None},
-        "sam_decoder": {"embedding": None, "masks": {0: phrases}, "boxes": {0: phrases}, "texts": {0: phrases, 1: tokens}},
+        "sam_decoder": {
+            "embedding": None,
+            "prompts": tuple({0: phrases, 1: tokens} if name == "texts" else {0: phrases} for name in sizes.prompts),
+        },
     }
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about names of axes and about its own deprecations
@@ -202,7 +210,7 @@ def _onnx_model(module: nn.Module, network: str, sizes: NetworkSizes) -> Any:
             inputs,
             dynamo=True,
             dynamic_shapes=dynamic[network],
-            input_names=list(INPUTS[network]),
+            input_names=list(sizes.inputs(network)),
             output_names=list(OUTPUTS[network]),
             verbose=False,
         )

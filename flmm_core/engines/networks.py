@@ -1,4 +1,4 @@
-"""The three networks of grounding heads as functions of tensors, and the interface of the engines that replace them.
+"""The networks of grounding heads as functions of tensors, and the interface of the engines that replace them.
 
 Everything around them (normalising maps, padding, boxes, resizing to the image) is done by the heads, with any engine. This
 file defines names, shapes and weights of the networks; it is independent of runtimes.
@@ -14,11 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from flmm_core.engines.names import INPUTS
 from flmm_core.errors import EngineError
 from flmm_core.heads.grounding_heads import GroundingHeads
 from flmm_core.heads.unet import UNetHead
 from flmm_core.sam.refiner import SamRefiner
-from flmm_core.sam.refiner_config import RefinerConfig
 from flmm_core.sam.transformers_sam import TransformersSam
 
 
@@ -33,7 +33,7 @@ class Engine(Protocol):
 
         Args:
             network: of :data:`~flmm_core.engines.names.NAMES`.
-            inputs: float32 on the engine's device, in the order of :data:`~flmm_core.engines.names.INPUTS`.
+            inputs: float32 on the engine's device, in the order of :meth:`NetworkSizes.inputs`.
 
         Returns:
             Float32 on the same device, in the order of :data:`~flmm_core.engines.names.OUTPUTS`.
@@ -64,19 +64,17 @@ class _Decoder(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList([sam.model.prompt_encoder, sam.model.mask_decoder])
         self._run = sam.decoder_network
+        self._prompts = sam.config.prompts
 
-    def forward(self, embedding: Tensor, masks: Tensor, boxes: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        return self._run(embedding, masks, boxes, texts)
+    def forward(self, embedding: Tensor, *prompts: Tensor) -> tuple[Tensor, Tensor]:
+        return self._run(embedding, **dict(zip(self._prompts, prompts, strict=True)))
 
 
 def module_of(heads: GroundingHeads, network: str) -> nn.Module:
     """A network as a module that has the network's inputs and outputs and only its parameters."""
-    modules: Mapping[str, nn.Module] = {
-        "unet": _UNet(heads.mask_head),
-        "sam_encoder": _Encoder(heads.sam),
-        "sam_decoder": _Decoder(heads.sam),
-    }
-    return modules[network].eval()
+    if network == "unet":
+        return _UNet(heads.mask_head).eval()
+    return (_Encoder if network == "sam_encoder" else _Decoder)(heads.sam).eval()
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -107,23 +105,20 @@ class ShapeLimits:
         if network == "unet":
             shapes = [(count, sizes.channels, side, side) for count, side in ((few, 8), (usual, 64), (most, self.side))]
             return {"maps": (shapes[0], shapes[1], shapes[2])}
-        return {
-            "masks": ((few, 1, *sizes.mask), (usual, 1, *sizes.mask), (most, 1, *sizes.mask)),
-            "boxes": ((few, 4), (usual, 4), (most, 4)),
-            "texts": ((few, 1, sizes.text), (usual, 3, sizes.text), (most, self.tokens, sizes.text)),
-        }
+        least, typical, largest = (sizes.prompt_shapes(*case) for case in ((few, 1), (usual, 3), (most, self.tokens)))
+        return {name: (least[name], typical[name], largest[name]) for name in sizes.prompts}
 
-    def check(self, network: str, inputs: tuple[Tensor, ...]) -> None:
-        """Refuse inputs that exceed the limits.
+    def check(self, inputs: Mapping[str, Tensor]) -> None:
+        """Refuse inputs of a network, by their names, that exceed the limits.
 
         Raises:
             EngineError: names the limit.
         """
-        if network == "unet" and max(inputs[0].shape[-2:]) > self.side:
-            height, width = inputs[0].shape[-2:]
+        if "maps" in inputs and max(inputs["maps"].shape[-2:]) > self.side:
+            height, width = inputs["maps"].shape[-2:]
             raise EngineError(f"engine: expected maps of at most {self.side} x {self.side} cells, got {height} x {width}")
-        if network == "sam_decoder" and inputs[-1].shape[1] > self.tokens:
-            raise EngineError(f"engine: expected phrases of at most {self.tokens} tokens, got {inputs[-1].shape[1]}")
+        if "texts" in inputs and inputs["texts"].shape[1] > self.tokens:
+            raise EngineError(f"engine: expected phrases of at most {self.tokens} tokens, got {inputs['texts'].shape[1]}")
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,7 @@ class NetworkSizes:
     """Sizes of the networks of given heads that are the same in every call."""
 
     channels: int
-    """Attention channels ``c``."""
+    """Attention channels ``c``; 0 without a U-Net."""
     frame: int
     """Side of SAM's input, pixels."""
     embedding: tuple[int, int, int]
@@ -142,29 +137,50 @@ class NetworkSizes:
     """Width of a text token."""
     proposals: int
     """Masks that SAM proposes for a phrase."""
+    prompts: tuple[str, ...]
+    """Prompts that SAM gets, by :attr:`~flmm_core.sam.refiner_config.RefinerConfig.prompts`."""
+    points: int
+    """Points of a phrase."""
 
     @classmethod
     def of(cls, heads: GroundingHeads) -> NetworkSizes:
-        """The sizes of heads that use all prompts.
+        """The sizes of heads that use a mask and a box.
 
         Raises:
-            ValueError: they leave some prompts out, or use a SAM of transformers, which engines do not support.
+            ValueError: they leave one of them out, or use a SAM of transformers, which engines do not support.
         """
         sam = heads.sam
         if isinstance(sam.model, TransformersSam):
             raise ValueError(f"engines: expected a SAM of segment-anything, got {type(sam.model).__name__}")
-        if sam.config not in (RefinerConfig(), RefinerConfig(multimask=True)):
-            raise ValueError(f"engines: expected a refiner that uses mask, box and text, got {sam.config}")
+        if not (sam.config.use_mask and sam.config.use_box):
+            raise ValueError(f"engines: expected a refiner that uses mask and box, got {sam.config}")
         encoder = sam.model.prompt_encoder
         height, width = encoder.image_embedding_size
         return cls(
-            channels=heads.config.unet.channels,
+            channels=heads.config.unet.channels if "unet" in heads.networks else 0,
             frame=sam.frame,
             embedding=(sam.text_size, height, width),
             mask=sam.mask_size,
             text=sam.text_size,
             proposals=3 if sam.config.multimask else 1,
+            prompts=sam.config.prompts,
+            points=sam.config.points,
         )
+
+    def inputs(self, network: str) -> tuple[str, ...]:
+        """Names of a network's inputs, in order."""
+        return (*INPUTS[network], *(self.prompts if network == "sam_decoder" else ()))
+
+    def prompt_shapes(self, phrases: int, tokens: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the prompts of some phrases with as many text tokens each."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "masks": (phrases, 1, *self.mask),
+            "boxes": (phrases, 4),
+            "texts": (phrases, tokens, self.text),
+            "points": (phrases, self.points, 2),
+            "labels": (phrases, self.points),
+        }
+        return {name: shapes[name] for name in self.prompts}
 
     def outputs(self, network: str, inputs: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
         """Shapes of a network's outputs for these inputs."""
@@ -192,9 +208,12 @@ class NetworkSizes:
         if network == "sam_encoder":
             return (torch.randn(1, 3, self.frame, self.frame, generator=random).clamp(-2, 2),)
         corners = torch.rand(phrases, 2, 2, generator=random).sort(dim=1).values * self.frame
-        return (
-            torch.randn(1, *self.embedding, generator=random) * 0.2,
-            torch.randn(phrases, 1, *self.mask, generator=random) * 4,
-            corners.reshape(phrases, 4),
-            torch.randn(phrases, tokens, self.text, generator=random) * 0.3,
-        )
+        given = {
+            "embedding": torch.randn(1, *self.embedding, generator=random) * 0.2,
+            "masks": torch.randn(phrases, 1, *self.mask, generator=random) * 4,
+            "boxes": corners.reshape(phrases, 4),
+            "texts": torch.randn(phrases, tokens, self.text, generator=random) * 0.3,
+            "points": torch.rand(phrases, self.points, 2, generator=random) * self.frame,
+            "labels": torch.rand(phrases, self.points, generator=random).round() * 2 - 1,
+        }
+        return tuple(given[name] for name in self.inputs(network))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flmm_core.common.plain_text import one_line
 from flmm_core.engines.export import check_belongs
-from flmm_core.engines.names import INPUTS, NAMES, OUTPUTS
+from flmm_core.engines.names import OUTPUTS
 from flmm_core.engines.networks import NetworkSizes
 from flmm_core.errors import EngineError
 from flmm_core.heads.grounding_heads import GroundingHeads
@@ -25,7 +25,7 @@ class OnnxEngine:
         heads: to which the networks must belong.
         device: to run on; its provider must be available.
         precision: of the exported networks.
-        networks: which to load.
+        networks: which to load; None for all of the heads.
 
     Raises:
         EngineError: the package or the provider is missing, or a file is damaged or belongs to other heads.
@@ -38,8 +38,9 @@ class OnnxEngine:
         *,
         device: torch.device,
         precision: str = "fp32",
-        networks: Sequence[str] = NAMES,
+        networks: Sequence[str] | None = None,
     ) -> None:
+        networks = heads.networks if networks is None else networks
         check_belongs(folder, heads, precision=precision, networks=networks)
         self._sizes = NetworkSizes.of(heads)
         self._device = device
@@ -54,7 +55,7 @@ class OnnxEngine:
         session = self._sessions[network]
         binding = session.io_binding()
         for bind, names, tensors in (
-            (binding.bind_input, INPUTS[network], kept),
+            (binding.bind_input, self._sizes.inputs(network), kept),
             (binding.bind_output, OUTPUTS[network], outputs),
         ):
             for name, value in zip(names, tensors, strict=True):

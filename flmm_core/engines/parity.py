@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flmm_core.engines.names import LOGITS, NAMES, OUTPUTS
+from flmm_core.engines.names import LOGITS, OUTPUTS
 from flmm_core.engines.networks import Engine, NetworkSizes, module_of
 from flmm_core.errors import EngineError
 from flmm_core.heads.grounding_heads import GroundingHeads
@@ -49,7 +49,7 @@ class Parity:
 
 @torch.no_grad()
 def measure(
-    engine: Engine, heads: GroundingHeads, *, device: torch.device, networks: Sequence[str] = NAMES
+    engine: Engine, heads: GroundingHeads, *, device: torch.device, networks: Sequence[str] | None = None
 ) -> tuple[Parity, ...]:
     """Compare an engine with PyTorch.
 
@@ -57,10 +57,10 @@ def measure(
         engine: of the heads.
         heads: on ``device``.
         device: that both run on.
-        networks: which to compare.
+        networks: which to compare; None for all of the heads.
     """
     found: list[Parity] = []
-    for network in networks:
+    for network in heads.networks if networks is None else networks:
         module = module_of(heads, network)
         worst = {output: Parity(network, output, 0.0, 1.0) for output in OUTPUTS[network]}
         for inputs in _inputs(network, heads, device):

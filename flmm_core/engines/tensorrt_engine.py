@@ -19,7 +19,7 @@ from torch import Tensor
 from flmm_core.common.output_files import written_file
 from flmm_core.engines.cache import engine_cache
 from flmm_core.engines.export import check_belongs, read_manifest
-from flmm_core.engines.names import INPUTS, NAMES, OUTPUTS
+from flmm_core.engines.names import OUTPUTS
 from flmm_core.engines.networks import NetworkSizes, ShapeLimits
 from flmm_core.errors import EngineError
 from flmm_core.heads.grounding_heads import GroundingHeads
@@ -42,7 +42,7 @@ class TensorrtEngine:
         heads: to which the networks must belong.
         device: a GPU.
         precision: of the exported networks.
-        networks: which to load.
+        networks: which to load; None for all of the heads.
         limits: input shapes of the plans.
 
     Raises:
@@ -56,11 +56,12 @@ class TensorrtEngine:
         *,
         device: torch.device,
         precision: str = "fp32",
-        networks: Sequence[str] = NAMES,
+        networks: Sequence[str] | None = None,
         limits: ShapeLimits | None = None,
     ) -> None:
         self._trt = _tensorrt()
         self._gpu = _gpu(device)
+        networks = heads.networks if networks is None else networks
         check_belongs(folder, heads, precision=precision, networks=networks)
         self._sizes = NetworkSizes.of(heads)
         self._device = device
@@ -76,17 +77,17 @@ class TensorrtEngine:
         Raises:
             EngineError: a shape lies outside the limits, or the GPU failed.
         """
-        self._limits.check(network, inputs)
-        most = self._limits.phrases
+        names, most = self._sizes.inputs(network), self._limits.phrases
+        self._limits.check(dict(zip(names, inputs, strict=True)))
         if network != "sam_encoder" and len(inputs[-1]) > most:  # in parts, as phrases are independent here
-            named = list(zip(INPUTS[network], inputs, strict=True))
+            named = list(zip(names, inputs, strict=True))
             starts = range(0, len(inputs[-1]), most)
             cuts = [tuple(value if name == "embedding" else value[i : i + most] for name, value in named) for i in starts]
             return tuple(torch.cat(values) for values in zip(*(self.run(network, cut) for cut in cuts), strict=True))
         context = self._contexts[network]
         kept = [value.detach().float().contiguous() for value in inputs]
         outputs = tuple(torch.empty(shape, device=self._device) for shape in self._sizes.outputs(network, inputs))
-        for name, value in zip(INPUTS[network], kept, strict=True):
+        for name, value in zip(names, kept, strict=True):
             context.set_input_shape(name, tuple(value.shape))
             context.set_tensor_address(name, value.data_ptr())
         for name, value in zip(OUTPUTS[network], outputs, strict=True):

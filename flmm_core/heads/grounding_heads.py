@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,9 @@ class HeadsConfig:
 class GroundingHeads(nn.Module):
     """U-Net, text projection, SAM refiner, keyword selector and presence score. Always float32."""
 
+    networks: ClassVar[tuple[str, ...]] = ("unet", "sam_encoder", "sam_decoder")
+    """Networks that an engine may run, of :data:`~flmm_core.engines.names.NAMES`."""
+
     def __init__(self, *, config: HeadsConfig, sam: SamRefiner) -> None:
         super().__init__()
         self.config = config
@@ -47,6 +51,11 @@ class GroundingHeads(nn.Module):
         size = (config.layers, config.hidden_size)
         self.keyword_selector = KeywordSelector(*size) if config.keyword_selector else None
         self.presence = PresenceHead(*size, config.unet.in_channels) if config.presence else None
+
+    @property
+    def selects_keywords(self) -> bool:
+        """Whether these heads have a keyword selector."""
+        return self.keyword_selector is not None
 
     def coarse_masks(self, maps: Tensor, geometry: ImageGeometry) -> CoarseMasks:
         """Coarse masks that cover exactly the image.

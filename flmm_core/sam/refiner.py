@@ -136,9 +136,9 @@ class SamRefiner(nn.Module):
         given = None if points is None else (points, labels)
         sparse, dense = encoder(points=given, boxes=boxes, masks=masks)
         if texts is not None:
-            # Without other prompts SAM returns one row for all phrases.
-            sparse = torch.cat([sparse.expand(len(texts), -1, -1), texts], dim=1)
-            dense = dense.expand(len(texts), -1, -1, -1)
+            if masks is None and boxes is None and points is None:  # SAM returns one row for all phrases
+                sparse, dense = sparse.expand(len(texts), -1, -1), dense.expand(len(texts), -1, -1, -1)
+            sparse = torch.cat([sparse, texts], dim=1)
         low_res, iou = self.model.mask_decoder(
             image_embeddings=embedding,
             image_pe=encoder.get_dense_pe(),

@@ -5,8 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SamPromptEncoder(PromptEncoder):
+    """The prompt encoder of ``segment_anything``; its points can be exported, as nothing is indexed by values."""
+
+    def _embed_points(self, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
+        points = points + 0.5  # from the middle of the first pixel to its edge
+        if pad:
+            points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
+        place = self.pe_layer.forward_with_coords(points, self.input_image_size)
+        kind, outside, inside = labels[..., None], *(self.point_embeddings[i].weight for i in (0, 1))
+        return torch.where(kind == -1, self.not_a_point_embed.weight, place + torch.where(kind == 1, inside, outside))
 
 
 def sam_vit_like(state: Mapping[str, Tensor]) -> Sam:
@@ -36,7 +50,7 @@ def sam_vit_like(state: Mapping[str, Tensor]) -> Sam:
             window_size=windows[0] if windows else 0,
             global_attn_indexes=tuple(everywhere),
         ),
-        prompt_encoder=PromptEncoder(
+        prompt_encoder=SamPromptEncoder(
             embed_dim=out,
             image_embedding_size=(grid, grid),
             input_image_size=(side, side),
