@@ -225,8 +225,8 @@ class _Steps(Callbacks):
 
 
 def _with_labels(said: LabelledAnswer) -> str:
-    """The answer with the label of each object after its phrase."""
+    """The answer with the label of each object after its phrase, and why it has none."""
     text = said.answer.text
     for phrase, label in sorted(zip(said.answer.phrases, said.labels, strict=True), key=lambda one: -one[0].end):
         text = f"{text[: phrase.end]} [{label}]{text[phrase.end :]}" if label else text
-    return text
+    return f"{text}\n\n({said.answer.reason})" if said.answer.reason else text

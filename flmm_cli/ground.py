@@ -99,6 +99,7 @@ def _record(answer: GroundedAnswer) -> dict[str, object]:
         )
     return {
         "answer": answer.text,
+        "reason": answer.reason,
         "height": answer.image_height,
         "width": answer.image_width,
         "phrases": phrases,

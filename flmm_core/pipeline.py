@@ -25,6 +25,7 @@ from flmm_core.requests.chat_command import ChatCommand, check_limits
 from flmm_core.requests.early_phrases import early_phrases
 from flmm_core.requests.image_handle import ImageHandle
 from flmm_core.requests.image_memory import ImageMemory
+from flmm_core.requests.named_things import picked_phrases
 from flmm_core.requests.running import RunningChat, RunningCommand
 from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, KeywordSpan
 
@@ -61,7 +62,7 @@ class GroundingPipeline:
         return self.images.handle(rgb_array(image))
 
     def chat(self, image: ImageHandle, text: str, **options: Any) -> GroundedAnswer:
-        """Answer ``text`` and ground the phrases that the keyword selector picks. A loop at the length limit is ``CUT``.
+        """Answer ``text`` and ground the phrases that are picked of the answer. A loop at the length limit is ``CUT``.
 
         Args:
             image: from :meth:`encode`.
@@ -98,9 +99,11 @@ class GroundingPipeline:
         """The part of :meth:`chat` after the LMM has answered."""
         chat.run.begin("keywords")
         end = len(trace.text) if trace.ended else loop_start(trace.text)
-        spans = [span for span in self.keywords(trace) if span.end <= end] if chat.command.masks else []
+        spans, reason = [span for span in self.keywords(trace) if span.end <= end] if chat.command.masks else [], ""
+        if chat.command.masks and not self.heads.selects_keywords:
+            spans, reason = picked_phrases(self.lmm, chat, trace, spans, end, self.layer_weights)
         answer = self._masked(trace, spans, chat.run, chat.command.max_phrases)
-        return replace(answer, text=shown_text(trace, end))
+        return replace(answer, text=shown_text(trace, end), reason=reason)
 
     def refer(
         self,

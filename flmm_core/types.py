@@ -116,3 +116,5 @@ class GroundedAnswer:
     seconds: StageSeconds = field(default_factory=StageSeconds)
     left_out: tuple[str, ...] = ()
     """Phrases without a mask because there were more than ``max_phrases``, in the order of the text."""
+    reason: str = ""
+    """Why no phrase of the answer was picked, in one sentence; empty if some were, or if it names nothing."""

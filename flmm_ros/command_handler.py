@@ -133,7 +133,8 @@ class CommandHandler:
         if reply.answer is not None:
             self._health.answered(durations_by_stage(message.durations))
             self._outputs.publish(message, reply, located)
-            logger.info(f"{name}: {len(message.phrases)} phrases in {message.durations.total:.2f} s")
+            unpicked = f" ({message.reason})" if message.reason else ""
+            logger.info(f"{name}: {len(message.phrases)} phrases in {message.durations.total:.2f} s{unpicked}")
             return
         self._health.refused(reply.status, reply.reason)
         if reply.status == Status.MODEL_FAILURE:  # rclpy allows one severity for each line of code

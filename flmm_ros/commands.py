@@ -124,7 +124,7 @@ def reply_message(command: Command, reply: Reply, now: Time, *, max_text: int) -
         message.durations = StageDurations(total=time.monotonic() - arrived)
         return message, located
     answer = reply.answer
-    message.answer, message.left_out = answer.text, list(answer.left_out)
+    message.answer, message.left_out, message.reason = answer.text, list(answer.left_out), answer.reason
     message.image_height, message.image_width = answer.image_height, answer.image_width
     message.phrases, located = _phrases(answer, source.header, source.view)
     now_ = time.monotonic()

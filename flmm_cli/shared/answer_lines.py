@@ -17,7 +17,7 @@ def label_marks(labels: Sequence[int]) -> list[str]:
 
 
 def phrase_lines(answer: GroundedAnswer, labels: Sequence[int] = ()) -> list[str]:
-    """One line for each phrase, with its box, size and scores or its absence; the last line is the total time.
+    """One line for each phrase, with its box, size and scores or its absence, or why there is none; last the total time.
 
     Args:
         answer: from a pipeline.
@@ -33,4 +33,5 @@ def phrase_lines(answer: GroundedAnswer, labels: Sequence[int] = ()) -> list[str
             continue
         place = f"x {x1}-{x2}, y {y1}-{y2}, {int(phrase.mask.sum())} pixels" if x2 > x1 else "no mask"
         lines.append(f"  {name}: {place}, score {phrase.score:.2f}, presence {phrase.presence:.2f}")
+    lines += [f"  ({answer.reason})"] if answer.reason else []
     return [*lines, f"  ({answer.seconds.total:.2f} s)"]

@@ -23,8 +23,8 @@ T = TypeVar("T")
 def chat_batch(pipeline: GroundingPipeline, commands: Sequence[ChatCommand]) -> Iterator[GroundedAnswer | Exception]:
     """Answer commands as :meth:`GroundingPipeline.chat` does, the LMM generating all answers in one batch if it can.
 
-    ``seconds.lmm`` of each answer is that of the whole batch. If the batch finds too little memory, its commands are answered
-    one by one.
+    ``seconds.lmm`` of each answer is that of the whole batch; second turns of :mod:`~flmm_core.requests.named_things` are
+    generated one by one. If the batch finds too little memory, its commands are answered one by one.
 
     Args:
         pipeline: answers.

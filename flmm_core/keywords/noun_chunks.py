@@ -76,6 +76,10 @@ _ING_NOUNS = _words(
     " ping-pong dressing pudding icing earring earrings lighting parking dining living swimming washing cutting"
 )
 _LY_NOUNS = _words("family fly butterfly jelly lily belly trolley doily ally bully gully")
+FUNCTION_WORDS = DETERMINERS | _PREPOSITIONS | _OTHER | _VERBS
+"""Words of an English sentence that name nothing."""
+CLOSED_WORDS = FUNCTION_WORDS | ADJECTIVES | _ABSTRACT
+"""Those, and what gives no chunk by itself."""
 _BOUNDARIES = (_PREPOSITIONS | _OTHER | _VERBS) - DETERMINERS
 
 _AMBIGUOUS = _words("can cans drink drinks watch watches cover rest light point ring play park back")

@@ -37,9 +37,13 @@ class RunningCommand:
             CommandCancelledError: the command is cancelled.
         """
         self._begun.append((stage, self._now()))
-        if self.callbacks.cancelled():
-            raise CommandCancelledError(f"command: cancelled before the stage {stage}")
+        self.require_running(f"before the stage {stage}")
         self.callbacks.on_stage(stage)
+
+    def require_running(self, when: str) -> None:
+        """Raise CommandCancelledError if the command is cancelled; ``when`` says where it was found out."""
+        if self.callbacks.cancelled():
+            raise CommandCancelledError(f"command: cancelled {when}")
 
     def pause(self) -> None:
         """End the stage before, while other commands run."""

@@ -105,6 +105,7 @@ def answer_to_json(answer: GroundedAnswer) -> dict[str, Any]:
         "image_height": answer.image_height,
         "image_width": answer.image_width,
         "left_out": list(answer.left_out),
+        "reason": answer.reason,
         "seconds": asdict(answer.seconds),
         "phrases": [_phrase_to_json(phrase) for phrase in answer.phrases],
     }
@@ -120,6 +121,7 @@ def answer_from_json(value: Mapping[str, Any]) -> GroundedAnswer:
         image_width=width,
         seconds=StageSeconds(**value["seconds"]),
         left_out=tuple(value["left_out"]),
+        reason=value["reason"],
     )
 
 

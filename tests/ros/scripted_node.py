@@ -69,7 +69,7 @@ class ScriptedPipeline:
         if word == "thresholds":
             return self._answer(f"{self.config.presence_threshold} {self.config.mask_threshold}", 0)
         if word == "nothing":
-            return self._answer("Nothing.", 0)
+            return replace(self._answer("Nothing.", 0), reason="no phrase was picked")
         if word == "many":
             return self._answer("thing " * int(argument), int(argument), len("thing "))
         if word == "tokens":

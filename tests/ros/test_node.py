@@ -59,6 +59,7 @@ def test_no_phrases_is_an_answer(bench):
     header = bench.show()
     reply = bench.ask("nothing")
     assert (reply.status, reply.answer, reply.phrases) == (GroundedAnswer.STATUS_ANSWERED, "Nothing.", [])
+    assert reply.reason == "no phrase was picked"
     label_map = bench.until(lambda: next((m for m in bench.label_maps if m.header == header), None))
     assert (pixels_of(label_map) == 255).all()
 
