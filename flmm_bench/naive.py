@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from flmm_core.families import ImageLayout
-from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.heads.grounding_heads import GroundingHeads, trained
 from flmm_core.lmm import attention_recorder
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.pipeline import GroundingPipeline
@@ -79,7 +79,7 @@ def chat(
         tokens: most tokens of the answer.
         spans: token ranges of the phrases in the answer.
     """
-    lmm, heads = pipeline.lmm, pipeline.heads
+    lmm, heads = pipeline.lmm, trained(pipeline.heads, "bench")
     with attention_of(lmm, "eager"):
         output, (layout, start) = generate(lmm, image, text, tokens, **EVERYTHING)
     with pytorch_heads(heads):

@@ -56,15 +56,14 @@ def run(args: argparse.Namespace) -> int:
 
     from flmm_core.common.devices import check_device
     from flmm_core.engines.attach import built_checked, export_checked
-    from flmm_core.loading.checkpoints import check_origin, lmm_shape, load_heads
-    from flmm_core.sam.checkpoints import load_sam
+    from flmm_core.loading.defaults import resolved
+    from flmm_core.loading.parts import load_heads_and_sam
 
     if args.build_engines:
         check_device(torch.device(GPU))
     logging.basicConfig(format="%(message)s")
     logging.getLogger("flmm_core").setLevel(logging.INFO)
-    heads = load_heads(config.heads, shape=lmm_shape(config.lmm), sam=load_sam(config.sam))
-    check_origin(config.heads, lmm=config.lmm, sam=config.sam)
+    heads = load_heads_and_sam(resolved(config))
     _print("", export_checked(heads, args.out, what=what, precision=config.heads_precision))
     if args.build_engines:
         engine, found = built_checked(heads.to(GPU), args.out, what=what, precision=config.heads_precision)

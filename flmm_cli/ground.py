@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         _write_masks(answer, args.masks)
     if args.json:
         record = {"image": str(args.image), "command": command, "mode": "refer" if args.refer else "chat"}
-        write_json(args.json, {**record, "model": model_names(config), **_record(answer)}, args.command)
+        write_json(args.json, {**record, "model": model_names(pipeline.config), **_record(answer)}, args.command)
         print(f"answer: {args.json}")
     return 0
 

@@ -30,6 +30,7 @@ MODULES = (
     "attention",
     "verify_frozen",
     "info",
+    "calibrate",
     "convert",
     "export",
     "bag",

@@ -12,6 +12,10 @@ from typing import Any
 
 DEFAULT_MODEL = "flmm-tabletop"
 """Name of the model that comes with the project; flmm_core/weights/sources.py knows where it is."""
+AUTO = "auto"
+"""Heads and SAM that belong to the LMM; flmm_core/loading/defaults.py decides."""
+ATTENTION = "attention"
+"""Heads that need no training: attention heads of the LMM itself."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,16 @@ class GroundingConfig:
         "LMM: a folder, a Hugging Face name, for instance llava-hf/llava-1.5-7b-hf, or the name of a registered model.",
     )
     heads: str = _tunable(
-        DEFAULT_MODEL,
-        "Grounding heads: a folder written by this project, a published .pth file, one of these on the Hub (owner/name,"
-        " owner/name/file.pth), or the name of a registered model.",
+        AUTO,
+        "Grounding heads. auto: those trained on this LMM if they are known, else attention; attention: attention heads of the"
+        " LMM, without training; or trained heads: a folder written by this project, a published .pth file, one of these on the"
+        " Hub (owner/name, owner/name/file.pth), or the name of a registered model; or a .json file of `flmm calibrate`.",
     )
     sam: str = _tunable(
-        DEFAULT_MODEL,
-        "SAM: a folder of this project or of transformers' SamModel, Sam2Model or SamHQModel, a segment-anything .pth file, one"
-        " of these on the Hub (owner/name, owner/name/file.pth), or the name of a registered model.",
+        AUTO,
+        "SAM. auto: the one that belongs to the LMM if it is known, else a stock SAM from the Hub; or a folder of this project"
+        " or of transformers' SamModel, Sam2Model or SamHQModel, a segment-anything .pth file, one of these on the Hub"
+        " (owner/name, owner/name/file.pth), or the name of a registered model.",
     )
     device: str = _tunable("auto", "Device: auto (cuda if there is one), cpu, cuda, cuda:1, ...")
     dtype: str = _tunable(

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flmm_core.config import DEFAULT_MODEL, GroundingConfig
-from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.config import AUTO, DEFAULT_MODEL, GroundingConfig
+from flmm_core.heads.interface import Heads
 from flmm_core.heads.phrases import refined_phrases
 from flmm_core.images.files import rgb_array
 from flmm_core.keywords.repetition import loop_start, shown_text
@@ -33,20 +33,18 @@ from flmm_core.types import CoarseMasks, GroundedAnswer, GroundedPhrase, Keyword
 class GroundingPipeline:
     """Answers questions about images and grounds what the answers name, on the device of the LMM. Not thread-safe."""
 
-    def __init__(
-        self, *, lmm: FrozenLmm, heads: GroundingHeads, config: GroundingConfig | None = None, backend: str = PYTORCH
-    ) -> None:
+    def __init__(self, *, lmm: FrozenLmm, heads: Heads, config: GroundingConfig | None = None, backend: str = PYTORCH) -> None:
         self.lmm = lmm
         self.heads = heads.to(lmm.device).eval()
         self.config = config or GroundingConfig()
         self.backend = backend
         self.images = ImageMemory(lmm=lmm, sam=heads.sam, limit=self.config.image_cache * 2**20)
         self.layer_weights = heads.layer_weights().detach()
-        """``[3, l]`` float32: decoder layers in the text prompt, the keyword selector and the presence score."""
+        """``[k, l]`` float32: decoder layers in the mixtures of hidden states that the heads read."""
 
     @classmethod
     def from_pretrained(
-        cls, lmm: str | Path = DEFAULT_MODEL, heads: str | Path = DEFAULT_MODEL, sam: str | Path = DEFAULT_MODEL, **options: Any
+        cls, lmm: str | Path = DEFAULT_MODEL, heads: str | Path = AUTO, sam: str | Path = AUTO, **options: Any
     ) -> GroundingPipeline:
         """Load the three parts; the options are the other entries of :class:`~flmm_core.config.GroundingConfig`."""
         return cls.from_config(GroundingConfig(lmm=str(lmm), heads=str(heads), sam=str(sam), **options))
@@ -55,7 +53,7 @@ class GroundingPipeline:
     def from_config(cls, config: GroundingConfig) -> GroundingPipeline:
         """Load what a configuration names; raises what :func:`~flmm_core.loading.parts.load_parts` does."""
         parts = load_parts(config)
-        return cls(lmm=parts.lmm, heads=parts.heads, config=config, backend=parts.backend)
+        return cls(lmm=parts.lmm, heads=parts.heads, config=parts.config, backend=parts.backend)
 
     def encode(self, image: np.ndarray | Image.Image) -> ImageHandle:
         """A handle of an image, ``[H, W, 3]`` uint8 RGB or PIL (turned upright); what depends on it alone is cached."""
@@ -158,7 +156,7 @@ class GroundingPipeline:
 
     @torch.no_grad()
     def coarse_masks(self, trace: LmmTrace, spans: Sequence[KeywordSpan]) -> CoarseMasks:
-        """Attention of the phrases' tokens through the U-Net, un-padded."""
+        """What the heads make of the attention of the phrases' tokens, un-padded."""
         return self.heads.coarse_masks(trace.phrase_attention(spans), trace.geometry)
 
     def _encoded(self, image: ImageHandle, callbacks: Callbacks | None, *, sam: bool = True) -> RunningCommand:
@@ -172,14 +170,14 @@ class GroundingPipeline:
 
     @torch.no_grad()
     def _masked(self, trace: LmmTrace, spans: Sequence[KeywordSpan], run: RunningCommand, most: int | None) -> GroundedAnswer:
-        """The answer with masks for the surest phrases: U-Net, presence score, SAM."""
+        """The answer with masks for the surest phrases: coarse masks, presence, SAM."""
         kept, left_out = surest_spans(spans, self.config.max_phrases if most is None else most)
         phrases: tuple[GroundedPhrase, ...] = ()
         if kept:
             run.begin("mask_head")
             maps = trace.phrase_attention(kept)
-            presence = self.heads.presence_probabilities(trace.phrase_states(kept), maps)
             coarse = self.heads.coarse_masks(maps, trace.geometry)
+            presence = self.heads.presence_probabilities(trace.phrase_states(kept), maps, coarse)
             run.callbacks.on_coarse(coarse)
             run.begin("refiner")
             sam_image = run.image.start_sam().result()
@@ -193,7 +191,7 @@ class GroundingPipeline:
 
     def describe(self) -> dict[str, str]:
         """Models, device and backend, for people."""
-        return describe_parts(self.config, self.lmm, self.backend)
+        return describe_parts(self.config, self.lmm, self.heads, self.backend)
 
     def device_memory(self) -> int:
         """Bytes that PyTorch has on the GPU; 0 without one."""

@@ -58,7 +58,7 @@ class KeywordSpan:
 
 @dataclass(frozen=True)
 class CoarseMasks:
-    """Un-padded mask logits of the U-Net, which cover exactly the image."""
+    """Un-padded mask logits before SAM, which cover exactly the image."""
 
     logits: torch.Tensor
     """``[n, h', w']`` float32."""

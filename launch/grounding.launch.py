@@ -31,8 +31,8 @@ SHARE = Path(get_package_share_directory("flmm_ros"))
 
 MODEL_ARGUMENTS = {
     "lmm": "LMM: a folder or a Hugging Face name",
-    "heads": "grounding heads: a folder or file",
-    "sam": "SAM: a folder or file",
+    "heads": "grounding heads: auto, attention (no training), a folder or file",
+    "sam": "SAM: auto, a folder or file",
     "device": "auto, cpu, cuda, cuda:1, ...",
 }
 TOPIC_ARGUMENTS = {

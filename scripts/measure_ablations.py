@@ -31,6 +31,7 @@ from flmm_core.evaluation.benchmarks import first_of_each
 from flmm_core.evaluation.metrics import Figure, Tally, cumulative_iou, share
 from flmm_core.evaluation.report import plain_figure
 from flmm_core.evaluation.tabletop import coarse_mask
+from flmm_core.heads.grounding_heads import trained
 from flmm_core.images.masks import Overlap
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import CoarseMaskCallbacks
@@ -153,7 +154,7 @@ def _expressions(sample: Sample) -> list[Any]:
 
 def _unet(pipeline: GroundingPipeline) -> Callable[[], object]:
     """A function that runs the U-Net on four phrases."""
-    head = pipeline.heads.mask_head
+    head = trained(pipeline.heads, "ablations").mask_head
     maps = torch.rand(4, head.config.in_channels, 16, 16)
     return lambda: head(maps)
 

@@ -171,7 +171,7 @@ class Oracle:
 
     def __init__(self, sample, spoil=lambda turn, answer: answer):
         self.sample, self.spoil = sample, spoil
-        self.heads, self.config = SimpleNamespace(keyword_selector=None), GroundingConfig()
+        self.heads, self.config = SimpleNamespace(selects_keywords=False), GroundingConfig()
 
     def encode(self, image):
         self.shape = image.shape[:2]

@@ -44,13 +44,12 @@ def provenance(
     Raises:
         LoadError: a part of the model cannot be found.
     """
-    from flmm_core.loading.checkpoints import fingerprints
+    from flmm_core.loading.defaults import model_record
 
-    sources = {part: getattr(config, part) for part in parts}
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     return {
         "command": shlex.join(["flmm", *args.arguments]),
-        "model": {part: {"source": sources[part], "fingerprint": value} for part, value in fingerprints(**sources).items()},
+        "model": model_record(config, parts),
         "versions": versions,
         "machine": machine(),
     }

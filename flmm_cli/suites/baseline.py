@@ -33,7 +33,8 @@ def _measure(args: argparse.Namespace, config: GroundingConfig, dataset: Dataset
     from flmm_core.pipeline import GroundingPipeline
     from flmm_core.sam.checkpoints import load_sam
 
-    prompter = BoxPrompter(GroundingPipeline.from_config(config), load_sam(config.sam))
+    pipeline = GroundingPipeline.from_config(config)
+    prompter = BoxPrompter(pipeline, load_sam(pipeline.config.sam))
     skipped = Skipped()
     found = run_comparison(prompter, dataset, questions=args.questions, tell=skipped, limit=args.limit)
 

@@ -19,7 +19,8 @@ from flmm_core.engines.networks import Engine, NetworkSizes, module_of, weights_
 from flmm_core.engines.onnx_engine import OnnxEngine
 from flmm_core.engines.tensorrt_engine import TensorrtEngine
 from flmm_core.errors import EngineError
-from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.heads.grounding_heads import trained
+from flmm_core.heads.interface import Heads
 from flmm_core.weights.fingerprints import settings_fingerprint
 
 _log = logging.getLogger(__name__)
@@ -28,9 +29,7 @@ _log = logging.getLogger(__name__)
 _BACKENDS: dict[str, Callable[..., Engine]] = {"onnx": OnnxEngine, "tensorrt": TensorrtEngine}
 
 
-def attach_backend(
-    heads: GroundingHeads, backend: str, *, device: torch.device, precision: str = "fp32", folder: str = ""
-) -> Engine:
+def attach_backend(heads: Heads, backend: str, *, device: torch.device, precision: str = "fp32", folder: str = "") -> Engine:
     """Let ONNX Runtime or TensorRT run the heads' networks.
 
     Args:
@@ -58,7 +57,7 @@ def attach_backend(
 
 
 def export_checked(
-    heads: GroundingHeads, out: Path, *, what: Sequence[str] | None = None, precision: str = "fp32"
+    heads: Heads, out: Path, *, what: Sequence[str] | None = None, precision: str = "fp32"
 ) -> tuple[parity.Parity, ...]:
     """Export networks, compare them with PyTorch on the CPU, and write the differences into the manifest.
 
@@ -86,7 +85,7 @@ def export_checked(
 
 
 def built_checked(
-    heads: GroundingHeads, folder: Path, *, what: Sequence[str] | None = None, precision: str = "fp32"
+    heads: Heads, folder: Path, *, what: Sequence[str] | None = None, precision: str = "fp32"
 ) -> tuple[Engine, tuple[parity.Parity, ...]]:
     """Build exported networks with TensorRT for the GPU that the heads are on, and compare them with PyTorch.
 
@@ -106,19 +105,19 @@ def built_checked(
     return engine, found
 
 
-def attach(heads: GroundingHeads, engine: Engine) -> None:
+def attach(heads: Heads, engine: Engine) -> None:
     """Let an engine run the networks of heads; the PyTorch weights are kept unchanged."""
 
     def one(network: str) -> Callable[..., Tensor]:
         return lambda *inputs: engine.run(network, inputs)[0]
 
     if "unet" in heads.networks:
-        heads.mask_head.engine = one("unet")
+        trained(heads, "unet").mask_head.engine = one("unet")
     heads.sam.encoder_engine = one("sam_encoder")
     heads.sam.decoder_engine = lambda *inputs: engine.run("sam_decoder", inputs)  # type: ignore[assignment]
 
 
-def cache_folder(heads: GroundingHeads, precision: str) -> Path:
+def cache_folder(heads: Heads, precision: str) -> Path:
     """Folder of the exported networks of these heads in the user's cache (XDG), by weights, prompts, precision and torch."""
     key = {network: weights_hash(module_of(heads, network)) for network in heads.networks}
     sizes = asdict(NetworkSizes.of(heads))
@@ -126,7 +125,7 @@ def cache_folder(heads: GroundingHeads, precision: str) -> Path:
     return engine_cache() / name
 
 
-def _from_cache(heads: GroundingHeads, build: Callable[[Path], Engine], precision: str) -> Engine:
+def _from_cache(heads: Heads, build: Callable[[Path], Engine], precision: str) -> Engine:
     """An engine of the networks in the cache; of several processes that lack them, one exports and the others wait."""
     folder = cache_folder(heads, precision)
     if not _usable(folder, heads, precision):
@@ -143,7 +142,7 @@ def _from_cache(heads: GroundingHeads, build: Callable[[Path], Engine], precisio
     return build(folder)
 
 
-def _usable(folder: Path, heads: GroundingHeads, precision: str) -> bool:
+def _usable(folder: Path, heads: Heads, precision: str) -> bool:
     """Whether a folder of the cache holds the networks of these heads, undamaged."""
     if not (folder / MANIFEST).is_file():
         return False

@@ -24,7 +24,7 @@ from flmm_core.common.output_files import replaced_folder, require_replaceable, 
 from flmm_core.engines.names import OUTPUTS
 from flmm_core.engines.networks import NetworkSizes, module_of, weights_hash
 from flmm_core.errors import EngineError
-from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.heads.interface import Heads
 from flmm_core.weights.fingerprints import files_fingerprint
 
 MANIFEST = "manifest.json"
@@ -42,9 +42,7 @@ _FILES = (MANIFEST, "*.onnx", "*.onnx.data")
 _log = logging.getLogger(__name__)
 
 
-def export_networks(
-    heads: GroundingHeads, out: Path, *, what: Sequence[str] | None = None, precision: str = "fp32"
-) -> dict[str, Any]:
+def export_networks(heads: Heads, out: Path, *, what: Sequence[str] | None = None, precision: str = "fp32") -> dict[str, Any]:
     """Write networks and a manifest; the folder appears when everything is written.
 
     Args:
@@ -66,7 +64,7 @@ def export_networks(
 
 @contextmanager
 def exported(
-    heads: GroundingHeads, out: Path, *, what: Sequence[str] | None = None, precision: str = "fp32"
+    heads: Heads, out: Path, *, what: Sequence[str] | None = None, precision: str = "fp32"
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """As :func:`export_networks`, with a look at the networks, and at their manifest, before they appear in ``out``.
 
@@ -135,7 +133,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_belongs(folder: Path, heads: GroundingHeads, *, precision: str, networks: Sequence[str]) -> None:
+def check_belongs(folder: Path, heads: Heads, *, precision: str, networks: Sequence[str]) -> None:
     """Refuse exported networks that are missing or belong to other heads, another SAM, other prompts or another precision.
 
     Raises:

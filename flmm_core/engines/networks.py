@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from flmm_core.engines.names import INPUTS
 from flmm_core.errors import EngineError
-from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.heads.grounding_heads import trained
+from flmm_core.heads.interface import Heads
 from flmm_core.heads.unet import UNetHead
 from flmm_core.sam.refiner import SamRefiner
 from flmm_core.sam.transformers_sam import TransformersSam
@@ -70,10 +71,10 @@ class _Decoder(nn.Module):
         return self._run(embedding, **dict(zip(self._prompts, prompts, strict=True)))
 
 
-def module_of(heads: GroundingHeads, network: str) -> nn.Module:
+def module_of(heads: Heads, network: str) -> nn.Module:
     """A network as a module that has the network's inputs and outputs and only its parameters."""
     if network == "unet":
-        return _UNet(heads.mask_head).eval()
+        return _UNet(trained(heads, "unet").mask_head).eval()
     return (_Encoder if network == "sam_encoder" else _Decoder)(heads.sam).eval()
 
 
@@ -143,7 +144,7 @@ class NetworkSizes:
     """Points of a phrase."""
 
     @classmethod
-    def of(cls, heads: GroundingHeads) -> NetworkSizes:
+    def of(cls, heads: Heads) -> NetworkSizes:
         """The sizes of heads that use a mask and a box.
 
         Raises:
@@ -157,7 +158,7 @@ class NetworkSizes:
         encoder = sam.model.prompt_encoder
         height, width = encoder.image_embedding_size
         return cls(
-            channels=heads.config.unet.channels if "unet" in heads.networks else 0,
+            channels=trained(heads, "unet").config.unet.channels if "unet" in heads.networks else 0,
             frame=sam.frame,
             embedding=(sam.text_size, height, width),
             mask=sam.mask_size,

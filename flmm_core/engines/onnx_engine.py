@@ -14,7 +14,7 @@ from flmm_core.engines.export import check_belongs
 from flmm_core.engines.names import OUTPUTS
 from flmm_core.engines.networks import NetworkSizes
 from flmm_core.errors import EngineError
-from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.heads.interface import Heads
 
 
 class OnnxEngine:
@@ -34,7 +34,7 @@ class OnnxEngine:
     def __init__(
         self,
         folder: Path,
-        heads: GroundingHeads,
+        heads: Heads,
         *,
         device: torch.device,
         precision: str = "fp32",

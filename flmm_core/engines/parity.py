@@ -15,7 +15,7 @@ from torch import Tensor
 from flmm_core.engines.names import LOGITS, OUTPUTS
 from flmm_core.engines.networks import Engine, NetworkSizes, module_of
 from flmm_core.errors import EngineError
-from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.heads.interface import Heads
 from flmm_core.images.masks import Overlap
 
 LIMITS = {"fp32": (1e-3, 0.999), "fp16": (3e-2, 0.995)}
@@ -48,9 +48,7 @@ class Parity:
 
 
 @torch.no_grad()
-def measure(
-    engine: Engine, heads: GroundingHeads, *, device: torch.device, networks: Sequence[str] | None = None
-) -> tuple[Parity, ...]:
+def measure(engine: Engine, heads: Heads, *, device: torch.device, networks: Sequence[str] | None = None) -> tuple[Parity, ...]:
     """Compare an engine with PyTorch.
 
     Args:
@@ -87,7 +85,7 @@ def require(found: Sequence[Parity], *, precision: str, what: str) -> None:
             )
 
 
-def _inputs(network: str, heads: GroundingHeads, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+def _inputs(network: str, heads: Heads, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
     sizes = NetworkSizes.of(heads)
     for seed, (phrases, grid, tokens) in enumerate(_SHAPES if network != "sam_encoder" else _SHAPES[:1]):
         given = sizes.examples(network, phrases=phrases, grid=grid, tokens=tokens, seed=seed)

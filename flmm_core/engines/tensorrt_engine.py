@@ -22,7 +22,7 @@ from flmm_core.engines.export import check_belongs, read_manifest
 from flmm_core.engines.names import OUTPUTS
 from flmm_core.engines.networks import NetworkSizes, ShapeLimits
 from flmm_core.errors import EngineError
-from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.heads.interface import Heads
 from flmm_core.weights.fingerprints import settings_fingerprint
 
 _WORKSPACE = 4 * 2**30
@@ -52,7 +52,7 @@ class TensorrtEngine:
     def __init__(
         self,
         folder: Path,
-        heads: GroundingHeads,
+        heads: Heads,
         *,
         device: torch.device,
         precision: str = "fp32",

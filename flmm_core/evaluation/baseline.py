@@ -121,7 +121,7 @@ def compare(prompter: BoxPrompter, sample: Sample, index: int, questions: int) -
         seconds[1] += time.monotonic() - middle
         ours.append(Case.of(one.words, found, sample, one.objects))
         boxes.append(Case.of(one.words, pointed, sample, one.objects))
-        true = [_box_of(sample.mask(one.objects))] if one.objects else []
+        true = [box_of(sample.mask(one.objects))] if one.objects else []
         oracle.append(Case.of(one.words, prompter.masks(image, true), sample, one.objects))
     turns = [turn for turn in sample.turns if turn.kind not in NO_ANSWERS][:questions]
     return Comparison(
@@ -132,7 +132,8 @@ def compare(prompter: BoxPrompter, sample: Sample, index: int, questions: int) -
     )
 
 
-def _box_of(mask: np.ndarray) -> Box:
+def box_of(mask: np.ndarray) -> Box:
+    """The box around a mask ``[H, W]`` bool."""
     x0, y0, x1, y1 = mask_box(torch.from_numpy(mask)).tolist()
     return x0, y0, x1, y1
 

@@ -157,7 +157,7 @@ class ImageEvaluation:
         """Phrases of the true answer that selector and noun-chunk rule select; names of absent objects must not be selected."""
         true = [(span.start, span.end) for span in turn.present]
         chunks = _span_counts(turn.answer, noun_chunks(turn.answer), true)
-        if self.pipeline.heads.keyword_selector is None:
+        if not self.pipeline.heads.selects_keywords:
             return None, chunks
         trace = self.pipeline.teacher_force(image, turn.question, turn.answer)
         picked = [(span.start, span.end) for span in self.pipeline.keywords(trace)]

@@ -1,1 +1,1 @@
-"""What is trained on top of the frozen LMM: U-Net, keyword selector, presence score."""
+"""Heads: trained ones (U-Net, keyword selector, presence score), and attention heads of the LMM that need no training."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from flmm_core.heads.interface import Heads
 from flmm_core.heads.keyword_selector import KeywordSelector
 from flmm_core.heads.presence import PresenceHead
 from flmm_core.heads.unet import UNetConfig, UNetHead
@@ -35,11 +35,10 @@ class HeadsConfig:
     """Whether the heads have a presence score; the published ones have none."""
 
 
-class GroundingHeads(nn.Module):
-    """U-Net, text projection, SAM refiner, keyword selector and presence score. Always float32."""
+class GroundingHeads(Heads):
+    """Trained heads: U-Net, text projection, SAM refiner, keyword selector and presence score."""
 
-    networks: ClassVar[tuple[str, ...]] = ("unet", "sam_encoder", "sam_decoder")
-    """Networks that an engine may run, of :data:`~flmm_core.engines.names.NAMES`."""
+    networks = ("unet", "sam_encoder", "sam_decoder")
 
     def __init__(self, *, config: HeadsConfig, sam: SamRefiner) -> None:
         super().__init__()
@@ -53,17 +52,17 @@ class GroundingHeads(nn.Module):
         self.presence = PresenceHead(*size, config.unet.in_channels) if config.presence else None
 
     @property
+    def description(self) -> str:
+        """Their kind, for people."""
+        return "trained"
+
+    @property
     def selects_keywords(self) -> bool:
         """Whether these heads have a keyword selector."""
         return self.keyword_selector is not None
 
     def coarse_masks(self, maps: Tensor, geometry: ImageGeometry) -> CoarseMasks:
-        """Coarse masks that cover exactly the image.
-
-        Args:
-            maps: ``[n, c, h, w]`` attention merged over each phrase's tokens, over the padded frame.
-            geometry: of the image in that frame.
-        """
+        """The U-Net's masks of ``[n, c, h, w]`` attention, un-padded."""
         return CoarseMasks(logits=unpad(self.mask_head(maps), geometry), geometry=geometry)
 
     def layer_weights(self) -> Tensor:
@@ -101,16 +100,26 @@ class GroundingHeads(nn.Module):
         """
         return None if self.presence is None else self.presence([phrase[_PRESENCE] for phrase in states], maps)
 
-    def presence_probabilities(self, states: Sequence[Tensor], maps: Tensor) -> list[float]:
-        """Probabilities that the object of each phrase is in the image; 1 without a presence score.
-
-        Args:
-            states: as for :meth:`presence_logits`.
-            maps: as for :meth:`presence_logits`.
-        """
+    def presence_probabilities(self, states: Sequence[Tensor], maps: Tensor, coarse: CoarseMasks) -> list[float]:
+        """Probabilities that the object of each phrase is in the image; 1 without a presence score."""
         logits = self.presence_logits(states, maps)
         return [1.0] * len(states) if logits is None else logits.sigmoid().tolist()
 
     def trained_state(self) -> dict[str, Tensor]:
         """State dict without the frozen image encoder, as heads are saved."""
         return {key: value for key, value in self.state_dict().items() if ".image_encoder." not in key}
+
+
+def trained(heads: Heads, what: str) -> GroundingHeads:
+    """Heads for an operation that needs the U-Net.
+
+    Args:
+        heads: of a pipeline.
+        what: the operation, for the message.
+
+    Raises:
+        ValueError: they are not trained ones.
+    """
+    if not isinstance(heads, GroundingHeads):
+        raise ValueError(f"{what}: expected trained heads, got heads that are {heads.description}")
+    return heads

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from flmm_core.config import GroundingConfig
-from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.heads.interface import Heads
 from flmm_core.lmm.trace import LmmTrace
 from flmm_core.sam.refiner import SamImage
 from flmm_core.types import CoarseMasks, GroundedPhrase, KeywordSpan
@@ -15,7 +15,7 @@ from flmm_core.types import CoarseMasks, GroundedPhrase, KeywordSpan
 
 @torch.no_grad()
 def refined_phrases(
-    heads: GroundingHeads,
+    heads: Heads,
     trace: LmmTrace,
     spans: Sequence[KeywordSpan],
     presence: Sequence[float],
@@ -26,7 +26,7 @@ def refined_phrases(
     """Refine the masks of phrases whose object is in the image; the others get an empty mask and are marked as absent.
 
     Args:
-        heads: text projection and SAM refiner.
+        heads: text prompt and SAM refiner.
         trace: of the answer.
         spans: ``n`` phrases of it.
         presence: ``n`` probabilities that the object is in the image.

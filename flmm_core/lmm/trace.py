@@ -71,6 +71,16 @@ class LmmTrace:
         """Mixed hidden states ``[k, t, d]`` of each phrase's tokens."""
         return [self.states[:, span.token_start : span.token_end] for span in spans]
 
+    def channel_heads(self) -> tuple[tuple[int, int], ...]:
+        """Decoder layer and query head of each of the ``c`` channels of the maps, both from 0."""
+        layers = [kept.layer for kept in self.attention.layers]
+        heads = self.attention.layers[0].queries.shape[0]
+        # Each channel is made of one head's rows, so rows that hold the head's number give it back, whatever the layout.
+        numbers = torch.arange(len(layers) * heads, dtype=torch.float32).reshape(len(layers), heads, 1, 1)
+        rows = numbers.new_ones(*numbers.shape[:3], len(self.layouts[0].ids))
+        sums, ones = (self.layouts[0].maps(one).sum(dim=(0, 2, 3)) for one in (rows * numbers, rows))
+        return tuple((layers[i // heads], i % heads) for i in (sums / ones).round().int().tolist())
+
     def span_of(self, start: int, end: int) -> tuple[int, int]:
         """Tokens that touch the characters ``[start, end)`` of the answer, as a half-open token range.
 

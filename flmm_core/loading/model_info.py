@@ -15,10 +15,13 @@ from huggingface_hub import get_safetensors_metadata, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from flmm_core.common.plain_text import one_line
+from flmm_core.config import GroundingConfig
 from flmm_core.errors import LoadError, explained
 from flmm_core.families import FAMILIES, Checkpoint, LmmFamily, LmmShape, family_of
 from flmm_core.heads.unet import STAGES
 from flmm_core.loading.checkpoints import HEADS_FORMAT, lmm_shape, read_heads_config, read_origin
+from flmm_core.loading.defaults import resolved
+from flmm_core.loading.head_choices import is_choice, read_choice
 from flmm_core.loading.image_sizes import VGA, Size, image_cost, large_images
 from flmm_core.loading.published_heads import published_lmms
 from flmm_core.sam.transformers_sam import is_transformers_sam
@@ -61,6 +64,8 @@ def model_info(source: str | Path, *, image: Size | None = None, image_tokens: i
         return lmm_info(parts["lmm"], image, image_tokens), heads_info(Path(parts["heads"])), sam_info(Path(parts["sam"]))
     with explained("model", source):
         path = _on_disk(source)
+        if is_choice(path):
+            return (ModelInfo("heads", str(path), read_choice(path).facts()),)
         kind = _kind(path)
     if kind == "LMM":
         return (lmm_info(path if path.exists() else source, image, image_tokens),)
@@ -72,7 +77,7 @@ def _on_disk(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if path.exists() or not sources.may_be_on_hub("heads", str(source)):
         return path
-    if path.suffix == ".pth":
+    if path.suffix in (".pth", ".json"):
         return sources.local("heads", source)
     with suppress(EntryNotFoundError):
         if _kind(Path(hf_hub_download(str(source), CONFIG_FILE)).parent) != "LMM":
@@ -125,6 +130,8 @@ def lmm_info(source: str | Path, image: Size | None = None, image_tokens: int = 
             facts["needs too"] = ", ".join(others)
         if Path(checkpoint.source).is_dir() and tensors:
             facts["fingerprint"] = lmm_fingerprint(checkpoint.source)
+            taken = resolved(GroundingConfig(lmm=str(source)))
+            facts["by default"] = f"heads {taken.heads}, SAM {taken.sam}"
     return ModelInfo("LMM", str(source), facts)
 
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
+from segment_anything.modeling import ImageEncoderViT
 
 from flmm_core.common.devices import resolve_device
-from flmm_core.config import GroundingConfig
+from flmm_core.config import ATTENTION, GroundingConfig
 from flmm_core.engines.attach import attach_backend
 from flmm_core.errors import explained
-from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.families import LmmShape
+from flmm_core.heads.attention_heads import IMITATED_PROMPTS, PROMPTS, AttentionHeads
+from flmm_core.heads.interface import Heads
 from flmm_core.keywords.noun_chunks import noun_chunker
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.loading import checkpoints
+from flmm_core.loading.defaults import resolved
+from flmm_core.loading.head_choices import check_fits, is_choice, read_choice
 from flmm_core.sam.checkpoints import load_sam
+from flmm_core.sam.refiner import SamRefiner
+from flmm_core.sam.transformers_sam import TransformersSam
+
+_log = logging.getLogger(__name__)
 
 PYTORCH = "torch, fp32"
 """Description of heads that PyTorch runs."""
@@ -25,7 +35,9 @@ class PipelineParts:
     """What a pipeline is made of."""
 
     lmm: FrozenLmm
-    heads: GroundingHeads
+    heads: Heads
+    config: GroundingConfig
+    """What was asked for, with the heads and the SAM that were taken."""
     backend: str
     """What runs the networks of the heads, and in which number format."""
 
@@ -40,9 +52,9 @@ def load_parts(config: GroundingConfig) -> PipelineParts:
     device, dtype = resolve_device(config)
     if config.cpu_threads:
         torch.set_num_threads(config.cpu_threads)
-    shape = checkpoints.lmm_shape(config.lmm)
-    heads = checkpoints.load_heads(config.heads, shape=shape, sam=load_sam(config.sam))
-    checkpoints.check_origin(config.heads, lmm=config.lmm, sam=config.sam, image_tokens=config.image_tokens)
+    config = resolved(config)
+    heads = load_heads_and_sam(config)
+    _log.info("heads: %s (%s); SAM: %s", config.heads, heads.description, config.sam)
     names = ("quantization", "image_tokens", "refer_prompt", "reuse_prefix", "cuda_graphs")
     options = {name: getattr(config, name) for name in names}
     lmm = checkpoints.load_lmm(config.lmm, device=device, dtype=dtype, **options)
@@ -52,17 +64,51 @@ def load_parts(config: GroundingConfig) -> PipelineParts:
         if config.heads_backend != "torch":
             chosen = {"precision": config.heads_precision, "folder": config.engines}
             backend = attach_backend(heads, config.heads_backend, device=device, **chosen).description
-    if heads.keyword_selector is None:
+    if not heads.selects_keywords:
         noun_chunker()  # loaded now rather than with the first answer
-    return PipelineParts(lmm, heads, backend)
+    return PipelineParts(lmm, heads, config, backend)
 
 
-def describe_parts(config: GroundingConfig, lmm: FrozenLmm, backend: str) -> dict[str, str]:
+def load_heads_and_sam(config: GroundingConfig) -> Heads:
+    """Heads of either kind with their SAM, on the CPU.
+
+    Args:
+        config: of :func:`~flmm_core.loading.defaults.resolved`.
+
+    Raises:
+        LoadError: they do not belong to the LMM, or a file cannot be used.
+    """
+    shape = checkpoints.lmm_shape(config.lmm)
+    if config.heads == ATTENTION or is_choice(config.heads):
+        return _attention_heads(config, shape)
+    heads = checkpoints.load_heads(config.heads, shape=shape, sam=load_sam(config.sam))
+    checkpoints.check_origin(config.heads, lmm=config.lmm, sam=config.sam, image_tokens=config.image_tokens)
+    return heads
+
+
+def _attention_heads(config: GroundingConfig, shape: LmmShape) -> AttentionHeads:
+    sam = load_sam(config.sam)
+    stock = isinstance(sam, TransformersSam) or isinstance(sam.image_encoder, ImageEncoderViT)
+    refiner = SamRefiner(sam=sam, config=PROMPTS if stock else IMITATED_PROMPTS)
+    if config.heads == ATTENTION:
+        return AttentionHeads(sam=refiner, layers=shape.layers).eval()
+    choice = read_choice(config.heads)
+    check_fits(choice, config.heads, lmm=config.lmm, channels=shape.channels)
+    return AttentionHeads(
+        sam=refiner,
+        layers=shape.layers,
+        channels=[head.channel for head in choice.heads],
+        presence=None if choice.presence is None else choice.presence.score,
+    ).eval()
+
+
+def describe_parts(config: GroundingConfig, lmm: FrozenLmm, heads: Heads, backend: str) -> dict[str, str]:
     """What a pipeline is made of and where it runs, for people.
 
     Args:
         config: names the parts.
         lmm: as it was loaded.
+        heads: as they were loaded.
         backend: what runs the networks of the heads.
     """
     dtype = str(lmm.model.dtype).removeprefix("torch.")
@@ -70,7 +116,7 @@ def describe_parts(config: GroundingConfig, lmm: FrozenLmm, backend: str) -> dic
         dtype += f", {config.quantization}"
     return {
         "lmm": f"{config.lmm} ({dtype})",
-        "heads": config.heads,
+        "heads": f"{config.heads} ({heads.description})",
         "sam": config.sam,
         "heads backend": backend,
         "device": torch.cuda.get_device_name(lmm.device) if lmm.device.type == "cuda" else "cpu",

@@ -108,4 +108,4 @@ def may_be_on_hub(part: str, name: str) -> bool:
     """Whether a name has the form of a model, or of a file of heads or a SAM, on the Hub."""
     if name.startswith((".", "~", "/")) or "" in (parts := name.split("/")):
         return False
-    return len(parts) == 2 or (part != "lmm" and len(parts) > 2 and name.endswith(".pth"))
+    return len(parts) == 2 or (part != "lmm" and len(parts) > 2 and name.endswith((".pth", ".json")))
