@@ -10,6 +10,7 @@ from flmm_cli.shared.held_out import rendered_scenes
 from flmm_cli.shared.options import add_model_options, grounding_config, require_counts
 from flmm_cli.shared.outputs import add_output
 from flmm_core.common.plain_text import one_line
+from flmm_core.config import GroundingConfig
 
 SPLIT = "calibration"
 """Of the rendered scenes, which no evaluation uses."""
@@ -28,7 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("lmm", metavar="LMM", help="a folder, a Hugging Face name, or the name of a registered model")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of image files (default: rendered table tops)")
     parser.add_argument("--limit", type=int, default=50, help="most images (default: %(default)s)")
-    parser.add_argument("--question", default="Describe the image.", help="answered about each image (default: %(default)s)")
+    question = GroundingConfig.refer_prompt
+    parser.add_argument("--question", default=question, help="answered about each image (default: %(default)s)")
     parser.add_argument(
         "--criterion",
         default="contrast",

@@ -83,6 +83,7 @@ def test_every_block_is_in_a_document(script):
         "docs/data.md": ["baseline", "res_together", "res_apart", "gres", "png", "reasonseg", "gcg", "viscot"],
         "docs/fleet.md": ["fleet"],
         "docs/ablations.md": ["ablations"],
+        "docs/training_free.md": ["training_free"],
     }
     assert set(script.BLOCKS) == {name for names in found.values() for name in names}
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from flmm_cli.main import main
 from flmm_core.config import DEFAULT_MODEL, GroundingConfig
@@ -24,6 +25,7 @@ from flmm_core.loading.head_choices import (
     write_choice,
 )
 from flmm_core.loading.parts import load_heads_and_sam
+from flmm_core.types import CoarseMasks, ImageGeometry
 from flmm_core.weights.sources import located
 
 
@@ -79,6 +81,24 @@ def test_a_kept_choice_is_taken_for_its_lmm_alone(tiny_model, choice):
     assert heads.description == "not trained: 2 attention heads, calibrated"
     record = model_record(GroundingConfig(lmm=tiny_model["lmm"], sam=tiny_model["sam"]))
     assert record["heads"]["source"] == str(path) and len(record["heads"]["fingerprint"]) == 64
+
+
+def test_heads_without_a_presence_score_take_the_calibrated_one(tmp_path, tiny_model, choice):
+    from tiny_models import tiny_heads
+
+    from flmm_core.loading.checkpoints import save_heads
+
+    save_heads(tiny_heads(presence=False), tmp_path / "heads")
+    config = resolved(GroundingConfig(**{**tiny_model, "heads": str(tmp_path / "heads")}))
+    assert load_heads_and_sam(config).attention_presence is None
+    write_choice(choice_path(choice.lmm_fingerprint), choice)
+    heads = load_heads_and_sam(config)
+    assert heads.description == "trained; presence calibrated"
+    maps = torch.rand(2, 12, 4, 4) / 16
+    maps[1] *= 0.01
+    coarse = CoarseMasks(torch.ones(2, 4, 4), ImageGeometry(4, 4, 4, 4, 0, 0, 4, 4, 4, 4))
+    first, second = heads.presence_probabilities([torch.zeros(3, 1, 32)] * 2, maps, coarse)
+    assert first > 0.5 and second < 0.05
 
 
 def test_attention_heads_have_no_fingerprint_of_weights():

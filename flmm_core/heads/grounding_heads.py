@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flmm_core.heads.attention_presence import AttentionPresence
 from flmm_core.heads.interface import Heads
 from flmm_core.heads.keyword_selector import KeywordSelector
 from flmm_core.heads.presence import PresenceHead
@@ -50,11 +51,13 @@ class GroundingHeads(Heads):
         size = (config.layers, config.hidden_size)
         self.keyword_selector = KeywordSelector(*size) if config.keyword_selector else None
         self.presence = PresenceHead(*size, config.unet.in_channels) if config.presence else None
+        self.attention_presence: AttentionPresence | None = None
+        """Stands in for a presence score that these heads do not have; calibrated on their LMM."""
 
     @property
     def description(self) -> str:
         """Their kind, for people."""
-        return "trained"
+        return "trained" + ("; presence calibrated" if self.attention_presence else "")
 
     @property
     def selects_keywords(self) -> bool:
@@ -101,9 +104,12 @@ class GroundingHeads(Heads):
         return None if self.presence is None else self.presence([phrase[_PRESENCE] for phrase in states], maps)
 
     def presence_probabilities(self, states: Sequence[Tensor], maps: Tensor, coarse: CoarseMasks) -> list[float]:
-        """Probabilities that the object of each phrase is in the image; 1 without a presence score."""
+        """Of the trained score, or else of the calibrated one; 1 without either."""
         logits = self.presence_logits(states, maps)
-        return [1.0] * len(states) if logits is None else logits.sigmoid().tolist()
+        if logits is not None:
+            return logits.sigmoid().tolist()
+        calibrated = self.attention_presence
+        return [1.0] * len(states) if calibrated is None else calibrated.probabilities(maps, coarse)
 
     def trained_state(self) -> dict[str, Tensor]:
         """State dict without the frozen image encoder, as heads are saved."""

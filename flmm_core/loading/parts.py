@@ -19,7 +19,7 @@ from flmm_core.keywords.noun_chunks import noun_chunker
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.loading import checkpoints
 from flmm_core.loading.defaults import resolved
-from flmm_core.loading.head_choices import check_fits, is_choice, read_choice
+from flmm_core.loading.head_choices import check_fits, is_choice, kept_choice, read_choice
 from flmm_core.sam.checkpoints import load_sam
 from flmm_core.sam.refiner import SamRefiner
 from flmm_core.sam.transformers_sam import TransformersSam
@@ -83,6 +83,9 @@ def load_heads_and_sam(config: GroundingConfig) -> Heads:
         return _attention_heads(config, shape)
     heads = checkpoints.load_heads(config.heads, shape=shape, sam=load_sam(config.sam))
     checkpoints.check_origin(config.heads, lmm=config.lmm, sam=config.sam, image_tokens=config.image_tokens)
+    if heads.presence is None and (kept := kept_choice(config.lmm)):
+        presence = read_choice(kept).presence
+        heads.attention_presence = None if presence is None else presence.score
     return heads
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from flmm_core.config import GroundingConfig
 from flmm_core.evaluation.matching import normalise_answer
 from flmm_core.heads.attention_heads import HEADS, blob_masks
 from flmm_core.heads.attention_presence import attention_inside, auroc, fit_presence, middle_bands
@@ -32,7 +33,7 @@ PHRASES = 8
 class CalibrationSettings:
     """How attention heads are chosen."""
 
-    question: str = "Describe the image."
+    question: str = GroundingConfig.refer_prompt
     """To which the LMM's answers give the phrases."""
     criterion: str = "contrast"
     heads: int = HEADS
@@ -99,7 +100,9 @@ def _described(lmm: FrozenLmm, image: np.ndarray, settings: CalibrationSettings)
     spans = spans_from_ranges(trace, noun_chunks(trace.text) if trace.token_ids else [])[:PHRASES]
     if not spans:
         return _Described((), None, ())
-    maps = unpad(trace.phrase_attention(spans), trace.geometry).cpu().numpy()
+    # By the last token of each phrase, as published: the words before it do not know yet what is named.
+    last = trace.merged_attention([(span.token_end - 1, span.token_end) for span in spans])
+    maps = unpad(last, trace.geometry).cpu().numpy()
     words = dict.fromkeys(normalise_answer(span.text) for span in spans)
     return _Described(tuple(words), HeadFigures.of(maps, settings.criterion), trace.channel_heads())
 
