@@ -14,6 +14,7 @@ EVALUATION, ATTENTION, OTHER_WORDS = "docs/eval_tabletop.json", "docs/attention.
 RELIABILITY, PICKING, PAIRING = "docs/reliability.json", "docs/picking.json", "docs/pairing.json"
 DELIVERY = "docs/delivery.json"
 BASELINE, FLEET, ABLATIONS = "docs/field/baseline.json", "docs/fleet.json", "docs/ablations.json"
+TRAINING_FREE = "docs/training_free.json"
 FIELD = {
     "res_together": "res data/field/refcoco@val --protocol together",
     "res_apart": "res data/field/refcoco@val --protocol apart",
@@ -220,6 +221,27 @@ def ablations(report: Report) -> list[str]:
     ]
 
 
+def training_free(report: Report) -> list[str]:
+    """Ways to point with the same LMM, and what the parts of heads without training are worth."""
+    measured = (
+        f"Measured by `{report['command']}` on {report['images']} test scenes, calibrated on others ({_machine(report)})."
+    )
+
+    def cells(name: str, row: Report, figures: Sequence[str]) -> tuple[str, ...]:
+        values = (row.get(figure, "-") for figure in figures)
+        return (name, *(" (".join(_figure(value)) + ")" if isinstance(value, Mapping) else str(value) for value in values))
+
+    ways, changes = (list(dict.fromkeys(f for row in report[part].values() for f in row)) for part in ("ways", "ablations"))
+    ways.remove("presence: phrases")
+    return [
+        measured,
+        "",
+        *_table(("Way", *ways), [cells(name, row, ways) for name, row in report["ways"].items()]),
+        "",
+        *_table(("Change", *changes), [cells(name, row, changes) for name, row in report["ablations"].items()]),
+    ]
+
+
 def _evaluation(report: Report, rows: Sequence[Report]) -> list[str]:
     measured = f"Measured by `{report['command']}` on {report['images']} scenes (`{report['data']}`)."
     cells = [(row["figure"], *_figure(row), f"{row['count']:,}") for row in rows]
@@ -254,5 +276,6 @@ BLOCKS: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
     "baseline": (BASELINE, baseline),
     "fleet": (FLEET, fleet),
     "ablations": (ABLATIONS, ablations),
+    "training_free": (TRAINING_FREE, training_free),
 }
 """For each block its file and the function that makes its lines."""

@@ -25,6 +25,7 @@ from figure_blocks import (
     PAIRING,
     PICKING,
     RELIABILITY,
+    TRAINING_FREE,
     Report,
 )
 
@@ -32,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     "README.md",
     "MODEL_CARD.md",
-    *(f"docs/{name}.md" for name in ("reliability", "reference", "data", "fleet", "ablations")),
+    *(f"docs/{name}.md" for name in ("reliability", "reference", "data", "fleet", "ablations", "training_free")),
 )
 COMMANDS = {
     EVALUATION: f"flmm eval tabletop --json {EVALUATION}",
@@ -43,6 +44,7 @@ COMMANDS = {
     DELIVERY: f"python scripts/measure_delivery.py --json {DELIVERY}",
     OTHER_WORDS: f"python scripts/measure_other_words.py --json {OTHER_WORDS}",
     ABLATIONS: f"python scripts/measure_ablations.py --json {ABLATIONS}",
+    TRAINING_FREE: f"python scripts/measure_training_free.py --json {TRAINING_FREE}",
     FLEET: f"python scripts/measure_fleet.py --json {FLEET}",
     BASELINE: f"flmm eval baseline data/test --limit 20 --json {BASELINE}",
     **{f"docs/field/{name}.json": f"flmm eval {words} --json docs/field/{name}.json" for name, words in FIELD.items()},
