@@ -41,6 +41,18 @@ def with_prefix(lmm: FrozenLmm, reuse: bool) -> FrozenLmm:
 # --- (a) captured rows equal eager attention ---
 
 
+def check_channels(lmm: FrozenLmm, trace: LmmTrace) -> None:
+    """Each channel is named by the layer and the head that it is made of: those of one head alone are its channels."""
+    heads, layers = lmm.shape.heads, lmm.decoder.map_layers
+    places = trace.channel_heads()
+    assert sorted(places) == sorted([(layer, head) for layer in layers for head in range(heads)] * lmm.shape.maps_per_head)
+    for layer, head in ((0, 0), (len(layers) - 1, heads - 1), (0, heads - 1)):
+        rows = torch.zeros(len(layers), heads, 1, len(trace.layouts[0].ids))
+        rows[layer, head] = 1
+        lit = trace.layouts[0].maps(rows)[0].flatten(1).sum(1) > 0
+        assert [place == (layers[layer], head) for place in places] == lit.tolist()
+
+
 @torch.no_grad()
 def check_rows(source, image: Image.Image, *, tolerance: float = 1e-5) -> None:
     """Rows and maps of a read and of a written answer are those of eager attention over the whole sequence.
@@ -67,6 +79,7 @@ def check_rows(source, image: Image.Image, *, tolerance: float = 1e-5) -> None:
             maps = trace.merged_attention([(i, i + 1) for i in tokens])
             assert maps.shape == (len(tokens), lmm.shape.channels, trace.geometry.grid_height, trace.geometry.grid_width)
             torch.testing.assert_close(maps, trace.layouts[0].maps(own[..., trace.image_columns()]), atol=tolerance, rtol=0)
+        check_channels(lmm, read)
 
 
 @torch.no_grad()

@@ -318,6 +318,7 @@ def test_tables():
 
 READ = {"ask": set(), "attention": {"image", "data"}, "bag": {"bag"}, "chat": {"image"}, "convert-data": {"folder"}}
 READ |= {"ground": {"image"}, "tabletop": {"data"}, "verify-frozen": {"questions", "images"}}
+READ |= {"calibrate": {"images"}}
 READ |= {"tower": {"data", "val"}, "lmm": {"data", "val", "tower"}, "sam": {"data", "val"}}
 
 

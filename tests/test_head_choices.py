@@ -176,6 +176,8 @@ def test_the_shipped_model_is_calibrated_and_points(tmp_path, photos, capsys):
     printed = capsys.readouterr().out
     assert "skipped:" in printed and "broken.png" in printed and f"file: {out}" in printed
     choice = read_choice(out)
+    assert main(["calibrate", DEFAULT_MODEL, "--images", str(photos), "--out", str(out)]) == 0  # its own file is replaced
+    assert read_choice(out) == choice
     assert choice.images == 4 and len(choice.heads) == 3 and choice.lmm_channels == 36
     assert all(head.channel == 6 * head.layer + head.head for head in choice.heads)
     assert main(["info", str(out)]) == 0

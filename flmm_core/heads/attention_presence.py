@@ -30,7 +30,7 @@ class AttentionPresence:
     """Probability that the object of a phrase is in the image: a logistic function of the log of the attention inside."""
 
     bands: tuple[tuple[int, int], ...]
-    """Half-open ranges of the attention channels that count: those of the middle layers."""
+    """Half-open ranges of the attention channels that count."""
     slope: float
     offset: float
 

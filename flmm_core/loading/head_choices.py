@@ -2,7 +2,8 @@
 
 ::
 
-    {"format": "flmm-attention-heads", "version": 1, "lmm": name, "lmm_fingerprint": SHA-256, "lmm_channels": c,
+    {"format": "flmm-attention-heads", "version": 1, "written_by": "flmm calibrate",
+     "lmm": name, "lmm_fingerprint": SHA-256, "lmm_channels": c,
      "criterion": "contrast", "images": 50, "phrases": 180,
      "heads": [{"channel": 18, "layer": 3, "head": 0, "votes": 171, "attention": 0.41, "score": 0.38}, ...],
      "presence": {"bands": [[9, 21]], "slope": 1.9, "offset": 4.2, "threshold": 0.11, "auroc": 0.93,
@@ -85,7 +86,7 @@ class HeadChoice:
             presence = found.pop("presence")
             score = presence.pop("score")
             found["presence"] = {**score, "threshold": self.presence.score.threshold, **presence}
-        return {"format": FORMAT, "version": VERSION, **found}
+        return {"format": FORMAT, "version": VERSION, "written_by": "flmm calibrate", **found}
 
     def facts(self) -> dict[str, str]:
         """Properties by name, for people."""
@@ -149,7 +150,7 @@ def read_choice(source: str | Path) -> HeadChoice:
     """
     path = sources.local("heads", source)
     fields = read_json(path, "heads")
-    kind, version = fields.pop("format", None), fields.pop("version", None)
+    kind, version, _ = (fields.pop(name, None) for name in ("format", "version", "written_by"))
     if kind != FORMAT or version != VERSION:
         raise LoadError(f"heads {path}: expected format {FORMAT} version {VERSION}, got {kind} version {version}")
     try:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from flmm_core.config import GroundingConfig
@@ -70,8 +72,8 @@ def calibrate(
     ranked = ranked_heads(figures, settings.criterion)[: settings.heads]
     places = next(one.places for one in described if one.places)
     chosen = [head.channel for head in ranked]
-    bands = middle_bands([layer for layer, _ in places], lmm.shape.layers)
-    presence = _presence(lmm, images, [one.phrases for one in described], chosen, bands)
+    middle = middle_bands([layer for layer, _ in places], lmm.shape.layers)
+    presence = _presence(lmm, images, [one.phrases for one in described], chosen, middle)
     return HeadChoice(
         lmm=name,
         lmm_fingerprint=fingerprint,
@@ -112,12 +114,16 @@ def _presence(
     images: Sequence[Callable[[], np.ndarray]],
     phrases: Sequence[tuple[str, ...]],
     chosen: Sequence[int],
-    bands: tuple[tuple[int, int], ...],
+    middle: tuple[tuple[int, int], ...],
 ) -> PresenceFigures | None:
-    """The presence score; None where no image has phrases that another one lacks."""
+    """The presence score, of the chosen heads or of the middle layers, whichever tells the phrases apart better.
+
+    None where no image has phrases that another one lacks.
+    """
     chance = random.Random(0)
     everything = sorted({phrase for own in phrases for phrase in own})
-    inside: dict[bool, list[float]] = {True: [], False: []}
+    ways = (tuple((channel, channel + 1) for channel in chosen), middle)
+    inside: dict[bool, list[Tensor]] = {True: [], False: []}
     for read, own in zip(tqdm(images, desc="presence", unit="image"), phrases, strict=True):
         others = [phrase for phrase in everything if phrase not in own]
         asked = [(phrase, True) for phrase in own] + [(one, False) for one in chance.sample(others, min(len(own), len(others)))]
@@ -127,11 +133,14 @@ def _presence(
         encoded = lmm.encode_image(Image.fromarray(read()))
         trace, spans = lmm.teacher_force_phrases(encoded, [phrase for phrase, _ in asked])
         maps = trace.phrase_attention(spans)
-        found = attention_inside(maps, blob_masks(maps, trace.geometry, chosen), bands).tolist()
-        for (_, there), value in zip(asked, found, strict=True):
-            inside[there].append(value)
-    present, absent = np.array(inside[True]), np.array(inside[False])
-    if not len(present) or not len(absent):
+        coarse = blob_masks(maps, trace.geometry, chosen)
+        found = torch.stack([attention_inside(maps, coarse, bands) for bands in ways], dim=1).cpu()
+        for (_, there), values in zip(asked, found, strict=True):
+            inside[there].append(values)
+    if not inside[True] or not inside[False]:
         return None
-    score = fit_presence(present, absent, bands)
-    return PresenceFigures(score, round(auroc(present, absent), 5), len(present), len(absent))
+    present, absent = (torch.stack(inside[there]).numpy() for there in (True, False))
+    figures = [auroc(present[:, way], absent[:, way]) for way in range(len(ways))]
+    best = int(np.argmax(figures))
+    score = fit_presence(present[:, best], absent[:, best], ways[best])
+    return PresenceFigures(score, round(figures[best], 5), len(present), len(absent))
