@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
 
     image = read_image(args.image)
     pipeline = GroundingPipeline.from_config(config)
+    if pipeline.config != config:  # `auto` stood for these
+        parts = pipeline.describe()
+        print(f"heads: {parts['heads']}; SAM: {parts['sam']}", file=sys.stderr)
     handle = pipeline.encode(image)
     answer = pipeline.refer(handle, args.text) if args.refer else pipeline.chat(handle, args.text[0])
     command = "; ".join(args.text)
