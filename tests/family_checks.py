@@ -4,10 +4,8 @@ A family's test builds a checkpoint of a few layers, loads it as everywhere else
 ``initializer_range`` of 0.3 or so: with transformers' 0.02 tiny models look at nothing in particular.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
-import numpy as np
 import torch
 from PIL import Image
 from static_checks import check_static
@@ -20,17 +18,21 @@ from flmm_core.lmm import attention_recorder
 from flmm_core.lmm.encoded_image import EncodedImage
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.lmm.loading import lmm_shape, load_plain
+from flmm_core.lmm.position_truth import (  # noqa: F401 - some are for the families' tests
+    ANSWER,
+    INSIDE,
+    OUTSIDE,
+    QUESTION,
+    REGIONS,
+    local,
+    position_truth,
+)
 from flmm_core.lmm.trace import LmmTrace
 from flmm_core.training.losses import mask_losses
 from flmm_core.verification.frozen_report import CACHED, UNCACHED, FrozenReport, verify_frozen
 
 SIZES = {"landscape": (101, 173), "portrait": (173, 101), "square": (131, 131)}
 """Height and width of images that fit no grid."""
-
-REGIONS = {"corner": (0.0, 0.0, 0.3, 0.4), "middle": (0.37, 0.45, 0.7, 0.8), "end": (0.62, 0.55, 1.0, 1.0)}
-"""Top, left, bottom and right of a region, as parts of the image."""
-
-QUESTION, ANSWER = "where is the lemon?", "The yellow lemon is left of the green can."
 
 
 def with_prefix(lmm: FrozenLmm, reuse: bool) -> FrozenLmm:
@@ -160,104 +162,10 @@ def check_position_truth(
     reach: float = 0.0,
     parts: Iterable[nn.Module] = (),
 ) -> None:
-    """Other pixels in one region of the image change the map cells of that region, and no others.
-
-    All attention of the model is silenced behind its scores (tower and decoder, :func:`local`), so the features of a cell
-    and the keys of its column depend on the cell's own pixels alone. Then attention to all other columns changes by one
-    factor (the softmax's sum), and this goes from pixels to cells through the whole of preprocessing, tiles, tower, merge,
-    sequence and layout. Where a cell lies in the image is computed here from nothing but ``geometry``.
-
-    Args:
-        lmm: of any family.
-        image: RGB.
-        region: one of :data:`REGIONS`.
-        channels: which channels; coarse maps want a larger ``reach`` than fine ones.
-        reach: image pixels around the region that may change cells too, or may not. At least what resampling blends; for
-            coarse maps that were enlarged, the pixels of two coarse cells.
-        parts: modules with a tower that lie outside ``lmm.model``.
-    """
-    height, width = image.height, image.width
-    top, left, bottom, right = (round(part * size) for part, size in zip(region, (height, width) * 2, strict=True))
-    pixels = np.array(image)
-    pixels[top:bottom, left:right] += 128  # of uint8: no pixel stays as it is
-    changed = Image.fromarray(pixels)
-    with local(lmm.model, *parts):
-        maps = [_maps(lmm, one)[:, channels] for one in (image, changed)]
-    geometry = lmm.family.prepare([image]).layouts[0].geometry
-    scales = height / geometry.inner_height, width / geometry.inner_width
-    blend = 2.5 * max(1.0, *scales)
-    reach = max(reach, blend)
-    rows = _cells(geometry.grid_height, geometry.padded_height, geometry.offset_y, scales[0])
-    columns = _cells(geometry.grid_width, geometry.padded_width, geometry.offset_x, scales[1])
-    must = _overlap(rows, top, bottom, height, -blend)[:, None] & _overlap(columns, left, right, width, -blend)[None]
-    may = _overlap(rows, top, bottom, height, reach)[:, None] & _overlap(columns, left, right, width, reach)[None]
-    assert must.any() and not may.all(), "the region is no part of the image that this grid can show"
-    factor = maps[1].double().clamp_min(1e-30).log() - maps[0].double().clamp_min(1e-30).log()
-    calm = factor[..., ~may]
-    change = (factor - calm.median(dim=-1).values[..., None, None]).abs()
-    assert change[..., ~may].amax() < 1e-3, f"cells outside of the region change: {_picture(change, must, may)}"
-    seen = change.amax(dim=(0, 1))
-    assert seen[must].amin() > 1e-2, f"cells of the region do not change: {_picture(change, must, may)}"
-
-
-def _maps(lmm: FrozenLmm, image: Image.Image) -> torch.Tensor:
-    trace = lmm.teacher_force(lmm.encode_image(image), QUESTION, ANSWER)
-    return trace.merged_attention([(i, i + 1) for i in range(len(trace.token_ids))])
-
-
-def _cells(count: int, padded: int, offset: int, scale: float) -> torch.Tensor:
-    """``[count, 2]`` first and last edge of each cell along one axis, in image pixels."""
-    edges = (torch.arange(count + 1) * padded / count - offset) * scale
-    return torch.stack([edges[:-1], edges[1:]], dim=1)
-
-
-def _overlap(cells: torch.Tensor, start: int, end: int, size: int, reach: float) -> torch.Tensor:
-    """Which cells share pixels with ``[start - reach, end + reach)``; at the image's own edges nothing blends inwards."""
-    start = start - reach if start > 0 or reach > 0 else start
-    end = end + reach if end < size or reach > 0 else end
-    inside = cells.clamp(0, size) if reach < 0 else cells
-    return (torch.minimum(inside[:, 1], torch.tensor(end)) - torch.maximum(inside[:, 0], torch.tensor(start))) > 0
-
-
-def _picture(change: torch.Tensor, must: torch.Tensor, may: torch.Tensor) -> str:
-    """Cells as text: what happened (# changed, . not) against what should (X must, o may, . not)."""
-    lines = []
-    for row, strict, loose in zip(change.amax(dim=(0, 1)), must, may, strict=True):
-        seen = "".join("#" if value > 1e-2 else "+" if value > 1e-3 else "." for value in row.tolist())
-        lines.append(seen + "  " + "".join("X" if a else "o" if b else "." for a, b in zip(strict, loose, strict=True)))
-    return "\n" + "\n".join(lines)
-
-
-@contextmanager
-def local(*parts: nn.Module) -> Iterator[None]:
-    """Inside, no position of these modules learns of another: attention adds nothing, wide convolutions see one place."""
-    hooks, kept = [], []
-    for module in (module for part in parts for module in part.modules()):
-        name = type(module).__name__
-        if name.endswith(("Attention", "DeltaNet")):
-            hooks.append(module.register_forward_hook(_silence))
-        wide = isinstance(module, nn.Conv2d) and module.kernel_size > module.stride
-        if wide and module.stride == (1, 1):
-            kept.append((module.weight, module.weight.detach().clone()))
-            middle = [size // 2 for size in module.kernel_size]
-            mask = torch.zeros_like(module.weight)
-            mask[:, :, middle[0], middle[1]] = 1
-            with torch.no_grad():
-                module.weight.mul_(mask)
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for weight, values in kept:
-            with torch.no_grad():
-                weight.copy_(values)
-
-
-def _silence(module: nn.Module, inputs, output):
-    if isinstance(output, tuple):
-        return (torch.zeros_like(output[0]), *output[1:])
-    return torch.zeros_like(output)
+    """Position truth of one region; arguments as of :func:`flmm_core.lmm.position_truth.position_truth`."""
+    (found,) = position_truth(lmm, image, [region], channels=channels, reach=reach, parts=tuple(parts))
+    assert found.outside < OUTSIDE, f"cells outside of the region change: {found.picture}"
+    assert found.inside > INSIDE, f"cells of the region do not change: {found.picture}"
 
 
 # --- (c) greedy text identical with and without grounding ---

@@ -70,7 +70,7 @@ def test_a_case_of_no_family(tmp_path, capsys):
     (folder / "inputs.json").write_text(json.dumps({"prompt": "<image>\nLook.", "samples": []}))
     assert main([str(folder)]) == 1
     assert "case: not run to its end: " in (out := capsys.readouterr().out)
-    assert "LMM family: expected one of " in out and "got 'nobody'" in out
+    assert "expected a kind of LMM" in out and "got 'nobody'" in out
 
 
 def test_no_reference_data(tmp_path, capsys):

@@ -100,7 +100,7 @@ def test_an_lmm_without_weights_is_known_all_the_same(tmp_path, no_models, root)
     (tmp_path / "tokenizer.json").write_text("{")
     assert info(tmp_path).facts["prompt and grid"].startswith("not known (")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(LoadError, match="LMM family: expected one of"):
+    with pytest.raises(LoadError, match="expected an LMM that sees images"):
         model_info(tmp_path)
 
 

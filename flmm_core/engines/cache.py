@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flmm_core.common.user_cache import user_cache
+
 
 def engine_cache() -> Path:
-    """The folder, by the XDG base directory specification; it may not exist yet."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "flmm_ros" / "engines"
+    """The folder; it may not exist yet."""
+    return user_cache("engines")
 
 
 @contextmanager

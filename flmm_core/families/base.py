@@ -93,17 +93,17 @@ class ModelOutline:
 class LmmFamily(ABC):
     """One kind of LMM. An instance belongs to one loaded model and reads all its numbers from that model's configs."""
 
-    model_type: ClassVar[str]
+    model_type: str
     """``model_type`` of the raw config; :meth:`claims` may look at more."""
     prompt_marks: ClassVar[tuple[str, ...]] = ()
     """Parts that the checkpoint's chat template must write, if it has one; see :meth:`doubt`."""
-    answer_separator: ClassVar[str] = " "
+    answer_separator: str = " "
     """Text between the prompt and an answer that is read rather than generated."""
     phrase_separator: ClassVar[str] = " "
     """Text after the full stop between phrases that are read together."""
     system: ClassVar[str] = ""
     """Text before the prompt in a chat; phrases are read without it, as in the training of the published heads."""
-    turn_end: ClassVar[str | None] = None
+    turn_end: str | None = None
     """Text between an answer and the next turn of a conversation; None for a model of single questions."""
     reads_apart: ClassVar[bool] = False
     """Whether an answer, and each phrase of it, is tokenised separately from the text before it, without separators."""
@@ -117,7 +117,7 @@ class LmmFamily(ABC):
     """Maps that an image layout makes of each head's attention: 2 for coarse and fine."""
     reuses_prefix: ClassVar[bool] = True
     """Whether keys and values up to the last image may be reused for other prompts: not if the image attends to words."""
-    reads_batches: ClassVar[bool] = True
+    reads_batches: bool = True
     """Whether several answers may be read in one batch behind the keys and values of an image: not where layers are linear."""
     boxes: ClassVar[BoxFormat] = SHARES
     """How it is prompted for boxes and writes them, for the comparison with grounding."""

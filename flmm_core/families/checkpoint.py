@@ -25,7 +25,7 @@ class Checkpoint:
 
     def file(self, name: str) -> Path | None:
         """Path of one of its files, downloaded if necessary; None if it has no such file."""
-        if Path(self.source).is_dir():
+        if Path(self.source).exists():
             path = Path(self.source) / name
             return path if path.is_file() else None
         found = cached_file(self.source, name, _raise_exceptions_for_missing_entries=False)

@@ -21,6 +21,7 @@ from flmm_core.families import LmmShape, LoadedLmm
 from flmm_core.heads.grounding_heads import GroundingHeads, HeadsConfig
 from flmm_core.heads.unet import UNetConfig
 from flmm_core.lmm import loading as lmm_loading
+from flmm_core.lmm.acceptance import accept
 from flmm_core.lmm.frozen_lmm import FrozenLmm
 from flmm_core.loading.published_heads import published_config, published_lmms
 from flmm_core.sam.checkpoints import load_sam
@@ -86,16 +87,18 @@ def fingerprints(**parts: str | Path) -> dict[str, str]:
 def load_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> FrozenLmm:
     """Load an LMM from a folder, a Hugging Face name or a registered model, without progress bars or warnings.
 
-    See :meth:`FrozenLmm.from_pretrained`.
+    See :meth:`FrozenLmm.from_pretrained`. A model whose family is measured is proven when it is loaded first.
 
     Raises:
-        LoadError: it cannot be loaded; the message names the cause.
+        LoadError: it cannot be loaded, or a proof failed; the message names the cause.
         DeviceError: this machine has no such device.
     """
     check_device(device)
     source = sources.located("lmm", source)
     with explained("LMM", source), _quiet():
-        return FrozenLmm.from_pretrained(source, device=device, dtype=dtype, **options)
+        lmm = FrozenLmm.from_pretrained(source, device=device, dtype=dtype, **options)
+        accept(lmm, source)
+        return lmm
 
 
 def load_plain_lmm(source: str | Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> LoadedLmm:

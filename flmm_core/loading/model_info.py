@@ -17,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from flmm_core.common.plain_text import one_line
 from flmm_core.config import GroundingConfig
 from flmm_core.errors import LoadError, explained
-from flmm_core.families import FAMILIES, Checkpoint, LmmFamily, LmmShape, family_of
+from flmm_core.families import Checkpoint, LmmFamily, LmmShape, family_name, family_of
 from flmm_core.heads.unet import STAGES
 from flmm_core.loading.checkpoints import HEADS_FORMAT, lmm_shape, read_heads_config, read_origin
 from flmm_core.loading.defaults import resolved
@@ -113,7 +113,7 @@ def lmm_info(source: str | Path, image: Size | None = None, image_tokens: int = 
         find = partial(_words_and_grid, checkpoint, tensors, image, image_tokens)
         words, no_words = (find(), "") if image or image_tokens else _attempt(find)
         facts = {
-            "family": next(name for name, one in FAMILIES.items() if one is kind),
+            "family": family_name(kind, checkpoint),
             "layers": f"{shape.layers}"
             + (f", {shape.layers - shape.mapless_layers} give maps" if shape.mapless_layers else ""),
             "heads": f"{shape.heads} a layer",

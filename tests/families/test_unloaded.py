@@ -11,6 +11,7 @@ import test_llava_onevision
 import test_mgm
 import test_paligemma
 import test_smolvlm
+import tiny_auto
 import tiny_deepseek_vl
 import tiny_qwen
 import torch
@@ -39,6 +40,7 @@ SAVE = {
     **{kind: lambda folder, kind=kind: tiny_qwen.save_qwen(folder, kind) for kind in tiny_qwen.KINDS},
     **{kind: lambda folder, kind=kind: test_smolvlm.save(folder, kind) for kind in test_smolvlm.KINDS},
     "paligemma": test_paligemma.save,
+    **{kind: lambda folder, kind=kind: tiny_auto.save(folder, kind) for kind in ("glm4v", "mistral3")},
     "gemma3": None,
     "internvl": None,
 }

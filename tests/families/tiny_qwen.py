@@ -10,17 +10,22 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
 
-KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
+KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen2_vl", "qwen3_vl_moe")
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 TURNS = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
@@ -34,6 +39,8 @@ TEMPLATES = {
     "qwen2_5_vl": SYSTEM + TURNS + "{% endif %}",
     "qwen3_vl": TURNS + "{% endif %}",
     "qwen3_5": TURNS + THOUGHT,
+    "qwen2_vl": SYSTEM + TURNS + "{% endif %}",
+    "qwen3_vl_moe": TURNS + "{% endif %}",
 }
 """What the checkpoints' own templates write for one user's turn with images in front."""
 
@@ -79,7 +86,17 @@ def _model(kind, vocabulary, marks):
         text = {**text, "num_hidden_layers": 3, "rope_parameters": _rope(2, 1, 1)}
         vision = {**vision, "depth": 2, "window_size": 24, "fullatt_block_indexes": [1]}
         return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **marks))
+    if kind == "qwen2_vl":
+        text = {**text, "num_hidden_layers": 3, "rope_parameters": _rope(2, 1, 1)}
+        vision = {"embed_dim": 24, "hidden_size": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 4, "patch_size": 4}
+        vision["initializer_range"] = 0.3
+        return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **marks))
     text, vision = {**text, "head_dim": 16}, {**vision, "depth": 3, "num_position_embeddings": 36}
+    if kind == "qwen3_vl_moe":
+        text = {**text, "num_hidden_layers": 3, "rope_parameters": _rope(4, 2, 2), "num_experts": 4}
+        text |= {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        vision = {**vision, "deepstack_visual_indexes": [0, 1]}
+        return Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(text_config=text, vision_config=vision, **marks))
     if kind == "qwen3_vl":
         text = {**text, "num_hidden_layers": 3, "rope_parameters": _rope(4, 2, 2)}
         vision = {**vision, "deepstack_visual_indexes": [0, 1]}
@@ -100,6 +117,8 @@ def save_qwen(folder: Path, kind: str, *, seed: int = 0) -> Path:
     size = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
     images = Qwen2VLImageProcessorPil(size=size, patch_size=4, merge_size=2, temporal_patch_size=2)
     processor, videos = Qwen3VLProcessor, Qwen3VLVideoProcessor
+    if kind == "qwen2_vl":
+        processor, videos = Qwen2VLProcessor, Qwen2VLVideoProcessor
     if kind == "qwen2_5_vl":
         processor, videos = Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
     processor(images, words, videos(), chat_template=TEMPLATES[kind]).save_pretrained(folder)
