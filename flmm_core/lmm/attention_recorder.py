@@ -75,8 +75,7 @@ class AttentionRecorder:
 
         Args:
             layer: index of the decoder layer.
-            query: ``[b, q, rows, e]``, of the pass's last positions where a layer computes no others (layers that share the
-                keys of earlier ones may do so).
+            query: ``[b, q, rows, e]``, of the pass's last positions where a layer that shares keys computes no others.
             key: ``[b, k, s, e]``, of all positions; of a static cache, with unused positions behind them.
             mask: ``[b, 1, rows, s]`` bool, or None where nothing but the future is hidden.
             options: ``scaling``, ``sliding_window``, ``softcap`` and ``s_aux`` of the attention function, where given.
@@ -106,9 +105,7 @@ class AttentionRecorder:
             raise ValueError(f"attention recorder: expected a bool mask for all heads, got {mask.dtype} {list(mask.shape)}")
         wanted = self._rows - min(self._rows, max(0, self.start - before))
         if wanted > rows:
-            raise ValueError(
-                f"attention recorder, layer {layer}: expected queries of the pass's last {wanted} positions, got {rows}"
-            )
+            raise ValueError(f"attention recorder, layer {layer}: expected queries of {wanted} positions, got {rows}")
         skip = rows - wanted
         # A clone, so that a view of the last rows does not keep the memory of a long prompt.
         kept = query[:, :, skip:].clone() if skip else query

@@ -17,7 +17,7 @@ from family_checks import (
 )
 from PIL import Image
 from tiny_models import random_image
-from tiny_qwen import KINDS, save_qwen
+from tiny_qwen import KINDS, MORE, save_qwen
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from flmm_core.families import Checkpoint, family_of
@@ -57,6 +57,16 @@ def test_position_truth(lmm, size, region):
 
 def test_greedy_text_is_the_plain_models(folder):
     check_greedy(folder, [random_image(*size, seed=i) for i, size in enumerate(SIZES.values())])
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_kinds_that_differ_by_a_line(kind, tmp_path):
+    """One size, one region, one image."""
+    image = random_image(*SIZES["landscape"])
+    save_qwen(tmp_path, kind)
+    check_rows(tmp_path, image)
+    check_position_truth(FrozenLmm.from_pretrained(tmp_path), image, REGIONS["middle"])
+    check_greedy(tmp_path, [image], tokens=8)
 
 
 def test_a_head_trains(folder):

@@ -37,7 +37,7 @@ SAVE = {
     **{kind: lambda folder, kind=kind: test_mgm.save_mgm(folder, kind) for kind in test_mgm.KINDS},
     "hpt_air": lambda folder: test_hpt.save_hpt(folder, "air"),
     "hpt_air_1_5": lambda folder: test_hpt.save_hpt(folder, "air-1.5"),
-    **{kind: lambda folder, kind=kind: tiny_qwen.save_qwen(folder, kind) for kind in tiny_qwen.KINDS},
+    **{kind: lambda folder, kind=kind: tiny_qwen.save_qwen(folder, kind) for kind in tiny_qwen.KINDS + tiny_qwen.MORE},
     **{kind: lambda folder, kind=kind: test_smolvlm.save(folder, kind) for kind in test_smolvlm.KINDS},
     "paligemma": test_paligemma.save,
     **{kind: lambda folder, kind=kind: tiny_auto.save(folder, kind) for kind in ("glm4v", "mistral3")},

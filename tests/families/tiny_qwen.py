@@ -25,7 +25,9 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen2_vl", "qwen3_vl_moe")
+KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
+MORE = ("qwen2_vl", "qwen3_vl_moe")
+"""Whose families differ by a line from those."""
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 TURNS = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
