@@ -15,12 +15,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     CLIPImageProcessorPil,
     Gemma3ImageProcessorPil,
+    Glm4vImageProcessorPil,
+    Glm4vProcessor,
+    Glm4vVideoProcessor,
     GotOcr2ImageProcessorPil,
     LlavaNextConfig,
     LlavaOnevisionConfig,
+    PixtralImageProcessorPil,
+    PixtralProcessor,
+    PreTrainedTokenizerFast,
     Qwen2VLImageProcessorPil,
     SiglipImageProcessorPil,
     SmolVLMImageProcessorPil,
@@ -29,6 +37,7 @@ from transformers import (
 from flmm_core.families import FAMILIES, LmmFamily
 from flmm_core.families.base import ModelOutline
 from flmm_core.families.deepseek_vl import Pixels
+from flmm_core.families.processed import ProcessedFamily
 from flmm_core.loading.image_sizes import FULL_HD, TWELVE_MEGAPIXELS, VGA, ImageCost, Size, image_cost, large_images
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "real_models.md"
@@ -41,6 +50,7 @@ FROM = {
     "page": "`preprocessor_config.json` on public pages",
     "sister": "`preprocessor_config.json` of a sister checkpoint on public pages",
     "processor": "defaults of transformers' processor class and config class",
+    "unchecked": "not compared with the checkpoint's `preprocessor_config.json`",
 }
 
 
@@ -81,10 +91,17 @@ class Known:
         entries = vars(self.config) if hasattr(self.config, "model_type") else self.config or {}
         marks = dict.fromkeys(("image_token_id", "boi_token_id", "eoi_token_id"), 7)
         config = SimpleNamespace(**{**entries, **marks, "vision_config": SimpleNamespace(**self.vision)})
+        given: dict[str, Any]
         given = {"pixels": self.parts} if isinstance(self.parts, Pixels) else {"image_processor": copy.copy(self.processor)}
         given |= self.parts if isinstance(self.parts, dict) else {}
         make: Any = kind
-        made: LmmFamily = make(model=ModelOutline(config, ()), tokenizer=_Words(), **given)
+        if issubclass(kind, ProcessedFamily):
+            config.get_text_config = lambda: self.text
+            files: Any = SimpleNamespace(chat_template=_TEMPLATE, source="", config={})
+            given = {"processor": copy.deepcopy(self.processor), "checkpoint": files}
+        else:
+            given["tokenizer"] = _Words()
+        made: LmmFamily = make(model=ModelOutline(config, ()), **given)
         if image_tokens:
             made.limit_image_tokens(image_tokens)
         return made
@@ -95,6 +112,21 @@ class Known:
         layers, heads, key_heads, size = self.decoder
         found = {"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": key_heads, "head_dim": size}
         return SimpleNamespace(**found, hidden_size=heads * size, layer_types=list(self.layer_types))
+
+
+_TEMPLATE = (
+    "{% for m in messages %}{% for p in m['content'] %}{{ '[IMG]' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+    "{% endfor %}"
+)
+
+
+def _tokens() -> Any:
+    """A tokenizer of few words; its seventh token is the image's."""
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({f"{i}": i for i in range(7)}, unk_token="0")), unk_token="0", image_token="[IMG]"
+    )
+    words.add_special_tokens({"additional_special_tokens": ["[IMG]", "[IMG_BREAK]", "[IMG_END]", "<|video|>"]})
+    return words
 
 
 _CLIP = CLIPImageProcessorPil()
@@ -133,8 +165,10 @@ CHECKPOINTS: Mapping[str, Known] = {
     "llava_onevision": Known(
         "class", (24, 14, 2, 64), {"image_size": 384, "patch_size": 14}, _CLIP, _ANYRES
     ),
+    "qwen2_vl": Known("sister", (28, 12, 2, 128), {"spatial_merge_size": 2}, _QWEN2, None, {"template": ""}),
     "qwen2_5_vl": Known("page", (36, 16, 2, 128), {"spatial_merge_size": 2}, _QWEN2, None, {"template": ""}),
     "qwen3_vl": Known("page", (28, 16, 8, 128), {"spatial_merge_size": 2}, _QWEN3, None, {"template": ""}),
+    "qwen3_vl_moe": Known("sister", (48, 32, 4, 128), {"spatial_merge_size": 2}, _QWEN3, None, {"template": ""}),
     "qwen3_5": Known("sister", (32, 16, 4, 256), {"spatial_merge_size": 2}, _QWEN3, None, {"template": ""}, _LINEAR * 8),
     "internvl": Known(
         "processor", (28, 16, 8, 128), {"image_size": (448, 448), "patch_size": (14, 14)},
@@ -148,6 +182,13 @@ CHECKPOINTS: Mapping[str, Known] = {
     "paligemma": Known(
         "grid", (26, 8, 4, 256), {"image_size": 448, "patch_size": 14},
         SiglipImageProcessorPil(size={"height": 448, "width": 448}),
+    ),
+    "glm4v": Known(
+        "processor", (40, 32, 2, 128), {}, Glm4vProcessor(Glm4vImageProcessorPil(), _tokens(), Glm4vVideoProcessor())
+    ),
+    "mistral3": Known(
+        "unchecked", (40, 32, 8, 128), {},
+        PixtralProcessor(PixtralImageProcessorPil(size={"longest_edge": 1540}), _tokens(), patch_size=14, spatial_merge_size=2),
     ),
 }  # fmt: skip
 

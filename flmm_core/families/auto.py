@@ -42,6 +42,14 @@ class AutoFamily(ProcessedFamily):
         """Claims all kinds that transformers can chat with about images."""
         return checkpoint.config.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+    def set_most_tokens(self, most: int) -> int:
+        """Refuses: which of the processor's sizes limits an image is not known.
+
+        Raises:
+            LoadError: always.
+        """
+        raise LoadError(f"image_tokens: expected 0 for {self.model_type}, which is measured and cannot be limited, got {most}")
+
     def grid(self, image: Image.Image, tokens: tuple[int, ...], made: Any) -> ViewGrid:
         """The measured grid of images of this size; measured now if it is not known yet.
 

@@ -20,3 +20,11 @@ class Glm4vFamily(ProcessedFamily):
         _, height, width = made["image_grid_thw"][0].tolist()
         merge = int(self.processor.image_processor.merge_size)
         return ViewGrid(1, 1, height // merge, width // merge)
+
+    def set_most_tokens(self, most: int) -> int:
+        """By the processor's most pixels, which count an image as the frames of one patch in time."""
+        own = self.processor.image_processor
+        unit = (int(own.patch_size) * int(own.merge_size)) ** 2 * int(own.temporal_patch_size)
+        longest = min(int(own.size["longest_edge"]), most * unit)
+        own.size = {"shortest_edge": min(int(own.size["shortest_edge"]), longest // 4), "longest_edge": longest}
+        return longest // unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from PIL import Image
@@ -18,5 +19,19 @@ class Mistral3Family(ProcessedFamily):
     def grid(self, image: Image.Image, tokens: tuple[int, ...], made: Any) -> ViewGrid:
         """One grid of the size that the image is resized to."""
         height, width = made["image_sizes"][0].tolist()
-        side = int(self.processor.patch_size) * int(self.processor.spatial_merge_size)
-        return ViewGrid(1, 1, height // side, width // side)
+        return ViewGrid(1, 1, height // self._side, width // self._side)
+
+    @property
+    def _side(self) -> int:
+        """Pixels along each side of a cell."""
+        return int(self.processor.patch_size) * int(self.processor.spatial_merge_size)
+
+    def set_most_tokens(self, most: int) -> int:
+        """By the longest side that an image is scaled to: of a square, the rows with the token behind each of them."""
+        own = self.processor.image_processor
+        longest = int(own.size["longest_edge"])
+        cells = math.ceil(longest / self._side)
+        while cells > 1 and cells * (cells + 1) > most:
+            cells -= 1
+        own.size = {"longest_edge": min(longest, cells * self._side)}
+        return cells * (cells + 1)
