@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import PreTrainedConfig
 
 from flmm_core.config import GroundingConfig
-from flmm_core.families import LmmFamily
+from flmm_core.families import LmmFamily, LmmShape
 
 Size = tuple[int, int]
 """Width and height of an image, pixels."""
@@ -54,10 +54,7 @@ def image_cost(family: LmmFamily, text: PreTrainedConfig, size: Size) -> ImageCo
     """
     layout = family.prepare([Image.new("RGB", size)]).layouts[0]
     frame, shape, tokens = layout.geometry, family.shape(text), len(layout.ids)
-    config: Any = text
-    head_size = getattr(config, "head_dim", None) or shape.hidden_size // shape.heads
-    key_heads = getattr(config, "num_key_value_heads", None) or shape.heads
-    layers = len(family.map_layers(text))
+    sizes = _layer_sizes(text, shape)
     return ImageCost(
         width=size[0],
         height=size[1],
@@ -65,18 +62,31 @@ def image_cost(family: LmmFamily, text: PreTrainedConfig, size: Size) -> ImageCo
         grid_width=frame.grid_width,
         grid_height=frame.grid_height,
         layout=type(layout).__name__,
-        keys_values=2 * _layers_with_keys(text) * key_heads * head_size * _BYTES * tokens,
-        queries=layers * shape.heads * head_size * _BYTES * GroundingConfig.max_new_tokens,
+        keys_values=2 * sum(heads * size for heads, size in map(sizes.__getitem__, _layers_with_keys(text))) * _BYTES * tokens,
+        queries=sum(shape.heads * sizes[i][1] for i in family.map_layers(text)) * _BYTES * GroundingConfig.max_new_tokens,
         maps=shape.channels * frame.grid_width * frame.grid_height * 4,
     )
 
 
-def _layers_with_keys(text: PreTrainedConfig) -> int:
+def _layer_sizes(text: PreTrainedConfig, shape: LmmShape) -> list[tuple[int, int]]:
+    """Key/value heads and head size of each decoder layer; layers of full attention may have others than those with windows."""
+    config: Any = text
+    own = getattr(config, "per_layer_config", None) or [config] * shape.layers
+    return [
+        (
+            getattr(own[i], "num_key_value_heads", None) or shape.heads,
+            getattr(own[i], "head_dim", None) or shape.hidden_size // shape.heads,
+        )
+        for i in range(shape.layers)
+    ]
+
+
+def _layers_with_keys(text: PreTrainedConfig) -> list[int]:
     """Decoder layers with keys and values of every position; those of linear attention or convolutions have none."""
     config: Any = text
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * int(config.num_hidden_layers)
-    keeping = sum(kind.endswith("attention") and kind != "linear_attention" for kind in kinds)
-    return keeping - int(getattr(config, "num_kv_shared_layers", None) or 0)
+    keeping = [i for i, kind in enumerate(kinds) if kind.endswith("attention") and kind != "linear_attention"]
+    return keeping[: len(keeping) - int(getattr(config, "num_kv_shared_layers", None) or 0)]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import torch
 from family_checks import QUESTION, SIZES
 from tiny_models import random_image
 
+from flmm_core import families
 from flmm_core.errors import LoadError
-from flmm_core.families import FAMILIES, AutoFamily, Checkpoint, auto, family_of
+from flmm_core.families import AutoFamily, Checkpoint, auto, family_of
 from flmm_core.families.glm4v import Glm4vFamily
 from flmm_core.families.mistral3 import Mistral3Family
 from flmm_core.families.stripes import centres
@@ -39,8 +40,7 @@ def unnamed(tmp_path_factory):
     """In this file, these kinds have no file; and the user's cache is its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        for kind in KINDS:
-            patch.delitem(FAMILIES, kind, raising=False)
+        patch.setattr(families, "FAMILIES", {name: family for name, family in families.FAMILIES.items() if name not in KINDS})
         yield
 
 
@@ -110,7 +110,7 @@ def test_a_named_kind_has_the_grid_that_was_measured(kind, made_once, monkeypatc
     """What a named family computes is what the pixels say."""
     named = {"glm4v": Glm4vFamily, "mistral3": Mistral3Family}[kind]
     measured = FrozenLmm.from_pretrained(folder := made_once(kind, lambda folder: tiny_auto.save(folder, kind)))
-    monkeypatch.setitem(FAMILIES, kind, named)
+    monkeypatch.setattr(families, "FAMILIES", {kind: named})
     known = FrozenLmm.from_pretrained(folder)
     assert isinstance(known.family, named) and isinstance(measured.family, AutoFamily)
     for size in ("landscape", "portrait"):
