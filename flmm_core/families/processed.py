@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from flmm_core.common.plain_text import one_line
 from flmm_core.errors import LoadError
 from flmm_core.families.base import ImageFeatures, LmmFamily, LoadedLmm, ModelOutline, PreparedImages, check_complete
 from flmm_core.families.chat_prompts import WORDS, ChatPrompts
@@ -68,10 +69,14 @@ class ProcessedFamily(LmmFamily):
     @classmethod
     def load(cls, checkpoint: Checkpoint, how: LoadOptions) -> LoadedLmm:
         """Load model and processor."""
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(checkpoint.source, **how.given, output_loading_info=True)
+        try:
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(checkpoint.source, **how.given, output_loading_info=True)
+            processor = _processor(checkpoint)
+        except ImportError as error:
+            raise LoadError(f"LMM {checkpoint.source}: expected the packages that it needs, got {one_line(error)}") from error
         model, report = loaded
         check_complete(report)
-        family = cls(model=model, processor=_processor(checkpoint), checkpoint=checkpoint)
+        family = cls(model=model, processor=processor, checkpoint=checkpoint)
         return LoadedLmm(model=model, tokenizer=family.tokenizer, family=family)
 
     @classmethod

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flmm_core.errors import LoadError
+from flmm_core.common.plain_text import one_line
+from flmm_core.errors import LoadError, of_machine
 from flmm_core.families.auto import AutoFamily
 from flmm_core.families.view_grid import ViewsLayout
 from flmm_core.lmm import attention_recorder
@@ -49,9 +50,12 @@ def accept(lmm: FrozenLmm, source: str) -> None:
     for name, check in checks.items():
         try:
             found[name] = check(lmm, image)
-        except ValueError as error:
+        except Exception as error:  # models raise errors of any type where they are used in a way that they do not know
+            if of_machine(error):
+                raise
+            reason = one_line(error)
             raise LoadError(
-                f"LMM {source}: {family.model_type} has no family of its own, and could not be measured; {name}: {error}"
+                f"LMM {source}: {family.model_type} has no family of its own, and could not be measured; {name}: {reason}"
             ) from error
     family.measurements.keep_proofs({**family.measurements.proofs, kind: found})
     told = ", ".join(f"{name} {result}" for name, result in found.items())

@@ -119,7 +119,11 @@ def mixing(model: PreTrainedModel, *, start: int, seen: int, layer_weights: Tens
         layer_weights: ``[k, l]`` float32 on the model's device.
     """
     decoder: Any = model.get_decoder()
-    norm = next(getattr(decoder, name) for name in _NORMS if hasattr(decoder, name))
+    norm = next((getattr(decoder, name) for name in _NORMS if hasattr(decoder, name)), None)
+    if norm is None:
+        raise ValueError(
+            f"decoder: expected a final norm named {' or '.join(_NORMS)}, got {type(decoder).__name__} without one"
+        )
     parts: list[nn.Module] = [*decoder.layers[:-1], norm]
     if layer_weights.ndim != 2 or layer_weights.shape[1] != len(parts):
         raise ValueError(f"layer weights: expected [k, {len(parts)}], got {list(layer_weights.shape)}")

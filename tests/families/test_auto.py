@@ -14,7 +14,7 @@ from tiny_models import random_image
 
 from flmm_core import families
 from flmm_core.errors import LoadError
-from flmm_core.families import AutoFamily, Checkpoint, auto, family_of
+from flmm_core.families import AutoFamily, Checkpoint, auto, family_of, processed
 from flmm_core.families.glm4v import Glm4vFamily
 from flmm_core.families.mistral3 import Mistral3Family
 from flmm_core.families.stripes import centres
@@ -244,6 +244,22 @@ def test_files_that_do_not_say_enough_are_refused(copied):
     assert "expected one that writes an image" in refusal(copied)
     (copied / "chat_template.jinja").unlink()
     assert "expected a chat template, got none" in refusal(copied)
+
+
+def test_other_errors_are_one_line_too(copied, monkeypatch):
+    """A package that is missing; a model that is used in a way that it does not know."""
+    with monkeypatch.context() as patch:
+        patch.setattr(processed.AutoProcessor, "from_pretrained", raiser(ImportError("X requires timm.\nInstall it")))
+        assert "expected the packages that it needs, got " in refusal(copied)
+    monkeypatch.setattr(AutoFamily, "encode", raiser(RuntimeError("shapes\ndiffer")))
+    assert "could not be measured; layout: " in refusal(copied)
+
+
+def raiser(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize(
