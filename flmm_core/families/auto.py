@@ -1,6 +1,6 @@
 """Any model of transformers that chats about images and has no family of its own: its layout is measured, not written down.
 
-Measuring encodes about four images for each row and column of cells, once for each size of images; the result is kept in the
+Measuring encodes two images for each row and each column of cells, once for each size of images; the result is kept in the
 user's cache. Before such a model is used, :mod:`flmm_core.lmm.acceptance` proves prompt, layout and answers.
 """
 
