@@ -77,8 +77,14 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(config.cpu_threads)
     context = provenance(args, config, ("lmm",))
     device, dtype = resolve_device(config)
-    options = {"quantization": config.quantization, "image_tokens": config.image_tokens}
-    loaded = checkpoints.load_plain_lmm(config.lmm, device=device, dtype=dtype, **options)
+    loaded = checkpoints.load_plain_lmm(
+        config.lmm,
+        device=device,
+        dtype=dtype,
+        quantization=config.quantization,
+        image_tokens=config.image_tokens,
+        spread=config.device == "auto",
+    )
     report = verify_frozen(loaded, images, questions, max_new_tokens=config.max_new_tokens)
     format_name = str(dtype).removeprefix("torch.")
     format_name += "" if config.quantization == "none" else f", {config.quantization}"

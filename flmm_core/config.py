@@ -73,7 +73,10 @@ class GroundingConfig:
         " or of transformers' SamModel, Sam2Model or SamHQModel, a segment-anything .pth file, one of these on the Hub"
         " (owner/name, owner/name/file.pth), or the name of a registered model.",
     )
-    device: str = _tunable("auto", "Device: auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+    device: str = _tunable(
+        "auto",
+        "Device: auto (cuda if there is one; an LMM that the first GPU cannot hold is spread over all), cpu, cuda, cuda:1, ...",
+    )
     dtype: str = _tunable(
         "auto",
         "Number format of the LMM; heads and SAM are always float32. auto: bfloat16 on cuda, float32 on the CPU.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -24,6 +25,9 @@ class LoadOptions:
     """Quantization of the decoder's matrices: none, int8 (LLM.int8) or int4 (NF4)."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """The checkpoint's generation settings, in place of those in its files."""
+    room: Mapping[int, int] | Mapping[str, int] | None = None
+    """Most bytes of weights on each of several devices, over which accelerate spreads the layers; None for one device.
+    GPUs by their numbers; cpu is main memory, and what has no room goes to the disk."""
 
     def __post_init__(self) -> None:
         if self.quantization == "none":
@@ -43,6 +47,8 @@ class LoadOptions:
         given: dict[str, Any] = {"dtype": self.dtype, "generation_config": self.generation}
         if self.quantization != "none" or (torch.device(self.device).type != "cpu" and find_spec("accelerate")):
             given["device_map"] = {"": torch.device(self.device)}
+        if self.room is not None:
+            given |= {"device_map": "auto", "max_memory": dict(self.room)}
         if self.quantization == "int8":
             given["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(_KEPT))
         elif self.quantization == "int4":

@@ -58,7 +58,8 @@ class RecordedAttention:
             columns: ``[m]`` int64, which positions of the sequence are wanted.
 
         Returns:
-            ``[q, len(tokens), m]`` in the model's dtype, one row for each *query* head also with grouped keys.
+            ``[q, len(tokens), m]`` in the model's dtype, one row for each *query* head also with grouped keys; on the device
+            of ``columns``, whichever the layer is on.
         """
         kept = self.layers[layer]
         index = torch.as_tensor(tokens, device=kept.queries.device)
@@ -75,7 +76,8 @@ class RecordedAttention:
         else:
             hidden = ~kept.visible[index]
         scores = scores.masked_fill(hidden, float("-inf"))
-        return scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)[..., columns]
+        rows = scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)
+        return rows[..., columns.to(rows.device)].to(columns.device)
 
     def mean_rows(self, spans: Sequence[tuple[int, int]], columns: Tensor) -> Tensor:
         """Attention averaged, in the model's dtype, over the tokens of each span, one layer at a time.

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
+from flmm_core.common.devices import is_spread
 from flmm_core.lmm.attention_recorder import AttentionRecorder
 from flmm_core.lmm.hidden_states import StateMixer
 from flmm_core.lmm.prefix_cache import can_be_cropped
@@ -56,8 +57,8 @@ class _StaticLayer(StaticLayer):
 
 
 def allows_static_decoding(model: PreTrainedModel) -> bool:
-    """Whether every layer of the decoder has full attention: no windows, no linear attention."""
-    return can_be_cropped(DynamicCache(config=model.config.get_text_config()))
+    """Whether the model is on one device and every layer of the decoder has full attention: no windows, no linear attention."""
+    return not is_spread(model) and can_be_cropped(DynamicCache(config=model.config.get_text_config()))
 
 
 class StaticDecoder:

@@ -59,7 +59,7 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Where the model is; of one whose layers are on several devices, where its inputs and results are."""
         device: torch.device = self.model.device
         return device
 

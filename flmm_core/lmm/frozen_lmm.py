@@ -60,6 +60,7 @@ class FrozenLmm:
         dtype: torch.dtype = torch.float32,
         quantization: str = "none",
         image_tokens: int = 0,
+        spread: bool = False,
         settings: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> FrozenLmm:
@@ -67,21 +68,28 @@ class FrozenLmm:
 
         Args:
             source: folder or name.
-            device: as for :func:`~flmm_core.lmm.loading.load_plain`, like the four after it.
+            device: as for :func:`~flmm_core.lmm.loading.load_plain`, like the five after it.
             dtype: number format of the model.
             quantization: of the decoder's matrices: none, int8 or int4.
             image_tokens: most tokens of an image; 0 for those of the checkpoint's own processor.
+            spread: whether the layers may be on several GPUs.
             settings: in place of the family's ``settings``, which the checkpoint's files do not say.
             options: ``refer_prompt``, ``reuse_prefix`` and ``cuda_graphs``.
         """
         loaded = load_plain(
-            source, device=device, dtype=dtype, quantization=quantization, image_tokens=image_tokens, settings=settings
+            source,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            image_tokens=image_tokens,
+            spread=spread,
+            settings=settings,
         )
         return cls(model=loaded.model, tokenizer=loaded.tokenizer, family=loaded.family, **options)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Where the model is; of one whose layers are on several devices, where its inputs and results are."""
         return self.model.device
 
     @property

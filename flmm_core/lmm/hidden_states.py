@@ -31,7 +31,7 @@ class StateMixer:
     Args:
         start: first position that is kept.
         seen: positions that are in the cache at the start.
-        layer_weights: ``[k, l]`` float32, weight of each layer in each mixture.
+        layer_weights: ``[k, l]`` float32, weight of each layer in each mixture; on the device where mixtures are wanted.
     """
 
     def __init__(self, *, start: int, seen: int, layer_weights: Tensor) -> None:
@@ -63,7 +63,8 @@ class StateMixer:
             raise ValueError(f"hidden states, layer {layer}: expected the pass's last {wanted} positions, got {rows}")
         skip = rows - wanted
         # A clone of a part, so that a view of its last rows does not keep a long prompt alive.
-        self._states.append(states[:, skip:].clone() if skip else states)
+        kept = states[:, skip:].clone() if skip else states
+        self._states.append(kept.to(self.layer_weights.device))
         if not last:
             return
         if wanted > 1:

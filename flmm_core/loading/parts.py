@@ -56,7 +56,7 @@ def load_parts(config: GroundingConfig) -> PipelineParts:
     heads = load_heads_and_sam(config)
     _log.info("heads: %s (%s); SAM: %s", config.heads, heads.description, config.sam)
     names = ("quantization", "image_tokens", "refer_prompt", "reuse_prefix", "cuda_graphs")
-    options = {name: getattr(config, name) for name in names}
+    options = {name: getattr(config, name) for name in names} | {"spread": config.device == "auto"}
     lmm = checkpoints.load_lmm(config.lmm, device=device, dtype=dtype, **options)
     with explained("heads", config.heads):
         heads = heads.to(lmm.device).eval()
@@ -122,5 +122,11 @@ def describe_parts(config: GroundingConfig, lmm: FrozenLmm, heads: Heads, backen
         "heads": f"{config.heads} ({heads.description})",
         "sam": config.sam,
         "heads backend": backend,
-        "device": torch.cuda.get_device_name(lmm.device) if lmm.device.type == "cuda" else "cpu",
+        "device": _devices(lmm),
     }
+
+
+def _devices(lmm: FrozenLmm) -> str:
+    """Names of the devices of an LMM: nearly always one."""
+    found = dict.fromkeys(parameter.device for parameter in lmm.model.parameters())
+    return " + ".join(torch.cuda.get_device_name(one) if one.type == "cuda" else one.type for one in found)
