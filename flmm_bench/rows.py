@@ -22,7 +22,7 @@ from flmm_core.engines.export import export_networks
 from flmm_core.engines.networks import Engine, NetworkSizes, module_of
 from flmm_core.engines.onnx_engine import OnnxEngine
 from flmm_core.engines.tensorrt_engine import TensorrtEngine
-from flmm_core.heads.grounding_heads import GroundingHeads
+from flmm_core.heads.interface import Heads
 from flmm_core.images.masks import Overlap
 from flmm_core.pipeline import GroundingPipeline
 from flmm_core.requests.callbacks import Callbacks, Stage
@@ -199,7 +199,7 @@ TENSORRT = Backend("TensorRT fp16", TensorrtEngine, "fp16", 1 / 3, 0.995)
 
 
 @contextmanager
-def exported(heads: GroundingHeads, backend: Backend) -> Iterator[Engine]:
+def exported(heads: Heads, backend: Backend) -> Iterator[Engine]:
     """The heads' networks in a backend on the heads' device; the exported files exist inside the block."""
     device = next(heads.parameters()).device
     with TemporaryDirectory() as scratch:
@@ -208,7 +208,7 @@ def exported(heads: GroundingHeads, backend: Backend) -> Iterator[Engine]:
 
 
 @torch.no_grad()
-def engine_rows(subject: str, heads: GroundingHeads, engine: Engine, backend: Backend, *, rounds: int) -> Iterator[Row]:
+def engine_rows(subject: str, heads: Heads, engine: Engine, backend: Backend, *, rounds: int) -> Iterator[Row]:
     """Heads in a backend against PyTorch: each network, and the sum over those of a first command with four phrases."""
     sizes = NetworkSizes.of(heads)
     device = next(heads.parameters()).device

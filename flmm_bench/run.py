@@ -30,7 +30,6 @@ from flmm_bench.rows import (
 )
 from flmm_bench.subjects import loaded_pipeline, random_images, random_lmm, random_pipeline, random_sam, shipped_pipeline
 from flmm_core.engines.attach import attach
-from flmm_core.heads.grounding_heads import trained
 from flmm_core.pipeline import GroundingPipeline
 
 
@@ -114,19 +113,18 @@ def _subject(
     rows = [*capture_rows(name, pipeline, images[0], tokens=tokens, rounds=rounds)]
     device = pipeline.lmm.device.type
     shipped = name == "flmm-tabletop"
-    ours = trained(pipeline.heads, "bench")
     with ExitStack() as stack:
         engines = []
         for backend in _backends(found, device, name):
-            engine = stack.enter_context(exported(ours, backend))
+            engine = stack.enter_context(exported(pipeline.heads, backend))
             engines.append((backend, engine))
-            rows += engine_rows(name, ours, engine, backend, rounds=max(2, rounds // 2))
+            rows += engine_rows(name, pipeline.heads, engine, backend, rounds=max(2, rounds // 2))
         if shipped:
             rows += mask_rows(name, pipeline, images[:3], engines)
         heads = "PyTorch"
         for backend, engine in engines[-1:]:
             heads = backend.name
-            attach(ours, engine)
+            attach(pipeline.heads, engine)
         pipeline.images.forget()
         rows += command_rows(name, pipeline, images, tokens=tokens, heads=heads)
         rows += refer_rows(name, pipeline, images[0], rounds=rounds, heads=heads)

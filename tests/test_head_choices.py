@@ -113,13 +113,6 @@ def test_an_empty_source_is_refused(part):
         load_heads_and_sam(resolved(GroundingConfig(**{part: ""})))
 
 
-def test_engines_run_trained_heads_only():
-    from flmm_core.pipeline import GroundingPipeline
-
-    with pytest.raises(ValueError, match="heads_backend: expected trained heads, got heads that are not trained: 5 attention"):
-        GroundingPipeline.from_pretrained(heads="attention", heads_backend="onnx")
-
-
 def test_a_choice_comes_back(tmp_path, choice):
     for one in (choice, replace(choice, presence=None)):
         write_choice(tmp_path / "heads.json", one)

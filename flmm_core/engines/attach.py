@@ -19,7 +19,7 @@ from flmm_core.engines.networks import Engine, NetworkSizes, module_of, weights_
 from flmm_core.engines.onnx_engine import OnnxEngine
 from flmm_core.engines.tensorrt_engine import TensorrtEngine
 from flmm_core.errors import EngineError
-from flmm_core.heads.grounding_heads import trained
+from flmm_core.heads.grounding_heads import GroundingHeads
 from flmm_core.heads.interface import Heads
 from flmm_core.weights.fingerprints import settings_fingerprint
 
@@ -111,8 +111,8 @@ def attach(heads: Heads, engine: Engine) -> None:
     def one(network: str) -> Callable[..., Tensor]:
         return lambda *inputs: engine.run(network, inputs)[0]
 
-    if "unet" in heads.networks:
-        trained(heads, "unet").mask_head.engine = one("unet")
+    if isinstance(heads, GroundingHeads):
+        heads.mask_head.engine = one("unet")
     heads.sam.encoder_engine = one("sam_encoder")
     heads.sam.decoder_engine = lambda *inputs: engine.run("sam_decoder", inputs)  # type: ignore[assignment]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flmm_core.engines.names import INPUTS
 from flmm_core.errors import EngineError
-from flmm_core.heads.grounding_heads import trained
+from flmm_core.heads.grounding_heads import GroundingHeads, trained
 from flmm_core.heads.interface import Heads
 from flmm_core.heads.unet import UNetHead
 from flmm_core.sam.refiner import SamRefiner
@@ -74,7 +74,7 @@ class _Decoder(nn.Module):
 def module_of(heads: Heads, network: str) -> nn.Module:
     """A network as a module that has the network's inputs and outputs and only its parameters."""
     if network == "unet":
-        return _UNet(trained(heads, "unet").mask_head).eval()
+        return _UNet(trained(heads, "U-Net").mask_head).eval()
     return (_Encoder if network == "sam_encoder" else _Decoder)(heads.sam).eval()
 
 
@@ -158,7 +158,7 @@ class NetworkSizes:
         encoder = sam.model.prompt_encoder
         height, width = encoder.image_embedding_size
         return cls(
-            channels=trained(heads, "unet").config.unet.channels if "unet" in heads.networks else 0,
+            channels=heads.config.unet.channels if isinstance(heads, GroundingHeads) else 0,
             frame=sam.frame,
             embedding=(sam.text_size, height, width),
             mask=sam.mask_size,
