@@ -28,7 +28,7 @@ from flmm_core.data.samples import NO_ANSWERS, Sample, Turn
 from flmm_core.evaluation.baseline import BoxPrompter, box_of
 from flmm_core.evaluation.matching import is_right, match_phrases, overlaps
 from flmm_core.evaluation.tabletop import is_relational
-from flmm_core.heads.attention_heads import IMITATED_PROMPTS, AttentionHeads
+from flmm_core.heads.attention_heads import HEADS, IMITATED_PROMPTS, AttentionHeads
 from flmm_core.images.masks import Overlap
 from flmm_core.loading.checkpoints import fingerprints
 from flmm_core.loading.head_choices import HeadChoice
@@ -37,7 +37,10 @@ from flmm_core.requests.image_handle import ImageHandle
 from flmm_core.sam.checkpoints import load_sam
 from flmm_core.sam.refiner import SamRefiner
 from flmm_core.training.calibration import CalibrationSettings, calibrate
+from flmm_core.types import GroundedAnswer
 
+QUESTIONS = 5
+"""Of each image."""
 THRESHOLD = 0.5
 """Of presence, where masks of absent objects count."""
 
@@ -52,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures heads that need no training.")
     parser.add_argument("--data", default="data/test")
     parser.add_argument("--calibration", default="data/calibration")
-    parser.add_argument("--limit", type=int, default=30, help="images (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=20, help="images (default: %(default)s)")
     parser.add_argument("--json", type=Path, required=True, help="write the figures to this file")
     args = parser.parse_args()
     args.arguments = []
@@ -60,11 +63,11 @@ def main() -> None:
     samples = list(open_dataset(args.data))[: args.limit]
     trained = GroundingPipeline.from_config(GroundingConfig(presence_threshold=0.0))
     choices = {one: _choice(trained, args.calibration, one, 8) for one in ("contrast", "entropy")}
-    best = choices["contrast"]
+    best = _choice(trained, args.calibration, "contrast", HEADS)
     ways = {
         "trained heads": trained,
-        "without training, calibrated": _attention(trained, best, 3),
-        "without training, first answer": _attention(trained, None, 0),
+        "without training, calibrated": _attention(trained, best),
+        "without training, first answer": _attention(trained, None),
     }
     rows = {name: _pipeline_row(pipeline, samples) for name, pipeline in ways.items()}
     prompter = BoxPrompter(trained, load_sam(trained.config.sam))
@@ -75,6 +78,7 @@ def main() -> None:
         "command": f"python scripts/measure_training_free.py --json {args.json}",
         "images": len(samples),
         "ways": {name: found.record() for name, found in rows.items()},
+        "calibration": best.record(),
         "choices": {name: choice.record() for name, choice in choices.items()},
         "ablations": {name: found.record() for name, found in ablations(trained, samples, choices).items()},
     }
@@ -90,21 +94,21 @@ def _choice(pipeline: GroundingPipeline, data: str, criterion: str, heads: int) 
     )
 
 
-def _attention(pipeline: GroundingPipeline, choice: HeadChoice | None, count: int) -> GroundingPipeline:
-    """The same LMM with attention heads: the first ``count`` of a choice, or none to choose for each phrase."""
+def _attention(pipeline: GroundingPipeline, choice: HeadChoice | None) -> GroundingPipeline:
+    """The same LMM with attention heads: those of a choice, or none to choose for each phrase."""
     heads = AttentionHeads(
         sam=SamRefiner(sam=load_sam(pipeline.config.sam), config=IMITATED_PROMPTS),
         layers=pipeline.lmm.shape.layers,
-        channels=[head.channel for head in choice.heads[:count]] if choice else (),
+        channels=[head.channel for head in choice.heads] if choice else (),
         presence=choice.presence.score if choice and choice.presence else None,
     )
     return GroundingPipeline(lmm=pipeline.lmm, heads=heads.eval(), config=pipeline.config)
 
 
 def _chat_turns(sample: Sample) -> list[Turn]:
-    """The first question of each kind that has a right answer."""
+    """Questions of different kinds that have a right answer, at most :data:`QUESTIONS`."""
     firsts = {turn.kind: turn for turn in reversed(sample.turns) if turn.kind not in NO_ANSWERS}
-    return list(firsts.values())
+    return list(firsts.values())[:QUESTIONS]
 
 
 def _add(found: Found, sample: Sample, turn: Turn, masks: Sequence[np.ndarray], presence: Sequence[float]) -> None:
@@ -123,23 +127,32 @@ def _add(found: Found, sample: Sample, turn: Turn, masks: Sequence[np.ndarray], 
             found.absent.append(there)
 
 
+def _add_answer(found: Found, sample: Sample, turn: Turn, answer: GroundedAnswer, masks: Sequence[np.ndarray]) -> None:
+    """Add a right answer to the lists of the current image: all its masks, and those of the true names that have a phrase."""
+    pairs = match_phrases(answer.phrases, turn, right=True)
+    named = [(p, s) for p, s in pairs if p is not None and s is not None and turn.spans[s].objects]
+    found.chat[-1] += overlaps(pairs, lambda i: masks[i], turn, sample.mask)
+    found.chat_names[-1] += overlaps(named, lambda i: masks[i], turn, sample.mask)
+
+
 def _pipeline_row(pipeline: GroundingPipeline, samples: Sequence[Sample]) -> Found:
     found = Found()
     for sample in tqdm(samples, desc="heads", unit="image"):
         image = pipeline.encode(sample.image())
         image.lmm(), image.start_sam().result()
-        for results in (found.refer, found.names, found.all, found.chat):
+        for results in (found.refer, found.names, found.all, found.chat, found.chat_names):
             results.append([])
+        pipeline.set_thresholds(presence_threshold=0.0)  # all masks, and the presence of each
         for turn in refer_turns(sample):
             began = time.perf_counter()
             answer = pipeline.refer(image, turn.phrases)
             found.seconds += [(time.perf_counter() - began) / len(turn.phrases)]
             _add(found, sample, turn, [p.mask for p in answer.phrases], [p.presence for p in answer.phrases])
+        pipeline.set_thresholds(presence_threshold=THRESHOLD)
         for turn in _chat_turns(sample):
             answer = pipeline.chat(image, turn.question)
             if is_right(answer.text, turn.answer):
-                pairs = match_phrases(answer.phrases, turn, right=True)
-                found.chat[-1] += overlaps(pairs, lambda i, a=answer: a.phrases[i].mask, turn, sample.mask)
+                _add_answer(found, sample, turn, answer, [phrase.mask for phrase in answer.phrases])
     return found
 
 
@@ -149,7 +162,7 @@ def _box_row(pipeline: GroundingPipeline, samples: Sequence[Sample], masks_of: M
     for sample in tqdm(samples, desc="boxes", unit="image"):
         image = pipeline.encode(sample.image())
         image.lmm(), image.start_sam().result()
-        for results in (found.refer, found.names, found.all, found.chat):
+        for results in (found.refer, found.names, found.all, found.chat, found.chat_names):
             results.append([])
         for turn in refer_turns(sample):
             began = time.perf_counter()
@@ -167,7 +180,7 @@ def _box_row(pipeline: GroundingPipeline, samples: Sequence[Sample], masks_of: M
                 sample.mask(spans[i].objects) if i in spans and spans[i].objects else None for i in range(len(answer.phrases))
             ]
             masks, _ = masks_of(image, [phrase.text for phrase in answer.phrases], truths)
-            found.chat[-1] += overlaps(pairs, lambda i, m=masks: m[i], turn, sample.mask)
+            _add_answer(found, sample, turn, answer, masks)
     return found
 
 

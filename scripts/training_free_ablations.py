@@ -42,6 +42,9 @@ class Found:
     all: list[list[Overlap]] = field(default_factory=list)
     """With absent objects, whose masks count as wrong where their presence is above the threshold."""
     chat: list[list[Overlap]] = field(default_factory=list)
+    """Of right answers: all masks, also those of phrases that name nothing in the true answer."""
+    chat_names: list[list[Overlap]] = field(default_factory=list)
+    """Of right answers: the names in them that were picked as phrases."""
     present: list[float] = field(default_factory=list)
     absent: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -57,6 +60,7 @@ class Found:
             figures["refer, absent objects too: cIoU"] = plain_figure(cumulative_iou(self.all))
         if self.chat:
             figures["right chat answers: cIoU"] = plain_figure(cumulative_iou(self.chat))
+            figures["right chat answers, names: cIoU"] = plain_figure(cumulative_iou(self.chat_names))
         if self.present and self.absent and len({*self.present, *self.absent}) > 1:
             figures["presence: AUROC"] = round(auroc(np.array(self.present), np.array(self.absent)), 4)
             figures["presence: phrases"] = [len(self.present), len(self.absent)]
