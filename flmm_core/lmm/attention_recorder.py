@@ -89,20 +89,7 @@ class AttentionRecorder:
         before = self.records[layer].seen if layer in self.records else self.seen
         seen = before + self._rows
         window = options.get("sliding_window")
-        if options.get("s_aux") is not None:
-            raise ValueError(
-                f"attention recorder, layer {layer}: expected rows that the keys share, got attention sinks (s_aux)"
-            )
-        if key.shape[2] < seen:
-            kind = f"a sliding window of {window}" if window else "a cache that drops positions"
-            raise ValueError(
-                f"attention recorder, layer {layer}: expected keys of {seen} positions, got {key.shape[2]}; a layer with {kind}"
-                " gives no maps"
-            )
-        if mask is None and window is not None and seen > window:
-            raise ValueError(f"attention recorder, layer {layer}: expected a mask for its sliding window of {window}, got none")
-        if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
-            raise ValueError(f"attention recorder: expected a bool mask for all heads, got {mask.dtype} {list(mask.shape)}")
+        _check_gives_maps(layer, key, mask, seen, options)
         wanted = self._rows - min(self._rows, max(0, self.start - before))
         if wanted > rows:
             raise ValueError(f"attention recorder, layer {layer}: expected queries of {wanted} positions, got {rows}")
@@ -216,6 +203,23 @@ class AttentionRecorder:
             parts.append(part)
             position += queries.shape[2]
         return torch.cat(parts, dim=1)
+
+
+def _check_gives_maps(layer: int, key: Tensor, mask: Tensor | None, seen: int, options: dict[str, Any]) -> None:
+    """Refuse attention whose rows cannot be recomputed from queries and keys; arguments as of :meth:`AttentionRecorder.add`."""
+    window = options.get("sliding_window")
+    if options.get("s_aux") is not None:
+        raise ValueError(f"attention recorder, layer {layer}: expected rows that the keys share, got attention sinks (s_aux)")
+    if key.shape[2] < seen:
+        kind = f"a sliding window of {window}" if window else "a cache that drops positions"
+        raise ValueError(
+            f"attention recorder, layer {layer}: expected keys of {seen} positions, got {key.shape[2]}; a layer with {kind}"
+            " gives no maps"
+        )
+    if mask is None and window is not None and seen > window:
+        raise ValueError(f"attention recorder, layer {layer}: expected a mask for its sliding window of {window}, got none")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
+        raise ValueError(f"attention recorder: expected a bool mask for all heads, got {mask.dtype} {list(mask.shape)}")
 
 
 _RECORDER: ContextVar[AttentionRecorder | None] = ContextVar("flmm_attention_recorder", default=None)
