@@ -56,14 +56,14 @@ def test_own_sam_comes_back(tmp_path, dtype):
 @pytest.mark.parametrize("probes", [True, False])
 def test_own_heads_come_back(tmp_path, dtype, probes):
     heads = tiny_heads(selector=probes, presence=probes)
-    save_heads(heads, tmp_path, origin=HeadsOrigin(lmm="a", sam="b"), dtype=dtype)
+    save_heads(heads, tmp_path, origin=HeadsOrigin(lmm="a", sam="b", image_tokens=400), dtype=dtype)
     loaded = load_heads(tmp_path, shape=SHAPE, sam=tiny_sam())
     expected = {key: value.to(dtype).float() for key, value in heads.trained_state().items()}
     assert same(expected, loaded.trained_state())
     assert all(value.dtype == torch.float32 for value in loaded.state_dict().values())
     assert same(tiny_sam().image_encoder.state_dict(), loaded.sam.model.image_encoder.state_dict())
     origin = json.loads((tmp_path / "config.json").read_text())["origin"]
-    assert origin == {"lmm": "a", "sam": "b", "lmm_fingerprint": "", "sam_fingerprint": ""}
+    assert origin == {"lmm": "a", "sam": "b", "lmm_fingerprint": "", "sam_fingerprint": "", "image_tokens": 400}
     assert not loaded.training
 
 

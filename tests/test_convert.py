@@ -60,6 +60,7 @@ def test_the_folder_is_bound_to_its_lmm_and_sam(root, tmp_path):
     assert origin == {
         "lmm": "lmm", "sam": "sam",
         "lmm_fingerprint": lmm_fingerprint(root / "lmm"), "sam_fingerprint": sam_fingerprint(root / "sam"),
+        "image_tokens": 0,
     }  # fmt: skip
     check_origin(tmp_path, lmm=root / "lmm", sam=root / "sam")
     with pytest.raises(LoadError, match="expected the LMM that they were trained on, lmm with"):
